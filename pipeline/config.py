@@ -1,0 +1,292 @@
+"""The configuration of a run: one frozen pydantic model per stage.
+
+``load("demo", {"root": "runs/demo"})`` reads a recipe of ``pipeline/recipes`` by name, or any YAML file, and applies
+overrides by dotted key. Unknown keys, wrong types and values that cannot work are a `ConfigError` whose text names the
+key, the value and what is allowed; nothing long has started by then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+NUMERICS = 1  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
+
+Arm = Literal[
+    "base",
+    "all",
+    "all_minus_harmful",
+    "weighted",
+    "random",
+    "magnitude",
+    "mask_overlap",
+    "no_mask",
+    "motive",
+    "motive_whitened",
+    "oracle",
+]
+
+
+class ConfigError(ValueError):
+    """Wrong usage or configuration: the text says what, where, which value and what to do. Jobs exit with status 2."""
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Model):
+    videos: str = Field(description="folder, glob or manifest (.jsonl, .csv, .parquet); local or s3://")
+    frames: int = Field(81, ge=2, description="frames of a segment")
+    fps: float = Field(16.0, gt=0, description="frames a second after resampling")
+    height: int = Field(480, ge=8)
+    width: int = Field(832, ge=8)
+    stride: int | None = Field(None, ge=1, description="frames from one segment's start to the next; null: `frames`")
+    decode_timeout: float = Field(120.0, gt=0, description="seconds a decoder may take for one video")
+    oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
+
+
+class Prompt(Model):
+    prompt: str
+    group: str = "all"
+    seed: int = 0
+
+
+class Queries(Model):
+    videos: str | None = Field(None, description="as data.videos; the group is the manifest's `group` or the folder")
+    prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
+
+    @model_validator(mode="after")
+    def _one(self) -> Queries:
+        if self.videos is None and not self.prompts:
+            raise ValueError("name query videos (queries.videos) or prompts (queries.prompts)")
+        return self
+
+
+class VideoModelConfig(Model):
+    id: str = Field(description="a diffusers folder, or a model id of the hub")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
+    gradient_checkpointing: bool = True
+
+
+class Motion(Model):
+    flow: Literal["raft_large", "raft_small"] = "raft_large"
+    weights: str = Field("default", description="`default` (torchvision's), `C_T_V1`, or a .safetensors/.pth file")
+    height: int = Field(240, ge=128, multiple_of=8, description="working size of the flow")
+    width: int = Field(416, ge=128, multiple_of=8)
+    batch: int = Field(16, ge=1, description="pairs of frames at a time")
+    updates: int = Field(12, ge=1)
+    camera: Literal["keep", "subtract"] = "keep"
+    normalise: Literal["min_max", "quantile"] = "min_max"
+    quantile: float = Field(0.99, gt=0, le=1, description="upper end of the mask for normalise: quantile")
+    still: float = Field(0.5, ge=0, description="a clip whose flow spans less (pixels a frame) has no motion")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Setting(Model):
+    """One gradient of a clip: at `timestep` of 1000, with the shared noise of index `noise`, under a mask."""
+
+    timestep: float = Field(751, gt=0, lt=1000)
+    noise: int = Field(0, ge=0)
+    mask: Literal["motion", "none"] = "motion"
+
+
+class ProjectionConfig(Model):
+    kind: Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"] = "gaussian"
+    dim: int = Field(512, ge=8, multiple_of=8)
+    seed: int = 0
+
+
+class Attribution(Model):
+    settings: tuple[Setting, ...] = Field((Setting(),), min_length=1)
+    parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
+    projection: ProjectionConfig = ProjectionConfig()
+    hold: int = Field(1, ge=1, description="gradients that share one generation of the projection; 1: streamed")
+    frames: int | None = Field(None, ge=1, description="geometry of attribution; null: that of data")
+    fps: float | None = Field(None, gt=0)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Attribution:
+        try:
+            re.compile(self.parameters)
+        except re.error as error:
+            raise ValueError(f"parameters={self.parameters!r} is no regular expression: {error}") from error
+        if len(set(self.settings)) != len(self.settings):
+            raise ValueError("settings: two settings are the same")
+        return self
+
+
+class Ranking(Model):
+    mask: Literal["motion", "none"] = Field("motion", description="features under which mask are compared")
+    whiten: float | None = Field(0.01, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
+    by: Literal["mean", "votes"] = "mean"
+    fraction: float = Field(0.1, gt=0, le=1, description="share of the clips that is selected")
+    harmful: float = Field(0.1, ge=0, lt=1, description="share at the bottom that may be called harmful")
+    vote_fraction: float = Field(0.1, gt=0, le=1, description="a query votes for this share of the clips")
+    above: float | None = Field(None, description="select by mean influence above this, instead of `fraction`")
+    below: float | None = Field(None, description="harmful is mean influence below this, instead of `harmful`")
+    neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
+
+
+class Finetune(Model):
+    arm: Arm = "motive_whitened"
+    group: str = Field("all", description="`all`, or the group of queries whose selection is trained on")
+    steps: int = Field(1000, ge=1)
+    batch: int = Field(1, ge=1, description="clips a step and worker")
+    accumulate: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    checkpoint_every: int = Field(100, ge=1)
+    workers: int = Field(1, ge=1)
+
+
+class Evaluate(Model):
+    videos: str | None = Field(None, description="held-out videos, disjoint from data and queries; null: none")
+    arms: tuple[Arm, ...] = ("base", "random", "motive_whitened")
+    timesteps: tuple[float, ...] = Field((251, 501, 751), min_length=1)
+    noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
+    generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
+    seeds: tuple[int, ...] = (0,)
+    steps: int = Field(50, ge=1, description="denoising steps")
+    guidance: float = Field(5.0, ge=1)
+
+
+class Pool(Model):
+    """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
+
+    actors: int = Field(1, ge=1)
+    cpus: float = Field(1.0, gt=0)
+    gpus: float = Field(0.0, ge=0)
+    batch: int = Field(8, ge=1)
+
+
+class Resources(Model):
+    index_clips: Pool = Pool(batch=16)
+    estimate_motion: Pool = Pool()
+    extract_features: Pool = Pool()
+    finetune: Pool = Pool()
+    evaluate: Pool = Pool()
+    wait: float = Field(600.0, ge=0, description="seconds to wait for the autoscaler")
+
+
+class Run(Model):
+    """A complete configuration."""
+
+    root: str
+    seed: int = 0
+    data: Data
+    queries: Queries
+    model: VideoModelConfig
+    motion: Motion = Motion()
+    attribution: Attribution = Attribution()
+    ranking: Ranking = Ranking()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Run:
+        if self.ranking.mask not in {s.mask for s in self.attribution.settings}:
+            raise ValueError(
+                f"ranking.mask={self.ranking.mask!r} needs a setting with that mask in attribution.settings; add one"
+            )
+        frames, fps = self.attribution.frames or self.data.frames, self.attribution.fps or self.data.fps
+        if (frames - 1) / fps > (self.data.frames - 1) / self.data.fps + 1e-6:
+            raise ValueError(
+                f"attribution.frames={frames} at attribution.fps={fps} last longer than a segment of data.frames="
+                f"{self.data.frames} at data.fps={self.data.fps}; take fewer frames or a higher rate"
+            )
+        return self
+
+    @property
+    def geometry(self) -> tuple[int, float, int, int]:
+        """Frames, fps, height and width at which gradients are taken."""
+        a, d = self.attribution, self.data
+        return a.frames or d.frames, a.fps or d.fps, a.height or d.height, a.width or d.width
+
+
+def recipes() -> list[str]:
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
+    """The configuration of a recipe or YAML file, with overrides by dotted key ("motion.camera": "subtract").
+
+    The value `package:PATH` anywhere stands for a path inside the installed package. Raises ConfigError.
+    """
+    path = RECIPES / f"{name}.yaml" if name in recipes() else Path(name)
+    if not path.is_file():
+        raise ConfigError(f"--config {name}: there is no such file, and no such recipe; recipes: {', '.join(recipes())}.")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: this is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys (root, data, queries, model, ...).")
+    for key, value in (overrides or {}).items():
+        _put(values, key, value)
+    return parse(_packaged(values), str(path))
+
+
+def parse(values: Mapping[str, Any], source: str) -> Run:
+    try:
+        return Run.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + " ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    here = values
+    for parent in parents:
+        inner = here.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}={value!r}: `{parent}` holds the plain value {inner!r}, nothing can lie below it.")
+        here = inner
+    here[last] = value
+
+
+def _packaged(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _packaged(v) for k, v in value.items()}
+    if isinstance(value, str) and value.startswith("package:"):
+        return str(PACKAGE / value.removeprefix("package:"))
+    return value
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One sentence on a validation error: the key, the value, what is allowed."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        allowed = _keys(Run, [p for p in error["loc"][:-1] if isinstance(p, str)])
+        close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        return f"`{key}` is no configuration key.{hint} Allowed here: {', '.join(allowed)}."
+    if error["type"] == "missing":
+        return f"`{key}` is missing; set it in the file or with --set {key}=..."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}={error['input']!r}: {message}." if key else f"{message}."
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        inner = model.model_fields[part].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            inner = {"prompts": Prompt, "settings": Setting}.get(part)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)

@@ -1,0 +1,122 @@
+"""The Wan 2.1 text-to-video family, through diffusers' own pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline
+from torch import Tensor
+
+from pipeline.config import ConfigError, VideoModelConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Wan:
+    """A loaded Wan pipeline; see `VideoModel` for its methods. The autoencoder runs in float32, as diffusers advises."""
+
+    def __init__(self, config: VideoModelConfig, device: torch.device) -> None:
+        self.pipeline = _load(config)
+        self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.device, self.text_tokens = device, config.text_tokens
+        self.vae, self.transformer = self.pipeline.vae, self.pipeline.transformer
+        self.vae.to(torch.float32)
+        for module in (self.vae, self.pipeline.text_encoder):
+            module.requires_grad_(False).eval()
+        self.transformer.eval()
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self.temporal_stride = int(self.vae.config.scale_factor_temporal)
+        self.spatial_stride = int(self.vae.config.scale_factor_spatial)
+        self.patch: tuple[int, int, int] = tuple(self.transformer.config.patch_size)
+        self.shift = float(self.pipeline.scheduler.config.get("flow_shift", self.pipeline.scheduler.config.get("shift", 1.0)))
+        shape = (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
+        self._std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
+
+    @torch.no_grad()
+    def encode(self, frames: npt.NDArray[np.uint8]) -> Tensor:
+        video = torch.from_numpy(frames).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        latent: Tensor = (self.vae.encode(video).latent_dist.mode() - self._mean) / self._std
+        return latent[0]
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
+        """Normalised latent [C, f, h, w] -> frames [F, H, W, 3]."""
+        video = self.vae.decode(latent[None] * self._std + self._mean).sample[0]
+        found: npt.NDArray[np.uint8] = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def text(self, captions: list[str]) -> Tensor:
+        found, _ = self.pipeline.encode_prompt(
+            captions, do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
+        )
+        return found
+
+    def velocity(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        dtype = self.transformer.dtype
+        found: Tensor = self.transformer(noisy.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
+        return found
+
+    def noised(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        s = (timestep / 1000).view(-1, 1, 1, 1, 1)
+        return (1 - s) * latent + s * noise
+
+    def target(self, latent: Tensor, noise: Tensor) -> Tensor:
+        return noise - latent
+
+    def shifted(self, uniform: Tensor) -> Tensor:
+        return 1000 * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+
+    @torch.no_grad()
+    def generate(
+        self, caption: str, geometry: tuple[int, int, int], seed: int, steps: int, guidance: float
+    ) -> npt.NDArray[np.uint8]:
+        frames, height, width = geometry
+        latent = self.pipeline(
+            caption,
+            negative_prompt="",
+            num_frames=frames,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            max_sequence_length=self.text_tokens,
+            output_type="latent",
+        ).frames[0]
+        return self.decode(latent.float())
+
+    def weights_hash(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        parts: dict[str, Any] = {
+            "vae": self.vae,
+            "text_encoder": self.pipeline.text_encoder,
+            "transformer": self.transformer,
+        }
+        for name, module in parts.items():
+            digest.update(f"{name}{sorted((k, str(v)) for k, v in module.config.to_dict().items() if k[0] != '_')}".encode()) if hasattr(
+                module.config, "to_dict"
+            ) else digest.update(f"{name}{sorted((k, str(v)) for k, v in module.config.items() if k[0] != '_')}".encode())
+            for key, value in sorted(module.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _load(config: VideoModelConfig) -> WanPipeline:
+    dtype = DTYPES[config.dtype]
+    try:
+        vae = AutoencoderKLWan.from_pretrained(config.id, subfolder="vae", torch_dtype=torch.float32)
+        return WanPipeline.from_pretrained(config.id, vae=vae, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.id={config.id!r}: no Wan pipeline could be opened there ({str(error).splitlines()[0]}). Give the "
+            "folder of a diffusers Wan pipeline, or a hub id that this machine can reach."
+        ) from error

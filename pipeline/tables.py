@@ -1,0 +1,335 @@
+"""The tables of a run: plain Parquet folders, local or s3://, appended part by part and read by id.
+
+A table is a folder of ``part-*.parquet``. Every part appears whole or not at all, carries its stage's fingerprint in
+its metadata, and holds plain Arrow types only, so that pyarrow, pandas, polars and duckdb read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+Fingerprint = Mapping[str, Any]
+
+RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
+
+CLIPS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("source", pa.string()),
+        ("start_frame", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("fps", pa.float32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("caption", pa.string()),
+        ("cuts", pa.list_(pa.int32())),
+        ("error", pa.string()),
+    ]
+)
+QUERIES = CLIPS.append(pa.field("group", pa.string()))
+_MOTION = [
+    ("mask", pa.binary()),
+    ("mask_shape", pa.list_(pa.int32())),
+    ("motion_mean", pa.float32()),
+    ("motion_p95", pa.float32()),
+    ("camera_share", pa.float32()),
+]
+NEIGHBORS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("rank", pa.int32()),
+        ("influence", pa.float32()),
+        ("sign", pa.string()),
+    ]
+)
+SELECTION = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("group", pa.string()),
+        ("votes", pa.int32()),
+        ("mean_influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("decision", pa.string()),
+        ("weight", pa.float32()),
+        ("reason", pa.string()),
+    ]
+)
+EVALUATION = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("seed", pa.int32()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+def motion_schema(clips: pa.Schema) -> pa.Schema:
+    """The motion table's schema: the columns of its clips, then the mask and statistics, `error` last."""
+    columns = [field for field in clips if field.name != "error"]
+    return pa.schema([*columns, *(pa.field(*f) for f in _MOTION), pa.field("error", pa.string())])
+
+
+def features_schema(settings: int, dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("version", pa.string()),
+            ("feature", pa.list_(pa.float32(), settings * dim)),
+            ("norm", pa.list_(pa.float32(), settings)),
+            ("loss", pa.list_(pa.float32(), settings)),
+            ("num_frames", pa.int32()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def influence_schema(queries: int) -> pa.Schema:
+    return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
+
+
+# --- places --------------------------------------------------------------------------------------------------------------
+
+
+def join(root: str, *names: str) -> str:
+    return "/".join([root.rstrip("/"), *names])
+
+
+def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem and bare path of a local path or URL."""
+    found = fsspec.core.url_to_fs(path)
+    return found[0], found[1]
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    fs, bare = place(path)
+    if "file" not in fs.protocol:
+        fs.pipe_file(bare, data)  # an object store shows an object when it is complete
+        return
+    os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
+    part = f"{bare}.{uuid.uuid4().hex}.tmp"
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, bare)
+
+
+def read_bytes(path: str) -> bytes:
+    fs, bare = place(path)
+    data: bytes = fs.cat_file(bare)
+    return data
+
+
+def exists(path: str) -> bool:
+    fs, bare = place(path)
+    return bool(fs.exists(bare))
+
+
+def parts(folder: str) -> list[str]:
+    """The part files of a table, in a fixed order; none where there is no such table yet."""
+    fs, bare = place(folder)
+    fs.invalidate_cache()
+    return sorted(str(p) for p in fs.glob(join(bare, "part-*.parquet")))
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, Any]) -> bytes:
+    held = {"fingerprint": dict(fingerprint), **metadata}
+    table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _part_name(ids: Iterable[str]) -> str:
+    return f"part-{hashlib.blake2b(chr(0).join(sorted(ids)).encode(), digest_size=12).hexdigest()}.parquet"
+
+
+def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
+    """Add rows as one part, named by its ids: the same rows written twice are one file."""
+    if table.num_rows:
+        name = _part_name(table.column("clip_id").to_pylist())
+        write_bytes(join(folder, name), _encoded(table, fingerprint, metadata))
+
+
+def replace(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
+    """Put a table in the place of whatever the folder held. Readers see the old or the new part, never none."""
+    fresh = f"part-{uuid.uuid4().hex}.parquet"
+    old = parts(folder)
+    write_bytes(join(folder, fresh), _encoded(table, fingerprint, metadata))
+    fs, _ = place(folder)
+    for path in old:
+        fs.rm_file(path)
+
+
+def merge(folder: str, small: int = 256) -> None:
+    """Merge parts of fewer than `small` rows into one, dropping rows that give way to newer ones.
+
+    The merged part is written before the small ones go, so a kill between the two leaves rows twice, which `read`
+    resolves; nothing is lost.
+    """
+    fs, _ = place(folder)
+    found = [p for p in parts(folder) if _schema(p, fs)[1] < small]
+    if len(found) < 2:
+        return
+    with_metadata = [_read_part(p, fs, None) for p in found]
+    merged = _latest(pa.concat_tables([t.replace_schema_metadata() for t in with_metadata], promote_options="default"))
+    held = {k.decode(): json.loads(v) for k, v in (with_metadata[0].schema.metadata or {}).items()}
+    append(folder, merged, held.pop("fingerprint", {}), **held)
+    kept = _part_name(merged.column("clip_id").to_pylist())
+    for path in found:
+        if not path.endswith(kept):
+            fs.rm_file(path)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+
+class FingerprintError(ValueError):
+    """A table was computed under another fingerprint than the one asked for."""
+
+
+def _schema(path: str, fs: fsspec.AbstractFileSystem) -> tuple[pa.Schema, int]:
+    with fs.open(path, "rb") as file:
+        footer = pq.ParquetFile(file)
+        return footer.schema_arrow, footer.metadata.num_rows
+
+
+def _read_part(path: str, fs: fsspec.AbstractFileSystem, columns: Sequence[str] | None) -> pa.Table:
+    with fs.open(path, "rb") as file:
+        return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+
+
+def metadata(folder: str) -> dict[str, Any]:
+    """The metadata of a table (fingerprint, settings, query_ids, ...); empty where there is no table."""
+    fs, _ = place(folder)
+    for path in parts(folder)[:1]:
+        held = _schema(path, fs)[0].metadata or {}
+        return {k.decode(): json.loads(v) for k, v in held.items() if not k.startswith(b"ARROW:")}
+    return {}
+
+
+def check(folder: str, fingerprint: Fingerprint) -> None:
+    """Raise FingerprintError, naming the field and both values, if any part was computed under another fingerprint."""
+    fs, _ = place(folder)
+    for path in parts(folder):
+        held = json.loads((_schema(path, fs)[0].metadata or {}).get(b"fingerprint", b"{}"))
+        wanted = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
+        for field in sorted(held.keys() | wanted.keys()):
+            if held.get(field) != wanted.get(field):
+                raise FingerprintError(
+                    f"{folder}: its rows were computed with {field}={held.get(field)!r}, but this run has {field}="
+                    f"{wanted.get(field)!r}. Use another root, the old value, or delete that folder to compute it anew."
+                )
+
+
+def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """All rows of a table; None where there is no table. A stage's table (it has `error`) comes with one row a clip_id,
+    a result before an error, ordered by id."""
+    fs, _ = place(folder)
+    found = parts(folder)
+    if not found:
+        return None
+    staged = "error" in _schema(found[0], fs)[0].names
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *(("clip_id", "error") if staged else ())]))
+    tables = [_read_part(p, fs, wanted).replace_schema_metadata() for p in found]
+    table = pa.concat_tables(tables, promote_options="default")
+    table = _latest(table) if staged else table
+    return table if columns is None else table.select(list(columns))
+
+
+def _latest(table: pa.Table) -> pa.Table:
+    """One row a clip_id, results before errors, ordered by id."""
+    order = pa.table(
+        {
+            "id": table.column("clip_id"),
+            "failed": pc.is_valid(table.column("error")),
+            "row": np.arange(table.num_rows, dtype=np.int64),
+        }
+    ).sort_by([("id", "ascending"), ("failed", "ascending"), ("row", "ascending")])
+    ids = order.column("id").combine_chunks()
+    new = np.ones(len(ids), bool)
+    if len(ids) > 1:
+        new[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    return table.take(order.column("row").filter(pa.array(new)))
+
+
+def drop(folder: str, ids: Iterable[str]) -> None:
+    """Take the rows of these clips out of a table: they give way to rows of a newer version of their video."""
+    gone = pa.array(sorted(set(ids)), pa.string())
+    fs, _ = place(folder)
+    for path in parts(folder) if len(gone) else []:
+        table = _read_part(path, fs, None)
+        kept = table.filter(pc.invert(pc.is_in(table.column("clip_id"), gone)))
+        if kept.num_rows == table.num_rows:
+            continue
+        if kept.num_rows:
+            held = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
+            append(folder, kept, held.pop("fingerprint", {}), **held)
+        fs.rm_file(path)
+
+
+def pending(rows: pa.Table, folder: str) -> pa.Table:
+    """The rows that a table has no row for yet, or one of another version, or one whose error may be tried again."""
+    schema_names = rows.column_names
+    columns = ["clip_id", "error"] + (["version"] if "version" in schema_names else [])
+    done = read(folder, columns)
+    if done is None:
+        return rows
+    versions = done.column("version").to_pylist() if "version" in columns else [None] * len(done)
+    kept = {
+        clip_id: version
+        for clip_id, error, version in zip(
+            done.column("clip_id").to_pylist(), done.column("error").to_pylist(), versions, strict=True
+        )
+        if error is None or error.split(":")[0] not in RETRIED
+    }
+    wanted = rows.column("version").to_pylist() if "version" in columns else [None] * len(rows)
+    missing = object()
+    ids = rows.column("clip_id").to_pylist()
+    return rows.filter(pa.array([kept.get(i, missing) != v for i, v in zip(ids, wanted, strict=True)], pa.bool_()))
+
+
+def matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
+    """A fixed_size_list<float32> column without nulls as an array [rows, size]."""
+    chunk = table.column(column).combine_chunks()
+    size = chunk.type.list_size
+    found: npt.NDArray[np.float32] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    return found
+
+
+def vectors(values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
+    """An array [rows, size] as fixed_size_list<float32>; rows that are not `valid` become null."""
+    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+    mask = None if valid is None else pa.array(~valid)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+
+
+def errors_by_code(table: pa.Table) -> dict[str, int]:
+    """How many rows failed, by the code their error starts with."""
+    counts: dict[str, int] = {}
+    for error in table.column("error").drop_null().to_pylist():
+        code = str(error).split(":")[0]
+        counts[code] = counts.get(code, 0) + 1
+    return dict(sorted(counts.items()))

@@ -1,0 +1,391 @@
+"""A synthetic world of ten motions whose optical flow is known exactly.
+
+Textured bodies move over textured backgrounds. Textures are sums of a few plane waves, so they are evaluated at any
+point without interpolation, and the flow follows from the bodies' poses alone. The motions are the ten of Wu et al.
+(2026); their cartoon versions break one law of physics each, with the same looks.
+
+Position, size, direction, speed, shape and colours are drawn independently of the motion: gravity points anywhere (as
+if the camera were turned), the centre of every trajectory is placed uniformly, and every trajectory is scaled to a mean
+speed drawn from one distribution. Neither looks, nor the place of the mask, nor the amount of motion names the class.
+
+Lengths are in units of half the frame's shorter side, y points down, time is in frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+
+MOTIONS = ("bounce", "compress", "explode", "float", "free_fall", "roll", "slide", "spin", "stretch", "swing")
+CARTOONS = ("bounce", "explode", "free_fall", "roll", "slide", "spin", "swing")
+SPEED = (0.03, 0.08)  # mean speed of a body's points, units a frame: at 32 pixels 0.5 to 1.3 pixels a frame
+RADIUS = (0.24, 0.42)
+
+_VERBS = {
+    "bounce": "bouncing",
+    "compress": "being compressed",
+    "explode": "exploding",
+    "float": "floating",
+    "free_fall": "falling freely",
+    "roll": "rolling",
+    "slide": "sliding",
+    "spin": "spinning",
+    "stretch": "being stretched",
+    "swing": "swinging",
+}
+_COLOURS = {
+    "red": (0.85, 0.15, 0.15),
+    "green": (0.15, 0.7, 0.2),
+    "blue": (0.15, 0.3, 0.85),
+    "yellow": (0.9, 0.8, 0.15),
+    "purple": (0.6, 0.2, 0.75),
+    "orange": (0.95, 0.5, 0.1),
+    "white": (0.85, 0.85, 0.85),
+    "black": (0.18, 0.18, 0.18),
+}
+_SHAPES = {"ball": (2.0, 0, 0.0), "box": (6.0, 0, 0.0), "flower": (2.0, 5, 0.22), "star": (2.0, 3, 0.28)}
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Colour of a point: ``base + sum_i amplitude_i * sin(wave_i . point + phase_i)``."""
+
+    base: Floats  # [3]
+    wave: Floats  # [n, 2], radians per unit
+    phase: Floats  # [n]
+    amplitude: Floats  # [n, 3]
+
+    def __call__(self, points: Floats) -> Floats:
+        """[..., 2] points -> [..., 3] colours, not clipped."""
+        colours: Floats = self.base + np.sin(points @ self.wave.T + self.phase) @ self.amplitude
+        return colours
+
+
+@dataclass(frozen=True)
+class Body:
+    """A textured shape and its pose in every frame: x, y, angle, scale along its own x axis, scale along its y axis."""
+
+    texture: Texture
+    radius: float
+    power: float  # exponent of the superellipse
+    lobes: int
+    depth: float  # how deep the lobes cut
+    poses: Floats  # [frames, 5]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that determines a clip. `camera` is x, y, zoom in every frame; `kind` names its source folder."""
+
+    name: str
+    kind: str  # real, cartoon, still, camera
+    motion: str  # one of MOTIONS, or "" where nothing moves by itself
+    caption: str
+    background: Texture
+    bodies: tuple[Body, ...]
+    camera: Floats  # [frames, 3]
+    fps: int
+
+    @property
+    def frames(self) -> int:
+        return len(self.camera)
+
+
+# --- trajectories: how far along (in the direction of the motion), how far across, angle, the two scales ---------------
+
+Trajectory = tuple[Floats, Floats, Floats, Floats, Floats]
+
+
+def _trajectory(along: Floats, across: Any = 0.0, angle: Any = 0.0, grow: Any = 1.0, widen: Any = 1.0) -> Trajectory:
+    full = [np.broadcast_to(np.asarray(v, dtype=np.float64), along.shape).copy() for v in (across, angle, grow, widen)]
+    return (along, full[0], full[1], full[2], full[3])
+
+
+def _to_speed(path: Floats, speed: float) -> Floats:
+    """Scale a path [frames] or [frames, 2] so that its mean step is `speed`."""
+    steps = np.abs(np.diff(path)) if path.ndim == 1 else np.linalg.norm(np.diff(path, axis=0), axis=1)
+    scaled: Floats = path * (speed / max(float(steps.mean()), 1e-9))
+    return scaled
+
+
+def _free_fall(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Cartoon: hangs in the air for a while, then drops at a constant speed.
+    hang = rng.uniform(0.25, 0.5)
+    return _trajectory(_to_speed(np.maximum(t - hang, 0.0) if cartoon else t**2, speed))
+
+
+def _bounce(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Heights between impacts shrink by the restitution squared; in the cartoon they grow.
+    restitution = rng.uniform(1.15, 1.35) if cartoon else rng.uniform(0.65, 0.85)
+    start, flight = 0.0, rng.uniform(0.28, 0.4)
+    height = np.zeros_like(t)
+    begin, length = start - flight / 2, flight  # begins at the top of an arc
+    for _ in range(12):
+        inside = (t >= begin) & (t < begin + length)
+        phase = (t - begin) / length
+        height[inside] = (length**2 * 4 * phase * (1 - phase))[inside]
+        begin, length = begin + length, length * restitution
+    return _trajectory(_to_speed(-height, speed))
+
+
+def _slide(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Friction slows it down evenly; the cartoon jumps from stop to stop.
+    friction = rng.uniform(0.5, 0.9)
+    return _trajectory(_to_speed(np.floor(t * 3.999) if cartoon else t - friction * t**2 / 2, speed))
+
+
+def _roll(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Without slipping the angle is distance over radius; the cartoon spins backwards, twice as fast.
+    along = _to_speed(t * (1 - rng.uniform(0.0, 0.3) * t), speed * 0.7)
+    return _trajectory(along, angle=along / radius * (-2.0 if cartoon else 1.0))
+
+
+def _spin(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Constant angular velocity; the cartoon reverses at random moments.
+    turn = rng.choice((-1.0, 1.0)) * speed * (len(t) - 1) / (0.6 * radius)
+    swing = np.abs((t * rng.uniform(2.0, 3.0)) % 2 - 1) * 0.5
+    return _trajectory(np.zeros_like(t), angle=turn * (swing if cartoon else t))
+
+
+def _swing(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # A pendulum about a pivot above; the cartoon moves at constant speed and turns abruptly.
+    length, reach = rng.uniform(0.5, 0.8), rng.uniform(0.5, 0.8)
+    phase = rng.uniform(0, 1) + t * rng.uniform(0.8, 1.3)
+    angle = reach * (4 * np.abs(phase % 1 - 0.5) - 1 if cartoon else np.cos(2 * np.pi * phase))
+    arc = np.stack([length * np.cos(angle), length * np.sin(angle)], 1)
+    scale = speed / max(float(np.linalg.norm(np.diff(arc, axis=0), axis=1).mean()), 1e-9)
+    angle = angle * min(scale, 1.6 / reach)
+    return _trajectory(length * np.cos(angle), length * np.sin(angle), angle)
+
+
+def _float(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Drifts against gravity with a gentle sway.
+    sway = rng.uniform(0.12, 0.25) * np.sin(2 * np.pi * (t * rng.uniform(1.0, 1.6) + rng.uniform(0, 1)))
+    path = _to_speed(np.stack([-t, sway], 1), speed)
+    return _trajectory(path[:, 0], path[:, 1], angle=0.4 * path[:, 1])
+
+
+def _compress(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Flattened against a wall ahead, a little wider for it.
+    shrink = 1 - np.minimum(speed * (len(t) - 1) / (1.1 * radius), 0.7) * t
+    return _trajectory(radius * (1 - shrink), grow=shrink, widen=shrink**-0.3)
+
+
+def _stretch(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
+    # Held at its back end and drawn out ahead, a little narrower for it.
+    grow = 1 + np.minimum(speed * (len(t) - 1) / (1.1 * radius), 1.6) * t
+    return _trajectory(radius * (grow - 1), grow=grow, widen=grow**-0.3)
+
+
+_TRAJECTORIES: dict[str, Callable[[Floats, float, float, np.random.Generator, bool], Trajectory]] = {
+    "bounce": _bounce,
+    "compress": _compress,
+    "float": _float,
+    "free_fall": _free_fall,
+    "roll": _roll,
+    "slide": _slide,
+    "spin": _spin,
+    "stretch": _stretch,
+    "swing": _swing,
+}
+
+
+def _poses(trajectory: Trajectory, direction: float, centre: Floats) -> Floats:
+    """Turn a trajectory into poses [frames, 5] whose bounding box is centred on `centre`."""
+    along, across, angle, grow, widen = trajectory
+    ahead = np.array([np.cos(direction), np.sin(direction)])
+    place = along[:, None] * ahead + across[:, None] * np.array([-ahead[1], ahead[0]])
+    place = place - (place.max(0) + place.min(0)) / 2 + centre
+    return np.column_stack([place, angle + direction, grow, widen])
+
+
+def _explosion(body: Body, t: Floats, speed: float, rng: np.random.Generator, cartoon: bool) -> tuple[Body, ...]:
+    """Pieces of a body flying apart, slowed by drag; in the cartoon they gather speed instead."""
+    pieces = 6
+    spread = _to_speed(t**2 if cartoon else 1 - np.exp(-2.0 * t), speed)
+    first = rng.uniform(0, 2 * np.pi)
+    found = []
+    for i in range(pieces):
+        away = first + 2 * np.pi * (i + rng.uniform(-0.2, 0.2)) / pieces
+        heading = np.array([np.cos(away), np.sin(away)])
+        distance = (0.55 * body.radius + spread * rng.uniform(0.8, 1.2))[:, None]
+        poses = body.poses.copy()
+        poses[:, :2] = body.poses[:1, :2] + distance * heading
+        poses[:, 2] += rng.uniform(-0.1, 0.1) * t
+        found.append(Body(body.texture, 0.42 * body.radius, 2.0, 0, 0.0, poses))
+    return tuple(found)
+
+
+# --- looks -------------------------------------------------------------------------------------------------------------
+
+
+def texture(rng: np.random.Generator, base: Floats, cycles: tuple[float, float], contrast: float, n: int = 5) -> Texture:
+    """A random texture about a base colour; `cycles` bounds the waves' cycles per unit."""
+    heading, pace = rng.uniform(0, 2 * np.pi, n), rng.uniform(*cycles, n) * 2 * np.pi
+    wave = np.stack([np.cos(heading) * pace, np.sin(heading) * pace], 1)
+    grey, tint = rng.normal(0, 1, (n, 1)), rng.normal(0, 0.5, (n, 3))
+    return Texture(base, wave, rng.uniform(0, 2 * np.pi, n), contrast * (grey + tint) / np.sqrt(n))
+
+
+def _looks(rng: np.random.Generator) -> tuple[str, Texture, Texture, tuple[float, int, float]]:
+    colour, shape = rng.choice(list(_COLOURS)), rng.choice(list(_SHAPES))
+    base = np.asarray(_COLOURS[colour])
+    ground = rng.uniform(0.25, 0.75, 3)
+    if np.abs(ground - base).mean() < 0.2:  # a body must stand out from its background
+        ground = np.where(base > 0.5, base - 0.4, base + 0.4).clip(0.15, 0.85)
+    back = texture(rng, ground, (0.15, 1.1), 0.12)
+    return f"{colour} {shape}", back, texture(rng, base, (0.6, 2.0), 0.16), _SHAPES[shape]
+
+
+def scene(
+    seed: int, name: str, kind: str = "real", motion: str = "", frames: int = 9, fps: int = 8, pan: float = 0.1
+) -> Scene:
+    """The scene that (seed, name) determine. `pan` is the chance that the camera moves slowly as well.
+
+    Raises ValueError for a motion or kind that the world does not know.
+    """
+    if kind not in ("real", "cartoon", "still", "camera"):
+        raise ValueError(f"kind={kind!r}: use real, cartoon, still or camera")
+    known = {"real": MOTIONS, "cartoon": CARTOONS}.get(kind, ("",))
+    if motion not in known:
+        raise ValueError(f"motion={motion!r} for kind={kind!r}: use one of {', '.join(known)}")
+    rng = np.random.default_rng([seed, *name.encode()])
+    looks, background, surface, (power, lobes, depth) = _looks(rng)
+    radius, direction = rng.uniform(*RADIUS), rng.uniform(0, 2 * np.pi)
+    centre, speed = rng.uniform(-0.4, 0.4, 2), rng.uniform(*SPEED)
+    t = np.linspace(0.0, 1.0, frames)
+    still = _poses(_trajectory(np.zeros(frames)), direction, centre)
+    body = Body(surface, radius, power, lobes, depth, still)
+    bodies: tuple[Body, ...] = (body,)
+    if motion == "explode":
+        bodies = _explosion(body, t, speed, rng, kind == "cartoon")
+    elif motion:
+        trajectory = _TRAJECTORIES[motion](t, speed, radius, rng, kind == "cartoon")
+        bodies = (Body(surface, radius, power, lobes, depth, _poses(trajectory, direction, centre)),)
+    moves = kind == "camera" or (bool(motion) and rng.uniform() < pan)
+    camera = _camera(rng, t, speed if kind == "camera" else 0.4 * speed) if moves else _camera(rng, t, 0.0)
+    caption = f"a {looks} {_VERBS[motion]}" if motion else f"a {looks} standing still"
+    return Scene(name, kind, motion, caption, background, bodies, camera, fps)
+
+
+def _camera(rng: np.random.Generator, t: Floats, speed: float) -> Floats:
+    heading, zoom = rng.uniform(0, 2 * np.pi), rng.uniform(-0.25, 0.25)
+    reach = speed * (len(t) - 1) * (t - 0.5)
+    stays = speed == 0.0
+    return np.column_stack([reach * np.cos(heading), reach * np.sin(heading), 1 + (0.0 if stays else zoom) * t])
+
+
+def corpus(seed: int, count: int, frames: int = 9) -> list[Scene]:
+    """`count` scenes: about 62 % real motions, 23 % cartoons, 8 % still, 7 % camera moves; the first n do not depend on
+    `count`."""
+    scenes = []
+    for i in range(count):
+        name = f"{i:06d}"
+        rng = np.random.default_rng([seed, i])
+        kind = str(rng.choice(("real", "cartoon", "still", "camera"), p=(0.62, 0.23, 0.08, 0.07)))
+        motion = str(rng.choice({"real": MOTIONS, "cartoon": CARTOONS}.get(kind, ("",))))
+        scenes.append(scene(seed, name, kind, motion, frames))
+    return scenes
+
+
+def queries(seed: int, each: int, frames: int = 9) -> list[Scene]:
+    """`each` clean scenes of every motion, from a still camera."""
+    return [scene(seed, f"{m}-{i:02d}", "real", m, frames, pan=0.0) for m in MOTIONS for i in range(each)]
+
+
+# --- pictures and flow -------------------------------------------------------------------------------------------------
+
+
+def _grid(height: int, width: int) -> tuple[Floats, float]:
+    half = min(height, width) / 2
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    return np.stack([(x + 0.5 - width / 2) / half, (y + 0.5 - height / 2) / half], -1), half
+
+
+def _inside(body: Body, points: Floats, frame: int) -> Floats:
+    """World points [..., 2] -> the body's own coordinates, in which it rests."""
+    x, y, angle, grow, widen = body.poses[frame]
+    c, s = np.cos(angle), np.sin(angle)
+    d = points - (x, y)
+    return np.stack([(c * d[..., 0] + s * d[..., 1]) / grow, (-s * d[..., 0] + c * d[..., 1]) / widen], -1)
+
+
+def _outside(body: Body, points: Floats, frame: int) -> Floats:
+    x, y, angle, grow, widen = body.poses[frame]
+    c, s = np.cos(angle), np.sin(angle)
+    u, v = points[..., 0] * grow, points[..., 1] * widen
+    return np.stack([x + c * u - s * v, y + s * u + c * v], -1)
+
+
+def _cover(body: Body, own: Floats, softness: float) -> Floats:
+    """Opacity in [0, 1] of a body at its own coordinates [..., 2]; the edge is about `softness` units wide."""
+    r = (np.abs(own) ** body.power).sum(-1) ** (1 / body.power)
+    edge = body.radius * (1 - body.depth * (0.5 + 0.5 * np.cos(body.lobes * np.arctan2(own[..., 1], own[..., 0]))))
+    covered: Floats = np.clip((edge - r) / softness + 0.5, 0.0, 1.0)
+    return covered
+
+
+def render(scene: Scene, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Frames [F, height, width, 3], uint8."""
+    screen, half = _grid(height, width)
+    frames = np.empty((scene.frames, height, width, 3), np.uint8)
+    for f in range(scene.frames):
+        world = screen * scene.camera[f, 2] + scene.camera[f, :2]
+        image = scene.background(world)
+        for body in scene.bodies:
+            own = _inside(body, world, f)
+            opacity = _cover(body, own, 1.5 / half)[..., None]
+            image = image * (1 - opacity) + body.texture(own) * opacity
+        frames[f] = np.rint(image.clip(0, 1) * 255)
+    return frames
+
+
+def flow(scene: Scene, height: int, width: int) -> Array:
+    """Exact forward flow [F-1, height, width, 2] in pixels (x, y): where what a pixel shows in frame f is in f + 1."""
+    screen, half = _grid(height, width)
+    found = np.empty((scene.frames - 1, height, width, 2), np.float32)
+    for f in range(scene.frames - 1):
+        world = screen * scene.camera[f, 2] + scene.camera[f, :2]
+        target = world.copy()
+        for body in scene.bodies:
+            own = _inside(body, world, f)
+            covered = _cover(body, own, 1.5 / half)[..., None] > 0.5
+            target = np.where(covered, _outside(body, own, f + 1), target)
+        after = (target - scene.camera[f + 1, :2]) / scene.camera[f + 1, 2]
+        found[f] = (after - screen) * half
+    return found
+
+
+def flow_pair(seed: int, name: str, size: int, reach: float = 10.0) -> tuple[npt.NDArray[np.uint8], Array]:
+    """A pair of frames [2, size, size, 3] with bodies and camera displaced by up to `reach` / 64 units (10 pixels at
+    size 128), and its exact flow [size, size, 2] in pixels: what an optical flow model is trained and judged on."""
+    rng = np.random.default_rng([seed, *name.encode()])
+    longest = reach / 64
+    shift = _disc(rng) * longest * 0.7 * (rng.uniform() < 0.8)
+    zoom = 1 + rng.uniform(-0.03, 0.03) * (rng.uniform() < 0.5)
+    bodies = []
+    for _ in range(rng.integers(1, 4)):
+        looks, _, surface, (power, lobes, depth) = _looks(rng)
+        start = np.array([*rng.uniform(-0.8, 0.8, 2), rng.uniform(0, 6.3), *rng.uniform(0.8, 1.25, 2)])
+        radius = rng.uniform(0.2, 0.5)
+        turn = rng.uniform(-0.5, 0.5) * longest / radius
+        step = np.array([*(_disc(rng) * longest * 0.8 + 0.5 * shift), turn, 0, 0])
+        grow = np.array([1, 1, 1, *(1 + rng.uniform(-0.3, 0.3, 2) * longest / radius)])
+        bodies.append(Body(surface, radius, power, lobes, depth, np.stack([start, (start + step) * grow])))
+    back = texture(rng, rng.uniform(0.2, 0.8, 3), (0.15, rng.choice((1.1, 2.0, 4.0))), rng.uniform(0.08, 0.25), 6)
+    camera = np.array([[0, 0, 1], [*shift, zoom]])
+    pair = Scene(name, "real", "", "", back, tuple(bodies), camera, 8)
+    return render(pair, size, size), flow(pair, size, size)[0]
+
+
+def _disc(rng: np.random.Generator) -> Floats:
+    """A point of the unit disc, its radius uniform."""
+    angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform()
+    return np.array([np.cos(angle), np.sin(angle)]) * radius
