@@ -66,8 +66,8 @@ class Queries(Model):
 
     @model_validator(mode="after")
     def _one(self) -> Queries:
-        if self.videos is None and not self.prompts:
-            raise ValueError("name query videos (queries.videos) or prompts (queries.prompts)")
+        if (self.videos is None) == (not self.prompts):
+            raise ValueError("name either query videos (queries.videos) or prompts (queries.prompts), one of the two")
         return self
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -77,6 +77,7 @@ EVALUATION = pa.schema(
         ("seed", pa.int32()),
         ("metric", pa.string()),
         ("value", pa.float64()),
+        ("version", pa.string()),  # which training of the arm was evaluated
     ]
 )
 
@@ -162,15 +163,17 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
     return sink.getvalue().to_pybytes()
 
 
-def _part_name(ids: Iterable[str]) -> str:
-    return f"part-{hashlib.blake2b(chr(0).join(sorted(ids)).encode(), digest_size=12).hexdigest()}.parquet"
+def _part_name(table: pa.Table) -> str:
+    """A name that the rows' keys determine."""
+    keys = [table.column(k).to_pylist() for k in ("clip_id", "arm", "seed", "metric") if k in table.column_names]
+    rows = sorted(map(str, zip(*keys, strict=True)))
+    return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
 
 def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
     """Add rows as one part, named by its ids: the same rows written twice are one file."""
     if table.num_rows:
-        name = _part_name(table.column("clip_id").to_pylist())
-        write_bytes(join(folder, name), _encoded(table, fingerprint, metadata))
+        write_bytes(join(folder, _part_name(table)), _encoded(table, fingerprint, metadata))
 
 
 def replace(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
@@ -194,10 +197,11 @@ def merge(folder: str, small: int = 256) -> None:
     if len(found) < 2:
         return
     with_metadata = [_read_part(p, fs, None) for p in found]
-    merged = _latest(pa.concat_tables([t.replace_schema_metadata() for t in with_metadata], promote_options="default"))
+    merged = pa.concat_tables([t.replace_schema_metadata() for t in with_metadata], promote_options="default")
+    merged = _latest(merged) if "error" in merged.column_names else merged
     held = {k.decode(): json.loads(v) for k, v in (with_metadata[0].schema.metadata or {}).items()}
     append(folder, merged, held.pop("fingerprint", {}), **held)
-    kept = _part_name(merged.column("clip_id").to_pylist())
+    kept = _part_name(merged)
     for path in found:
         if not path.endswith(kept):
             fs.rm_file(path)
@@ -278,10 +282,16 @@ def _latest(table: pa.Table) -> pa.Table:
 def drop(folder: str, ids: Iterable[str]) -> None:
     """Take the rows of these clips out of a table: they give way to rows of a newer version of their video."""
     gone = pa.array(sorted(set(ids)), pa.string())
+    if len(gone):
+        drop_where(folder, lambda table: pc.is_in(table.column("clip_id"), gone))
+
+
+def drop_where(folder: str, gone: Callable[[pa.Table], pa.ChunkedArray]) -> None:
+    """Take the rows out of a table for which `gone` is true, part by part."""
     fs, _ = place(folder)
-    for path in parts(folder) if len(gone) else []:
+    for path in parts(folder):
         table = _read_part(path, fs, None)
-        kept = table.filter(pc.invert(pc.is_in(table.column("clip_id"), gone)))
+        kept = table.filter(pc.invert(gone(table)))
         if kept.num_rows == table.num_rows:
             continue
         if kept.num_rows:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import WanTransformer3DModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError, VideoModelConfig
@@ -39,23 +44,75 @@ class VideoModel(Protocol):
     def shifted(self, uniform: Tensor) -> Tensor:
         """Uniform numbers in [0, 1] -> timesteps as the model is trained on, on the 1000-step scale."""
 
-    def generate(self, caption: str, geometry: tuple[int, int, int], seed: int, steps: int, guidance: float) -> npt.NDArray[np.uint8]:
+    def generate(
+        self, caption: str, geometry: tuple[int, int, int], seed: int, steps: int, guidance: float
+    ) -> npt.NDArray[np.uint8]:
         """A video [F, H, W, 3] for a caption; geometry is frames, height, width."""
 
-    def weights_hash(self) -> str:
-        """A hash of every weight and configuration that changes a feature."""
+
+def folder(id: str) -> Path:
+    """The local folder of a diffusers pipeline: `id` itself, or the hub's snapshot of it. Raises ConfigError."""
+    path = Path(id)
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise ConfigError(f"model.id={id!r}: the folder has no model_index.json, so it is no diffusers pipeline.")
+        return path
+    if path.is_absolute() or id.count("/") != 1 or id.startswith("."):
+        raise ConfigError(
+            f"model.id={id!r}: this is neither a folder nor a hub id of the form owner/name. Give the folder of a "
+            "diffusers pipeline (it holds model_index.json)."
+        )
+    try:
+        return Path(snapshot_download(id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"model.id={id!r}: there is no such folder, and the hub could not be asked for it "
+            f"({type(error).__name__}). Give a local folder, or run where the hub can be reached."
+        ) from error
+
+
+def family(path: Path) -> str:
+    """Which adapter a pipeline folder needs. Raises ConfigError for families that have none yet."""
+    name = str(json.loads((path / "model_index.json").read_text()).get("_class_name"))
+    if name != "WanPipeline":
+        raise ConfigError(f"model.id={str(path)!r}: it is a {name}; this version has an adapter for WanPipeline only.")
+    return name
+
+
+def strides(path: Path) -> tuple[int, int]:
+    """Temporal and spatial stride of the autoencoder, from its configuration alone."""
+    config = json.loads((path / "vae" / "config.json").read_text())
+    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
+
+
+def patch(path: Path) -> tuple[int, int, int]:
+    frames, rows, columns = json.loads((path / "transformer" / "config.json").read_text())["patch_size"]
+    return int(frames), int(rows), int(columns)
+
+
+def skeleton(path: Path) -> nn.Module:
+    """The transformer on the meta device: names and shapes of its parameters without their memory."""
+    with torch.device("meta"):
+        return WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(path, subfolder="transformer"))
+
+
+def weights_hash(path: Path) -> str:
+    """A hash of every weight and configuration file that changes a feature."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in ("vae", "text_encoder", "tokenizer", "transformer"):
+        for file in sorted((path / part).glob("*")):
+            if file.suffix in (".json", ".safetensors", ".model", ".txt"):
+                digest.update(f"{part}/{file.name}".encode())
+                with file.open("rb") as data:
+                    while block := data.read(1 << 24):
+                        digest.update(block)
+    return digest.hexdigest()
 
 
 def open_model(config: VideoModelConfig, device: torch.device) -> VideoModel:
     """Load the diffusers checkpoint that `config.id` names. Raises ConfigError if it is not to be had or not known."""
-    from pipeline.models import wan
+    from pipeline.models.wan import Wan
 
-    path = Path(config.id)
-    if not path.is_dir() and (path.is_absolute() or config.id.count("/") != 1):
-        raise ConfigError(
-            f"model.id={config.id!r}: this is neither a folder nor a hub id of the form owner/name. Give the folder of a "
-            "diffusers pipeline (it holds model_index.json)."
-        )
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise ConfigError(f"model.id={config.id!r}: the folder has no model_index.json, so it is no diffusers pipeline.")
-    return wan.Wan(config, device)
+    path = folder(config.id)
+    family(path)
+    return Wan(path, config, device)

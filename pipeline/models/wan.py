@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Wan:
     """A loaded Wan pipeline; see `VideoModel` for its methods. The autoencoder runs in float32, as diffusers advises."""
 
-    def __init__(self, config: VideoModelConfig, device: torch.device) -> None:
-        self.pipeline = _load(config)
+    def __init__(self, path: Path, config: VideoModelConfig, device: torch.device) -> None:
+        self.pipeline = _load(path, config)
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device, self.text_tokens = device, config.text_tokens
@@ -34,7 +33,8 @@ class Wan:
         self.temporal_stride = int(self.vae.config.scale_factor_temporal)
         self.spatial_stride = int(self.vae.config.scale_factor_spatial)
         self.patch: tuple[int, int, int] = tuple(self.transformer.config.patch_size)
-        self.shift = float(self.pipeline.scheduler.config.get("flow_shift", self.pipeline.scheduler.config.get("shift", 1.0)))
+        scheduler = self.pipeline.scheduler.config
+        self.shift = float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
         self._std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
@@ -93,30 +93,13 @@ class Wan:
         ).frames[0]
         return self.decode(latent.float())
 
-    def weights_hash(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        parts: dict[str, Any] = {
-            "vae": self.vae,
-            "text_encoder": self.pipeline.text_encoder,
-            "transformer": self.transformer,
-        }
-        for name, module in parts.items():
-            digest.update(f"{name}{sorted((k, str(v)) for k, v in module.config.to_dict().items() if k[0] != '_')}".encode()) if hasattr(
-                module.config, "to_dict"
-            ) else digest.update(f"{name}{sorted((k, str(v)) for k, v in module.config.items() if k[0] != '_')}".encode())
-            for key, value in sorted(module.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(value.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
-        return digest.hexdigest()
 
-
-def _load(config: VideoModelConfig) -> WanPipeline:
-    dtype = DTYPES[config.dtype]
+def _load(path: Path, config: VideoModelConfig) -> WanPipeline:
     try:
-        vae = AutoencoderKLWan.from_pretrained(config.id, subfolder="vae", torch_dtype=torch.float32)
-        return WanPipeline.from_pretrained(config.id, vae=vae, torch_dtype=dtype)
+        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32)
+        return WanPipeline.from_pretrained(path, vae=vae, torch_dtype=DTYPES[config.dtype])
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.id={config.id!r}: no Wan pipeline could be opened there ({str(error).splitlines()[0]}). Give the "
-            "folder of a diffusers Wan pipeline, or a hub id that this machine can reach."
+            "folder of a complete diffusers Wan pipeline."
         ) from error

@@ -1,0 +1,100 @@
+"""What every job's command line shares: ``python -m jobs.NAME [--config FILE_OR_RECIPE] [--set key=value ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from pipeline import config, tables
+from pipeline.config import ConfigError, Run
+
+PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
+
+
+def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
+    """Parse the command line, run the job, and exit: 0 done, 1 failed, 2 wrong usage or configuration."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        run = config.load(arguments.config, overrides(arguments.set))
+        record(run)
+        job(run)
+    except (ConfigError, tables.FingerprintError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """["a.b=1"] -> {"a.b": 1}; values are YAML."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}: write key=value, for example --set motion.camera=subtract.")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair!r}: the value is not valid YAML: {error}") from error
+    return found
+
+
+def record(run: Run) -> None:
+    """Write the resolved configuration, with the versions it runs under, beside the tables."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    held = {**run.model_dump(mode="json"), "versions": {"python": platform.python_version(), **versions}}
+    try:
+        tables.write_bytes(tables.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
+    except OSError as error:
+        raise ConfigError(f"root={run.root!r}: nothing can be written there ({error}); choose another root.") from error
+
+
+class Progress:
+    """Rows done, the rate and the time left: a line that renews itself on a terminal, else one every ten seconds."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start, self.last = title, time.monotonic(), -10.0
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def __call__(self, done: int, total: int, errors: dict[str, int]) -> None:
+        spent = time.monotonic() - self.start
+        finished = done >= total
+        if not (self.terminal or finished or done == 0 or spent - self.last >= 10):
+            return
+        self.last = spent
+        left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
+        failed = "".join(f", {count} {code}" for code, count in errors.items())
+        line = f"{self.title:<18} {done:>7}/{total}  {duration(spent)}{left}{failed}"
+        if self.terminal:
+            bar = "#" * round(24 * done / max(total, 1))
+            print(f"\r\033[K{self.title:<18} [{bar:<24}] {line[19:]}", end="\n" if finished else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def counts(title: str, table: Any) -> None:
+    """The last line of a stage: how many rows, how many of them failed and why."""
+    errors = tables.errors_by_code(table)
+    failed = sum(errors.values())
+    listed = f" ({', '.join(f'{n} {code}' for code, n in errors.items())})" if errors else ""
+    print(f"{title}: {table.num_rows} rows = {table.num_rows - failed} results + {failed} errors{listed}")

@@ -1,0 +1,59 @@
+"""From video files to a curated, fine-tuned model: every stage, in order. Run again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+
+import pyarrow as pa
+
+from jobs import command, stages
+from jobs.evaluate import evaluate
+from jobs.finetune import finetune, with_arm
+from jobs.generate_queries import generate_queries
+from jobs.index_clips import sets
+from jobs.rank_clips import rank_clips
+from jobs.report import report
+from pipeline import arms, ray_data, tables
+from pipeline.config import ConfigError, Run
+from pipeline.selection import under_mask
+
+log = logging.getLogger(__name__)
+
+STAGES = ["index_clips", "estimate_motion", "extract_features", "finetune", "evaluate"]
+
+
+def curate(run: Run) -> None:
+    stages.check(run, "index_clips", sets(run))
+    arms.check(run)
+    command.record(run)
+    ray_data.connect()
+    ray_data.check_resources(run, STAGES)
+    generate_queries(run)
+    stages.index(run, "queries")
+    _usable(run, *stages.attribute(run, "queries"))
+    stages.index(run, "clips")
+    stages.attribute(run, "clips")
+    rank_clips(run)
+    for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
+        finetune(with_arm(run, arm))
+    evaluate(run)
+    report(run)
+
+
+def _usable(run: Run, motion: pa.Table, features: pa.Table) -> None:
+    """Queries run first: those that cannot be used are a warning, and where none can, the clips are not touched."""
+    settings = [s.model_dump() for s in run.attribution.settings]
+    ids, _ = under_mask(features, settings, run.ranking.mask)
+    unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
+    if not ids:
+        why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"
+        raise ConfigError(
+            f"{stages.SETS['queries']}={run.queries.videos!r}: none of the {motion.num_rows} queries has any motion or could "
+            f"be used ({why}), so there is nothing to rank clips for. Give queries that move, or lower motion.still."
+        )
+    if unused:
+        log.warning("%d of %d queries cannot be used: %s", len(unused), motion.num_rows, ", ".join(unused[:10]))
+
+
+if __name__ == "__main__":
+    command.main(curate, __doc__)

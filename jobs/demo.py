@@ -1,0 +1,65 @@
+"""The whole pipeline on this machine: writes the synthetic world as videos, curates it and shows what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from jobs import command
+from jobs.curate import curate
+from pipeline import tables, world
+from pipeline.comparison import comparison
+from pipeline.config import Run
+from pipeline.video import write_mp4
+
+CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5
+
+
+def write_world(folder: Path, scenes: list[world.Scene], run: Run) -> None:
+    """Videos by kind (queries: by motion), with captions and the world's truth in an HF VideoFolder manifest."""
+    lines = []
+    for scene in scenes:
+        name = f"{scene.kind if scene.kind != 'real' or 'clips' in folder.name else scene.motion}/{scene.name}.mp4"
+        if not (folder / name).is_file():
+            write_mp4(str(folder / name), world.render(scene, run.data.height, run.data.width), scene.fps)
+        group = {"group": scene.motion} if folder.name != "clips" else {}
+        known = {"source": scene.kind, "motion": scene.motion if scene.kind == "real" else "", **group}
+        lines.append(json.dumps({"file_name": name, "caption": scene.caption, **known}))
+    tables.write_bytes(str(folder / "metadata.jsonl"), ("\n".join(lines) + "\n").encode())
+
+
+def demo(run: Run) -> None:
+    start, frames = time.monotonic(), run.data.frames
+    sets = {
+        run.data.videos: world.corpus(run.seed + 1, CLIPS, frames),
+        run.queries.videos: world.queries(run.seed + 2, QUERIES_EACH, frames),
+        run.evaluate.videos: world.queries(run.seed + 3, HELD_OUT_EACH, frames),
+    }
+    for folder, scenes in sets.items():
+        if folder is not None and "://" not in folder:
+            write_world(Path(folder), scenes, run)
+    curate(run)
+    print(summary(run))
+    print(f"\n{command.duration(time.monotonic() - start)} in all. Look at {run.root}/report/index.html")
+
+
+def summary(run: Run) -> str:
+    """Held-out motion-masked loss by arm: mean and standard error, and the change from base, paired clip by clip."""
+    table = tables.read(tables.join(run.root, "evaluation"))
+    if table is None:
+        return "nothing was held out"
+    lines = [f"\nheld-out motion-masked loss{'':<6}{'mean':>9} {'s.e.':>8} {'change':>9} {'s.e.':>8}"]
+    for row in comparison(table.filter(pc.equal(table.column("metric"), "masked_loss"))):
+        line = f"  {row['arm']:<30} {row['mean']:>9.5f} {row['standard_error']:>8.5f}"
+        if row["difference"] is not None and row["relative"]:
+            base = row["difference"] / row["relative"]
+            line += f" {row['relative']:>+9.2%} {row['difference_standard_error'] / base:>8.2%}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command.main(demo, __doc__, default="demo")

@@ -1,0 +1,74 @@
+"""Hold the fine-tuned arms against the base: held-out losses and generated videos, table evaluation/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import command, stages
+from jobs.command import Progress
+from pipeline import fingerprints, ray_data, ray_train, tables
+from pipeline.config import ConfigError, Run
+from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_file, video_tasks
+
+
+def evaluate(run: Run) -> None:
+    held_out = ("held_out",) if run.evaluate.videos else ()
+    stages.check(run, "evaluate", ("queries", *held_out))
+    folder = tables.join(run.root, "evaluation")
+    tables.check(folder, fingerprints.evaluation(run))
+    arms = [(arm, version(run, arm)) for arm in run.evaluate.arms]
+    command.record(run)
+    ray_data.connect()
+    ray_data.check_resources(run, ["evaluate"])
+    tables.merge(folder)
+    tasks: list[dict[str, Any]] = []
+    if run.evaluate.videos:
+        stages.index(run, "held_out")
+        tasks += held_out_tasks(arms, stages.estimate_motion(run, "held_out").to_pylist())
+    queries = tables.read(tables.join(run.root, "queries"))
+    if queries is not None and run.evaluate.generate:
+        tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
+        tables.write_bytes(tables.join(folder, "vbench", "prompts.json"), prompt_file(tasks, run.root))
+    ray_data.stream(
+        pa.Table.from_pylist(_missing(tasks, folder), schema=TASKS),
+        run.resources.evaluate,
+        EvaluationWorker,
+        (run,),
+        {"evaluation": folder},
+        {"evaluation": fingerprints.evaluation(run)},
+        Progress("evaluate"),
+    )
+    done = tables.read(folder, ["arm", "metric"])
+    print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
+
+
+def version(run: Run, arm: str) -> str:
+    """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
+    if arm == "base":
+        return "base"
+    found = ray_train.finished(run, arm)
+    if found is None:
+        raise ConfigError(
+            f"evaluate.arms={arm!r}: {tables.join(run.root, 'finetuned', arm)} holds no finished model; run "
+            f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
+        )
+    return found
+
+
+def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """The tasks without rows of the present version; rows of earlier trainings of an arm are dropped."""
+    table = tables.read(folder, ["arm", "clip_id", "seed", "version"])
+    if table is None:
+        return tasks
+    done = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in table.to_pylist()}
+    now = {t["arm"]: t["version"] for t in tasks}
+    stale = [arm for arm, version in {(d[0], d[3]) for d in done} if now.get(arm, version) != version]
+    tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())))
+    return [t for t in tasks if t["arm"] in stale or (t["arm"], t["clip_id"], t["seed"], t["version"]) not in done]
+
+
+if __name__ == "__main__":
+    command.main(evaluate, __doc__)

@@ -1,0 +1,166 @@
+"""The stages on a set of videos: `clips`, `queries` or `held_out`. Each computes what its table lacks and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.command import Progress, counts
+from pipeline import fingerprints, manifest, models, motion, ray_data, tables
+from pipeline.config import ConfigError, Pool, Run
+from pipeline.workers import AttributionWorker, FeatureWorker, IndexWorker, MotionWorker, featured
+
+SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
+_LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")
+
+
+def where(run: Run, name: str) -> str | None:
+    """The place of a set's videos. Queries made from prompts lie under the run's root."""
+    if name == "queries" and run.queries.videos is None:
+        return tables.join(run.root, "generated", "queries", "metadata.jsonl")
+    return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
+
+
+def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
+    """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
+    for name in names if stage == "index_clips" else ():
+        if name != "queries" or run.queries.videos is not None:
+            manifest.videos(str(where(run, name)), SETS[name])
+    fingerprints.check_geometry(run)
+    models.family(models.folder(run.model.id))
+    motion.check_weights(run.motion)
+    for name in names:
+        tables.check(tables.join(run.root, name), fingerprints.clips(run))
+        tables.check(tables.join(run.root, "motion", name), fingerprints.motion(run))
+        if name != "held_out":
+            tables.check(tables.join(run.root, "features", name), fingerprints.features(run))
+
+
+def index(run: Run, name: str) -> pa.Table:
+    """Find a set's videos and cut them into segments."""
+    folder = tables.join(run.root, name)
+    tables.merge(folder)
+    listed = manifest.videos(str(where(run, name)), SETS[name])
+    passed = [f for f in listed.schema if f.name not in (*_LISTING, *tables.CLIPS.names)]
+    schema = pa.schema([*(tables.QUERIES if name == "queries" else tables.CLIPS), *passed])
+    videos = _new_videos(listed, folder)
+    ray_data.stream(
+        videos,
+        run.resources.index_clips,
+        IndexWorker,
+        (run, schema),
+        {"clips": folder},
+        {"clips": fingerprints.clips(run)},
+        Progress(f"index {name}"),
+    )
+    return _finished(folder, name)
+
+
+def _new_videos(listed: pa.Table, folder: str) -> pa.Table:
+    """The videos without rows of their present version. Rows of an older version, and errors worth another try, go."""
+    known = tables.read(folder, ["clip_id", "uri", "version", "error"])
+    if known is None:
+        return listed
+    versions = dict(zip(listed.column("uri").to_pylist(), listed.column("version").to_pylist(), strict=True))
+    stale, done = [], set()
+    for row in known.to_pylist():
+        again = row["error"] is not None and row["error"].split(":")[0] in tables.RETRIED
+        if row["uri"] in versions and (again or versions[row["uri"]] != row["version"]):
+            stale.append(row["clip_id"])
+        else:
+            done.add(row["uri"])
+    tables.drop(folder, stale)
+    return listed.filter(pa.array([uri not in done for uri in listed.column("uri").to_pylist()], pa.bool_()))
+
+
+def estimate_motion(run: Run, name: str) -> pa.Table:
+    """Flow, masks and motion statistics of a set's clips."""
+    folder = tables.join(run.root, "motion", name)
+    tables.merge(folder)
+    _stream(
+        run,
+        run.resources.estimate_motion,
+        partial(MotionWorker, run, models.strides(models.folder(run.model.id))),
+        _outdated(_segments(run, name), folder),
+        {"motion": folder},
+        f"motion {name}",
+    )
+    return _finished(folder, f"motion/{name}")
+
+
+def extract_features(run: Run, name: str) -> pa.Table:
+    """Projected gradients of a set's clips, from the motion table."""
+    folder = tables.join(run.root, "features", name)
+    tables.merge(folder)
+    rows = tables.read(tables.join(run.root, "motion", name))
+    if rows is None:
+        raise ConfigError(f"root={run.root!r} has no table motion/{name}; run estimate_motion first, or curate.")
+    rows = rows.filter(pa.array([featured(e) for e in rows.column("error").to_pylist()], pa.bool_()))
+    _stream(
+        run,
+        run.resources.extract_features,
+        partial(FeatureWorker, run),
+        _outdated(rows, folder),
+        {"features": folder},
+        f"features {name}",
+    )
+    return _finished(folder, f"features/{name}")
+
+
+def attribute(run: Run, name: str) -> tuple[pa.Table, pa.Table]:
+    """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
+    folders = {"motion": tables.join(run.root, "motion", name), "features": tables.join(run.root, "features", name)}
+    for folder in folders.values():
+        tables.merge(folder)
+    lacking = _outdated(_outdated(_segments(run, name), folders["motion"]), folders["features"])
+    strides = models.strides(models.folder(run.model.id))
+    pool = run.resources.extract_features
+    _stream(run, pool, partial(AttributionWorker, run, strides), lacking, folders, f"attribute {name}")
+    return estimate_motion(run, name), extract_features(run, name)
+
+
+def _segments(run: Run, name: str) -> pa.Table:
+    """The clips of a set that could be indexed."""
+    rows = tables.read(tables.join(run.root, name))
+    if rows is None:
+        raise ConfigError(f"root={run.root!r} has no table {name}; run index_clips first, or curate.")
+    return rows.filter(pc.is_null(rows.column("error")))
+
+
+def _outdated(rows: pa.Table, folder: str) -> pa.Table:
+    """The rows that a table lacks; its rows of older versions of them are dropped."""
+    found = tables.pending(rows, folder)
+    held = tables.read(folder, ["clip_id", "version"])
+    if held is not None and found.num_rows:
+        versions = dict(zip(held.column("clip_id").to_pylist(), held.column("version").to_pylist(), strict=True))
+        now = zip(found.column("clip_id").to_pylist(), found.column("version").to_pylist(), strict=True)
+        tables.drop(folder, [i for i, version in now if versions.get(i, version) != version])
+    return found
+
+
+def _stream(
+    run: Run,
+    pool: Pool,
+    worker: Callable[[], ray_data.Worker],
+    rows: pa.Table,
+    folders: dict[str, str],
+    title: str,
+) -> None:
+    if not rows.num_rows:
+        return
+    prints = {"motion": fingerprints.motion, "features": fingerprints.features}
+    held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
+    ray_data.stream(
+        rows, pool, worker, (), folders, {n: prints[n](run) for n in folders}, Progress(title), metadata=held
+    )
+
+
+def _finished(folder: str, title: str) -> pa.Table:
+    table = tables.read(folder)
+    if table is None:
+        table = tables.CLIPS.empty_table()
+    counts(title, table)
+    return table

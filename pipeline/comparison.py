@@ -1,0 +1,120 @@
+"""Fine-tuned models against the base: every metric of ``evaluation/`` by arm, with differences paired by clip and
+seed."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+BASE = "base"
+LOWER = "lower is better"
+LOSSES = ("masked_loss", "plain_loss")
+DIRECTION = {"masked_loss": LOWER, "plain_loss": LOWER, "vbench_dynamic_degree": "higher means more motion"}
+ORDER = ("masked_loss", "plain_loss", "vbench_dynamic_degree", "vbench_dynamic_margin", "temporal_flickering")
+ARMS = (
+    "base",
+    "motive_whitened",
+    "motive",
+    "no_mask",
+    "mask_overlap",
+    "magnitude",
+    "random",
+    "all",
+    "all_minus_harmful",
+    "weighted",
+    "oracle",
+)
+
+Values = Mapping[tuple[str, int | None], float]  # one value for each clip and seed
+
+
+def comparison(table: pa.Table) -> list[dict[str, Any]]:
+    """One record for each metric and arm: metric, arm, n, missing, mean, standard_error, and against base pairs,
+    difference, difference_standard_error, relative (the difference over base's mean of the same pairs).
+
+    Values that are null or not finite are counted as `missing`. What cannot be computed is None.
+    """
+    held: dict[str, dict[str, dict[tuple[str, int | None], list[float]]]] = defaultdict(
+        lambda: defaultdict(lambda: defaultdict(list))
+    )
+    missing: dict[tuple[str, str], int] = defaultdict(int)
+    for row in table.select(["metric", "arm", "clip_id", "seed", "value"]).to_pylist():
+        values = held[row["metric"]][row["arm"]]
+        if row["value"] is None or not math.isfinite(row["value"]):
+            missing[row["metric"], row["arm"]] += 1
+        else:
+            values[row["clip_id"], row["seed"]].append(row["value"])
+    records = []
+    for metric in sorted(held, key=lambda m: (_place(m, ORDER), m)):
+        arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in held[metric].items()}
+        for arm in sorted(arms, key=lambda a: (_place(a, ARMS), a)):
+            against = _difference(arms[arm], arms.get(BASE, {})) if arm != BASE else _difference({}, {})
+            found = _mean(list(arms[arm].values()))
+            records.append({"metric": metric, "arm": arm, **found, "missing": missing[metric, arm], **against})
+    return records
+
+
+def plain(metric: str) -> str:
+    """A metric's name without a remark such as "(not comparable)"."""
+    return metric.split(" (")[0]
+
+
+def direction(metric: str) -> str:
+    """Which way a metric should go, in words; empty where that is not settled."""
+    return DIRECTION.get(plain(metric), "")
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    name = plain(name)
+    return order.index(name) if name in order else len(order)
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    n = len(values)
+    return {
+        "n": n,
+        "mean": float(np.mean(values)) if n else None,
+        "standard_error": float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None,
+    }
+
+
+def _difference(values: Values, base: Values) -> dict[str, Any]:
+    """The mean of the differences to base over the clips and seeds that both have."""
+    pairs = sorted(values.keys() & base.keys(), key=str)
+    found = _mean([values[p] - base[p] for p in pairs])
+    level = float(np.mean([base[p] for p in pairs])) if pairs else 0.0
+    return {
+        "pairs": found["n"],
+        "difference": found["mean"],
+        "difference_standard_error": found["standard_error"],
+        "relative": found["mean"] / abs(level) if found["mean"] is not None and level else None,
+    }
+
+
+def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The generated videos of the first seed: the arms, and (clip_id, arm -> uri) for up to `clips` captions."""
+    found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+    for row in table.select(["arm", "clip_id", "seed", "uri", "metric"]).to_pylist():
+        if row["uri"] and row["metric"] not in LOSSES:  # a loss is of a held-out video, not of a generated one
+            offer = (row["seed"] if row["seed"] is not None else -1, row["uri"])
+            found[row["clip_id"]][row["arm"]] = min(offer, found[row["clip_id"]].get(row["arm"], offer))
+    shown = sorted(found)[:: max(1, len(found) // clips)][:clips]
+    arms = sorted({a for c in shown for a in found[c]}, key=lambda a: (_place(a, ARMS), a))
+    return arms, [(c, {a: uri for a, (_, uri) in found[c].items()}) for c in shown]
+
+
+def mixtures(table: pa.Table) -> list[str]:
+    """A sentence for every arm whose rows come from more than one training: their mean would be a mixture."""
+    if "version" not in table.column_names:
+        return []
+    found = table.group_by("arm").aggregate([("version", "count_distinct")]).to_pylist()
+    return [
+        f"evaluation: the rows of arm {row['arm']} come from {row['version_count_distinct']} trainings."
+        for row in sorted(found, key=lambda r: str(r["arm"]))
+        if row["version_count_distinct"] > 1
+    ]

@@ -1,0 +1,288 @@
+"""A kept child process that decodes: a hostile file can neither hang nor kill the caller.
+
+The child has no credentials, a memory limit and a time limit per call; it is asked and answers in JSON, frames follow
+as raw bytes, so that nothing it sends is ever executed here. When it dies or runs late the call is a `ClipError` and
+the next call gets a fresh child. A pool whose workers share a pipe (pebble's, concurrent.futures') does not do: a
+child killed in the middle of an answer leaves half a message in it, and every later call waits for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import ProcessError
+from multiprocessing.connection import Connection, Pipe
+from typing import TYPE_CHECKING, Any, Self
+
+import av
+import numpy as np
+
+from pipeline.video import ClipError, Frames
+
+if TYPE_CHECKING:
+    from pipeline.config import Data
+
+MEMORY = 4 << 30  # bytes of address space of the child
+_START = 120.0  # seconds in which a child must have imported what it needs
+_PING = b"ready?"
+_LONGEST = 256 << 20  # bytes of an answer without its frames
+_GRACE = 10.0  # seconds after the time limit at which a child whose parent is gone ends itself
+_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")  # of the environment; the rest may hold secrets
+_OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
+    """The manifest's own id, with the start frame where a segment starts later; else a hash of relative path, size and
+    start frame: neither the place of the data nor the number of segments changes it."""
+    if video.get("id") is not None:
+        return f"{video['id']}-{start_frame}" if start_frame else str(video["id"])
+    name = "\0".join([str(video["relative"]), str(video["size"]), str(start_frame)])
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def index(video: Mapping[str, Any], data: Data, decoder: Decoder) -> list[dict[str, Any]]:
+    """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
+    `tables.CLIPS` and whatever else the manifest has, `group` among it."""
+    passed = {k: v for k, v in video.items() if k not in _OWN}
+    try:
+        if video.get("error"):
+            code, _, sentence = str(video["error"]).partition(": ")
+            raise ClipError(code, sentence)
+        found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
+    except ClipError as error:
+        empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
+        return [{**passed, "clip_id": clip_id(video, 0), **empty, "error": str(error)}]
+    return [{**passed, "clip_id": clip_id(video, s["start_frame"]), **s, "error": None} for s in found]
+
+
+# --- the parent's side -----------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Decodes in a child process, one call after the other; `submit_frames` lets the next clip decode meanwhile.
+
+    `timeout` is seconds for one call (fetching a remote file not included), `memory` bytes. Nothing starts before the
+    first call. Every method raises ClipError for a bad clip (a future's `result` does); a child that cannot start at
+    all is a RuntimeError.
+    """
+
+    def __init__(self, timeout: float = 120.0, memory: int = MEMORY, functions: str = "pipeline.video") -> None:
+        self._timeout, self._memory, self._functions = timeout, memory, functions
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
+        self._child: subprocess.Popen[bytes] | None = None
+        self._link: Connection[Any, Any] | None = None
+        self._fetched: tuple[str, str] | None = None  # the last remote file: its uri and its local copy
+
+    def index(self, uri: str, frames: int, fps: float, stride: int | None = None) -> list[dict[str, Any]]:
+        """`video.segments` of a local or remote file."""
+        wanted = {"frames": frames, "fps": fps, "stride": stride}
+        rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, wanted).result()
+        return rows
+
+    def frames(self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int) -> Frames:
+        """`video.decode` of a local or remote file: uint8 [count, height, width, 3]."""
+        return self.submit_frames(uri, start_frame, count, fps, height, width).result()
+
+    def submit_frames(
+        self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int
+    ) -> Future[Frames]:
+        wanted = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
+        return self._thread.submit(self._call, "decode", uri, wanted)
+
+    def close(self) -> None:
+        """End the child. Calls that have not begun are cancelled."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._stop()
+        self._forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, function: str, uri: str, wanted: Mapping[str, Any]) -> Any:
+        path = self._local(uri)
+        if not self._alive():
+            self._start()
+        assert self._child is not None
+        assert self._link is not None
+        asked = {"function": function, "timeout": self._timeout, "wanted": {"path": path, **wanted}}
+        with _limited(self._child, self._timeout) as late:
+            try:
+                self._link.send_bytes(json.dumps(asked).encode())
+                answer = json.loads(self._link.recv_bytes(_LONGEST))
+                frames = self._receive(wanted) if answer.get("frames") else None
+            except (EOFError, OSError, ProcessError, ValueError, AttributeError) as error:
+                # The pipe ended, or what came is no answer of ours: either way this child is no use any more.
+                code = self._stop()
+                if late.is_set():
+                    raise ClipError("timeout", f"decoding it took more than {self._timeout:g} seconds") from error
+                raise ClipError("crashed", f"the decoder ended with {_name(code)} while reading it") from error
+        if late.is_set():  # the answer came at the last moment, the child is gone
+            self._stop()
+        if "code" in answer:
+            if answer["code"] == "memory":
+                self._stop()  # what is left of its memory is in pieces
+            raise ClipError(answer["code"], answer["sentence"])
+        return answer["rows"] if frames is None else frames
+
+    def _alive(self) -> bool:
+        """Whether the child answers: that it was killed since the last call is no fault of the next clip."""
+        if self._child is None or self._link is None:
+            return False
+        with _limited(self._child, _START) as late:
+            try:
+                self._link.send_bytes(_PING)
+                return self._link.recv_bytes() == _PING and not late.is_set()
+            except (EOFError, OSError):
+                return False
+
+    def _receive(self, wanted: Mapping[str, Any]) -> Frames:
+        assert self._link is not None
+        frames = np.empty((wanted["count"], wanted["height"], wanted["width"], 3), np.uint8)
+        if self._link.recv_bytes_into(frames.data.cast("B")) != frames.nbytes:
+            raise EOFError
+        return frames
+
+    def _start(self) -> None:
+        self._stop()
+        self._link, theirs = Pipe()
+        code = f"from pipeline.decoder import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
+        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+        # One thread for numpy too: every thread of its BLAS takes address space.
+        environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-c", code], env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        with _limited(self._child, _START):
+            try:
+                self._link.recv_bytes()  # it says _PING when it has imported everything
+            except (EOFError, OSError) as error:
+                raise RuntimeError(
+                    f"the decoder process did not start: it ended with {_name(self._stop())}; its message is on stderr"
+                ) from error
+
+    def _stop(self) -> int:
+        """End the child if there is one; its exit status (negative: a signal)."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        code = 0
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(0.5)  # it sees the end of its pipe, or is dead already and its status tells of what
+            self._child.kill()
+            code = self._child.wait()
+            self._child = None
+        return code
+
+    def _local(self, uri: str) -> str:
+        """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
+        from pipeline.tables import place  # here, because the child imports this module and needs no tables
+
+        if self._fetched is not None and self._fetched[0] == uri:
+            return self._fetched[1]
+        fs, bare = place(uri)
+        if "file" in fs.protocol:
+            return bare
+        self._forget()
+        handle, local = tempfile.mkstemp(prefix="clip-", suffix=os.path.splitext(bare)[1])
+        os.close(handle)
+        try:
+            fs.get_file(bare, local)
+        except Exception as error:  # every store has its own exceptions; whichever it is, this clip cannot be read
+            os.unlink(local)
+            raise ClipError("read", f"it cannot be fetched ({type(error).__name__}: {error})") from error
+        self._fetched = (uri, local)
+        return local
+
+    def _forget(self) -> None:
+        if self._fetched is not None:
+            os.unlink(self._fetched[1])
+            self._fetched = None
+
+
+@contextlib.contextmanager
+def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """Kill the child after so many seconds, which ends any read from it; the event tells that it was this."""
+    late = threading.Event()
+
+    def kill() -> None:
+        late.set()
+        child.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+        timer.join()  # it has killed the child by now, or never will
+
+
+def _name(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"status {code}"
+
+
+# --- the child's side ------------------------------------------------------------------------------------------------
+
+
+def serve(handle: int, memory: int, functions: str) -> None:
+    """The child's loop: answer calls until the parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    av.logging.set_level(None)
+    module = importlib.import_module(functions)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    link: Connection[Any, Any] = Connection(handle)
+    link.send_bytes(_PING)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed or is gone
+        while True:
+            message = link.recv_bytes()
+            if message == _PING:
+                link.send_bytes(_PING)
+                continue
+            asked = json.loads(message)
+            # The default action of SIGALRM ends the process: should the parent die meanwhile, nothing else would.
+            signal.setitimer(signal.ITIMER_REAL, asked["timeout"] + _GRACE)
+            answer, frames = _answer(getattr(module, asked["function"]), asked["wanted"])
+            link.send_bytes(json.dumps(answer).encode())
+            if frames is not None:
+                link.send_bytes(frames.data.cast("B"))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:
+    try:
+        found = function(**wanted)
+    except ClipError as error:
+        return {"code": error.code, "sentence": error.sentence}, None
+    except MemoryError:
+        return {"code": "memory", "sentence": "the decoder's memory limit is too small for it"}, None
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
+        # PyAV's own errors, and what a hostile header makes of its numbers (a rate of 0, a size of 2^31).
+        return {"code": "decode", "sentence": f"it cannot be decoded ({type(error).__name__}: {_plain(error)})"}, None
+    return ({"frames": True}, found) if isinstance(found, np.ndarray) else ({"rows": found}, None)
+
+
+def _plain(error: Exception) -> str:
+    """An error's text without the path of the file, which may be a temporary one."""
+    return str(error.strerror or type(error).__name__) if isinstance(error, OSError | av.FFmpegError) else str(error)

@@ -1,0 +1,38 @@
+"""The one loss of this product: flow matching, masked for attribution and plain for fine-tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.models import VideoModel
+
+
+def shared_noise(seed: int, index: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """The noise of that index for a latent [C, f, h, w], float32, the same for every clip and query.
+
+    Each latent frame is drawn on the CPU under a key of its own, so a shorter clip's noise is a prefix of a longer
+    one's, and no GPU model, library or order of work changes it.
+    """
+    channels, frames, height, width = shape
+    drawn = np.empty(shape, np.float32)
+    for f in range(frames):
+        generator = np.random.Generator(np.random.Philox(key=[seed, (index << 32) + f]))
+        drawn[:, f] = generator.standard_normal((channels, height, width), np.float32)
+    return torch.from_numpy(drawn)
+
+
+def loss_map(model: VideoModel, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the model's prediction, mean over channels: [B, f, h, w], float32.
+
+    Latent and noise are [B, C, f, h, w], text [B, tokens, width], timestep [B] on the 1000-step scale. The mask takes no
+    part in it: noising and forward pass are those of training (Wu et al. 2026, section 3).
+    """
+    predicted = model.velocity(model.noised(latent, noise, timestep), timestep, text)
+    return (predicted.float() - model.target(latent, noise).float()).square().mean(1)
+
+
+def masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of W * L over frames and places: errors [B, f, h, w], mask [B, f, h, w] or None for the plain loss."""
+    return errors.mean() if mask is None else (errors * mask).mean()

@@ -1,0 +1,179 @@
+"""Base against fine-tuned: held-out losses with paired noise, and the metrics of videos generated from captions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline import finetuning, motion, tables
+from pipeline.config import Run
+from pipeline.decoder import Decoder
+from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
+from pipeline.models import VideoModel, open_model
+from pipeline.video import ClipError, write_mp4
+from pipeline.workers import Captions, Row, decoded, device_for
+
+log = logging.getLogger(__name__)
+
+FIRST_NOISE = 1 << 20  # evaluation's noises are not attribution's: those count from zero
+COMPARABLE = ("raft_large", "C_T_V1", 20)
+
+
+def held_out_tasks(arms: Iterable[tuple[str, str]], rows: Sequence[Row]) -> list[Row]:
+    """A task for each (arm, version) and held-out clip with a motion mask."""
+    columns = ("clip_id", "uri", "start_frame", "caption", "mask", "mask_shape")
+    return [
+        {"arm": arm, "version": version, "kind": "loss", "seed": 0, **{c: row[c] for c in columns}}
+        for arm, version in arms
+        for row in rows
+        if row["error"] is None
+    ]
+
+
+def video_tasks(arms: Iterable[tuple[str, str]], queries: Sequence[Row], count: int, seeds: Iterable[int]) -> list[Row]:
+    """A task for each arm, seed and one of `count` distinct query captions, taken from the groups in turn."""
+    turns: dict[str, int] = {}
+    placed = []
+    captions: set[str] = set()
+    for row in sorted(queries, key=lambda r: str(r["clip_id"])):
+        if row["error"] is None and row["caption"] and row["caption"] not in captions:
+            captions.add(row["caption"])
+            turns[row["group"]] = turns.get(row["group"], 0) + 1
+            placed.append((turns[row["group"]], row["group"], row))
+    chosen = [row for *_, row in sorted(placed, key=lambda p: p[:2])[:count]]
+    blank = {"uri": "", "start_frame": 0, "mask": None, "mask_shape": None}
+    return [
+        {"arm": a, "version": v, "kind": "video", "seed": s, "clip_id": r["clip_id"], "caption": r["caption"], **blank}
+        for a, v in arms
+        for r in chosen
+        for s in seeds
+    ]
+
+
+TASKS = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("version", pa.string()),
+        ("kind", pa.string()),
+        ("seed", pa.int32()),
+        ("clip_id", pa.string()),
+        ("caption", pa.string()),
+        ("uri", pa.string()),
+        ("start_frame", pa.int32()),
+        ("mask", pa.binary()),
+        ("mask_shape", pa.list_(pa.int32())),
+    ]
+)
+
+
+class EvaluationWorker:
+    """Tasks -> rows of evaluation/. The model of one arm is held at a time."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.device = run, device_for(run.resources.evaluate.gpus)
+        self.raft = motion.load_raft(run.motion, self.device)
+        self.decoder = Decoder(run.data.decode_timeout)
+        self._arm, self._model, self._text = "", None, None
+
+    def model(self, arm: str) -> tuple[VideoModel, Captions]:
+        if arm != self._arm or self._model is None or self._text is None:
+            self._model = open_model(self.run.model, self.device)
+            if arm != "base":
+                finetuning.load_weights(self._model, tables.join(self.run.root, "finetuned", arm))
+            self._model.transformer.eval()
+            self._arm, self._text = arm, Captions(self._model.text)
+        return self._model, self._text
+
+    def __call__(self, tasks: pa.Table) -> dict[str, pa.Table]:
+        rows = tasks.to_pylist()
+        found = [line for row in rows if row["kind"] == "video" for line in self._video(row)]
+        for row, frames in decoded(self.decoder, self.run, [row for row in rows if row["kind"] == "loss"]):
+            if isinstance(frames, ClipError):
+                log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)
+                continue
+            found += self._losses(row, frames)
+        return {"evaluation": pa.Table.from_pylist(found, schema=tables.EVALUATION)}
+
+    @torch.no_grad()
+    def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
+        """Mean masked and plain loss over the timesteps and noises, which are every arm's."""
+        model, text = self.model(row["arm"])
+        latent = model.encode(frames)
+        mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
+        losses = [
+            (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
+            for errors in self._errors(model, latent, text(row["caption"] or ""))
+        ]
+        masked, plain = np.mean(losses, axis=0).tolist()
+        return [_line(row, row["uri"], "masked_loss", masked), _line(row, row["uri"], "plain_loss", plain)]
+
+    def _errors(self, model: VideoModel, latent: Tensor, text: Tensor) -> Iterable[Tensor]:
+        for timestep in self.run.evaluate.timesteps:
+            t = torch.full((1,), timestep, device=self.device)
+            for n in range(self.run.evaluate.noises):
+                noise = shared_noise(self.run.seed, FIRST_NOISE + n, tuple(latent.shape))  # type: ignore[arg-type]
+                yield loss_map(model, latent[None], text, t, noise.to(self.device)[None])
+
+    def _video(self, row: Row) -> list[Row]:
+        """Generate, write in VBench's custom-input layout (the prompt is the file's name), and measure."""
+        model, _ = self.model(row["arm"])
+        d, e = self.run.data, self.run.evaluate
+        frames = model.generate(row["caption"], (d.frames, d.height, d.width), row["seed"], e.steps, e.guidance)
+        uri = video_place(self.run.root, row["arm"], row["caption"], row["seed"])
+        write_mp4(uri, frames, d.fps)
+        degree = vbench_dynamic_degree(frames, d.fps, self._flow)
+        mark = "" if is_comparable(self.run) else " (not comparable)"
+        metrics = {
+            f"vbench_dynamic_degree{mark}": float(degree.dynamic),
+            f"vbench_dynamic_margin{mark}": degree.margin,
+            "temporal_flickering": temporal_flickering(frames),
+        }
+        return [_line(row, uri, name, value) for name, value in metrics.items()]
+
+    @torch.no_grad()
+    def _flow(self, before: Tensor, after: Tensor) -> Tensor:
+        """RAFT at the video's own size, as VBench runs it; RAFT takes no side below 128 pixels, so smaller videos are
+        enlarged for it and the flow is scaled back."""
+        size = before.shape[-2:]
+        large = [max(128, side) for side in size]
+        pair = [torch.nn.functional.interpolate(x.to(self.device), large, mode="bilinear") for x in (before, after)]
+        updates = 20 if is_comparable(self.run) else self.run.motion.updates
+        flow = self.raft(pair[0] / 127.5 - 1, pair[1] / 127.5 - 1, updates)[-1]
+        flow = torch.nn.functional.interpolate(flow, size, mode="bilinear")
+        scale = torch.tensor([size[1] / large[1], size[0] / large[0]], device=self.device).view(1, 2, 1, 1)
+        return (flow * scale).float().cpu()
+
+
+def is_comparable(run: Run) -> bool:
+    """Whether the dynamic degree can be held against published figures: RAFT large C_T_V1 with 20 updates."""
+    smallest = min(run.data.height, run.data.width)
+    return (run.motion.flow, run.motion.weights) == COMPARABLE[:2] and smallest >= 128
+
+
+def video_place(root: str, arm: str, caption: str, seed: int) -> str:
+    """VBench reads the prompt from the name up to the last dash."""
+    name = re.sub(r"[^\w ,.'()-]", "_", caption)[:150]
+    return tables.join(root, "evaluation", "vbench", arm, f"{name}-{seed}.mp4")
+
+
+def prompt_file(tasks: Sequence[Row], root: str) -> bytes:
+    """VBench's prompt file of the generated videos: their paths with the full captions."""
+    videos: dict[str, Any] = {
+        video_place(root, t["arm"], t["caption"], t["seed"]): t["caption"] for t in tasks if t["kind"] == "video"
+    }
+    return json.dumps(videos, indent=1, ensure_ascii=False).encode()
+
+
+def _line(row: Row, uri: str, metric: str, value: float) -> Row:
+    keys = {"arm": row["arm"], "clip_id": row["clip_id"], "uri": uri, "seed": row["seed"], "version": row["version"]}
+    return {**keys, "metric": metric, "value": value}

@@ -1,0 +1,91 @@
+"""What makes the rows of a table comparable: each stage's fingerprint, and checks that need the model's configuration.
+
+Paths, resources, batch sizes and library versions are no part of it; they are recorded in config.yaml only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pipeline import models
+from pipeline.config import NUMERICS, ConfigError, Motion, Run
+from pipeline.gradients import manifest, manifest_hash
+
+Fingerprint = dict[str, Any]
+
+
+def clips(run: Run) -> Fingerprint:
+    d = run.data
+    return {"numerics": NUMERICS, "data.frames": d.frames, "data.fps": d.fps, "data.stride": d.stride or d.frames}
+
+
+def motion(run: Run) -> Fingerprint:
+    m = run.motion
+    settings = {
+        f"motion.{key}": getattr(m, key)
+        for key in ("flow", "height", "width", "updates", "camera", "normalise", "quantile", "still", "dtype")
+    }
+    strides = models.strides(models.folder(run.model.id))
+    return {**clips(run), **_geometry(run), **settings, "motion.weights": flow_hash(m), "model.strides": list(strides)}
+
+
+def features(run: Run) -> Fingerprint:
+    path, a = models.folder(run.model.id), run.attribution
+    return {
+        **motion(run),
+        "seed": run.seed,
+        "model.weights": models.weights_hash(path),
+        "model.dtype": run.model.dtype,
+        "model.text_tokens": run.model.text_tokens,
+        "model.parameters": manifest_hash(manifest(models.skeleton(path))),
+        "attribution.settings": [setting.model_dump() for setting in a.settings],
+        "attribution.parameters": a.parameters,
+        "attribution.projection": a.projection.model_dump(),
+    }
+
+
+def evaluation(run: Run) -> Fingerprint:
+    e = run.evaluate
+    return {
+        **motion(run),
+        "seed": run.seed,
+        "evaluate.timesteps": list(e.timesteps),
+        "evaluate.noises": e.noises,
+        "evaluate.steps": e.steps,
+        "evaluate.guidance": e.guidance,
+    }
+
+
+def flow_hash(config: Motion) -> str:
+    """Official weights by name, which torchvision's file names tie to their content; local ones by content."""
+    path = Path(config.weights)
+    if not path.is_file():
+        return f"{config.flow}:{config.weights}"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def check_geometry(run: Run) -> None:
+    """Raise ConfigError for frames or sides that the model's strides cannot take."""
+    path = models.folder(run.model.id)
+    temporal, spatial = models.strides(path)
+    _, rows, columns = models.patch(path)
+    frames, _, height, width = run.geometry
+    for key, count in (("data.frames", run.data.frames), ("attribution.frames", frames)):
+        if (count - 1) % temporal:
+            below = (count - 1) // temporal * temporal + 1
+            raise ConfigError(
+                f"{key}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames must "
+                f"be {temporal} n + 1; use {below} or {below + temporal}."
+            )
+    sides = {"data.height": (run.data.height, rows), "data.width": (run.data.width, columns)}
+    sides |= {"attribution.height": (height, rows), "attribution.width": (width, columns)}
+    for key, (side, tokens) in sides.items():
+        step = spatial * tokens
+        if side % step:
+            raise ConfigError(f"{key}={side}: the model takes multiples of {step}; use {side // step * step or step}.")
+
+
+def _geometry(run: Run) -> Fingerprint:
+    return dict(zip(("frames", "fps", "height", "width"), run.geometry, strict=True))

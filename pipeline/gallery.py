@@ -1,0 +1,193 @@
+"""Which clips the page shows, and their pictures: queries with their nearest and farthest clips, generated videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import comparison, config, summary, tables
+from pipeline.pictures import Mask, Picture, picture
+
+Row = Mapping[str, Any]
+FramesOf = Callable[[dict[str, Any]], npt.NDArray[np.uint8] | None]
+VideoOf = Callable[[str], npt.NDArray[np.uint8] | None]
+Key = tuple[str, str]  # "clips" or "queries", and the id
+
+QUERIES = 12  # shown with pictures
+EACH = 5  # nearest and farthest clips of a query
+BYTES = 6_400_000  # all pictures together, before base64 adds a third
+LARGEST = 90_000  # one picture
+CLIP, QUERY, FILM, VIDEO = (128, 128), (256, 256), (96, 64), (192, 192)  # boxes, CSS pixels
+COLUMNS = ["clip_id", "uri", "source", "caption", "fps", "num_frames", "start_frame", "height", "width", "error"]
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    clip: Row
+    influence: float
+    decision: str | None
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A query with its pictures: the looping one, a film strip, and its nearest and farthest clips."""
+
+    query: Row
+    picture: Picture | None
+    film: Picture | None
+    positive: tuple[Neighbor, ...]
+    negative: tuple[Neighbor, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be shown: chosen queries, the others, and each query's neighbors (sign -> rows in order of rank)."""
+
+    shown: list[Row]
+    others: list[Row]
+    neighbors: dict[str, dict[str, list[Row]]]
+    clips: dict[str, dict[str, Any]]
+
+    def keys(self) -> frozenset[Key]:
+        return frozenset({("queries", q["clip_id"]) for q in self.shown} | {("clips", i) for i in self.clips})
+
+
+def plan(root: str) -> Plan:
+    queries = tables.read(tables.join(root, "queries"))
+    rows: list[Row] = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
+    shown = choose([q for q in rows if q["error"] is None])
+    chosen = {q["clip_id"] for q in shown}
+    nearest = _neighbors(root)
+    ids = {n["clip_id"] for q in chosen for side in nearest.get(q, {}).values() for n in side[:EACH]}
+    others = sorted((q for q in rows if q["clip_id"] not in chosen), key=_by_group)
+    return Plan(shown, others, nearest, summary.by_id(root, "clips", ids))
+
+
+def _by_group(query: Row) -> tuple[str, str]:
+    return query["group"] or "", query["clip_id"]
+
+
+def choose(queries: Sequence[Row], most: int = QUERIES) -> list[Row]:
+    """Up to `most` queries, one of every group first, then a second of every group, and so on."""
+    turns: dict[str, int] = {}
+    order = []
+    for query in sorted(queries, key=_by_group):
+        turn = turns.get(query["group"], 0)
+        turns[query["group"]] = turn + 1
+        order.append((turn, *_by_group(query), query))
+    return sorted((o[3] for o in sorted(order, key=lambda o: o[:3])[:most]), key=_by_group)
+
+
+def _neighbors(root: str) -> dict[str, dict[str, list[Row]]]:
+    table = tables.read(tables.join(root, "neighbors"))
+    found: dict[str, dict[str, list[Row]]] = {}
+    if table is not None:
+        table = table.filter(pc.less(table.column("rank"), EACH)).sort_by("rank")
+        for row in table.to_pylist():
+            found.setdefault(row["query_id"], {}).setdefault(row["sign"], []).append(row)
+    return found
+
+
+class Studio:
+    """Takes the pictures of one page, each clip once, all of them within the page's budget of bytes."""
+
+    def __init__(self, run: config.Run, frames_of: FramesOf, masks: Mapping[Key, Mask], pictures: int) -> None:
+        self._run, self._frames_of, self._masks = run, frames_of, masks
+        self._limit = min(LARGEST, BYTES // max(1, pictures))
+        self._taken: dict[str, Picture | None] = {}
+
+    def clip(self, row: Row) -> Picture | None:
+        """The picture of a clip; None where it cannot be decoded."""
+        clip_id = row["clip_id"]
+        if clip_id not in self._taken:
+            frames = self._frames_of(dict(row))
+            self._taken[clip_id] = None if frames is None else self._picture(("clips", clip_id), frames, CLIP)
+        return self._taken[clip_id]
+
+    def query(self, row: Row) -> tuple[Picture | None, Picture | None]:
+        """The picture of a query, and its film strip; None where it cannot be decoded."""
+        frames, key = self._frames_of(dict(row)), ("queries", row["clip_id"])
+        if frames is None:
+            return None, None
+        return self._picture(key, frames, QUERY), self._picture(key, frames, FILM, 8)
+
+    def _picture(self, key: Key, frames: npt.NDArray[np.uint8], box: tuple[int, int], most: int = 24) -> Picture:
+        return picture(frames, box, self._limit, len(frames) / self._run.geometry[1], self._masks.get(key), most)
+
+    def video(self, frames: npt.NDArray[np.uint8]) -> Picture:
+        return picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)
+
+
+def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str]) -> list[Card]:
+    """The shown queries' cards; `decisions` maps (group, clip_id) to the decision."""
+
+    def side(query: Row, sign: str) -> tuple[Neighbor, ...]:
+        rows = found.neighbors.get(query["clip_id"], {}).get(sign, [])[:EACH]
+        return tuple(neighbor(query, row) for row in rows)
+
+    def neighbor(query: Row, row: Row) -> Neighbor:
+        clip_id = row["clip_id"]
+        clip = found.clips.get(clip_id)
+        decision = decisions.get((query["group"] or "all", clip_id), decisions.get(("all", clip_id)))
+        taken = None if clip is None else studio.clip(clip)
+        shown = clip or {"clip_id": clip_id, "source": None, "caption": None}
+        return Neighbor(shown, row["influence"], decision, taken)
+
+    return [
+        Card(
+            query,
+            *studio.query(query),
+            side(query, "positive"),
+            side(query, "negative"),
+        )
+        for query in found.shown
+    ]
+
+
+def decisions(root: str, ids: frozenset[str]) -> dict[tuple[str, str], str]:
+    """(group, clip_id) -> decision, for these clips."""
+    table = tables.read(tables.join(root, "selection"), ["group", "clip_id", "decision"])
+    if table is None:
+        return {}
+    rows = table.filter(pc.is_in(table.column("clip_id"), pa.array(sorted(ids), pa.string())))
+    return {(r["group"], r["clip_id"]): r["decision"] for r in rows.to_pylist()}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One caption's videos, by arm; None where an arm has none, or where it cannot be decoded."""
+
+    clip_id: str
+    caption: str | None
+    pictures: dict[str, Picture | None]
+
+
+def generated(
+    shown: Sequence[tuple[str, Mapping[str, str]]], names: Sequence[str], root: str, studio: Studio, video_of: VideoOf
+) -> list[Generated]:
+    wanted = [clip_id for clip_id, _ in shown]
+    captions = summary.by_id(root, "clips", wanted, ["clip_id", "caption"])
+    captions |= summary.by_id(root, "queries", wanted, ["clip_id", "caption"])
+
+    def one(uri: str | None) -> Picture | None:
+        frames = None if uri is None else video_of(uri)
+        return None if frames is None else studio.video(frames)
+
+    return [
+        Generated(clip_id, captions.get(clip_id, {}).get("caption"), {a: one(uris.get(a)) for a in names})
+        for clip_id, uris in shown
+    ]
+
+
+def count(found: Plan, evaluation: Any) -> int:
+    """How many pictures a page will hold, counted before any is taken."""
+    neighbors = sum(len(s[:EACH]) for q in found.shown for s in found.neighbors.get(q["clip_id"], {}).values())
+    videos = 0 if evaluation is None else sum(len(uris) for _, uris in comparison.videos(evaluation)[1])
+    return 2 * len(found.shown) + neighbors + videos

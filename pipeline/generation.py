@@ -1,0 +1,45 @@
+"""Query videos made by the base model itself from prompts: "where did you learn that?"."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.config import Run
+from pipeline.models import open_model
+from pipeline.video import write_mp4
+from pipeline.workers import device_for
+
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("file_name", pa.string()), ("caption", pa.string()), ("group", pa.string()), ("seed", pa.int64())]
+)
+
+
+def wanted(run: Run, weights: str) -> pa.Table:
+    """A row for every prompt; its id belongs to the prompt, the seed, the geometry and the model's weights."""
+    d, e = run.data, run.evaluate
+    rows = []
+    for p in run.queries.prompts:
+        known = json.dumps([p.prompt, p.group, p.seed, d.frames, d.height, d.width, e.steps, e.guidance, weights])
+        name = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+        rows.append({"id": name, "file_name": f"{name}.mp4", "caption": p.prompt, "group": p.group, "seed": p.seed})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+class GenerationWorker:
+    """Prompts -> video files in `folder`."""
+
+    def __init__(self, run: Run, folder: str) -> None:
+        self.run, self.folder = run, folder
+        self.model = open_model(run.model, device_for(run.resources.evaluate.gpus))
+
+    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
+        d, e = self.run.data, self.run.evaluate
+        for row in rows.to_pylist():
+            size = (d.frames, d.height, d.width)
+            frames = self.model.generate(row["caption"], size, row["seed"], e.steps, e.guidance)
+            write_mp4(tables.join(self.folder, row["file_name"]), frames, d.fps)
+        return {}

@@ -1,0 +1,152 @@
+"""Optical flow by RAFT, camera motion, and the motion mask on a model's latent grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import optical_flow
+
+from pipeline.config import ConfigError, Motion
+
+Flow = Callable[[Tensor, Tensor], Tensor]
+
+
+def official(config: Motion) -> bool:
+    """Whether torchvision's own weights are meant, by name. Raises ConfigError for a file that is not there."""
+    kinds = _kinds(config)
+    if config.weights == "default" or config.weights in kinds.__members__:
+        return True
+    if not Path(config.weights).is_file():
+        raise ConfigError(
+            f"motion.weights={config.weights!r}: this is neither a file nor a name of torchvision's weights of "
+            f"{config.flow} (default, {', '.join(kinds.__members__)}); give a .safetensors or .pth file of {config.flow}."
+        )
+    return False
+
+
+def _kinds(config: Motion) -> Any:
+    return {"raft_large": optical_flow.Raft_Large_Weights, "raft_small": optical_flow.Raft_Small_Weights}[config.flow]
+
+
+def load_raft(config: Motion, device: torch.device) -> nn.Module:
+    """RAFT with the weights that `config` names: torchvision's official ones or a local file. Raises ConfigError."""
+    if official(config):
+        return _official(config).to(device).eval()
+    path = Path(config.weights)
+    model = getattr(optical_flow, config.flow)(weights=None)
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"motion.weights={config.weights!r}: these are no weights of motion.flow={config.flow}: {error}"
+        ) from error
+    return cast(nn.Module, model.to(device).eval())
+
+
+def check_weights(config: Motion) -> None:
+    """Raise ConfigError now rather than in every actor: fetch official weights once, and read a local file."""
+    load_raft(config, torch.device("cpu"))
+
+
+def _official(config: Motion) -> nn.Module:
+    kinds = _kinds(config)
+    weights = kinds["DEFAULT" if config.weights == "default" else config.weights]
+    try:
+        return cast(nn.Module, getattr(optical_flow, config.flow)(weights=weights, progress=False))
+    except OSError as error:
+        raise ConfigError(
+            f"motion.weights={config.weights!r}: torchvision could not fetch the weights of {config.flow} ({error}). "
+            "Give a local weights file, or run once where the network can be reached."
+        ) from error
+
+
+@torch.no_grad()
+def estimate(frames: npt.NDArray[np.uint8], model: nn.Module, config: Motion, device: torch.device) -> Tensor:
+    """Flow from every frame to the next, in pixels at the working size: frames [F, H, W, 3] -> [F-1, 2, h, w] on the CPU.
+
+    Pairs go through the model in batches of `config.batch`, counted from the clip's first pair, so that a clip's flow
+    does not depend on its neighbours in a batch of clips.
+    """
+    images = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    size = (config.height, config.width)
+    if images.shape[-2:] != size:
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    found = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        for i in range(0, len(images) - 1, config.batch):
+            before, after = images[i : i + config.batch], images[i + 1 : i + 1 + config.batch]
+            found.append(model(before[: len(after)], after, config.updates)[-1].float().cpu())
+    return torch.cat(found)
+
+
+def camera_motion(flow: Tensor, rounds: int = 15) -> Tensor:
+    """The flow of one affine motion of the whole picture, fitted robustly pair by pair: [P, 2, h, w] -> the same.
+
+    Iteratively reweighted least squares with Geman-McClure weights from the median translation: what moves by itself
+    loses its say as long as it covers less than about half of the picture.
+    """
+    pairs, _, height, width = flow.shape
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    basis = torch.stack([torch.ones_like(x), x, y], -1).reshape(-1, 3).double()
+    target = flow.double().reshape(pairs, 2, -1).transpose(1, 2)
+    fitted = torch.zeros(pairs, 3, 2, dtype=torch.float64)
+    fitted[:, 0] = target.median(1).values
+    for _ in range(rounds):
+        error = (target - basis @ fitted).square().sum(-1)
+        spread = error.median(1, keepdim=True).values.clamp_min(0.05**2)
+        weight = (spread / (spread + error)).square()[..., None]
+        normal = basis.T @ (weight * basis) + 1e-9 * torch.eye(3, dtype=torch.float64)
+        fitted = torch.linalg.solve(normal, basis.T @ (weight * target))
+    return (basis @ fitted).transpose(1, 2).reshape(flow.shape).float()
+
+
+def camera_share(flow: Tensor, camera: Tensor) -> float:
+    """Which share of the mean flow magnitude the camera motion explains, in [0, 1]."""
+    whole = float(flow.norm(dim=1).mean())
+    return max(0.0, 1 - float((flow - camera).norm(dim=1).mean()) / whole) if whole > 1e-6 else 0.0
+
+
+def motion_mask(flow: Tensor, config: Motion, latent: tuple[int, int, int], temporal_stride: int) -> Tensor | None:
+    """W on the latent grid, [f, h, w] in [0, 1]: None for a clip without motion.
+
+    Per pixel W = (M - min M) / (max M - min M + 1e-6) with M = |flow|, over the whole clip, at the working size; with
+    `normalise: quantile` the upper end is a quantile and W is cut off at one. The last frame's flow repeats the one
+    before it. Space is pooled by area; latent frame 0 is pixel frame 0, latent frame j the mean over the
+    `temporal_stride` pixel frames that the autoencoder folds into it (Wu et al. 2026, section 3; METHOD's step 2).
+    """
+    magnitude = flow.norm(dim=1)
+    low = float(magnitude.min())
+    high = float(magnitude.max() if config.normalise == "min_max" else np.quantile(magnitude.numpy(), config.quantile))
+    if high - low < max(config.still, 1e-6):
+        return None
+    weight = ((magnitude - low) / (high - low + 1e-6)).clamp(0, 1)
+    weight = torch.cat([weight, weight[-1:]])
+    frames, height, width = latent
+    pooled = F.adaptive_avg_pool2d(weight[:, None], (height, width))[:, 0]
+    later = pooled[1:].reshape(frames - 1, temporal_stride, height, width).mean(1)
+    return torch.cat([pooled[:1], later])
+
+
+def statistics(flow: Tensor) -> tuple[float, float]:
+    """Mean and 95th percentile of the flow's magnitude, pixels a frame at the working size."""
+    magnitude = flow.norm(dim=1).flatten()
+    return float(magnitude.mean()), float(np.quantile(magnitude.numpy(), 0.95))
+
+
+def encode_mask(mask: Tensor) -> bytes:
+    """[f, h, w] in [0, 1] -> its bytes, W * 255 rounded."""
+    return bytes((mask * 255).round().byte().contiguous().numpy().tobytes())
+
+
+def decode_mask(data: bytes, shape: list[int]) -> Tensor:
+    """The inverse of `encode_mask`: [f, h, w] float32, to within 1/510."""
+    return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(shape).astype(np.float32) / 255)

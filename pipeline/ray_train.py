@@ -1,0 +1,239 @@
+"""All Ray Train code: one arm's fine-tuning on one or several workers, restarted from its last checkpoint.
+
+The loop itself is `finetuning.train`. Latents and captions are encoded once a run, by all workers together, into
+``ROOT/finetuned/.latents``, which every arm shares; Ray's checkpoints live in ``ROOT/finetuned/.train`` until the arm
+is done. Both have to be reachable from every node, as the run's root has.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from pipeline import finetuning, models, tables
+from pipeline.config import Arm, Run
+from pipeline.finetuning import FramesOf
+from pipeline.workers import device_for
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all, nothing
+
+DONE, METRICS, STATE = "done.json", "metrics.jsonl", "state.safetensors"
+MAX_FAILURES = 3
+POLL = 5.0  # seconds between two looks at an arm's metrics
+
+
+def frames_by_decoder(run: Run) -> FramesOf:
+    """Decode clips at the training geometry in a child process. The default of `finetune`; called in each worker."""
+    from pipeline.decoder import Decoder
+
+    decoder, d = Decoder(run.data.decode_timeout), run.data
+
+    def frames_of(row: finetuning.Row) -> Any:
+        return decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
+
+    return frames_of
+
+
+def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
+    """A hash of all that an arm's result depends on: its clips with their weights, the model, and the configuration."""
+    clips = rows.select(["clip_id", "version", "caption", "weight"]).sort_by("clip_id").to_pylist()
+    held = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
+    return hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    return run.finetune.model_dump(mode="json", exclude={"arm", "checkpoint_every"})
+
+
+def finished(run: Run, arm: Arm) -> str | None:
+    """A name for the training that an arm's folder holds the result of; None where there is none with these settings of
+    `finetune`. Whether the selection has changed since is for `finetune` to find."""
+    path = tables.join(run.root, "finetuned", arm, DONE)
+    done = json.loads(tables.read_bytes(path)) if tables.exists(path) else {}
+    return str(done["name"]) if done.get("finetune") == _settings(run) else None
+
+
+def _encoded_as(run: Run, model_hash: str) -> list[Any]:
+    d, m = run.data, run.model
+    return [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
+
+
+def finetune(
+    run: Run, rows: pa.Table, frames: Callable[[Run], FramesOf] = frames_by_decoder, report: Report | None = None
+) -> str:
+    """Fine-tune `run.finetune.arm` on rows of clips with their `weight`; returns the arm's folder.
+
+    An arm that was finished with the same clips, weights, model and configuration is left as it is; a run that was
+    interrupted goes on; anything else in the arm's folder gives way. `frames` is a function of an importable module
+    that each worker calls once. RuntimeError if the workers fail more than MAX_FAILURES times.
+    """
+    root = _absolute(run.root)
+    folder = tables.join(root, "finetuned", run.finetune.arm)
+    model_hash = models.weights_hash(models.folder(run.model.id))
+    name = f"{run.finetune.arm}-{identity(run, rows, model_hash)}"
+    storage = tables.join(root, "finetuned", ".train")
+    if not _is_done(folder, name):
+        _remove(folder)
+        kept = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
+        told = {
+            "run": run.model_dump(mode="json"),
+            "rows": rows.select(kept).sort_by("clip_id"),
+            "frames": frames,
+            "folder": folder,
+            "cache": tables.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
+            "name": name,
+        }
+        with _watched(tables.join(folder, METRICS), run.finetune.steps, report):
+            _fit(run, told, name, storage)
+        if not _is_done(folder, name):
+            raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
+    _remove(tables.join(storage, name))
+    return folder
+
+
+def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
+    pool = run.resources.finetune
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=told,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.finetune.workers,
+            use_gpu=pool.gpus > 0,
+            resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus > 0 else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(
+            f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times: {error}\nOnce the cause is gone, "
+            f"run it again: it goes on from its last checkpoint in {storage}/{name}."
+        ) from error
+
+
+def _worker(told: dict[str, Any]) -> None:
+    """One worker's life: encode its share, go on from the last checkpoint, train, and on rank 0 write the result."""
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+    run, rows = Run.model_validate(told["run"]), told["rows"].to_pylist()
+    config, gpus = run.finetune, run.resources.finetune.gpus
+    device_for(gpus)
+    accelerator = Accelerator(cpu=not gpus)
+    rank, workers = accelerator.process_index, accelerator.num_processes
+    model = models.open_model(run.model, accelerator.device)
+    needed = [rows[i] for i in finetuning.drawn(rows, config, run.seed)]
+    finetuning.encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
+    accelerator.wait_for_everyone()
+
+    training = finetuning.begin(model, config, run.seed)
+    clips = finetuning.ClipSet(model, rows, told["cache"])
+    with tempfile.TemporaryDirectory() as scratch:
+        here = Path(scratch)
+        (here / METRICS).touch()
+        _resume(training, here)
+        training.objective = accelerator.prepare(training.objective)
+        mean = functools.partial(accelerator.reduce, reduction="mean")
+        for line in finetuning.train(training, clips, config, run.seed, rank, workers, mean):
+            with (here / METRICS).open("a") as file:
+                file.write(line.json() + "\n")
+            if line.step % config.checkpoint_every == 0 or line.step == config.steps:
+                _checkpoint(training, here, told["folder"], rank)
+        if rank == 0:
+            finetuning.save_weights(training, told["folder"])
+            done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
+            tables.write_bytes(tables.join(told["folder"], DONE), json.dumps(done).encode())
+    accelerator.wait_for_everyone()
+
+
+def _resume(training: finetuning.Training, here: Path) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as held:
+        finetuning.load_state(training, Path(held) / STATE)
+        shutil.copy(Path(held) / METRICS, here / METRICS)
+
+
+def _checkpoint(training: finetuning.Training, here: Path, folder: str, rank: int) -> None:
+    """Rank 0 hands Ray the state with the metrics up to it, and shows the metrics in the arm's folder."""
+    if rank:
+        ray.train.report({"step": training.step}, checkpoint=None)
+        return
+    tables.write_bytes(tables.join(folder, METRICS), (here / METRICS).read_bytes())
+    with tempfile.TemporaryDirectory() as held:
+        finetuning.save_state(training, Path(held) / STATE)
+        shutil.copy(here / METRICS, Path(held) / METRICS)
+        ray.train.report({"step": training.step}, checkpoint=ray.train.Checkpoint.from_directory(held))
+
+
+@contextmanager
+def _watched(metrics: str, steps: int, report: Report | None) -> Iterator[None]:
+    """Tell `report` how far an arm is, by its metrics file, while the body waits for the workers."""
+    if report is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL):
+            report(_lines(metrics), steps, {})
+
+    report(0, steps, {})
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    report(_lines(metrics), steps, {})
+
+
+def _lines(path: str) -> int:
+    return tables.read_bytes(path).count(b"\n") if tables.exists(path) else 0
+
+
+def _is_done(folder: str, name: str) -> bool:
+    path = tables.join(folder, DONE)
+    return tables.exists(path) and json.loads(tables.read_bytes(path))["name"] == name
+
+
+def _remove(folder: str) -> None:
+    fs, bare = tables.place(folder)
+    fs.invalidate_cache()
+    if fs.exists(bare):
+        fs.rm(bare, recursive=True)
+
+
+def _absolute(root: str) -> str:
+    fs, bare = tables.place(root)
+    return bare if "file" in fs.protocol else root
+
+
+def _short(held: Any) -> str:
+    return hashlib.blake2b(json.dumps(held).encode(), digest_size=8).hexdigest()

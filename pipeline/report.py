@@ -1,0 +1,211 @@
+"""The page of a run: one self-contained ``report/index.html`` for people, one ``summary.json`` for programs.
+
+``write`` reads a run's tables (DESIGN.md) and needs no network, no GPU and no Ray. Tables that do not exist yet, from
+ranking on, leave a line that says so. Everything that comes from data is escaped; what is missing is an en dash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import yaml
+
+from pipeline import charts, comparison, config, controls, gallery, sections, summary, tables
+from pipeline.gallery import FramesOf, VideoOf
+
+TEMPLATES = Path(__file__).parent / "templates"
+PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")
+DASH = "\N{EN DASH}"
+REASONS = {
+    "pending": "not processed yet",
+    "outdated": "of another version of the video",
+    "no_motion": "without motion",
+    "decode": "undecodable",
+    "too_short": "too short",
+    "not_finite": "not finite",
+    "read": "unreadable",
+    "crashed": "crashed",
+    "memory": "out of memory",
+    "timeout": "timed out",
+    "refused": "refused",
+}
+
+
+def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: None) -> dict[str, Any]:
+    """Write ``report/index.html`` and ``summary.json`` under the run's root and return the summary.
+
+    ``frames_of`` takes a row of ``clips/`` or ``queries/`` and gives its frames, uint8 [F, H, W, 3], in the geometry
+    of attribution (``run.geometry``), so that the mask is of these very frames; ``video_of`` does so for a generated
+    video's uri. Either gives None for a video that cannot be decoded.
+
+    The summary (its keys are stable): ``root``, ``model``, ``written`` (UTC), ``headline``; ``funnel``: for "clips" and
+    "queries" a list of {name, entered, dropped: {code: n}, left, still, adds_up}, with entered = left + sum(dropped);
+    ``decisions``: selected, neutral, harmful and not_ranked of the clips with features, for group "all"; ``problems``:
+    sentences on rows that contradict one another (empty: everything adds up); ``selection``: group -> source ->
+    decision -> n; ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
+    mask_overlap: {share, spearman}}; ``evaluation``: the records of `comparison.comparison`; ``held_out``: whether
+    videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n; ``fingerprint``: table ->
+    fingerprint; ``versions``. Unknown: null.
+    """
+    root, found = run.root, gallery.plan(run.root)
+    selection = summary.selection(root)
+    evaluation = tables.read(tables.join(root, "evaluation"))
+    groups = _query_groups(root)
+    alike, masks = controls.mask_overlaps(root, groups, found.keys())
+    numbers, funnels = _numbers(run, selection, evaluation, alike)
+    studio = gallery.Studio(run, frames_of, masks, gallery.count(found, evaluation))
+    names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            summary=numbers,
+            failures={kind: f.failures for kind, f in funnels.items()},
+            cards=gallery.cards(found, studio, gallery.decisions(root, frozenset(found.clips))),
+            plan=found,
+            groups=sorted(set(groups.values())),
+            queries=len(groups),
+            arms=names,
+            generated=gallery.generated(shown, names, root, studio, video_of),
+            histogram=None if selection is None else sections.histogram(selection),
+            verdicts=sections.verdicts(numbers["overlap"].get("all")),
+            sources=sections.sources(numbers["selection"]),
+            matrix=sections.matrix(numbers["selection"]),
+            metrics=sections.metrics(numbers["evaluation"]),
+            configuration=_configuration(run),
+            reasons=REASONS,
+        )
+    )
+    tables.write_bytes(tables.join(root, "report", "index.html"), page.encode())
+    tables.write_bytes(tables.join(root, "summary.json"), json.dumps(numbers, indent=2, allow_nan=False).encode())
+    return numbers
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _numbers(
+    run: config.Run, selection: pa.Table | None, evaluation: pa.Table | None, alike: Mapping[str, Mapping[str, float]]
+) -> tuple[dict[str, Any], dict[str, summary.Funnel]]:
+    root = run.root
+    funnels = {kind: summary.funnel(root, kind) for kind in ("clips", "queries")}
+    decisions, problems = summary.decided(selection, funnels["clips"].remaining)
+    named = [f"{kind}, {p}" for kind, f in funnels.items() for p in f.problems]
+    named += [] if evaluation is None else comparison.mixtures(evaluation)
+    numbers: dict[str, Any] = {
+        "root": root,
+        "model": run.model.id,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "funnel": {kind: [_stage(s) for s in f.stages] for kind, f in funnels.items()},
+        "decisions": decisions,
+        "problems": named + problems,
+        "selection": {} if selection is None else summary.by_source(selection),
+        "overlap": {} if selection is None else controls.overlaps(selection, alike),
+        "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
+        "held_out": run.evaluate.videos is not None,
+        "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},
+        "fingerprint": {name: _fingerprint(root, name) for name in ("motion/clips", "features/clips", "selection")},
+        "versions": _versions(),
+    }
+    return _finite({"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}), funnels
+
+
+def _stage(stage: summary.Stage) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "entered": stage.entered,
+        "dropped": stage.dropped,
+        "left": stage.left,
+        "still": stage.still,
+        "adds_up": stage.adds_up,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _query_groups(root: str) -> dict[str, str]:
+    queries = tables.read(tables.join(root, "queries"), ["clip_id", "group"])
+    if queries is None:
+        return {}
+    pairs = zip(queries.column("clip_id").to_pylist(), queries.column("group").to_pylist(), strict=True)
+    return {query_id: group or "all" for query_id, group in pairs}
+
+
+def _fingerprint(root: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = tables.metadata(tables.join(root, name)).get("fingerprint", {})
+    return found
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
+    return {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed}
+
+
+def _configuration(run: config.Run) -> str:
+    path = tables.join(run.root, "config.yaml")
+    if tables.exists(path):
+        return tables.read_bytes(path).decode("utf-8", "replace")
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def _environment() -> jinja2.Environment:
+    held = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    held.filters |= {"count": _count, "percent": _percent, "signed": _signed, "number": _number}
+    held.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
+    held.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
+    return held
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _count(value: float | None) -> str:
+    return f"{value:,.0f}" if value is not None and _known(value) else DASH
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return charts.minus(f"{100 * value:.{digits}f} %") if value is not None and _known(value) else DASH
+
+
+def _signed_percent(value: float | None) -> str:
+    return charts.minus(f"{100 * value:+.1f} %") if value is not None and _known(value) else DASH
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return charts.minus(f"{value:+.{digits}f}") if value is not None and _known(value) else DASH
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return charts.minus(f"{value:.{digits}g}") if value is not None and _known(value) else DASH
+
+
+def _plain_uri(uri: str | None) -> str:
+    """A uri without its query: presigned addresses carry a signature that no page should repeat."""
+    return (uri or DASH).split("?")[0] if "://" in (uri or "") else uri or DASH

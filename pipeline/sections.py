@@ -1,0 +1,126 @@
+"""What the sections of the page say and show, from the numbers of a run: sentences, tables cut to size, a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from pipeline import charts, comparison, summary
+
+SOURCES = 24  # listed; the rest are one row together
+GROUPS = 16  # columns of the matrix
+
+
+def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) -> str:
+    """The result in one sentence, as far as the run has come."""
+    decisions, stages = numbers["decisions"], numbers["funnel"]["clips"]
+    if not decisions:
+        indexed = stages[0]["entered"] if stages else 0
+        usable = stages[-1]["left"] if stages else 0
+        return f"Of {indexed:,} clips, {usable:,} have come through so far; nothing is ranked yet."
+    ranked = sum(decisions[d] for d in summary.DECISIONS)
+    motions = len(set(groups.values()))
+    return (
+        f"Of {ranked:,} clips compared with {len(groups):,} {'query' if len(groups) == 1 else 'queries'}"
+        f"{f' of {motions} motions' if motions > 1 else ''}, {decisions['selected']:,} are selected and "
+        f"{decisions['harmful']:,} marked harmful.{_effect(numbers, arm)}"
+    )
+
+
+def _effect(numbers: Mapping[str, Any], arm: str) -> str:
+    """What fine-tuning did to the held-out masked loss, with its 95 % interval, beside random; empty if unknown."""
+    found = {r["arm"]: r for r in numbers["evaluation"] if r["metric"] == "masked_loss"}
+    changes = []
+    for name in dict.fromkeys((arm, "random")):
+        record = found.get(name, {})
+        error, relative = record.get("difference_standard_error"), record.get("relative")
+        if error is not None and relative:
+            spread = 1.96 * error * abs(relative / record["difference"])
+            change = charts.minus(f"{100 * relative:+.1f}")
+            changes.append(f"{change} ± {100 * spread:.1f} % after fine-tuning on {name}")
+    if arm not in found or not changes:
+        return ""
+    return f" Held-out masked loss against the base model: {', '.join(changes)}."
+
+
+def verdicts(overlap: Mapping[str, Any] | None) -> dict[str, str]:
+    """One sentence on what each overlap means, judged against chance."""
+    if overlap is None:
+        return {}
+    words = {
+        "magnitude": "a filter that merely prefers more motion",
+        "mask_overlap": "a filter that merely prefers motion in the same place",
+    }
+    return {name: _verdict(overlap, name, what) for name, what in words.items()}
+
+
+def _verdict(overlap: Mapping[str, Any], name: str, what: str) -> str:
+    share, chance, spread = overlap[name]["share"], overlap["chance"], overlap["chance_sd"]
+    if share is None or spread is None:
+        return f"There is nothing to compare with {what}."
+    if share > chance + 2 * spread and share >= 0.5:
+        return f"Most of the selection is what {what} would pick too: look closely before you trust it."
+    if share > chance + 2 * spread:
+        return f"More than chance, but most of the selection is not what {what} would pick."
+    if share < chance - 2 * spread:
+        return f"Less than chance: the selection avoids what {what} would pick."
+    return f"About what chance gives: the selection is not {what}."
+
+
+def histogram(selection: pa.Table) -> Markup:
+    """The mean influence over all queries, by decision, with both cuts."""
+    rows = summary.of_group(selection, "all")
+    influence = rows.column("mean_influence").to_numpy().astype(np.float64)
+    decision = np.array(rows.column("decision").to_pylist(), object)
+    values = {d: influence[decision == d] for d in ("harmful", "neutral", "selected")}
+    cuts = []
+    if len(values["selected"]):
+        cuts.append(("selected", "selected from here", float(np.nanmin(values["selected"]))))
+    if len(values["harmful"]):
+        cuts.append(("harmful", "harmful up to here", float(np.nanmax(values["harmful"]))))
+    return charts.histogram(values, cuts, "mean influence over all queries", "clips")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def sources(selection: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tuple[str, dict[str, int]]]:
+    """Decisions by source for group "all": the largest sources, then the others as one row, so that nothing is lost."""
+    rows = [(s, dict(counts)) for s, counts in selection.get("all", {}).items()]
+    rest = rows[SOURCES:]
+    if not rest:
+        return rows
+    together = {d: sum(c.get(d, 0) for _, c in rest) for d in summary.DECISIONS}
+    return [*rows[:SOURCES], (f"{len(rest)} other sources", together)]
+
+
+def matrix(selection: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[str, Any]:
+    """What share of each source's clips every group of queries selects; no groups where there is only one."""
+    named = [g for g in selection if g != "all"]
+    shown = named[:GROUPS] if len(named) > 1 else []
+    rows = []
+    for source in list(selection.get("all", {}))[:SOURCES]:
+        counts = [selection[g].get(source, {}) for g in shown]
+        rows.append((source, [c["selected"] / sum(c.values()) if c and sum(c.values()) else None for c in counts]))
+    most = max((share for _, shares in rows for share in shares if share), default=1.0)
+    return {"groups": shown, "rows": rows, "most": most, "left_out": len(named) - len(shown)}
+
+
+def metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The evaluation by metric, each with the reach of its axis, and whether a difference is clear and which way."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in evaluation:
+        difference, error = record["difference"], record["difference_standard_error"]
+        certain = bool(difference is not None and error is not None and abs(difference) > 1.96 * error)
+        css = "neutral"
+        if certain and comparison.direction(record["metric"]) == comparison.LOWER:
+            css = "selected" if difference < 0 else "harmful"
+        held = found.setdefault(record["metric"], {"rows": [], "reach": 0.0})
+        held["rows"].append({**record, "certain": certain, "css": css})
+        if difference is not None:
+            held["reach"] = max(held["reach"], abs(difference) + 1.96 * (error or 0.0))
+    return list(found.items())

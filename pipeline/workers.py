@@ -1,0 +1,211 @@
+"""The bodies of the actors: load once, then a batch of rows in, tables out. No Ray.
+
+Every row that comes in leaves as a row: a result, or an error that starts with a code. What the machine lacks (memory on
+a GPU, a broken model) is no clip's fault and surfaces.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline import motion, tables
+from pipeline.config import Run
+from pipeline.decoder import Decoder, index
+from pipeline.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.models import VideoModel, open_model
+from pipeline.projection import Projection
+from pipeline.video import ClipError
+
+Row = dict[str, Any]
+Frames = npt.NDArray[np.uint8]
+
+CAPTIONS_KEPT = 128  # embeddings of one caption of Wan take 4 MB
+
+
+def device_for(gpus: float) -> torch.device:
+    """The device of an actor that was given that share of a GPU. One thread: results must not depend on a pool's size."""
+    torch.set_num_threads(1)
+    if gpus > 0 and not torch.cuda.is_available():
+        raise RuntimeError("this actor was given a GPU, but torch sees none: is torch built for this machine's CUDA?")
+    return torch.device("cuda" if gpus > 0 else "cpu")
+
+
+def decoded(decoder: Decoder, run: Run, rows: list[Row]) -> Iterator[tuple[Row, Frames | ClipError]]:
+    """Each row with its frames at the attribution geometry; the next clip decodes while the caller computes."""
+    frames, fps, height, width = run.geometry
+
+    def start(row: Row) -> Any:
+        return decoder.submit_frames(row["uri"], row["start_frame"], frames, fps, height, width)
+
+    ahead = start(rows[0]) if rows else None
+    for i, row in enumerate(rows):
+        now, ahead = ahead, start(rows[i + 1]) if i + 1 < len(rows) else None
+        try:
+            yield row, now.result()
+        except ClipError as error:
+            yield row, error
+
+
+class IndexWorker:
+    """Videos -> rows of clips."""
+
+    def __init__(self, run: Run, schema: pa.Schema) -> None:
+        self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
+
+    def __call__(self, videos: pa.Table) -> dict[str, pa.Table]:
+        rows = [row for video in videos.to_pylist() for row in index(video, self.run.data, self.decoder)]
+        return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}
+
+
+class MotionWorker:
+    """Clips -> motion: RAFT is loaded once."""
+
+    def __init__(self, run: Run, strides: tuple[int, int]) -> None:
+        self.run, (self.temporal, self.spatial) = run, strides
+        self.device = device_for(run.resources.estimate_motion.gpus)
+        self.raft = motion.load_raft(run.motion, self.device)
+        self.decoder = Decoder(run.data.decode_timeout)
+
+    def measure(self, row: Row, frames: Frames | ClipError) -> Row:
+        """The row of the motion table; a clip's own error is kept."""
+        row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
+        if isinstance(frames, ClipError):
+            return {**row, "error": str(frames)}
+        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
+        if not bool(torch.isfinite(flow).all()):
+            return {**row, "error": str(ClipError("not_finite", "the optical flow of this clip is not finite."))}
+        camera = motion.camera_motion(flow)
+        row["camera_share"] = motion.camera_share(flow, camera)
+        flow = flow - camera if self.run.motion.camera == "subtract" else flow
+        row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
+        count, _, height, width = self.run.geometry
+        grid = ((count - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
+        mask = motion.motion_mask(flow, self.run.motion, grid, self.temporal)
+        if mask is None:
+            still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
+            return {**row, "error": str(ClipError("no_motion", still))}
+        row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
+        return row
+
+    def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
+        schema = tables.motion_schema(clips.schema)
+        rows = [self.measure(row, frames) for row, frames in decoded(self.decoder, self.run, clips.to_pylist())]
+        return {"motion": pa.Table.from_pylist(rows, schema=schema)}
+
+
+class FeatureWorker:
+    """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        a = run.attribution
+        self.device = device_for(run.resources.extract_features.gpus)
+        self.model: VideoModel = open_model(run.model, self.device)
+        restrict(self.model.transformer, a.parameters)
+        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
+        self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
+        self.text = Captions(self.model.text)
+        self.decoder = Decoder(run.data.decode_timeout)
+
+    def take(self, row: Row, frames: Frames | ClipError) -> Row:
+        """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
+        found: Row = {key: row[key] for key in ("clip_id", "version", "num_frames")}
+        if isinstance(frames, ClipError):
+            return {**found, "error": str(frames), "losses": {}}
+        settings = self.run.attribution.settings
+        mask = None
+        if row["mask"] is not None:
+            mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
+        elif all(setting.mask == "motion" for setting in settings):
+            return {**found, "error": row["error"], "losses": {}}
+        latent = self.model.encode(frames)
+        losses = take_clip(
+            self.gradients, self.model, settings, latent, self.text(row["caption"] or ""), mask, self.run.seed
+        )
+        return {**found, "error": None, "losses": losses}
+
+    def finish(self, rows: list[Row]) -> pa.Table:
+        """Put the features taken since the last call to their rows."""
+        settings, dim = len(self.run.attribution.settings), self.gradients.projection.dim
+        features = np.zeros((len(rows), settings, dim), np.float32)
+        norms, losses = np.zeros((len(rows), settings), np.float32), np.zeros((len(rows), settings), np.float32)
+        taken = [(n, s) for n, row in enumerate(rows) for s in row["losses"]]
+        if taken:
+            found, lengths = self.gradients.collect()
+            for (n, s), feature, length in zip(taken, found.numpy(), lengths.numpy(), strict=True):
+                features[n, s], norms[n, s], losses[n, s] = feature, length, rows[n]["losses"][s]
+        for n, row in enumerate(rows):
+            row["error"] = row["error"] or _unusable(row["losses"], features[n], norms[n])
+        valid = np.array([row["error"] is None for row in rows], bool)
+        features[~valid], norms[~valid], losses[~valid] = 0, 0, 0
+        return pa.table(
+            [
+                pa.array([row["clip_id"] for row in rows], pa.string()),
+                pa.array([row["version"] for row in rows], pa.string()),
+                tables.vectors(features.reshape(len(rows), -1), valid),
+                tables.vectors(norms, valid),
+                tables.vectors(losses, valid),
+                pa.array([row["num_frames"] for row in rows], pa.int32()),
+                pa.array([row["error"] for row in rows], pa.string()),
+            ],
+            schema=tables.features_schema(settings, dim),
+        )
+
+    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
+        return {"features": self.finish([self.take(*pair) for pair in decoded(self.decoder, self.run, rows.to_pylist())])}
+
+
+def featured(error: str | None) -> bool:
+    """Whether a row of the motion table goes on to features: every result, and still clips for their unmasked ones."""
+    return error is None or error.startswith("no_motion: ")
+
+
+class AttributionWorker:
+    """Clips -> motion and features in one pass: every video is read and decoded once."""
+
+    def __init__(self, run: Run, strides: tuple[int, int]) -> None:
+        self.motion, self.features = MotionWorker(run, strides), FeatureWorker(run)
+
+    def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
+        measured, taken = [], []
+        for row, frames in decoded(self.motion.decoder, self.motion.run, clips.to_pylist()):
+            measured.append(self.motion.measure(row, frames))
+            if featured(measured[-1]["error"]):
+                taken.append(self.features.take(measured[-1], frames))
+        moved = pa.Table.from_pylist(measured, schema=tables.motion_schema(clips.schema))
+        return {"motion": moved, "features": self.features.finish(taken)}
+
+
+class Captions:
+    """Embeddings of the captions seen last; memory does not grow with the corpus."""
+
+    def __init__(self, embed: Callable[[list[str]], Tensor], size: int = CAPTIONS_KEPT) -> None:
+        self._embed, self._size = embed, size
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    def __call__(self, caption: str) -> Tensor:
+        """[1, tokens, width]"""
+        if caption not in self._kept:
+            self._kept[caption] = self._embed([caption])
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(caption)
+        return self._kept[caption]
+
+
+def _unusable(losses: dict[int, float], features: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]) -> str | None:
+    """Why a clip's features cannot be used, if so."""
+    taken = list(losses)
+    if not (np.isfinite(features[taken]).all() and np.isfinite(norms[taken]).all() and np.isfinite(list(losses.values())).all()):
+        return str(ClipError("not_finite", f"a loss or gradient of this clip is not finite (losses {list(losses.values())})."))
+    if taken and not norms[taken].all():
+        return str(ClipError("not_finite", "a gradient of this clip is zero in every parameter that counts."))
+    return None

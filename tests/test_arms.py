@@ -1,0 +1,266 @@
+"""Each arm's rule, on a run of forty clips and four queries whose features, masks and motion are made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import arms, tables
+from pipeline.config import ConfigError, Run, parse
+from pipeline.ranking import influence, order, select, unit_settings
+
+N, K = 40, 8
+IDS = [f"c{n:02d}" for n in range(N)]
+BROKEN, STILL, NOT_FINITE, UNREAD = "c00", "c01", "c02", "c03"  # in clips/, motion/, features/, motion/
+SETTINGS = [{"timestep": 751.0, "noise": 0, "mask": "motion"}, {"timestep": 751.0, "noise": 0, "mask": "none"}]
+DECODABLE = [i for i in IDS if i not in (BROKEN, UNREAD)]
+FEATURED = [i for i in DECODABLE if i not in (STILL, NOT_FINITE)]  # 36 with a masked feature: a tenth is 4
+
+
+def configured(root: Path, arm: str, **changes: Any) -> Run:
+    values: dict[str, Any] = {
+        "root": str(root),
+        "data": {"videos": "clips.csv", "oracle": "motion"},
+        "queries": {"videos": "queries"},
+        "model": {"id": "a/b"},
+        "attribution": {"settings": SETTINGS, "projection": {"dim": K}},
+        "finetune": {"arm": arm, "group": "all"},
+    }
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values.setdefault(section, {})[name] = value
+    return parse(values, "test")
+
+
+def features(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 2, K)).astype(np.float32)
+
+
+def features_table(ids: list[str], values: np.ndarray, errors: dict[str, str], still: str | None) -> pa.Table:
+    norms = np.ones((len(ids), 2), np.float32)
+    for n, i in enumerate(ids):
+        if i == still:
+            norms[n, 0], values[n, 0] = 0, 0
+    valid = np.array([i not in errors for i in ids])
+    columns = {
+        "clip_id": pa.array(ids),
+        "version": pa.array(["1"] * len(ids)),
+        "feature": tables.vectors(values.reshape(len(ids), -1), valid),
+        "norm": tables.vectors(norms, valid),
+        "loss": tables.vectors(norms, valid),
+        "num_frames": pa.array([5] * len(ids), pa.int32()),
+        "error": pa.array([errors.get(i) for i in ids], pa.string()),
+    }
+    return pa.table(columns, schema=tables.features_schema(2, K))
+
+
+def segments(ids: list[str], schema: pa.Schema, **more: list[Any]) -> pa.Table:
+    one = {"uri": "v.mp4", "version": "1", "source": "s", "start_frame": 0, "num_frames": 5, "fps": 8.0, "height": 16}
+    rows = [{**one, "clip_id": i, "width": 16, "caption": f"clip {i}", "cuts": []} for i in ids]
+    for key, values in more.items():
+        for row, value in zip(rows, values, strict=True):
+            row[key] = value
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def mask_of(n: int) -> bytes:
+    """2 latent frames of 4x4 with one bright pixel, and an odd one of another shape."""
+    values = np.zeros(32, np.uint8)
+    values[n % 32] = 255
+    return values.tobytes()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    at = str(folder)
+    clips = tables.CLIPS.append(pa.field("motion", pa.string()))
+    motions = [["roll", "fall", "spin"][n % 3] for n in range(N)]
+    broken = [f"decode: {i}" if i == BROKEN else None for i in IDS]
+    tables.append(tables.join(at, "clips"), segments(IDS, clips, motion=motions, error=broken), {})
+    queries, groups = ["q0", "q1", "q2", "q3"], ["roll", "roll", "fall", "fall"]
+    tables.append(tables.join(at, "queries"), segments(queries, tables.QUERIES, group=groups), {})
+    errors = {STILL: "no_motion: it rests", UNREAD: "timeout: too slow"}
+    rows = [i for i in IDS if i != BROKEN]
+    moved = segments(
+        rows,
+        tables.motion_schema(clips),
+        motion=[motions[IDS.index(i)] for i in rows],
+        mask=[None if i in errors else mask_of(IDS.index(i)) for i in rows],
+        mask_shape=[None if i in errors else ([2, 4, 4] if i != "c39" else [4, 4, 2]) for i in rows],
+        motion_mean=[None if i == UNREAD else float(IDS.index(i) % 17) for i in rows],
+        error=[errors.get(i) for i in rows],
+    )
+    tables.append(tables.join(at, "motion/clips"), moved, {})
+    masks = [mask_of(7), mask_of(9), mask_of(11), mask_of(7)]
+    shapes = [[2, 4, 4]] * 4
+    moving = segments(queries, tables.motion_schema(tables.QUERIES), group=groups, mask=masks, mask_shape=shapes)
+    tables.append(tables.join(at, "motion/queries"), moving, {})
+    rows = [i for i in rows if i != UNREAD]
+    found = features_table(rows, features(N, 0)[[IDS.index(i) for i in rows]], {NOT_FINITE: "not_finite: nan"}, STILL)
+    tables.append(tables.join(at, "features/clips"), found, {}, settings=SETTINGS)
+    tables.append(
+        tables.join(at, "features/queries"), features_table(queries, features(4, 1), {}, None), {}, settings=SETTINGS
+    )
+    selected = [with_group(columns, group) for group, columns in (("all", [0, 1, 2, 3]), ("fall", [2, 3]))]
+    tables.append(tables.join(at, "selection"), pa.concat_tables(selected), {})
+    return folder
+
+
+def expected(setting: int, whiten: float | None, queries: list[int]) -> tuple[list[str], np.ndarray]:
+    ids = FEATURED if setting == 0 else [i for i in DECODABLE if i != NOT_FINITE]
+    rows = unit_settings(features(N, 0)[[IDS.index(i) for i in ids], setting], 1)
+    return ids, influence(rows, features(4, 1)[queries, setting], whiten)
+
+
+def with_group(queries: list[int], group: str) -> pa.Table:
+    ids, found = expected(0, 0.01, queries)
+    table = select(found, ids, harmful=0.2)
+    table = table.append_column("group", pa.array([group] * table.num_rows))
+    unranked = [{"clip_id": STILL, "group": group, "decision": "neutral", "weight": 0.0}]
+    ranked = table.select(tables.SELECTION.names).cast(tables.SELECTION)
+    return pa.concat_tables([ranked, pa.Table.from_pylist(unranked, schema=tables.SELECTION)])
+
+
+def chosen(root: Path, arm: str, **changes: Any) -> list[str]:
+    """The ids of an arm that weighs its clips alike."""
+    table = arms.training_set(configured(root, arm, **changes))
+    assert table is not None
+    weights = table.column("weight").to_numpy()
+    assert weights == pytest.approx(1 / len(weights)), f"{arm} does not weigh its clips alike"
+    assert set(tables.CLIPS.names) <= set(table.column_names), "rows must say where their frames are"
+    ids: list[str] = table.column("clip_id").to_pylist()
+    assert ids == sorted(ids)
+    return ids
+
+
+def test_base_trains_on_nothing(root: Path) -> None:
+    assert arms.training_set(configured(root, "base")) is None
+
+
+def test_all_is_every_decodable_clip(root: Path) -> None:
+    assert chosen(root, "all") == DECODABLE
+
+
+def test_random_belongs_to_seed_and_id(root: Path) -> None:
+    first = chosen(root, "random")
+    assert len(first) == 4
+    assert first == sorted(arms.by_hash(0, DECODABLE)[:4])
+    assert first == sorted(arms.by_hash(0, DECODABLE[::-1])[:4]), "the order of the rows must not matter"
+    other = parse({**configured(root, "random").model_dump(mode="json"), "seed": 1}, "test")
+    assert arms.training_set(other).column("clip_id").to_pylist() != first
+    without = [i for i in arms.by_hash(0, DECODABLE) if i != first[0]]
+    assert set(first[1:]) <= set(without[:4]), "one clip less must not draw all others anew"
+
+
+def test_magnitude_takes_the_fastest_and_ties_by_id(root: Path) -> None:
+    assert chosen(root, "magnitude") == ["c14", "c15", "c16", "c33"]  # 16, 16, 15, 15, then 14 and 14: c32 has 15
+    # c16 and c33 have 16; c15 and c32 have 15; one more would be c14 with 14
+
+
+def test_mask_overlap_takes_the_masks_closest_to_the_queries(root: Path) -> None:
+    found = chosen(root, "mask_overlap")
+    # pixels 7 (two queries), 9 and 11; c39 has pixel 7 too, but another shape
+    assert {"c07", "c09", "c11"} <= set(found)
+    assert "c39" not in found
+    assert chosen(root, "mask_overlap", finetune__arm="mask_overlap", finetune__group="roll")[:0] == []
+
+
+@pytest.mark.parametrize(
+    ("arm", "setting", "whiten", "by"),
+    [("no_mask", 1, None, "votes"), ("motive", 0, None, "votes"), ("motive_whitened", 0, 0.01, "mean")],
+)
+@pytest.mark.parametrize(("group", "queries"), [("all", [0, 1, 2, 3]), ("fall", [2, 3])])
+def test_influence_arms_take_the_first_of_their_ranking(
+    root: Path, arm: str, setting: int, whiten: float | None, by: Any, group: str, queries: list[int]
+) -> None:
+    ids, found = expected(setting, whiten, queries)
+    best = [ids[i] for i in order(found, ids, by, 0.1)[:4]]
+    table = arms.training_set(configured(root, arm, finetune__group=group, finetune__arm=arm))
+    assert table.column("clip_id").to_pylist() == sorted(best)
+
+
+def test_motive_whitened_is_the_selection_where_the_ranking_is_the_default(root: Path) -> None:
+    selection = tables.read(tables.join(str(root), "selection"))
+    rows = [r for r in selection.to_pylist() if r["group"] == "all" and r["decision"] == "selected"]
+    assert chosen(root, "motive_whitened") == sorted(r["clip_id"] for r in rows)
+
+
+def test_whitening_stands_where_the_ranking_has_none(root: Path) -> None:
+    assert chosen(root, "motive_whitened", ranking__whiten=None) == chosen(root, "motive_whitened")
+
+
+def test_all_minus_harmful_drops_the_groups_harmful_ones_only(root: Path) -> None:
+    for group in ("all", "fall"):
+        selection = tables.read(tables.join(str(root), "selection")).to_pylist()
+        harmful = {r["clip_id"] for r in selection if r["group"] == group and r["decision"] == "harmful"}
+        assert harmful
+        found = chosen(root, "all_minus_harmful", finetune__group=group, finetune__arm="all_minus_harmful")
+        assert found == [i for i in DECODABLE if i not in harmful]
+
+
+def test_weighted_follows_the_positive_influence(root: Path) -> None:
+    table = arms.training_set(configured(root, "weighted"))
+    ids, found = expected(0, 0.01, [0, 1, 2, 3])
+    mean = dict(zip(ids, np.maximum(found.mean(1), 0), strict=True))
+    weights = dict(zip(table.column("clip_id").to_pylist(), table.column("weight").to_pylist(), strict=True))
+    assert sum(weights.values()) == pytest.approx(1)
+    assert weights == pytest.approx({i: m / sum(mean.values()) for i, m in mean.items() if m > 0}, rel=1e-4)
+
+
+def test_oracle_takes_the_true_group(root: Path) -> None:
+    fall = [i for i in DECODABLE if int(i[1:]) % 3 == 1]
+    assert chosen(root, "oracle", finetune__group="fall", finetune__arm="oracle") == sorted(arms.by_hash(0, fall)[:4])
+    either = [i for i in DECODABLE if int(i[1:]) % 3 != 2]
+    assert chosen(root, "oracle") == sorted(arms.by_hash(0, either)[:4])
+
+
+def test_every_picking_arm_gets_the_same_number(root: Path) -> None:
+    for fraction, count in ((0.1, 4), (0.25, 9), (0.001, 1)):
+        for arm in arms.PICKING:
+            assert len(chosen(root, arm, ranking__fraction=fraction)) == count, arm
+
+
+@pytest.mark.parametrize(
+    ("arm", "changes", "words"),
+    [
+        ("no_mask", {"attribution__settings": SETTINGS[:1]}, ["no_mask", "attribution.settings", "mask: none"]),
+        ("motive", {"attribution__settings": SETTINGS[1:], "ranking__mask": "none"}, ["motive", "mask: motion"]),
+        ("oracle", {"data__oracle": None}, ["data.oracle", "null"]),
+        ("oracle", {"data__oracle": "truth"}, ["data.oracle='truth'", "motion"]),
+        ("motive", {"finetune__group": "swing"}, ["finetune.group='swing'", "all, fall, roll"]),
+        ("weighted", {"finetune__group": "roll"}, ["finetune.group='roll'", "all, fall"]),
+    ],
+)
+def test_what_an_arm_lacks_is_said(root: Path, arm: str, changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arms.training_set(configured(root, arm, **{"finetune__arm": arm, **changes}))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_missing_table_names_the_job(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"clips/.*jobs\.index_clips"):
+        arms.training_set(configured(tmp_path, "all"))
+
+
+def test_arms_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    arms.check(configured(tmp_path, "motive", evaluate__arms=["base", "no_mask", "oracle"]))
+    with pytest.raises(ConfigError, match="no_mask"):
+        arms.check(
+            configured(tmp_path, "motive", evaluate__arms=["no_mask"], attribution__settings=SETTINGS[:1])
+        )
+
+
+def test_the_curated_set_as_a_video_folder(root: Path, tmp_path: Path) -> None:
+    rows = arms.training_set(configured(root, "motive"))
+    path = arms.write_video_folder(str(tmp_path / "curated"), rows)
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert Path(path).name == "metadata.jsonl"
+    assert [line["clip_id"] for line in lines] == rows.column("clip_id").to_pylist()
+    assert set(lines[0]) == {"file_name", "caption", "clip_id", "start_frame", "num_frames", "fps", "weight"}
+    assert (lines[0]["file_name"], lines[0]["fps"]) == ("v.mp4", 8.0)

@@ -1,0 +1,300 @@
+"""The fine-tuning loop on a tiny Wan pipeline with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.torch
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from pipeline import finetuning as ft
+from pipeline.config import Finetune, VideoModelConfig
+from pipeline.diffusion import loss_map
+from pipeline.models import VideoModel, open_model
+
+CPU = torch.device("cpu")
+CAPTIONS = ("a ball rolls", "a leaf falls", "a wheel spins", "a spring bounces")
+
+
+def write_pipeline(folder: Path) -> None:
+    """A complete Wan pipeline of a few thousand parameters, with random weights."""
+    torch.manual_seed(0)
+    words = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", *sorted({w for c in CAPTIONS for w in c.split()})])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    WanPipeline(
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        ),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0)
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+            scale_factor_temporal=2,
+            scale_factor_spatial=2,
+        ),
+        transformer=WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
+
+
+def rows(count: int = 4) -> list[dict[str, object]]:
+    same = {"version": "1", "weight": 1.0}
+    return [{"clip_id": f"clips/{i}.mp4#0", "caption": CAPTIONS[i % 4], **same} for i in range(count)]
+
+
+def frames_of(row: ft.Row) -> npt.NDArray[np.uint8]:
+    """A video of a clip's own, 5 frames of 8x8."""
+    number = int(str(row["clip_id"]).split("/")[1].split(".")[0])
+    return np.random.default_rng(number).integers(0, 256, (5, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("wan")
+    write_pipeline(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cache(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("latents"))
+    assert ft.encode_set(opened(checkpoint), rows(), frames_of, folder) == 4
+    return folder
+
+
+def opened(checkpoint: str, dtype: str = "float32") -> VideoModel:
+    return open_model(VideoModelConfig.model_validate({"id": checkpoint, "dtype": dtype, "text_tokens": 8}), CPU)
+
+
+def settings(**changes: object) -> Finetune:
+    return Finetune.model_validate({"steps": 6, "batch": 2, "learning_rate": 1e-3, **changes})
+
+
+def trained(checkpoint: str, cache: str, config: Finetune) -> tuple[ft.Training, list[float], VideoModel]:
+    model = opened(checkpoint)
+    training = ft.begin(model, config, seed=3)
+    lines = list(ft.train(training, ft.ClipSet(model, rows(), cache), config, seed=3))
+    return training, [line.loss for line in lines], model
+
+
+def velocity(transformer: torch.nn.Module, text_width: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    noisy, text = torch.randn(1, 4, 3, 4, 4, generator=generator), torch.randn(1, 8, text_width, generator=generator)
+    with torch.no_grad():
+        found: torch.Tensor = transformer.eval()(noisy, torch.tensor([500.0]), text, return_dict=False)[0]
+    return found
+
+
+# --- the training set ------------------------------------------------------------------------------------------------
+
+
+def test_clips_are_encoded_once_and_a_changed_one_again(checkpoint: str, tmp_path: Path) -> None:
+    model, seen = opened(checkpoint), []
+
+    def counting(row: ft.Row) -> npt.NDArray[np.uint8]:
+        seen.append(row["clip_id"])
+        return frames_of(row)
+
+    cache = str(tmp_path)
+    assert ft.encode_set(model, rows(3), counting, cache) == 3
+    assert ft.encode_set(model, rows(4), counting, cache) == 1
+    assert len(seen) == len(set(seen)) == 4
+    assert ft.encode_set(model, [{**rows(1)[0], "version": "2"}], counting, cache) == 1
+    assert ft.encode_set(model, [{**rows(1)[0], "caption": "another"}], counting, cache) == 1
+
+
+def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> None:
+    model, row = opened(checkpoint), rows()[2]
+    draw = ft.draw(0, 0, 0)
+    batch = ft.ClipSet(model, [row], cache).batch([draw], caption_dropout=0.0)
+    assert torch.equal(batch.latent[0], model.encode(frames_of(row)))
+    assert torch.equal(batch.text, model.text([str(row["caption"])]))
+    assert torch.equal(batch.timestep, model.shifted(torch.tensor([draw.time], dtype=torch.float32)))
+    dropped = ft.ClipSet(model, [row], cache).batch([ft.draw(0, 0, 0)], caption_dropout=1.0)
+    assert torch.equal(dropped.text, model.text([""])), "a dropped caption must become the empty one"
+    assert torch.equal(dropped.noise, batch.noise)
+
+
+def test_a_draw_belongs_to_seed_step_and_position() -> None:
+    keys = [(s, t, p) for s in (0, 1) for t in (0, 1, 10) for p in (0, 1, 10)]
+    noises = [ft.draw(*k).noise((2, 3)) for k in keys]
+    assert len({tuple(n.flatten().tolist()) for n in noises}) == len(keys), "two places share their noise"
+    assert torch.equal(noises[4], ft.draw(*keys[4]).noise((2, 3)))
+
+
+def test_draws_follow_the_weights_and_are_uniform_in_time_and_dropout() -> None:
+    weighted = [{"clip_id": c, "weight": w} for c, w in (("a", 0.2), ("b", 0.0), ("c", 0.6), ("d", 0.2), ("e", 0.0))]
+    draws = [ft.draw(0, step, p) for step in range(1000) for p in range(4)]
+    counts = Counter(ft.pick(ft.cumulated(weighted), [d.clip for d in draws]))
+    assert counts[1] == counts[4] == 0, "a clip of weight 0 was drawn"
+    assert [counts[i] / 4000 for i in (0, 2, 3)] == pytest.approx([0.2, 0.6, 0.2], abs=0.03)
+    assert sum(d.dropped < 0.1 for d in draws) / 4000 == pytest.approx(0.1, abs=0.02)
+    assert np.histogram([d.time for d in draws], 4, (0, 1))[0] / 4000 == pytest.approx([0.25] * 4, abs=0.03)
+    assert ft.pick(ft.cumulated(weighted), [0.0, 0.19, 0.21, 0.99, 1 - 1e-16]) == [0, 0, 2, 3, 3]
+
+
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, float("nan")]])
+def test_weights_that_are_none_raise(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        ft.cumulated([{"weight": w} for w in weights])
+
+
+def test_only_what_is_drawn_needs_encoding() -> None:
+    config, many = settings(steps=5, batch=2, accumulate=3, workers=2), rows(1000)
+    found = ft.drawn(many, config, seed=0)
+    assert 1 < len(found) <= 60
+    assert set(found) == {ft.pick(ft.cumulated(many), [ft.draw(0, s, p).clip])[0] for s in range(5) for p in range(12)}
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
+    model, config = opened(checkpoint), settings(steps=1, batch=4)
+    clips = ft.ClipSet(model, rows(), cache)
+    b = clips.batch([ft.draw(3, 0, p) for p in range(4)], config.caption_dropout)
+    expected = loss_map(model, b.latent, b.text, b.timestep, b.noise).mean().item()
+    training = ft.begin(model, config, seed=3)
+    (line,) = ft.train(training, clips, config, seed=3)
+    assert line.loss == pytest.approx(expected, rel=1e-6)
+    assert line.step == 1
+    assert set(json.loads(line.json())) == {"step", "loss", "seconds"}
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_path: Path, rank: int | None) -> None:
+    config = settings(lora_rank=rank, weight_decay=0.1)
+    whole, losses, _ = trained(checkpoint, cache, config)
+    model = opened(checkpoint)
+    first = ft.begin(model, config, seed=3)
+    for line in ft.train(first, ft.ClipSet(model, rows(), cache), config, seed=3):
+        if line.step == 4:
+            ft.save_state(first, tmp_path / "state.safetensors")
+        if line.step == 5:
+            break  # killed, one step after the state
+    model = opened(checkpoint)
+    second = ft.begin(model, config, seed=3)
+    ft.load_state(second, tmp_path / "state.safetensors")
+    again = list(ft.train(second, ft.ClipSet(model, rows(), cache), config, seed=3))
+    assert [(line.step, line.loss) for line in again] == [(5, losses[4]), (6, losses[5])]
+    for name, parameter in whole.parameters.items():
+        assert torch.equal(parameter, second.parameters[name]), f"{name} differs after a resume"
+
+
+def test_shares_of_a_batch_add_up_to_it(checkpoint: str, cache: str) -> None:
+    whole, losses, _ = trained(checkpoint, cache, settings(steps=2, batch=4))
+    parts, accumulated, _ = trained(checkpoint, cache, settings(steps=2, batch=1, accumulate=4))
+    assert accumulated == pytest.approx(losses, rel=1e-5)
+    difference = max(float((p - parts.parameters[n]).abs().max()) for n, p in whole.parameters.items())
+    assert difference < 1e-5
+    with pytest.raises(ValueError, match="evenly"):
+        next(ft.train(whole, ft.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=3), 0, 0, 2))
+
+
+def test_the_loss_falls_on_a_set_that_can_be_learnt_by_heart(checkpoint: str, cache: str) -> None:
+    _, losses, _ = trained(checkpoint, cache, settings(steps=120, batch=4, learning_rate=5e-3))
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:10]), losses
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_bfloat16_models_train_float32_weights(checkpoint: str, cache: str) -> None:
+    model, config = opened(checkpoint, "bfloat16"), settings(steps=1, learning_rate=1e-6)
+    training = ft.begin(model, config, seed=0)
+    before = {name: p.detach().clone() for name, p in training.parameters.items()}
+    (line,) = ft.train(training, ft.ClipSet(model, rows(), cache), config, seed=0)
+    assert {p.dtype for p in training.parameters.values()} == {torch.float32}
+    assert sum(not torch.equal(before[n], p) for n, p in training.parameters.items()) > 0.9 * len(before)
+    _, exact, _ = trained(checkpoint, cache, config)
+    assert exact[0] == pytest.approx(line.loss, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_raises(checkpoint: str, cache: str) -> None:
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        trained(checkpoint, cache, settings(steps=50, learning_rate=1e30))
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_full_weights_load_with_from_pretrained(checkpoint: str, cache: str, tmp_path: Path) -> None:
+    training, _, model = trained(checkpoint, cache, settings())
+    ft.save_weights(training, str(tmp_path / "arm"))
+    loaded = WanTransformer3DModel.from_pretrained(tmp_path / "arm" / "transformer")
+    assert torch.equal(velocity(loaded), velocity(model.transformer))
+    fresh = opened(checkpoint)
+    assert not torch.equal(velocity(fresh.transformer), velocity(model.transformer))
+    ft.load_weights(fresh, str(tmp_path / "arm"))
+    assert torch.equal(velocity(fresh.transformer), velocity(model.transformer))
+
+
+def test_lora_weights_load_with_load_lora_weights(checkpoint: str, cache: str, tmp_path: Path) -> None:
+    training, _, model = trained(checkpoint, cache, settings(lora_rank=4))
+    base = velocity(opened(checkpoint).transformer)
+    ft.save_weights(training, str(tmp_path / "arm"))
+    assert [p.name for p in (tmp_path / "arm").iterdir()] == [ft.LORA]
+    pipe = WanPipeline.from_pretrained(checkpoint)
+    pipe.load_lora_weights(str(tmp_path / "arm"))
+    torch.testing.assert_close(velocity(pipe.transformer), velocity(model.transformer))
+    assert not torch.allclose(velocity(pipe.transformer), base)
+    fresh = opened(checkpoint)
+    ft.load_weights(fresh, str(tmp_path / "arm"))
+    torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
+
+
+def test_lora_starts_as_the_base_and_leaves_it_alone(checkpoint: str, cache: str) -> None:
+    model = opened(checkpoint)
+    base, before = velocity(model.transformer), {n: p.detach().clone() for n, p in model.transformer.named_parameters()}
+    training = ft.begin(model, settings(lora_rank=4), seed=0)
+    torch.testing.assert_close(velocity(model.transformer), base)
+    assert len(training.parameters) == 2 * 2 * 2 * 4, "A and B of q, k, v and out in both attentions of both blocks"
+    list(ft.train(training, ft.ClipSet(model, rows(), cache), settings(lora_rank=4), seed=0))
+    now = {n.replace(".base_layer", ""): p for n, p in model.transformer.named_parameters()}
+    assert all(torch.equal(now[n], p) for n, p in before.items())
+    again = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=0)
+    other = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=1)
+    name = next(n for n in again.parameters if "lora_A" in n)
+    assert not torch.equal(again.parameters[name], other.parameters[name])
+
+
+def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="neither transformer/ nor"):
+        ft.load_weights(opened(checkpoint), str(tmp_path))
+
+
+def test_state_is_plain_safetensors(checkpoint: str, cache: str, tmp_path: Path) -> None:
+    training, _, _ = trained(checkpoint, cache, settings(steps=1))
+    ft.save_state(training, tmp_path / "state.safetensors")
+    kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / "state.safetensors")}
+    assert kinds == {"parameter", "optimizer", "step"}

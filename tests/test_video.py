@@ -1,0 +1,388 @@
+"""Files become exact segments; bad and hostile files become rows, and the next call works."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import fsspec
+import numpy as np
+import pytest
+
+from pipeline import tables, video, world
+from pipeline.config import Data
+from pipeline.cuts import cuts
+from pipeline.decoder import Decoder, clip_id, index
+from pipeline.video import ClipError, Frames
+
+KINDS = [
+    ("mp4", "libx264", "yuv420p"),
+    ("mkv", "libx264", "yuv420p"),
+    ("mov", "libx264", "yuv420p"),
+    ("m4v", "mpeg4", "yuv420p"),
+    ("webm", "libvpx", "yuv420p"),
+    ("avi", "mpeg4", "yuv420p"),
+    ("gif", "gif", "rgb8"),
+]
+
+
+def _picture(number: int) -> Frames:
+    """A frame [32, 64, 3] that shows its number in eight stripes, black or white."""
+    bits = (number >> np.arange(8)) & 1
+    return np.repeat(np.tile(np.repeat(bits, 8), (32, 1))[..., None], 3, 2).astype(np.uint8) * 255
+
+
+def _numbers(frames: Frames) -> list[int]:
+    """The numbers that frames [F, H, W, 3] show."""
+    stripes = frames.mean(axis=(1, 3)).reshape(len(frames), 8, -1).mean(axis=2) > 127
+    return [int(n) for n in stripes @ (1 << np.arange(8))]
+
+
+def _write(path: Path, kind: tuple[str, str, str], stamps: list[int], rate: int = 25, keys: int = 10) -> str:
+    """A file whose frame i shows the number i at stamps[i] / rate seconds."""
+    container_format = {"mkv": "matroska", "m4v": "mp4"}.get(kind[0], kind[0])
+    with av.open(str(path), "w", format=container_format) as container:
+        stream: Any = container.add_stream(kind[1], rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, kind[2]
+        stream.codec_context.gop_size = keys
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.bit_rate = 2_000_000
+        for number, stamp in enumerate(stamps):
+            frame = av.VideoFrame.from_ndarray(_picture(number), format="rgb24").reformat(format=kind[2])
+            frame.pts, frame.time_base = stamp, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def _audio(path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=16000, layout="mono")
+        for i in range(8):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            sound.sample_rate, sound.pts = 16000, 1024 * i
+            container.mux(stream.encode(sound))
+        container.mux(stream.encode(None))
+
+
+def _row(uri: str, **more: Any) -> dict[str, Any]:
+    own = {"relative": os.path.basename(uri), "version": "v", "size": 7, "source": ".", "caption": "", "id": None}
+    return {"uri": uri, **own, "group": ".", "error": None, **more}
+
+
+def _data(**more: Any) -> Data:
+    return Data.model_validate({"videos": ".", "frames": 5, "fps": 5.0, "height": 32, "width": 64, **more})
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    with Decoder(timeout=30) as kept:
+        yield kept
+
+
+# --- which frames ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind[0] for kind in KINDS])
+def test_every_container(tmp_path: Path, kind: tuple[str, str, str]) -> None:
+    path = _write(tmp_path / f"a.{kind[0]}", kind, list(range(60)))
+    rows = video.segments(path, frames=6, fps=5.0, stride=3)
+    assert [row["start_frame"] for row in rows] == [0, 15, 30], "segments do not start every stride frames"
+    assert {(row["height"], row["width"], row["num_frames"], row["fps"]) for row in rows} == {(32, 64, 6, 5.0)}
+    for row in rows:
+        got = _numbers(video.decode(path, row["start_frame"], 6, 5.0, 32, 64))
+        assert got == [row["start_frame"] + 5 * j for j in range(6)], "decoding gives other frames than the index saw"
+
+
+def test_a_segment_is_frame_exact_wherever_it_starts(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(200)), keys=50)
+    for start in (0, 1, 49, 50, 51, 99, 130, 196):
+        assert _numbers(video.decode(path, start, 4, 25.0, 32, 64)) == [start + j for j in range(4)], "seek is off"
+
+
+def test_seeking_decodes_only_the_neighbourhood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(200)))
+    seen = []
+    pictures = video._pictures
+
+    def counted(*arguments: Any) -> Iterator[tuple[float, Any]]:
+        for found in pictures(*arguments):
+            seen.append(found[0])
+            yield found
+
+    monkeypatch.setattr(video, "_pictures", counted)
+    video.decode(path, 150, 5, 25.0, 32, 64)
+    assert len(seen) < 30, "a late segment is decoded from the start of the file"
+
+
+def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
+    stamps = [0, 1, 2, 3, 10, 11, 20, 30, 31, 40]  # tenths of a second
+    path = _write(tmp_path / "a.mkv", KINDS[1], stamps, rate=10)
+    row = video.segments(path, frames=5, fps=1.0)[0]
+    assert row["num_frames"] == 5
+    assert _numbers(video.decode(path, 0, 5, 1.0, 32, 64)) == [0, 4, 6, 7, 9], "frames are counted, not timed"
+    assert _numbers(video.decode(path, 0, 4, 10.0, 32, 64)) == [0, 1, 2, 3]
+    assert _numbers(video.decode(path, 4, 3, 1.0, 32, 64)) == [4, 6, 7]
+
+
+def test_upsampling_repeats_frames(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(10)), rate=10)
+    assert _numbers(video.decode(path, 0, 8, 20.0, 32, 64)) == [0, 0, 1, 1, 2, 2, 3, 3], "ties do not go to the earlier"
+
+
+def test_another_geometry_of_the_same_segment(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(60)))
+    full = video.decode(path, 20, 9, 12.5, 32, 64)
+    half = video.decode(path, 20, 5, 6.25, 16, 32)
+    assert half.shape == (5, 16, 32, 3)
+    assert _numbers(half) == _numbers(full)[::2]
+
+
+def test_an_unknown_duration_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "a.webm"  # written to a pipe, so that the muxer cannot go back for duration and index
+    with open(path, "wb") as file:
+        live = _write(tmp_path / "b.webm", KINDS[4], list(range(30)))
+        with av.open(live) as source, av.open(_Pipe(file), "w", format="webm") as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
+    with av.open(str(path)) as container:
+        assert container.duration is None, "the test's own file has a duration"
+    assert len(video.segments(str(path), 5, 5.0)) == 1
+    assert _numbers(video.decode(str(path), 10, 3, 25.0, 32, 64)) == [10, 11, 12]
+
+
+class _Pipe:
+    """A file that cannot seek."""
+
+    def __init__(self, file: Any) -> None:
+        self.write = file.write
+
+
+def test_rotation_is_honoured(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2, 3])
+    upright = video.decode(path, 0, 4, 25.0, 32, 64)
+    quarter = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # a phone's: a quarter turn clockwise
+    data = bytearray(Path(path).read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = quarter
+    turned = tmp_path / "turned.mp4"
+    turned.write_bytes(data)
+    row = video.segments(str(turned), 4, 25.0)[0]
+    assert (row["height"], row["width"]) == (64, 32), "height and width are those before the rotation"
+    shown = video.decode(str(turned), 0, 4, 25.0, 64, 32)
+    assert np.abs(shown.astype(int) - np.rot90(upright, -1, (1, 2))).max() < 3, "the picture is turned the wrong way"
+
+
+def test_resizing_covers_and_crops_about_the_centre(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2])
+    full = video.decode(path, 2, 1, 25.0, 32, 64).astype(int)
+    assert np.array_equal(video.decode(path, 2, 1, 25.0, 32, 32), full[:, :, 16:48]), "the crop is not central"
+    noise = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), dtype=np.uint8)
+    video.write_mp4(str(tmp_path / "noise.mp4"), noise, 8)
+    small = video.decode(str(tmp_path / "noise.mp4"), 0, 1, 8.0, 16, 16)
+    assert small.std() < 20, "shrinking is not antialiased"
+
+
+# --- cuts ------------------------------------------------------------------------------------------------------------
+
+
+def _film(names: list[str], frames: int, fps: int = 8) -> Frames:
+    made = [world.render(world.scene(3, name, "real", "slide", frames, fps), 48, 80) for name in names]
+    return np.concatenate(made)
+
+
+def test_cuts_are_found_where_they_are(tmp_path: Path) -> None:
+    video.write_mp4(str(tmp_path / "a.mp4"), _film(["a", "b", "c"], 12), 24)
+    rows = video.segments(str(tmp_path / "a.mp4"), frames=18, fps=12.0)
+    assert [row["cuts"] for row in rows] == [[6, 12]], "cuts are not counted in the segment's own frames"
+    later = video.segments(str(tmp_path / "a.mp4"), frames=8, fps=12.0)
+    assert [row["cuts"] for row in later] == [[6], [4]], "a cut is counted from the file's start, or one is lost"
+
+
+def test_motion_is_no_cut() -> None:
+    for scene in [*world.queries(0, 2), *world.corpus(1, 20)]:
+        assert len(cuts(world.render(scene, 18, 32))) == 0, f"{scene.kind} {scene.motion} is taken for a cut"
+
+
+# --- bad files -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_are_rows_with_the_right_code(tmp_path: Path, decoder: Decoder) -> None:
+    good = _write(tmp_path / "good.mp4", KINDS[0], list(range(60)))
+    whole = Path(good).read_bytes()
+    files = {
+        "zero.mp4": (b"", "decode"),
+        "text.mp4": (b"this is not a video\n" * 200, "decode"),
+        "noise.mkv": (np.random.default_rng(0).bytes(50_000), "decode"),
+        "cut_off.mp4": (whole[: len(whole) // 2], "decode"),
+        "playlist.mp4": (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n", "refused"),
+        "list.mp4": (f"ffconcat version 1.0\nfile {good}\n".encode(), "refused"),
+    }
+    for name, (content, _) in files.items():
+        (tmp_path / name).write_bytes(content)
+    _audio(tmp_path / "audio.mp4")
+    _write(tmp_path / "short.mp4", KINDS[0], list(range(12)))
+    codes = {name: code for name, (_, code) in files.items()}
+    for name, code in {**codes, "audio.mp4": "decode", "short.mp4": "too_short", "gone.mp4": "read"}.items():
+        rows = index(_row(str(tmp_path / name)), _data(), decoder)
+        assert [str(row["error"]).split(": ")[0] for row in rows] == [code], f"{name}: {rows[0]['error']}"
+        assert str(tmp_path) not in rows[0]["error"], "an error tells of a place that may be a temporary one"
+        assert set(tables.CLIPS.names) <= set(rows[0])
+    assert "3 frames" in index(_row(str(tmp_path / "short.mp4")), _data(), decoder)[0]["error"]
+    assert index(_row(good), _data(), decoder)[0]["error"] is None
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[1], KINDS[4]], ids=["mp4", "mkv", "webm"])
+def test_truncated_files_never_pass_as_whole(tmp_path: Path, decoder: Decoder, kind: tuple[str, str, str]) -> None:
+    path = tmp_path / f"a.{kind[0]}"
+    whole = Path(_write(path, kind, list(range(60)))).read_bytes()
+    if kind[0] == "mp4":
+        video.write_mp4(str(path), _film(["a"], 60), 25)  # its index comes first: a truncated one still opens
+        whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    errors = [row["error"] for row in index(_row(str(path)), _data(frames=11), decoder)]
+    codes = [str(error).split(":")[0] for error in errors]
+    assert codes in (["decode"], ["too_short"]), f"lost frames go unnoticed: {errors}"
+
+
+def test_a_missing_file_of_the_manifest_keeps_its_error(decoder: Decoder) -> None:
+    rows = index(_row("/nowhere/a.mp4", error="read: the manifest names this file"), _data(), decoder)
+    assert [row["error"] for row in rows] == ["read: the manifest names this file"]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_and_ids(tmp_path: Path, decoder: Decoder) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(60)))
+    rows = index(_row(path, score=0.5), _data(), decoder)
+    assert [row["start_frame"] for row in rows] == [0, 25]
+    assert {row["score"] for row in rows} == {0.5}
+    assert not {"relative", "size", "id"} & set(rows[0]), "columns of the video leak into the clips"
+    assert rows[0]["clip_id"] == clip_id({"relative": "a.mp4", "size": 7, "id": None}, 0), "the place enters the id"
+    assert len({row["clip_id"] for row in rows}) == 2
+    assert len(rows[0]["clip_id"]) == 16
+    one = index(_row(path), _data(frames=10), decoder)
+    assert [row["clip_id"] for row in one] == [rows[0]["clip_id"]], "the id depends on the number of segments"
+    named = index(_row(path, id="mine"), _data(), decoder)
+    assert [row["clip_id"] for row in named] == ["mine", "mine-25"]
+
+
+def test_remote_files_are_fetched_by_the_parent(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(30)))
+    fs = fsspec.filesystem("memory")
+    fs.put(path, "/bucket/a.mp4")
+    with Decoder(timeout=30) as remote:
+        assert index(_row("memory://bucket/a.mp4"), _data(), remote)[0]["error"] is None
+        copy = remote._local("memory://bucket/a.mp4")
+        assert _numbers(remote.frames("memory://bucket/a.mp4", 3, 2, 25.0, 32, 64)) == [3, 4]
+        assert index(_row("memory://bucket/no.mp4"), _data(), remote)[0]["error"].startswith("read: ")
+        assert not os.path.exists(copy), "fetched files pile up"
+    fs.rm("/bucket", recursive=True)
+
+
+# --- the child -------------------------------------------------------------------------------------------------------
+
+HOSTILE = """
+import os, signal, threading, time
+import numpy as np
+from pipeline import video
+
+def _kill_soon():
+    time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def segments(path, frames, fps, stride):
+    name = os.path.basename(path)
+    if name == "segfault.mp4":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "hang.mp4":
+        time.sleep(100)
+    if name == "memory.mp4":
+        np.ones(1 << 34)
+    if name == "secrets.mp4":
+        raise video.ClipError("decode", " ".join(os.environ))
+    return video.segments(path, frames, fps, stride)
+
+def decode(path, start_frame, count, fps, height, width):
+    if os.path.basename(path) == "midway.mp4":  # dies with half of its answer in the pipe
+        threading.Thread(target=_kill_soon).start()
+        return np.zeros((count, height, width, 3), np.uint8)
+    return video.decode(path, start_frame, count, fps, height, width)
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    (tmp_path / "hostile_codec.py").write_text(HOSTILE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("HF_TOKEN", "x")
+    with Decoder(timeout=2, functions="hostile_codec") as kept:
+        yield kept
+
+
+def test_a_hostile_file_is_a_row_and_the_next_call_works(tmp_path: Path, hostile: Decoder) -> None:
+    good = _write(tmp_path / "good.mp4", KINDS[0], list(range(30)))
+    for name, code in {"segfault.mp4": "crashed", "hang.mp4": "timeout", "memory.mp4": "memory"}.items():
+        began = time.monotonic()
+        error = index(_row(str(tmp_path / name)), _data(), hostile)[0]["error"]
+        assert error.startswith(f"{code}: "), f"{name}: {error}"
+        assert time.monotonic() - began < 10, f"{name} does not end in time"
+        assert index(_row(good), _data(), hostile)[0]["error"] is None, f"no decoding after {name}"
+    error = index(_row(str(tmp_path / "secrets.mp4")), _data(), hostile)[0]["error"]
+    assert "PATH" in error
+    assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN"} & set(error.split()), "the child has credentials"
+
+
+def test_a_child_that_dies_answering_or_idle_is_replaced(tmp_path: Path, hostile: Decoder) -> None:
+    good = _write(tmp_path / "good.mp4", KINDS[0], list(range(30)))
+    first = hostile.submit_frames(str(tmp_path / "midway.mp4"), 0, 300, 25.0, 1024, 1024)
+    after = hostile.submit_frames(good, 0, 3, 25.0, 32, 64)
+    with pytest.raises(ClipError, match="crashed: "):
+        first.result(timeout=20)
+    assert _numbers(after.result(timeout=20)) == [0, 1, 2], "the call that waited behind a crash is lost"
+    assert hostile._child is not None
+    hostile._child.kill()
+    assert _numbers(hostile.frames(good, 5, 2, 25.0, 32, 64)) == [5, 6], "a child killed while idle stays dead"
+
+
+def test_the_child_imports_little(decoder: Decoder, tmp_path: Path) -> None:
+    decoder.frames(_write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2]), 0, 2, 25.0, 32, 64)
+    assert decoder._child is not None
+    mapped = Path(f"/proc/{decoder._child.pid}/maps")
+    if mapped.exists():
+        assert not [name for name in ("libtorch", "libarrow", "_raylet") if name in mapped.read_text()]
+
+
+def test_a_child_that_cannot_start_is_no_clip_error() -> None:
+    with Decoder(functions="no_such_module") as broken, pytest.raises(RuntimeError, match="did not start"):
+        broken.index("/nowhere.mp4", 5, 5.0)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_write_mp4(tmp_path: Path) -> None:
+    film = _film(["a"], 9)
+    for name in ("a.mp4", "b.mp4"):
+        video.write_mp4(str(tmp_path / name), film, 8.0)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes(), "the same frames give other bytes"
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "b.mp4"], "temporary files stay"
+    row = video.segments(str(tmp_path / "a.mp4"), 9, 8.0)[0]
+    assert (row["height"], row["width"], row["fps"]) == (48, 80, 8.0)
+    again = video.decode(str(tmp_path / "a.mp4"), 0, 9, 8.0, 48, 80)
+    assert np.abs(again.astype(int) - film).mean() < 4, "colours do not survive writing and reading"
+    video.write_mp4("memory://bucket/c.mp4", film, 8.0)
+    assert fsspec.filesystem("memory").cat("/bucket/c.mp4") == (tmp_path / "a.mp4").read_bytes()
+    with pytest.raises(ValueError, match="even"):
+        video.write_mp4(str(tmp_path / "c.mp4"), film[:, :47], 8.0)
