@@ -24,7 +24,9 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     """Parse the command line, run the job, and exit: 0 done, 1 failed, 2 wrong usage or configuration."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
@@ -78,7 +80,12 @@ class Progress:
         line = f"{self.title:<18} {done:>7}/{total}  {duration(spent)}{left}{failed}"
         if self.terminal:
             bar = "#" * round(24 * done / max(total, 1))
-            print(f"\r\033[K{self.title:<18} [{bar:<24}] {line[19:]}", end="\n" if finished else "", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[K{self.title:<18} [{bar:<24}] {line[19:]}",
+                end="\n" if finished else "",
+                file=sys.stderr,
+                flush=True,
+            )
         else:
             print(line, file=sys.stderr, flush=True)
 

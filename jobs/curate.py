@@ -48,8 +48,8 @@ def _usable(run: Run, motion: pa.Table, features: pa.Table) -> None:
     if not ids:
         why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"
         raise ConfigError(
-            f"{stages.SETS['queries']}={run.queries.videos!r}: none of the {motion.num_rows} queries has any motion or could "
-            f"be used ({why}), so there is nothing to rank clips for. Give queries that move, or lower motion.still."
+            f"queries.videos={run.queries.videos!r}: none of the {motion.num_rows} queries has any motion or "
+            f"could be used ({why}), so there is nothing to rank for. Give queries that move, or lower motion.still."
         )
     if unused:
         log.warning("%d of %d queries cannot be used: %s", len(unused), motion.num_rows, ", ".join(unused[:10]))

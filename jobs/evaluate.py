@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.command import Progress
 from pipeline import fingerprints, ray_data, ray_train, tables
-from pipeline.config import ConfigError, Run
+from pipeline.config import Arm, ConfigError, Run
 from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_file, video_tasks
 
 
@@ -45,7 +45,7 @@ def evaluate(run: Run) -> None:
     print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
 
 
-def version(run: Run, arm: str) -> str:
+def version(run: Run, arm: Arm) -> str:
     """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
     if arm == "base":
         return "base"

@@ -29,7 +29,7 @@ def rank_clips(run: Run) -> None:
     total = found["selection"].filter(pc.equal(found["selection"].column("group"), "all"))
     decided = Counter(total.column("decision").to_pylist())
     split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))
-    print(f"selection: {total.num_rows} clips = {split} ({len(others)} of them not ranked), {len(ranked.query_ids)} queries")
+    print(f"selection: {total.num_rows} clips = {split} ({len(others)} of them not ranked)")
 
 
 if __name__ == "__main__":

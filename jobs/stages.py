@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from jobs.command import Progress, counts
 from pipeline import fingerprints, manifest, models, motion, ray_data, tables
 from pipeline.config import ConfigError, Pool, Run
-from pipeline.workers import AttributionWorker, FeatureWorker, IndexWorker, MotionWorker, featured
+from pipeline.indexing import IndexWorker
+from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
 _LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")

@@ -229,7 +229,9 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
     """
     path = RECIPES / f"{name}.yaml" if name in recipes() else Path(name)
     if not path.is_file():
-        raise ConfigError(f"--config {name}: there is no such file, and no such recipe; recipes: {', '.join(recipes())}.")
+        raise ConfigError(
+            f"--config {name}: there is no such file, and no such recipe; recipes: {', '.join(recipes())}."
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -283,10 +285,9 @@ def _explain(error: dict[str, Any]) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        inner = model.model_fields[part].annotation
+        lists: dict[str, Any] = {"prompts": Prompt, "settings": Setting}
+        inner = lists.get(part, model.model_fields[part].annotation)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            inner = {"prompts": Prompt, "settings": Setting}.get(part)
-        if inner is None:
             return []
         model = inner
     return list(model.model_fields)

@@ -26,8 +26,8 @@ def shared_noise(seed: int, index: int, shape: tuple[int, int, int, int]) -> Ten
 def loss_map(model: VideoModel, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
     """Squared error of the model's prediction, mean over channels: [B, f, h, w], float32.
 
-    Latent and noise are [B, C, f, h, w], text [B, tokens, width], timestep [B] on the 1000-step scale. The mask takes no
-    part in it: noising and forward pass are those of training (Wu et al. 2026, section 3).
+    Latent and noise are [B, C, f, h, w], text [B, tokens, width], timestep [B] on the 1000-step scale. The mask takes
+    no part in it: noising and forward pass are those of training (Wu et al. 2026, section 3).
     """
     predicted = model.velocity(model.noised(latent, noise, timestep), timestep, text)
     return (predicted.float() - model.target(latent, noise).float()).square().mean(1)

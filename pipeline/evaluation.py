@@ -83,16 +83,17 @@ class EvaluationWorker:
         self.run, self.device = run, device_for(run.resources.evaluate.gpus)
         self.raft = motion.load_raft(run.motion, self.device)
         self.decoder = Decoder(run.data.decode_timeout)
-        self._arm, self._model, self._text = "", None, None
+        self._loaded: tuple[str, VideoModel, Captions] | None = None
 
     def model(self, arm: str) -> tuple[VideoModel, Captions]:
-        if arm != self._arm or self._model is None or self._text is None:
-            self._model = open_model(self.run.model, self.device)
+        if self._loaded is None or self._loaded[0] != arm:
+            self._loaded = None  # frees the last arm's model before the next one is there
+            model = open_model(self.run.model, self.device)
             if arm != "base":
-                finetuning.load_weights(self._model, tables.join(self.run.root, "finetuned", arm))
-            self._model.transformer.eval()
-            self._arm, self._text = arm, Captions(self._model.text)
-        return self._model, self._text
+                finetuning.load_weights(model, tables.join(self.run.root, "finetuned", arm))
+            model.transformer.eval()
+            self._loaded = (arm, model, Captions(model.text))
+        return self._loaded[1:]
 
     def __call__(self, tasks: pa.Table) -> dict[str, pa.Table]:
         rows = tasks.to_pylist()

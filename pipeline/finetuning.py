@@ -1,6 +1,6 @@
 """The fine-tuning loop: the loss of attribution without its mask, clips drawn by weight, and nothing else.
 
-    encode_set(model, rows, frames_of, cache)           # latents and captions, once
+    encode_set(model, rows, frames_of, cache)           # latents and captions, once (training_set)
     training = begin(model, run.finetune, run.seed)     # every parameter, or LoRA
     for line in train(training, ClipSet(model, rows, cache), run.finetune, run.seed):
         ...                                             # log it, save_state(training, path) now and then
@@ -13,17 +13,14 @@ equals an undisturbed one, workers may share a batch in any way, and every arm s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -32,125 +29,11 @@ from pipeline import tables
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel
-
-Row = Mapping[str, Any]  # a clip: clip_id, caption, weight, and whatever finding its frames takes
-FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
+from pipeline.training_set import ClipSet, draw, named_generator
 
 LORA = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_GRADIENT = 1.0
-
-
-# --- the training set ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One place of one batch: which clip, at what time, with which noise, with or without its caption."""
-
-    clip: float  # in [0, 1): where in the summed weights
-    time: float  # in [0, 1): before the model's shift
-    dropped: float  # in [0, 1): no caption if below finetune.caption_dropout
-    generator: np.random.Generator  # goes on to the noise
-
-    def noise(self, shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(self.generator.standard_normal(tuple(shape), np.float32))
-
-
-def draw(seed: int, step: int, position: int) -> Draw:
-    """The draws of a place in the batch of a step: a function of these three numbers, on the CPU."""
-    generator = _generator(f"finetune {seed} {step} {position}")
-    clip, moment, dropped = generator.random(3).tolist()
-    return Draw(clip, moment, dropped, generator)
-
-
-def _generator(name: str) -> np.random.Generator:
-    """Random numbers that belong to a name; NumPy's, because PyTorch's depend on the processor's vector width."""
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-def cumulated(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
-    """The summed shares of the rows' `weight` (1 where there is none). ValueError unless they are a distribution."""
-    weights = np.array([row.get("weight", 1.0) for row in rows], np.float64)
-    if not len(rows) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.sum() > 0:
-        raise ValueError(f"the weights of the {len(rows)} training clips must be finite, none negative, some positive")
-    shares = np.cumsum(weights)
-    return np.where(shares == shares[-1], 1.0, shares / shares[-1])  # so that nothing in [0, 1) falls past the last
-
-
-def pick(upto: npt.NDArray[np.float64], at: Sequence[float]) -> list[int]:
-    """Which rows numbers in [0, 1) fall on, by their summed shares."""
-    found: list[int] = np.searchsorted(upto, np.asarray(at), side="right").tolist()
-    return found
-
-
-def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
-    """The rows that a run of `config` will train on at all, in ascending order: no others need encoding."""
-    places = [(s, p) for s in range(config.steps) for p in range(config.batch * config.accumulate * config.workers)]
-    return sorted(set(pick(cumulated(rows), [draw(seed, *place).clip for place in places])))
-
-
-def _file(cache: str, row: Row | None) -> str:
-    """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
-    known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), row["caption"]])
-    return tables.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
-
-
-def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cache: str) -> int:
-    """Encode clips and captions into a folder, local or s3://, a file a clip; files that exist are kept.
-
-    `cache` must be the folder of one model and one geometry. Returns how many clips were encoded. An error of
-    `frames_of` surfaces: a clip that indexing found readable and that is not any more would change what an arm is.
-    """
-    if not tables.exists(_file(cache, None)):
-        tables.write_bytes(_file(cache, None), safetensors.torch.save({"text": _kept(model.text([""])[0])}))
-    encoded = 0
-    for row in rows:
-        if tables.exists(_file(cache, row)):
-            continue
-        latent, text = model.encode(frames_of(row)), model.text([row["caption"] or ""])[0]
-        tables.write_bytes(_file(cache, row), safetensors.torch.save({"latent": _kept(latent), "text": _kept(text)}))
-        encoded += 1
-    return encoded
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs of `loss_map`, on the CPU."""
-
-    latent: Tensor
-    text: Tensor
-    timestep: Tensor
-    noise: Tensor
-
-
-class ClipSet:
-    """Encoded clips as batches, read file by file when they are needed."""
-
-    def __init__(self, model: VideoModel, rows: Sequence[Row], cache: str) -> None:
-        self.rows, self.cache, self._upto = rows, cache, cumulated(rows)
-        self._shifted = model.shifted
-        self._empty = safetensors.torch.load(tables.read_bytes(_file(cache, None)))["text"]
-
-    def batch(self, draws: Sequence[Draw], caption_dropout: float) -> Batch:
-        """The clips that draws fall on. ValueError if their latents differ in shape."""
-        rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
-        found = [safetensors.torch.load(tables.read_bytes(_file(self.cache, row))) for row in rows]
-        shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, found, strict=True)}
-        if len(set(shapes.values())) > 1:
-            raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")
-        texts = [self._empty if d.dropped < caption_dropout else f["text"] for d, f in zip(draws, found, strict=True)]
-        return Batch(
-            torch.stack([f["latent"] for f in found]),
-            torch.stack(texts),
-            self._shifted(torch.tensor([d.time for d in draws], dtype=torch.float32)),
-            torch.stack([d.noise(f["latent"].shape) for d, f in zip(draws, found, strict=True)]),
-        )
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -219,7 +102,7 @@ def _add_lora(module: nn.Module, rank: int, seed: int) -> None:
     )
     for name, parameter in module.named_parameters():
         if ".lora_A." in name:
-            normal = _generator(f"lora {seed} {name}").standard_normal(tuple(parameter.shape), np.float32)
+            normal = named_generator(f"lora {seed} {name}").standard_normal(tuple(parameter.shape), np.float32)
             parameter.data.copy_(torch.from_numpy(normal) / rank)
 
 

@@ -76,8 +76,8 @@ def check_geometry(run: Run) -> None:
         if (count - 1) % temporal:
             below = (count - 1) // temporal * temporal + 1
             raise ConfigError(
-                f"{key}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames must "
-                f"be {temporal} n + 1; use {below} or {below + temporal}."
+                f"{key}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames "
+                f"must be {temporal} n + 1; use {below} or {below + temporal}."
             )
     sides = {"data.height": (run.data.height, rows), "data.width": (run.data.width, columns)}
     sides |= {"attribution.height": (height, rows), "attribution.width": (width, columns)}

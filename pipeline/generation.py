@@ -14,7 +14,13 @@ from pipeline.video import write_mp4
 from pipeline.workers import device_for
 
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("file_name", pa.string()), ("caption", pa.string()), ("group", pa.string()), ("seed", pa.int64())]
+    [
+        ("id", pa.string()),
+        ("file_name", pa.string()),
+        ("caption", pa.string()),
+        ("group", pa.string()),
+        ("seed", pa.int64()),
+    ]
 )
 
 

@@ -49,7 +49,7 @@ def restrict(module: nn.Module, pattern: str) -> int:
     if not count:
         some = ", ".join(name for name, _ in list(module.named_parameters())[:5])
         raise ConfigError(
-            f"attribution.parameters={pattern!r} finds none of the transformer's parameters; they are called {some}, ..."
+            f"attribution.parameters={pattern!r} finds none of the transformer's parameters; they are called {some} ..."
         )
     return count
 
@@ -90,7 +90,7 @@ class ProjectedGradients:
         """Backward one loss; with `keep_graph` another loss of the same forward pass may follow."""
         self._features.append(torch.zeros(self.projection.dim))
         self._squares.append(torch.zeros((), dtype=torch.float64))
-        loss.backward(retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=keep_graph)
         self._row += 1
         if self.hold > 1 and self._row == self.hold:
             self._project_held()
@@ -98,7 +98,7 @@ class ProjectedGradients:
     def _project_held(self) -> None:
         first = len(self._features) - self._row
         for parameter, rows in self._held.items():
-            shares = self.projection(rows[: self._row], self._offsets[parameter]).cpu()  # type: ignore[index]
+            shares = self.projection(rows[: self._row], self._offsets[parameter]).cpu()
             for i, share in enumerate(shares):
                 self._features[first + i] += share
             rows.zero_()
@@ -137,8 +137,8 @@ def take_clip(
 ) -> dict[int, float]:
     """Take a clip's losses: latent [C, f, h, w], text [1, tokens, width], mask [f, h, w] or None for a still clip.
 
-    Returns each setting's loss by its index, in the order taken; settings under the motion mask are left out where there
-    is no mask.
+    Returns each setting's loss by its index, in the order taken; settings under the motion mask are left out where
+    there is no mask.
     """
     losses: dict[int, float] = {}
     for timestep, noise_index, members in passes(settings):

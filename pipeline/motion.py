@@ -27,7 +27,7 @@ def official(config: Motion) -> bool:
     if not Path(config.weights).is_file():
         raise ConfigError(
             f"motion.weights={config.weights!r}: this is neither a file nor a name of torchvision's weights of "
-            f"{config.flow} (default, {', '.join(kinds.__members__)}); give a .safetensors or .pth file of {config.flow}."
+            f"{config.flow} (default, {', '.join(kinds.__members__)}); give a .safetensors or .pth file of it."
         )
     return False
 
@@ -71,7 +71,8 @@ def _official(config: Motion) -> nn.Module:
 
 @torch.no_grad()
 def estimate(frames: npt.NDArray[np.uint8], model: nn.Module, config: Motion, device: torch.device) -> Tensor:
-    """Flow from every frame to the next, in pixels at the working size: frames [F, H, W, 3] -> [F-1, 2, h, w] on the CPU.
+    """Flow from every frame to the next, in pixels at the working size: frames [F, H, W, 3] -> [F-1, 2, h, w] on the
+    CPU.
 
     Pairs go through the model in batches of `config.batch`, counted from the clip's first pair, so that a clip's flow
     does not depend on its neighbours in a batch of clips.

@@ -1,9 +1,9 @@
 """The only random matrix: Gaussian projection of a gradient to a few hundred numbers.
 
-P is never stored. Its entry for (seed, global coordinate, row) is one of 4,096 normal quantiles, picked by twelve bits of
-Philox4x32-10 (Salmon et al. 2011) with the seed as key and (coordinate, block of eight rows, kind) as counter. Nothing
-transcendental is computed and the quantiles are exact in bfloat16, so every machine has the same entries to the bit, and
-any slice of any parameter can be projected anywhere: the shares of disjoint ranges add up to the whole.
+P is never stored. Its entry for (seed, global coordinate, row) is one of 4,096 normal quantiles, picked by twelve bits
+of Philox4x32-10 (Salmon et al. 2011) with the seed as key and (coordinate, block of eight rows, kind) as counter.
+Nothing transcendental is computed and the quantiles are exact in bfloat16, so every machine has the same entries to the
+bit, and any slice of any parameter can be projected anywhere: the shares of disjoint ranges add up to the whole.
 
 Gaussian enough: the quantiles are the midpoints of 4,096 equally likely cells, within 1.6e-4 of the normal distribution
 function, the largest 3.67; mean and odd moments are zero, the variance is set right by one factor on the result, the
@@ -38,7 +38,8 @@ Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
 def quantiles() -> npt.NDArray[np.float32]:
     """The normal quantiles at the midpoints of 4,096 equal cells, rounded to bfloat16: [4096] float32."""
     exact = [NormalDist().inv_cdf((i + 0.5) / QUANTILES) for i in range(QUANTILES)]
-    return torch.tensor(exact, dtype=torch.float64).to(torch.bfloat16).float().numpy()
+    rounded: npt.NDArray[np.float32] = torch.tensor(exact, dtype=torch.float64).to(torch.bfloat16).float().numpy()
+    return rounded
 
 
 @cache
@@ -72,7 +73,7 @@ def entries(seed: int, dim: int, offset: int, count: int, device: torch.device |
     return torch.from_numpy(quantiles()).to(device)[bits]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=False)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, fastmath=False)
 def _generate(table, k0, k1, offset, count, dim, out):  # type: ignore[no-untyped-def]
     """Fill out[:count, :dim] with the entries of those coordinates."""
     m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -100,7 +101,7 @@ def _generate(table, k0, k1, offset, count, dim, out):  # type: ignore[no-untype
             out[j, row + 7] = table[(c3 >> np.uint64(12)) & np.uint64(0xFFF)]
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _project(values, table, k0, k1, offset, dim, block, total):  # type: ignore[no-untyped-def]
     """Add P values to total [B, dim] float64. Each row's sum runs over the coordinates in order, whatever B is."""
     rows, n = values.shape
@@ -144,11 +145,13 @@ class Projection:
         CPU a row's result does not depend on the other rows, to the bit.
         """
         if values.ndim not in (1, 2) or offset < 0:
-            raise ValueError(f"values {tuple(values.shape)} at offset {offset}: give [n] or [B, n] and an offset from 0")
+            raise ValueError(
+                f"values {tuple(values.shape)} at offset {offset}: give [n] or [B, n] and an offset from 0"
+            )
         batch = values[None] if values.ndim == 1 else values
         found = self._cpu(batch, offset) if batch.device.type == "cpu" else self._blocks(batch, offset)
-        found = (found * (scale() / np.sqrt(self.dim))).float()
-        return found[0] if values.ndim == 1 else found
+        scaled: Tensor = (found * (scale() / self.dim**0.5)).float()
+        return scaled[0] if values.ndim == 1 else scaled
 
     def _cpu(self, batch: Tensor, offset: int) -> Tensor:
         total = np.zeros((len(batch), self.dim), np.float64)

@@ -19,15 +19,16 @@ def unit_settings(features: Array, settings: int) -> Array:
     """
     parts = features.reshape(len(features), settings, -1)
     length = np.linalg.norm(parts, axis=2, keepdims=True)
-    unit: Array = parts / np.where(length > 0, length, 1) / np.float32(np.sqrt(settings))
-    return unit.reshape(features.shape)
+    unit = parts / np.where(length > 0, length, 1) / np.float32(np.sqrt(settings))
+    return unit.reshape(features.shape).astype(np.float32)
 
 
 def influence(clips: Array, queries: Array, whiten: float | None = None) -> Array:
     """How much training on each clip lowers each query's loss: [N, k], [Q, k] -> [N, Q].
 
     Without `whiten` the cosine (Wu et al. 2026). With it, on unit rows phi, TRAK's preconditioned product
-    ``phi_n^T (Phi^T Phi / N + whiten * I)^-1 phi_q`` (Park et al. 2023), Phi the clips' rows; not normalised afterwards.
+    ``phi_n^T (Phi^T Phi / N + whiten * I)^-1 phi_q`` (Park et al. 2023), Phi the clips' rows; not normalised
+    afterwards.
     """
     phi, q = unit_settings(clips, 1), unit_settings(queries, 1)
     if whiten is not None:
@@ -48,7 +49,9 @@ def votes(influence: Array, fraction: float = 0.1) -> npt.NDArray[np.int32]:
     return found
 
 
-def order(influence: Array, clip_ids: Sequence[str], by: Literal["mean", "votes"], vote_fraction: float = 0.1) -> npt.NDArray[np.int64]:
+def order(
+    influence: Array, clip_ids: Sequence[str], by: Literal["mean", "votes"], vote_fraction: float = 0.1
+) -> npt.NDArray[np.int64]:
     """The clips from best to worst: by votes (or not), then mean influence, then clip_id. [N]"""
     mean = influence.mean(1)
     first = votes(influence, vote_fraction) if by == "votes" else np.zeros(len(mean), np.int32)

@@ -1,7 +1,7 @@
 """All Ray Data code: stream rows through a pool of actors that write their tables themselves.
 
-A stage is restarted by running it again: the ids that its table has are subtracted from the rows before they stream, and
-every batch becomes a part that appears whole or not at all. Only ids and errors travel back, frames never travel.
+A stage is restarted by running it again: the ids that its table has are subtracted from the rows before they stream,
+and every batch becomes a part that appears whole or not at all. Only ids and errors travel back, frames never travel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, errors by code
 
 
-class Worker(Protocol):
-    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]: ...
+Worker = Callable[[pa.Table], dict[str, pa.Table]]  # the bodies of workers.py: rows in, tables by name out
 
 
 def connect() -> None:
@@ -86,7 +85,7 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
             return
         if time.monotonic() > deadline:
             raise ConfigError(
-                f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for in that time "
+                f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for by then "
                 f"(there are {now.get('CPU', 0):g} CPUs and {now.get('GPU', 0):g} GPUs). Wait longer or ask for less."
             )
         log.warning("waiting for the cluster to start what %s asks for", ", ".join(short))

@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline import finetuning, models, tables
 from pipeline.config import Arm, Run
-from pipeline.finetuning import FramesOf
+from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
 from pipeline.workers import device_for
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def frames_by_decoder(run: Run) -> FramesOf:
 
     decoder, d = Decoder(run.data.decode_timeout), run.data
 
-    def frames_of(row: finetuning.Row) -> Any:
+    def frames_of(row: Row) -> Any:
         return decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
 
     return frames_of
@@ -103,7 +103,9 @@ def finetune(
             _fit(run, told, name, storage)
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
-    _remove(tables.join(storage, name))
+    fs, bare = tables.place(storage)
+    for checkpoints in fs.glob(tables.join(bare, f"{run.finetune.arm}-*")):  # of earlier selections as well
+        fs.rm(checkpoints, recursive=True)
     return folder
 
 
@@ -146,12 +148,12 @@ def _worker(told: dict[str, Any]) -> None:
     accelerator = Accelerator(cpu=not gpus)
     rank, workers = accelerator.process_index, accelerator.num_processes
     model = models.open_model(run.model, accelerator.device)
-    needed = [rows[i] for i in finetuning.drawn(rows, config, run.seed)]
-    finetuning.encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
+    needed = [rows[i] for i in drawn(rows, config, run.seed)]
+    encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
     accelerator.wait_for_everyone()
 
     training = finetuning.begin(model, config, run.seed)
-    clips = finetuning.ClipSet(model, rows, told["cache"])
+    clips = ClipSet(model, rows, told["cache"])
     with tempfile.TemporaryDirectory() as scratch:
         here = Path(scratch)
         (here / METRICS).touch()

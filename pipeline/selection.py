@@ -53,7 +53,8 @@ class Ranked:
 
 
 def rank(run: Run, mask: str, whiten: float | None) -> Ranked:
-    """Influence of every clip with features under `mask` on every such query. Raises ConfigError where there are none."""
+    """Influence of every clip with features under `mask` on every such query. Raises ConfigError where there are
+    none."""
     ids, features = _features(run, "clips", mask)
     query_ids, queries = _features(run, "queries", mask)
     if not query_ids:
@@ -118,7 +119,14 @@ def selection_table(ranked: Ranked, config: Ranking, unranked: Mapping[str, str]
         )
         found.append(_with_group(table, group))
         rows = [
-            {"clip_id": i, "group": group, "votes": 0, "decision": "neutral", "weight": 0.0, "reason": f"not ranked: {why}"}
+            {
+                "clip_id": i,
+                "group": group,
+                "votes": 0,
+                "decision": "neutral",
+                "weight": 0.0,
+                "reason": f"not ranked: {why}",
+            }
             for i, why in sorted(unranked.items())
         ]
         found.append(pa.Table.from_pylist(rows, schema=tables.SELECTION))

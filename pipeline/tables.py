@@ -106,7 +106,7 @@ def influence_schema(queries: int) -> pa.Schema:
     return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
 
 
-# --- places --------------------------------------------------------------------------------------------------------------
+# --- places -----------------------------------------------------------------------------------------------------------
 
 
 def join(root: str, *names: str) -> str:
@@ -136,8 +136,7 @@ def write_bytes(path: str, data: bytes) -> None:
 
 def read_bytes(path: str) -> bytes:
     fs, bare = place(path)
-    data: bytes = fs.cat_file(bare)
-    return data
+    return bytes(fs.cat_file(bare))
 
 
 def exists(path: str) -> bool:
@@ -152,7 +151,7 @@ def parts(folder: str) -> list[str]:
     return sorted(str(p) for p in fs.glob(join(bare, "part-*.parquet")))
 
 
-# --- writing -------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, Any]) -> bytes:
@@ -160,7 +159,7 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
     table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _part_name(table: pa.Table) -> str:
@@ -207,7 +206,7 @@ def merge(folder: str, small: int = 256) -> None:
             fs.rm_file(path)
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class FingerprintError(ValueError):

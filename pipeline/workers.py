@@ -1,13 +1,14 @@
 """The bodies of the actors: load once, then a batch of rows in, tables out. No Ray.
 
-Every row that comes in leaves as a row: a result, or an error that starts with a code. What the machine lacks (memory on
-a GPU, a broken model) is no clip's fault and surfaces.
+Every row that comes in leaves as a row: a result, or an error that starts with a code. What the machine lacks (memory
+on a GPU, a broken model) is no clip's fault and surfaces.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pipeline import motion, tables
 from pipeline.config import Run
-from pipeline.decoder import Decoder, index
+from pipeline.decoder import Decoder
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
@@ -31,7 +32,8 @@ CAPTIONS_KEPT = 128  # embeddings of one caption of Wan take 4 MB
 
 
 def device_for(gpus: float) -> torch.device:
-    """The device of an actor that was given that share of a GPU. One thread: results must not depend on a pool's size."""
+    """The device of an actor that was given that share of a GPU. One thread: results must not depend on a pool's
+    size."""
     torch.set_num_threads(1)
     if gpus > 0 and not torch.cuda.is_available():
         raise RuntimeError("this actor was given a GPU, but torch sees none: is torch built for this machine's CUDA?")
@@ -42,27 +44,16 @@ def decoded(decoder: Decoder, run: Run, rows: list[Row]) -> Iterator[tuple[Row, 
     """Each row with its frames at the attribution geometry; the next clip decodes while the caller computes."""
     frames, fps, height, width = run.geometry
 
-    def start(row: Row) -> Any:
+    def start(row: Row) -> Future[Frames]:
         return decoder.submit_frames(row["uri"], row["start_frame"], frames, fps, height, width)
 
-    ahead = start(rows[0]) if rows else None
+    waiting = deque(start(row) for row in rows[:1])
     for i, row in enumerate(rows):
-        now, ahead = ahead, start(rows[i + 1]) if i + 1 < len(rows) else None
+        waiting.extend(start(later) for later in rows[i + 1 : i + 2])
         try:
-            yield row, now.result()
+            yield row, waiting.popleft().result()
         except ClipError as error:
             yield row, error
-
-
-class IndexWorker:
-    """Videos -> rows of clips."""
-
-    def __init__(self, run: Run, schema: pa.Schema) -> None:
-        self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
-
-    def __call__(self, videos: pa.Table) -> dict[str, pa.Table]:
-        rows = [row for video in videos.to_pylist() for row in index(video, self.run.data, self.decoder)]
-        return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}
 
 
 class MotionWorker:
@@ -160,7 +151,9 @@ class FeatureWorker:
         )
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
-        return {"features": self.finish([self.take(*pair) for pair in decoded(self.decoder, self.run, rows.to_pylist())])}
+        return {
+            "features": self.finish([self.take(*pair) for pair in decoded(self.decoder, self.run, rows.to_pylist())])
+        }
 
 
 def featured(error: str | None) -> bool:
@@ -201,11 +194,19 @@ class Captions:
         return self._kept[caption]
 
 
-def _unusable(losses: dict[int, float], features: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]) -> str | None:
+def _unusable(
+    losses: dict[int, float], features: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]
+) -> str | None:
     """Why a clip's features cannot be used, if so."""
     taken = list(losses)
-    if not (np.isfinite(features[taken]).all() and np.isfinite(norms[taken]).all() and np.isfinite(list(losses.values())).all()):
-        return str(ClipError("not_finite", f"a loss or gradient of this clip is not finite (losses {list(losses.values())})."))
+    if not (
+        np.isfinite(features[taken]).all()
+        and np.isfinite(norms[taken]).all()
+        and np.isfinite(list(losses.values())).all()
+    ):
+        return str(
+            ClipError("not_finite", f"a loss or gradient of this clip is not finite (losses {list(losses.values())}).")
+        )
     if taken and not norms[taken].all():
         return str(ClipError("not_finite", "a gradient of this clip is zero in every parameter that counts."))
     return None

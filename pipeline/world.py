@@ -98,7 +98,7 @@ class Scene:
         return len(self.camera)
 
 
-# --- trajectories: how far along (in the direction of the motion), how far across, angle, the two scales ---------------
+# --- trajectories: how far along (in the direction of the motion), how far across, angle, the two scales --------------
 
 Trajectory = tuple[Floats, Floats, Floats, Floats, Floats]
 
@@ -223,10 +223,12 @@ def _explosion(body: Body, t: Floats, speed: float, rng: np.random.Generator, ca
     return tuple(found)
 
 
-# --- looks -------------------------------------------------------------------------------------------------------------
+# --- looks ------------------------------------------------------------------------------------------------------------
 
 
-def texture(rng: np.random.Generator, base: Floats, cycles: tuple[float, float], contrast: float, n: int = 5) -> Texture:
+def texture(
+    rng: np.random.Generator, base: Floats, cycles: tuple[float, float], contrast: float, n: int = 5
+) -> Texture:
     """A random texture about a base colour; `cycles` bounds the waves' cycles per unit."""
     heading, pace = rng.uniform(0, 2 * np.pi, n), rng.uniform(*cycles, n) * 2 * np.pi
     wave = np.stack([np.cos(heading) * pace, np.sin(heading) * pace], 1)
@@ -300,7 +302,7 @@ def queries(seed: int, each: int, frames: int = 9) -> list[Scene]:
     return [scene(seed, f"{m}-{i:02d}", "real", m, frames, pan=0.0) for m in MOTIONS for i in range(each)]
 
 
-# --- pictures and flow -------------------------------------------------------------------------------------------------
+# --- pictures and flow ------------------------------------------------------------------------------------------------
 
 
 def _grid(height: int, width: int) -> tuple[Floats, float]:
@@ -372,7 +374,7 @@ def flow_pair(seed: int, name: str, size: int, reach: float = 10.0) -> tuple[npt
     zoom = 1 + rng.uniform(-0.03, 0.03) * (rng.uniform() < 0.5)
     bodies = []
     for _ in range(rng.integers(1, 4)):
-        looks, _, surface, (power, lobes, depth) = _looks(rng)
+        _, _, surface, (power, lobes, depth) = _looks(rng)
         start = np.array([*rng.uniform(-0.8, 0.8, 2), rng.uniform(0, 6.3), *rng.uniform(0.8, 1.25, 2)])
         radius = rng.uniform(0.2, 0.5)
         turn = rng.uniform(-0.5, 0.5) * longest / radius

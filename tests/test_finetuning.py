@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline import finetuning as ft
+from pipeline import training_set as ts
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel, open_model
@@ -74,7 +75,7 @@ def rows(count: int = 4) -> list[dict[str, object]]:
     return [{"clip_id": f"clips/{i}.mp4#0", "caption": CAPTIONS[i % 4], **same} for i in range(count)]
 
 
-def frames_of(row: ft.Row) -> npt.NDArray[np.uint8]:
+def frames_of(row: ts.Row) -> npt.NDArray[np.uint8]:
     """A video of a clip's own, 5 frames of 8x8."""
     number = int(str(row["clip_id"]).split("/")[1].split(".")[0])
     return np.random.default_rng(number).integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -90,7 +91,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cache(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("latents"))
-    assert ft.encode_set(opened(checkpoint), rows(), frames_of, folder) == 4
+    assert ts.encode_set(opened(checkpoint), rows(), frames_of, folder) == 4
     return folder
 
 
@@ -105,7 +106,7 @@ def settings(**changes: object) -> Finetune:
 def trained(checkpoint: str, cache: str, config: Finetune) -> tuple[ft.Training, list[float], VideoModel]:
     model = opened(checkpoint)
     training = ft.begin(model, config, seed=3)
-    lines = list(ft.train(training, ft.ClipSet(model, rows(), cache), config, seed=3))
+    lines = list(ft.train(training, ts.ClipSet(model, rows(), cache), config, seed=3))
     return training, [line.loss for line in lines], model
 
 
@@ -123,59 +124,59 @@ def velocity(transformer: torch.nn.Module, text_width: int = 16) -> torch.Tensor
 def test_clips_are_encoded_once_and_a_changed_one_again(checkpoint: str, tmp_path: Path) -> None:
     model, seen = opened(checkpoint), []
 
-    def counting(row: ft.Row) -> npt.NDArray[np.uint8]:
+    def counting(row: ts.Row) -> npt.NDArray[np.uint8]:
         seen.append(row["clip_id"])
         return frames_of(row)
 
     cache = str(tmp_path)
-    assert ft.encode_set(model, rows(3), counting, cache) == 3
-    assert ft.encode_set(model, rows(4), counting, cache) == 1
+    assert ts.encode_set(model, rows(3), counting, cache) == 3
+    assert ts.encode_set(model, rows(4), counting, cache) == 1
     assert len(seen) == len(set(seen)) == 4
-    assert ft.encode_set(model, [{**rows(1)[0], "version": "2"}], counting, cache) == 1
-    assert ft.encode_set(model, [{**rows(1)[0], "caption": "another"}], counting, cache) == 1
+    assert ts.encode_set(model, [{**rows(1)[0], "version": "2"}], counting, cache) == 1
+    assert ts.encode_set(model, [{**rows(1)[0], "caption": "another"}], counting, cache) == 1
 
 
 def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> None:
     model, row = opened(checkpoint), rows()[2]
-    draw = ft.draw(0, 0, 0)
-    batch = ft.ClipSet(model, [row], cache).batch([draw], caption_dropout=0.0)
+    draw = ts.draw(0, 0, 0)
+    batch = ts.ClipSet(model, [row], cache).batch([draw], caption_dropout=0.0)
     assert torch.equal(batch.latent[0], model.encode(frames_of(row)))
     assert torch.equal(batch.text, model.text([str(row["caption"])]))
     assert torch.equal(batch.timestep, model.shifted(torch.tensor([draw.time], dtype=torch.float32)))
-    dropped = ft.ClipSet(model, [row], cache).batch([ft.draw(0, 0, 0)], caption_dropout=1.0)
+    dropped = ts.ClipSet(model, [row], cache).batch([ts.draw(0, 0, 0)], caption_dropout=1.0)
     assert torch.equal(dropped.text, model.text([""])), "a dropped caption must become the empty one"
     assert torch.equal(dropped.noise, batch.noise)
 
 
 def test_a_draw_belongs_to_seed_step_and_position() -> None:
     keys = [(s, t, p) for s in (0, 1) for t in (0, 1, 10) for p in (0, 1, 10)]
-    noises = [ft.draw(*k).noise((2, 3)) for k in keys]
+    noises = [ts.draw(*k).noise((2, 3)) for k in keys]
     assert len({tuple(n.flatten().tolist()) for n in noises}) == len(keys), "two places share their noise"
-    assert torch.equal(noises[4], ft.draw(*keys[4]).noise((2, 3)))
+    assert torch.equal(noises[4], ts.draw(*keys[4]).noise((2, 3)))
 
 
 def test_draws_follow_the_weights_and_are_uniform_in_time_and_dropout() -> None:
     weighted = [{"clip_id": c, "weight": w} for c, w in (("a", 0.2), ("b", 0.0), ("c", 0.6), ("d", 0.2), ("e", 0.0))]
-    draws = [ft.draw(0, step, p) for step in range(1000) for p in range(4)]
-    counts = Counter(ft.pick(ft.cumulated(weighted), [d.clip for d in draws]))
+    draws = [ts.draw(0, step, p) for step in range(1000) for p in range(4)]
+    counts = Counter(ts.pick(ts.cumulated(weighted), [d.clip for d in draws]))
     assert counts[1] == counts[4] == 0, "a clip of weight 0 was drawn"
     assert [counts[i] / 4000 for i in (0, 2, 3)] == pytest.approx([0.2, 0.6, 0.2], abs=0.03)
     assert sum(d.dropped < 0.1 for d in draws) / 4000 == pytest.approx(0.1, abs=0.02)
     assert np.histogram([d.time for d in draws], 4, (0, 1))[0] / 4000 == pytest.approx([0.25] * 4, abs=0.03)
-    assert ft.pick(ft.cumulated(weighted), [0.0, 0.19, 0.21, 0.99, 1 - 1e-16]) == [0, 0, 2, 3, 3]
+    assert ts.pick(ts.cumulated(weighted), [0.0, 0.19, 0.21, 0.99, 1 - 1e-16]) == [0, 0, 2, 3, 3]
 
 
 @pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, float("nan")]])
 def test_weights_that_are_none_raise(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
-        ft.cumulated([{"weight": w} for w in weights])
+        ts.cumulated([{"weight": w} for w in weights])
 
 
 def test_only_what_is_drawn_needs_encoding() -> None:
     config, many = settings(steps=5, batch=2, accumulate=3, workers=2), rows(1000)
-    found = ft.drawn(many, config, seed=0)
+    found = ts.drawn(many, config, seed=0)
     assert 1 < len(found) <= 60
-    assert set(found) == {ft.pick(ft.cumulated(many), [ft.draw(0, s, p).clip])[0] for s in range(5) for p in range(12)}
+    assert set(found) == {ts.pick(ts.cumulated(many), [ts.draw(0, s, p).clip])[0] for s in range(5) for p in range(12)}
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -183,8 +184,8 @@ def test_only_what_is_drawn_needs_encoding() -> None:
 
 def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
     model, config = opened(checkpoint), settings(steps=1, batch=4)
-    clips = ft.ClipSet(model, rows(), cache)
-    b = clips.batch([ft.draw(3, 0, p) for p in range(4)], config.caption_dropout)
+    clips = ts.ClipSet(model, rows(), cache)
+    b = clips.batch([ts.draw(3, 0, p) for p in range(4)], config.caption_dropout)
     expected = loss_map(model, b.latent, b.text, b.timestep, b.noise).mean().item()
     training = ft.begin(model, config, seed=3)
     (line,) = ft.train(training, clips, config, seed=3)
@@ -199,7 +200,7 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     whole, losses, _ = trained(checkpoint, cache, config)
     model = opened(checkpoint)
     first = ft.begin(model, config, seed=3)
-    for line in ft.train(first, ft.ClipSet(model, rows(), cache), config, seed=3):
+    for line in ft.train(first, ts.ClipSet(model, rows(), cache), config, seed=3):
         if line.step == 4:
             ft.save_state(first, tmp_path / "state.safetensors")
         if line.step == 5:
@@ -207,7 +208,7 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     model = opened(checkpoint)
     second = ft.begin(model, config, seed=3)
     ft.load_state(second, tmp_path / "state.safetensors")
-    again = list(ft.train(second, ft.ClipSet(model, rows(), cache), config, seed=3))
+    again = list(ft.train(second, ts.ClipSet(model, rows(), cache), config, seed=3))
     assert [(line.step, line.loss) for line in again] == [(5, losses[4]), (6, losses[5])]
     for name, parameter in whole.parameters.items():
         assert torch.equal(parameter, second.parameters[name]), f"{name} differs after a resume"
@@ -217,10 +218,10 @@ def test_shares_of_a_batch_add_up_to_it(checkpoint: str, cache: str) -> None:
     whole, losses, _ = trained(checkpoint, cache, settings(steps=2, batch=4))
     parts, accumulated, _ = trained(checkpoint, cache, settings(steps=2, batch=1, accumulate=4))
     assert accumulated == pytest.approx(losses, rel=1e-5)
-    difference = max(float((p - parts.parameters[n]).abs().max()) for n, p in whole.parameters.items())
+    difference = max((p - parts.parameters[n]).abs().max().item() for n, p in whole.parameters.items())
     assert difference < 1e-5
     with pytest.raises(ValueError, match="evenly"):
-        next(ft.train(whole, ft.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=3), 0, 0, 2))
+        next(ft.train(whole, ts.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=3), 0, 0, 2))
 
 
 def test_the_loss_falls_on_a_set_that_can_be_learnt_by_heart(checkpoint: str, cache: str) -> None:
@@ -233,7 +234,7 @@ def test_bfloat16_models_train_float32_weights(checkpoint: str, cache: str) -> N
     model, config = opened(checkpoint, "bfloat16"), settings(steps=1, learning_rate=1e-6)
     training = ft.begin(model, config, seed=0)
     before = {name: p.detach().clone() for name, p in training.parameters.items()}
-    (line,) = ft.train(training, ft.ClipSet(model, rows(), cache), config, seed=0)
+    (line,) = ft.train(training, ts.ClipSet(model, rows(), cache), config, seed=0)
     assert {p.dtype for p in training.parameters.values()} == {torch.float32}
     assert sum(not torch.equal(before[n], p) for n, p in training.parameters.items()) > 0.9 * len(before)
     _, exact, _ = trained(checkpoint, cache, config)
@@ -279,13 +280,27 @@ def test_lora_starts_as_the_base_and_leaves_it_alone(checkpoint: str, cache: str
     training = ft.begin(model, settings(lora_rank=4), seed=0)
     torch.testing.assert_close(velocity(model.transformer), base)
     assert len(training.parameters) == 2 * 2 * 2 * 4, "A and B of q, k, v and out in both attentions of both blocks"
-    list(ft.train(training, ft.ClipSet(model, rows(), cache), settings(lora_rank=4), seed=0))
+    list(ft.train(training, ts.ClipSet(model, rows(), cache), settings(lora_rank=4), seed=0))
     now = {n.replace(".base_layer", ""): p for n, p in model.transformer.named_parameters()}
     assert all(torch.equal(now[n], p) for n, p in before.items())
     again = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=0)
     other = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=1)
     name = next(n for n in again.parameters if "lora_A" in n)
     assert not torch.equal(again.parameters[name], other.parameters[name])
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_an_object_store_does_as_well_as_a_folder(checkpoint: str, rank: int | None) -> None:
+    place, config = f"memory://arm-{rank}", settings(steps=1, lora_rank=rank)
+    model = opened(checkpoint)
+    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 4
+    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 0
+    training = ft.begin(model, config, seed=0)
+    list(ft.train(training, ts.ClipSet(model, rows(), f"{place}/latents"), config, seed=0))
+    ft.save_weights(training, f"{place}/weights")
+    fresh = opened(checkpoint)
+    ft.load_weights(fresh, f"{place}/weights")
+    torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
 
 
 def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> None:

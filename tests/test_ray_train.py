@@ -21,7 +21,7 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline import finetuning, ray_train, tables  # noqa: E402
+from pipeline import finetuning, ray_train, tables, training_set  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
 
 STEPS = 8
@@ -35,6 +35,7 @@ def cluster() -> Iterator[None]:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": path}
     import ray
 
+    ray.shutdown()  # of another test file, whose workers could not import this one
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
@@ -72,11 +73,11 @@ def training_rows() -> pa.Table:
     return pa.Table.from_pylist(tiny.rows())
 
 
-def frames(run: Run) -> finetuning.FramesOf:
+def frames(run: Run) -> training_set.FramesOf:
     return tiny.frames_of
 
 
-def frames_and_a_kill(run: Run) -> finetuning.FramesOf:
+def frames_and_a_kill(run: Run) -> training_set.FramesOf:
     """As `frames`, but the first worker is killed once a second checkpoint has been started."""
     marker = Path(run.root) / "killed"
 
@@ -93,9 +94,9 @@ def frames_and_a_kill(run: Run) -> finetuning.FramesOf:
 
 def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = tiny.opened(checkpoint)
-    finetuning.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
+    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
     training = finetuning.begin(model, run.finetune, run.seed)
-    clips = finetuning.ClipSet(model, tiny.rows(), str(cache))
+    clips = training_set.ClipSet(model, tiny.rows(), str(cache))
     losses = [line.loss for line in finetuning.train(training, clips, run.finetune, run.seed)]
     finetuning.save_weights(training, str(cache / "arm"))
     return losses, weights(cache / "arm")
@@ -139,8 +140,12 @@ def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path) -> 
     run = configured(tmp_path / "run", checkpoint, workers=2, batch=1, accumulate=2, steps=3)
     stale = tmp_path / "run" / "finetuned" / "motive" / "transformer"
     stale.mkdir(parents=True)
+    others = [tmp_path / "run" / "finetuned" / ".train" / name for name in ("motive-0", "motive_whitened-0")]
+    for other in others:
+        other.mkdir(parents=True)
     folder = ray_train.finetune(run, training_rows(), frames)
     assert not stale.exists(), "an older result remains beside the new one"
+    assert [other.exists() for other in others] == [False, True], "of an older training of this arm, and of another arm"
     losses, expected = plain(checkpoint, tmp_path / "plain", run)
     assert [line["loss"] for line in lines(folder)] == pytest.approx(losses, rel=1e-5)
     found = weights(Path(folder))

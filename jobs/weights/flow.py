@@ -23,9 +23,7 @@ SIZE = 128
 HELD_OUT, REACH = 1_000_003, 9.0  # seed of the pairs that training never sees; most of them move up to 10 pixels
 
 
-def batch(
-    seed: int, first: int, count: int, reach: float = 10.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(seed: int, first: int, count: int, reach: float = 10.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pairs first ... first+count-1: frames before and after [B, 3, 128, 128] in [-1, 1], flow [B, 2, 128, 128]."""
     before, after, flows = [], [], []
     for i in range(first, first + count):
@@ -87,7 +85,8 @@ def main() -> None:
         optimizer.step()
         if (step + 1) % 20 == 0:
             error = float((found[-1].detach() - exact).norm(dim=1).mean())
-            print(f"step {step + 1} loss {float(loss.detach()):.3f} error {error:.2f} px {time.monotonic() - start:.0f} s", flush=True)
+            spent = time.monotonic() - start
+            print(f"step {step + 1} loss {float(loss.detach()):.3f} error {error:.2f} px {spent:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, args.state.with_suffix(".part"))

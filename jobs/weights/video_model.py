@@ -48,7 +48,7 @@ def keep(state: dict[str, object], path: Path) -> None:
     path.with_suffix(".part").replace(path)
 
 
-# --- tokenizer ---------------------------------------------------------------------------------------------------------
+# --- tokenizer --------------------------------------------------------------------------------------------------------
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -69,7 +69,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# --- autoencoder -------------------------------------------------------------------------------------------------------
+# --- autoencoder ------------------------------------------------------------------------------------------------------
 
 
 def make_vae(mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
@@ -154,7 +154,7 @@ def finish_vae(vae: AutoencoderKLWan, videos: torch.Tensor) -> None:
     finished.save_pretrained(OUT / "vae")
 
 
-# --- text encoder and transformer --------------------------------------------------------------------------------------
+# --- text encoder and transformer -------------------------------------------------------------------------------------
 
 
 def make_text_encoder() -> UMT5EncoderModel:
@@ -189,7 +189,7 @@ def encode(vae: AutoencoderKLWan, videos: torch.Tensor) -> torch.Tensor:
 def text(encoder: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
     """Embeddings [B, TEXT_TOKENS, 64] as WanPipeline pads them: zeros after the end of the caption."""
     mask = tokens != 0
-    hidden = encoder(tokens, attention_mask=mask).last_hidden_state
+    hidden: torch.Tensor = encoder(tokens, attention_mask=mask).last_hidden_state
     return hidden * mask[..., None]
 
 
@@ -203,7 +203,7 @@ def velocity_error(
     model: WanTransformer3DModel, h: torch.Tensor, context: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
     s = (t / 1000).view(-1, 1, 1, 1, 1)
-    found = model((1 - s) * h + s * noise, t, context, return_dict=False)[0]
+    found: torch.Tensor = model((1 - s) * h + s * noise, t, context, return_dict=False)[0]
     return ((found - (noise - h)) ** 2).mean((1, 2, 3, 4))
 
 
@@ -215,8 +215,7 @@ def judge_transformer(
     generator = torch.Generator().manual_seed(HELD_OUT)
     noise, t = torch.randn(h.shape, generator=generator), timesteps(generator, len(h))
     losses = [
-        velocity_error(model, h[i], text(encoder, tokens[i]), t[i], noise[i])
-        for i in torch.arange(len(h)).split(64)
+        velocity_error(model, h[i], text(encoder, tokens[i]), t[i], noise[i]) for i in torch.arange(len(h)).split(64)
     ]
     u = noise - h
     mean = float(((u - u.mean((0, 2, 3, 4), keepdim=True)) ** 2).mean())
@@ -235,7 +234,12 @@ def train_transformer(steps: int) -> None:
     average, average_encoder, first = copy.deepcopy(model), copy.deepcopy(encoder), 0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        for name, module in (("model", model), ("encoder", encoder), ("average", average), ("average_encoder", average_encoder)):
+        for name, module in (
+            ("model", model),
+            ("encoder", encoder),
+            ("average", average),
+            ("average_encoder", average_encoder),
+        ):
             module.load_state_dict(state[name])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -283,7 +287,9 @@ def train_transformer(steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("vae", "transformer"), help="both, one after the other, if left out")
+    parser.add_argument(
+        "part", nargs="?", choices=("vae", "transformer"), help="both, one after the other, if left out"
+    )
     parser.add_argument("--vae-steps", type=int, default=2400)
     parser.add_argument("--transformer-steps", type=int, default=10000)
     args = parser.parse_args()

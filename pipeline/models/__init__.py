@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,8 @@ def patch(path: Path) -> tuple[int, int, int]:
 def skeleton(path: Path) -> nn.Module:
     """The transformer on the meta device: names and shapes of its parameters without their memory."""
     with torch.device("meta"):
-        return WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(path, subfolder="transformer"))
+        config = WanTransformer3DModel.load_config(path, subfolder="transformer")
+        return cast(nn.Module, WanTransformer3DModel.from_config(config))
 
 
 def weights_hash(path: Path) -> str:

@@ -16,7 +16,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Wan:
-    """A loaded Wan pipeline; see `VideoModel` for its methods. The autoencoder runs in float32, as diffusers advises."""
+    """A loaded Wan pipeline; see `VideoModel` for its methods. The autoencoder runs in float32, as diffusers
+    advises."""
 
     def __init__(self, path: Path, config: VideoModelConfig, device: torch.device) -> None:
         self.pipeline = _load(path, config)
@@ -49,11 +50,14 @@ class Wan:
     def decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
         """Normalised latent [C, f, h, w] -> frames [F, H, W, 3]."""
         video = self.vae.decode(latent[None] * self._std + self._mean).sample[0]
-        found: npt.NDArray[np.uint8] = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        found: npt.NDArray[np.uint8] = (
+            ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+        )
         return found
 
     @torch.no_grad()
     def text(self, captions: list[str]) -> Tensor:
+        found: Tensor
         found, _ = self.pipeline.encode_prompt(
             captions, do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
         )
@@ -72,7 +76,8 @@ class Wan:
         return noise - latent
 
     def shifted(self, uniform: Tensor) -> Tensor:
-        return 1000 * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+        found: Tensor = 1000 * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+        return found
 
     @torch.no_grad()
     def generate(

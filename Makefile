@@ -1,0 +1,34 @@
+# `make demo` and `make test` need Python 3.11 or 3.12, make and git, and do everything else themselves.
+PYTHON ?= $(shell for v in 3.12 3.11; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
+BIN := .venv/bin
+export RAY_AUTH_MODE ?= disabled
+
+.PHONY: demo test check lint types soak weights clean
+
+demo: .venv/installed
+	$(BIN)/python -m jobs.demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: lint types test
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+weights: .venv/installed
+	$(BIN)/python -m jobs.weights.flow
+	$(BIN)/python -m jobs.weights.video_model
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: neither python3.12 nor python3.11 was found; name one: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs
