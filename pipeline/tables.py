@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 
 Fingerprint = Mapping[str, Any]
 
+_KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
+_WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
 RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
 
 CLIPS = pa.schema(
@@ -126,7 +129,8 @@ def write_bytes(path: str, data: bytes) -> None:
         fs.pipe_file(bare, data)  # an object store shows an object when it is complete
         return
     os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
-    part = f"{bare}.{uuid.uuid4().hex}.tmp"
+    # Hidden, so that readers of the folder pass over what a killed writer left.
+    part = os.path.join(os.path.dirname(bare), f".{os.path.basename(bare)}.{uuid.uuid4().hex}.tmp")
     with open(part, "wb") as file:
         file.write(data)
         file.flush()
@@ -148,7 +152,11 @@ def parts(folder: str) -> list[str]:
     """The part files of a table, in a fixed order; none where there is no such table yet."""
     fs, bare = place(folder)
     fs.invalidate_cache()
-    return sorted(str(p) for p in fs.glob(join(bare, "part-*.parquet")))
+    try:
+        names = [str(p) for p in fs.ls(bare, detail=False)]  # not glob: a root may hold brackets or asterisks
+    except FileNotFoundError:
+        return []
+    return sorted(p for p in names if re.fullmatch(r"part-.*\.parquet", p.rsplit("/", 1)[-1]))
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -163,8 +171,9 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
 
 
 def _part_name(table: pa.Table) -> str:
-    """A name that the rows' keys determine."""
-    keys = [table.column(k).to_pylist() for k in ("clip_id", "arm", "seed", "metric") if k in table.column_names]
+    """A name that the rows' keys determine. A result and an error of one clip have different names, so that writing
+    one never takes the other away."""
+    keys = [table.column(k).to_pylist() for k in (*_KEYS, "error") if k in table.column_names]
     rows = sorted(map(str, zip(*keys, strict=True)))
     return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
@@ -176,13 +185,13 @@ def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: A
 
 
 def replace(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
-    """Put a table in the place of whatever the folder held. Readers see the old or the new part, never none."""
-    fresh = f"part-{uuid.uuid4().hex}.parquet"
-    old = parts(folder)
-    write_bytes(join(folder, fresh), _encoded(table, fingerprint, metadata))
+    """Put a table in the place of whatever the folder held: one part of a fixed name, so that readers see the old rows
+    or the new ones, never none or both, also after a kill."""
+    write_bytes(join(folder, _WHOLE), _encoded(table, fingerprint, metadata))
     fs, _ = place(folder)
-    for path in old:
-        fs.rm_file(path)
+    for path in parts(folder):
+        if not path.endswith(f"/{_WHOLE}"):
+            fs.rm_file(path)
 
 
 def merge(folder: str, small: int = 256) -> None:
@@ -197,7 +206,7 @@ def merge(folder: str, small: int = 256) -> None:
         return
     with_metadata = [_read_part(p, fs, None) for p in found]
     merged = pa.concat_tables([t.replace_schema_metadata() for t in with_metadata], promote_options="default")
-    merged = _latest(merged) if "error" in merged.column_names else merged
+    merged = _once(merged)
     held = {k.decode(): json.loads(v) for k, v in (with_metadata[0].schema.metadata or {}).items()}
     append(folder, merged, held.pop("fingerprint", {}), **held)
     kept = _part_name(merged)
@@ -249,25 +258,38 @@ def check(folder: str, fingerprint: Fingerprint) -> None:
 
 def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     """All rows of a table; None where there is no table. A stage's table (it has `error`) comes with one row a clip_id,
-    a result before an error, ordered by id."""
+    a result before an error, ordered by id; the evaluation's with one row a key."""
     fs, _ = place(folder)
     found = parts(folder)
     if not found:
         return None
-    staged = "error" in _schema(found[0], fs)[0].names
-    wanted = None if columns is None else list(dict.fromkeys([*columns, *(("clip_id", "error") if staged else ())]))
+    names = _schema(found[0], fs)[0].names
+    needed = ("clip_id", "error") if "error" in names else _KEYS if "arm" in names else ()
+    wanted = None if columns is None else list(dict.fromkeys([*columns, *needed]))
     tables = [_read_part(p, fs, wanted).replace_schema_metadata() for p in found]
-    table = pa.concat_tables(tables, promote_options="default")
-    table = _latest(table) if staged else table
+    table = _once(pa.concat_tables(tables, promote_options="default"))
     return table if columns is None else table.select(list(columns))
 
 
+def _once(table: pa.Table) -> pa.Table:
+    """Every row once, though a part was merged into another and not yet deleted."""
+    if "error" in table.column_names:
+        return _latest(table)
+    if "arm" not in table.column_names:
+        return table
+    rows = table.select(_KEYS).append_column("row", pa.array(np.arange(table.num_rows, dtype=np.int64)))
+    first = rows.group_by(list(_KEYS)).aggregate([("row", "min")]).column("row_min")
+    return table.take(first.combine_chunks().sort())
+
+
 def _latest(table: pa.Table) -> pa.Table:
-    """One row a clip_id, results before errors, ordered by id."""
+    """One row a clip_id, ordered by id: a result before an error, an error that stands before one that is retried."""
+    codes = pc.list_element(pc.split_pattern(table.column("error"), ":", max_splits=1), 0)
+    again = pc.fill_null(pc.is_in(codes, pa.array(RETRIED)), False)
     order = pa.table(
         {
             "id": table.column("clip_id"),
-            "failed": pc.is_valid(table.column("error")),
+            "failed": pc.add(pc.is_valid(table.column("error")).cast(pa.int8()), again.cast(pa.int8())),
             "row": np.arange(table.num_rows, dtype=np.int64),
         }
     ).sort_by([("id", "ascending"), ("failed", "ascending"), ("row", "ascending")])

@@ -1,0 +1,71 @@
+"""What every test shares: no network, one thread, a small run of the synthetic world."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import config, world
+from pipeline.config import Run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 clips, 4 queries and 4 held-out clips as mp4 files with manifests."""
+    from jobs.demo import write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    run = config.load("demo")
+    write_world(folder / "clips", world.corpus(11, 30), run)
+    write_world(folder / "queries", [s for s in world.queries(12, 2) if s.motion in ("roll", "spin")], run)
+    write_world(folder / "held_out", [s for s in world.queries(13, 2) if s.motion in ("roll", "spin")], run)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_world: Path) -> Callable[..., Run]:
+    """``small_run(root, **overrides)``: the demo recipe on the small world, with double underscores for dots."""
+
+    def make(root: Path | str, **overrides: Any) -> Run:
+        values = {
+            "root": str(root),
+            "data.videos": str(small_world / "clips"),
+            "queries.videos": str(small_world / "queries"),
+            "evaluate.videos": str(small_world / "held_out"),
+            "finetune.steps": 4,
+            "finetune.checkpoint_every": 2,
+            "evaluate.generate": 2,
+            "evaluate.steps": 3,
+            "resources.extract_features.batch": 5,
+            "resources.estimate_motion.batch": 5,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        return config.load("demo", values)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    import ray
+
+    from pipeline import ray_data
+
+    ray_data.connect()
+    yield
+    ray.shutdown()

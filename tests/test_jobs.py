@@ -1,0 +1,194 @@
+"""The stages through Ray: alone and together, batch and pool, bad files, restart after SIGKILL, the whole of curate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from jobs import stages
+from jobs.curate import curate
+from pipeline import tables, world
+from pipeline.config import Run
+from pipeline.video import write_mp4
+
+MakeRun = Callable[..., Run]
+ROOT = Path(__file__).parents[1]
+
+
+def features(root: Path, name: str = "clips") -> dict[str, bytes]:
+    """Every clip's feature, to the bit."""
+    table = tables.read(tables.join(str(root), "features", name))
+    assert table is not None
+    found = zip(table.column("clip_id").to_pylist(), table.column("feature").to_pylist(), strict=True)
+    return {i: np.asarray(f or [], np.float32).tobytes() for i, f in found}
+
+
+def masks(root: Path, name: str = "clips") -> dict[str, bytes | None]:
+    table = tables.read(tables.join(str(root), "motion", name))
+    assert table is not None
+    return dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "mask")), strict=True))
+
+
+def command(root: Path, run: Run) -> list[str]:
+    """The command line of a run as a user would give it."""
+    path = root.parent / f"{root.name}.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))  # JSON is YAML
+    return [sys.executable, "-m", "jobs.curate", "--config", str(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole curate: one pass for motion and features, ranking, two arms, evaluation, page."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    curate(small_run(root))
+    return root
+
+
+def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
+    clips, motion, found = (
+        tables.read(tables.join(str(whole), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
+    )
+    assert clips is not None
+    assert motion is not None
+    assert found is not None
+    readable = clips.filter(pc.is_null(clips.column("error")))
+    assert sorted(motion.column("clip_id").to_pylist()) == sorted(readable.column("clip_id").to_pylist())
+    assert set(found.column("clip_id").to_pylist()) <= set(motion.column("clip_id").to_pylist())
+    selection = tables.read(tables.join(str(whole), "selection"))
+    assert selection is not None
+    for group in ("all", "roll", "spin"):
+        ids = selection.filter(pc.equal(selection.column("group"), group)).column("clip_id").to_pylist()
+        assert sorted(ids) == sorted(clips.column("clip_id").to_pylist()), f"group {group}: not one decision a clip"
+    still = [i for i, mask in masks(whole).items() if mask is None]
+    selected = selection.filter(pc.equal(selection.column("decision"), "selected")).column("clip_id").to_pylist()
+    assert still, "the small world has still clips"
+    assert not set(still) & set(selected), "a clip without motion was selected"
+    assert (whole / "report" / "index.html").stat().st_size > 50_000
+    assert json.loads((whole / "summary.json").read_text())["problems"] == []
+
+
+def test_tables_are_plain_parquet(whole: Path) -> None:
+    for folder in (
+        "clips",
+        "queries",
+        "motion/clips",
+        "features/clips",
+        "influence",
+        "neighbors",
+        "selection",
+        "evaluation",
+    ):
+        files = f"{whole}/{folder}/*.parquet"
+        rows = duckdb.sql(f"select count(*) from '{files}'").fetchall()[0][0]
+        frame = pd.concat(pd.read_parquet(p) for p in (whole / folder).glob("*.parquet"))
+        assert rows == len(frame) > 0, folder
+        numbers = frame.select_dtypes("number")
+        assert not np.isinf(numbers.to_numpy(float)).any(), f"{folder} holds an infinite number"
+        table = tables.read(tables.join(str(whole), folder))
+        assert table is not None
+        for column in table.columns:
+            if pa.types.is_floating(column.type):
+                assert not pc.any(pc.is_nan(column)).as_py(), f"{folder} holds NaN"
+
+
+def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
+    table = tables.read(tables.join(str(whole), "evaluation"))
+    assert table is not None
+    frame = table.to_pandas()
+    losses = frame[frame.metric == "masked_loss"].pivot(index="clip_id", columns="arm", values="value")
+    assert set(losses.columns) == {"base", "random", "motive_whitened"}
+    assert losses.notna().all(axis=None), "an arm lacks a held-out clip"
+    assert (losses["base"] != losses["random"]).all(), "fine-tuning changed nothing"
+    assert {p.suffix for p in (whole / "evaluation" / "vbench" / "base").iterdir()} == {".mp4"}
+
+
+def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun) -> None:
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in whole.rglob("*.parquet")
+        if p.parent.name not in ("influence", "neighbors", "selection")
+    }
+    start = time.monotonic()
+    curate(small_run(whole))
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "rows that exist were computed again"
+    assert time.monotonic() - start < 60
+
+
+def test_each_stage_alone_gives_the_same_bits_at_any_batch_and_pool(
+    whole: Path, small_run: MakeRun, tmp_path: Path
+) -> None:
+    run = small_run(
+        tmp_path,
+        resources__extract_features={"actors": 1, "cpus": 1, "batch": 7},
+        resources__estimate_motion={"actors": 1, "cpus": 1, "batch": 30},
+        resources__index_clips={"actors": 2, "cpus": 1, "batch": 3},
+        attribution__hold=1,
+    )
+    stages.index(run, "clips")
+    stages.estimate_motion(run, "clips")
+    stages.extract_features(run, "clips")
+    assert masks(tmp_path) == masks(whole), "masks depend on the stage, batch or pool"
+    assert features(tmp_path) == features(whole), "features depend on the stage, batch, pool or on hold"
+
+
+def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: None, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good = next((small_world / "clips").rglob("*.mp4")).read_bytes()
+    (videos / "good.mp4").write_bytes(good)
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "text.mp4").write_bytes(b"this is no video " * 100)
+    (videos / "torn.mp4").write_bytes(good[: len(good) // 2])
+    write_mp4(str(videos / "short.mp4"), world.render(world.scene(1, "s", "real", "spin", frames=4), 32, 32), 8)
+    run = small_run(tmp_path / "run", data__videos=str(videos))
+    rows = stages.index(run, "clips").to_pylist()
+    errors = {Path(row["uri"]).name: (row["error"] or "").split(":")[0] for row in rows}
+    assert errors == {
+        "good.mp4": "",
+        "empty.mp4": "decode",
+        "text.mp4": "decode",
+        "torn.mp4": "decode",
+        "short.mp4": "too_short",
+    }
+    motion, found = stages.attribute(run, "clips")
+    assert motion.num_rows == 1
+    assert found.num_rows == 1
+
+
+@pytest.mark.parametrize("moment", ["motion/clips", "features/clips", "finetuned"])
+def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
+    root = tmp_path / "run"
+    run = small_run(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)
+    line = command(root, run)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    first = subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not any((root / moment).rglob("*.*")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    assert any((root / moment).rglob("*.*")), "the run never came so far"
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert features(root) == features(whole), "the features of a killed and continued run differ"
+    for name in ("motion/clips", "features/clips"):
+        held = [
+            i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id
+        ]
+        assert len(held) == len(set(held)), f"{name}: a row is there twice"
+    assert (root / "finetuned" / "motive_whitened" / "done.json").is_file()
