@@ -17,7 +17,7 @@ def unit_settings(features: Array, settings: int) -> Array:
 
     The cosine of two rows is then the mean of their settings' cosines. A part of zeros stays zeros.
     """
-    parts = features.reshape(len(features), settings, -1)
+    parts = features.reshape(len(features), settings, features.shape[1] // settings)
     length = np.linalg.norm(parts, axis=2, keepdims=True)
     unit = parts / np.where(length > 0, length, 1) / np.float32(np.sqrt(settings))
     return unit.reshape(features.shape).astype(np.float32)

@@ -29,8 +29,10 @@ def under_mask(table: pa.Table, settings: Sequence[Mapping[str, Any]], mask: str
     norms = tables.matrix(table, "norm")[:, members]
     usable = (norms > 0).all(1)
     ids = table.column("clip_id").filter(pa.array(usable)).to_pylist()
-    features = tables.matrix(table, "feature").reshape(table.num_rows, len(settings), -1)[usable][:, members]
-    return ids, unit_settings(features.reshape(len(ids), -1), len(members))
+    features = tables.matrix(table, "feature")
+    dim = features.shape[1] // len(settings)
+    kept = features.reshape(-1, len(settings), dim)[usable][:, members]
+    return ids, unit_settings(kept.reshape(-1, len(members) * dim), len(members))
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
 def _part_name(table: pa.Table) -> str:
     """A name that the rows' keys determine. A result and an error of one clip have different names, so that writing
     one never takes the other away."""
-    keys = [table.column(k).to_pylist() for k in (*_KEYS, "error") if k in table.column_names]
+    keys = [table.column(k).to_pylist() for k in table.column_names if k in (*_KEYS, "error")]
     rows = sorted(map(str, zip(*keys, strict=True)))
     return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
@@ -264,7 +264,7 @@ def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     if not found:
         return None
     names = _schema(found[0], fs)[0].names
-    needed = ("clip_id", "error") if "error" in names else _KEYS if "arm" in names else ()
+    needed = ("clip_id", "error") if "error" in names else _keys(names) if "arm" in names else ()
     wanted = None if columns is None else list(dict.fromkeys([*columns, *needed]))
     tables = [_read_part(p, fs, wanted).replace_schema_metadata() for p in found]
     table = _once(pa.concat_tables(tables, promote_options="default"))
@@ -277,9 +277,14 @@ def _once(table: pa.Table) -> pa.Table:
         return _latest(table)
     if "arm" not in table.column_names:
         return table
-    rows = table.select(_KEYS).append_column("row", pa.array(np.arange(table.num_rows, dtype=np.int64)))
-    first = rows.group_by(list(_KEYS)).aggregate([("row", "min")]).column("row_min")
+    keys = _keys(table.column_names)
+    rows = table.select(keys).append_column("row", pa.array(np.arange(table.num_rows, dtype=np.int64)))
+    first = rows.group_by(keys).aggregate([("row", "min")]).column("row_min")
     return table.take(first.combine_chunks().sort())
+
+
+def _keys(names: Sequence[str]) -> list[str]:
+    return [key for key in _KEYS if key in names]
 
 
 def _latest(table: pa.Table) -> pa.Table:

@@ -1,0 +1,193 @@
+"""Configurations: what loads, what is refused, and whether the refusal says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipeline import config
+from pipeline.config import ConfigError, Run, load, parse
+
+MINIMAL: dict[str, Any] = {
+    "root": "runs/x",
+    "data": {"videos": "clips"},
+    "queries": {"videos": "queries"},
+    "model": {"id": "some/folder"},
+}
+
+
+def refused(overrides: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load("demo", overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_recipe_loads(name: str) -> None:
+    run = load(name)
+    assert run.geometry[0] >= 2, f"recipe {name} has no usable geometry: {run.geometry}"
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_packaged_files_that_a_recipe_names_are_in_the_package(name: str) -> None:
+    run = load(name)
+    for value in (run.model.id, run.motion.weights):
+        assert not value.startswith("package:"), f"{name}: {value} was not turned into a path"
+        if value.startswith(str(config.PACKAGE)):
+            assert Path(value).exists(), f"{name} names {value}, which the package does not hold"
+
+
+def test_the_demo_recipe_exists() -> None:
+    assert "demo" in config.recipes(), "the recipe `demo`, which the README starts with, is gone"
+
+
+def test_a_file_and_a_recipe_load_alike(tmp_path: Path) -> None:
+    file = tmp_path / "copy.yaml"
+    file.write_text((config.RECIPES / "demo.yaml").read_text())
+    assert load(str(file)) == load("demo"), "a copy of a recipe is not the same configuration"
+
+
+def test_an_unknown_key_is_refused_with_the_near_match_and_the_allowed_keys() -> None:
+    text = refused({"motion.camara": "keep"})
+    for part in ("demo.yaml", "`motion.camara`", "Did you mean `camera`?", "quantile", "normalise"):
+        assert part in text, f"the message on an unknown key lacks {part!r}: {text}"
+    assert "learning_rate" not in text, "the message lists keys of another stage as allowed here"
+
+
+def test_an_unknown_key_without_a_near_match_still_lists_what_is_allowed() -> None:
+    text = refused({"zzz": 1})
+    assert "`zzz`" in text, text
+    assert "Did you mean" not in text, f"a far-fetched suggestion: {text}"
+    assert "attribution" in text, f"the top level's keys are not listed: {text}"
+
+
+def test_an_unknown_key_inside_a_list_is_named_with_its_place() -> None:
+    text = refused({"attribution.settings": [{"timestep": 751, "maks": "none"}]})
+    for part in ("attribution.settings.0.maks", "Did you mean `mask`?"):
+        assert part in text, f"lacks {part!r}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("data.frames", "many", "integer"),
+        ("data.frames", 1, "greater than or equal to 2"),
+        ("data.fps", 0, "greater than 0"),
+        ("motion.height", 120, "128"),
+        ("motion.height", 130, "multiple of 8"),
+        ("motion.camera", "pan", "'keep' or 'subtract'"),
+        ("attribution.projection.dim", 12, "multiple of 8"),
+        ("attribution.projection.kind", "srht", "'gaussian'"),
+        ("attribution.settings", [], "at least 1"),
+        ("attribution.settings", [{"timestep": 1000}], "less than 1000"),
+        ("ranking.fraction", 0, "greater than 0"),
+        ("ranking.whiten", -1, "greater than 0"),
+        ("finetune.arm", "best", "'motive_whitened'"),
+        ("finetune.learning_rate", "fast", "number"),
+        ("model.dtype", "float16", "'bfloat16'"),
+        ("resources.extract_features.gpus", -1, "greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(key: str, value: Any, allowed: str) -> None:
+    text = refused({key: value})
+    assert key in text, f"the message does not name {key}: {text}"
+    assert value == [] or str(value if not isinstance(value, list) else 1000) in text, f"without the value: {text}"
+    assert allowed in text, f"the message does not say what is allowed ({allowed}): {text}"
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = refused({"data.frames": 0, "ranking.fraction": 7})
+    for key in ("data.frames", "ranking.fraction"):
+        assert key in text, f"only one of two mistakes is told: {text}"
+
+
+def test_missing_keys_are_named_with_the_remedy() -> None:
+    values = {k: v for k, v in MINIMAL.items() if k != "model"}
+    with pytest.raises(ConfigError, match=r"`model` is missing.*--set model="):
+        parse(values, "here")
+
+
+@pytest.mark.parametrize("queries", [{}, {"videos": "a", "prompts": [{"prompt": "a ball"}]}])
+def test_queries_are_videos_or_prompts_and_not_both(queries: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"queries\.videos.*queries\.prompts"):
+        parse({**MINIMAL, "queries": queries}, "here")
+
+
+def test_the_ranked_mask_must_be_among_the_settings() -> None:
+    only_masked = [{"timestep": 751, "mask": "motion"}]
+    text = refused({"ranking.mask": "none", "attribution.settings": only_masked})
+    assert "ranking.mask='none' needs a setting with that mask in attribution.settings" in text, text
+    assert load("demo", {"ranking.mask": "motion", "attribution.settings": only_masked}).ranking.mask == "motion"
+
+
+def test_attribution_must_not_outlast_a_segment() -> None:
+    text = refused({"attribution.frames": 17})
+    for part in ("attribution.frames=17", "data.frames=9"):
+        assert part in text, f"lacks {part!r}: {text}"
+    text = refused({"attribution.fps": 4})
+    assert "attribution.fps=4" in text, text
+    assert load("demo", {"attribution.frames": 5, "attribution.fps": 4}).geometry[:2] == (5, 4)
+
+
+def test_two_equal_settings_and_a_broken_expression_are_refused() -> None:
+    assert "two settings are the same" in refused({"attribution.settings": [{"timestep": 751}, {"timestep": 751.0}]})
+    assert "no regular expression" in refused({"attribution.parameters": "(attn"})
+
+
+def test_overrides_reach_any_depth_and_leave_the_rest() -> None:
+    plain = load("demo")
+    changed = load("demo", {"root": "elsewhere", "attribution.projection.dim": 64, "motion.camera": "subtract"})
+    assert (changed.root, changed.attribution.projection.dim, changed.motion.camera) == ("elsewhere", 64, "subtract")
+    assert changed.attribution.projection.seed == plain.attribution.projection.seed
+    assert changed.data == plain.data, "an override of one stage changed another"
+    assert load("demo") == plain, "an override stayed behind for the next load"
+
+
+def test_overrides_make_sections_that_the_file_leaves_out(tmp_path: Path) -> None:
+    file = tmp_path / "minimal.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    assert load(str(file), {"ranking.fraction": 0.5}).ranking.fraction == 0.5
+
+
+def test_an_override_below_a_plain_value_is_refused() -> None:
+    assert "`root`" in refused({"root.folder": "x"})
+
+
+def test_configurations_are_frozen_at_every_level() -> None:
+    run = load("demo")
+    for model, key, value in (
+        (run, "seed", 1),
+        (run.data, "frames", 5),
+        (run.attribution.settings[0], "timestep", 1.0),
+        (run.resources.finetune, "gpus", 1.0),
+    ):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, key, value)
+    assert isinstance(run.attribution.settings, tuple), "settings can be appended to although the run is frozen"
+
+
+def test_the_resolved_configuration_loads_again_as_itself() -> None:
+    run = load("demo", {"ranking.above": 0.25})
+    assert Run.model_validate(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json")))) == run
+
+
+def test_attribution_takes_the_training_geometry_unless_told_otherwise() -> None:
+    assert load("demo").geometry == (9, 8.0, 32, 32)
+    assert load("demo", {"attribution.height": 16, "attribution.frames": 5}).geometry == (5, 8.0, 16, 32)
+
+
+@pytest.mark.parametrize(("content", "says"), [("a: [1", "not valid YAML"), ("- a\n- b", "mapping")])
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: str, says: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        load(str(file))
+
+
+def test_a_missing_file_is_refused_with_the_recipes_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no_such\.yaml.*recipes:.*demo"):
+        load("no_such.yaml")
