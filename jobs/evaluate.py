@@ -31,7 +31,7 @@ def evaluate(run: Run) -> None:
     queries = tables.read(tables.join(run.root, "queries"))
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
-        tables.write_bytes(tables.join(folder, "vbench", "prompts.json"), prompt_file(tasks, run.root))
+        tables.write_bytes(tables.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     ray_data.stream(
         pa.Table.from_pylist(_missing(tasks, folder), schema=TASKS),
         run.resources.evaluate,

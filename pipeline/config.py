@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -57,7 +57,7 @@ class Data(Model):
 class Prompt(Model):
     prompt: str
     group: str = "all"
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class Queries(Model):
@@ -103,7 +103,7 @@ class Setting(Model):
 class ProjectionConfig(Model):
     kind: Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"] = "gaussian"
     dim: int = Field(512, ge=8, multiple_of=8)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 class Attribution(Model):
@@ -156,10 +156,10 @@ class Finetune(Model):
 class Evaluate(Model):
     videos: str | None = Field(None, description="held-out videos, disjoint from data and queries; null: none")
     arms: tuple[Arm, ...] = ("base", "random", "motive_whitened")
-    timesteps: tuple[float, ...] = Field((251, 501, 751), min_length=1)
+    timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field((251, 501, 751), min_length=1)
     noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
     generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance: float = Field(5.0, ge=1)
 
@@ -186,7 +186,7 @@ class Run(Model):
     """A complete configuration."""
 
     root: str
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: Data
     queries: Queries
     model: VideoModelConfig

@@ -164,7 +164,7 @@ def is_comparable(run: Run) -> bool:
 def video_place(root: str, arm: str, caption: str, seed: int) -> str:
     """VBench reads the prompt from the name up to the last dash."""
     name = re.sub(r"[^\w ,.'()-]", "_", caption)[:150]
-    return tables.join(root, "evaluation", "vbench", arm, f"{name}-{seed}.mp4")
+    return tables.join(root, "generated", arm, f"{name}-{seed}.mp4")
 
 
 def prompt_file(tasks: Sequence[Row], root: str) -> bytes:

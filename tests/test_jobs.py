@@ -112,7 +112,7 @@ def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
     assert set(losses.columns) == {"base", "random", "motive_whitened"}
     assert losses.notna().all(axis=None), "an arm lacks a held-out clip"
     assert (losses["base"] != losses["random"]).all(), "fine-tuning changed nothing"
-    assert {p.suffix for p in (whole / "evaluation" / "vbench" / "base").iterdir()} == {".mp4"}
+    assert {p.suffix for p in (whole / "generated" / "base").iterdir()} == {".mp4"}
 
 
 def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,11 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(id: str) -> None:
     assert "neither a folder nor a hub id" in refused(id)
 
 
+def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "the hub could not be asked" in refused("no-such-owner/no-such-model")
+
+
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     assert "model_index.json" in refused(str(tmp_path))
 

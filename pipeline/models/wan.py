@@ -25,7 +25,6 @@ class Wan:
         self.pipeline.set_progress_bar_config(disable=True)
         self.device, self.text_tokens = device, config.text_tokens
         self.vae, self.transformer = self.pipeline.vae, self.pipeline.transformer
-        self.vae.to(torch.float32)
         for module in (self.vae, self.pipeline.text_encoder):
             module.requires_grad_(False).eval()
         self.transformer.eval()
@@ -101,8 +100,8 @@ class Wan:
 
 def _load(path: Path, config: VideoModelConfig) -> WanPipeline:
     try:
-        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32)
-        return WanPipeline.from_pretrained(path, vae=vae, torch_dtype=DTYPES[config.dtype])
+        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=torch.float32)
+        return WanPipeline.from_pretrained(path, vae=vae, dtype=DTYPES[config.dtype])
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.id={config.id!r}: no Wan pipeline could be opened there ({str(error).splitlines()[0]}). Give the "
