@@ -103,7 +103,7 @@ def extract_features(run: Run, name: str) -> pa.Table:
     _stream(
         run,
         run.resources.extract_features,
-        partial(FeatureWorker, run),
+        partial(FeatureWorker, run, fingerprints.features(run)),
         _outdated(rows, folder),
         {"features": folder},
         f"features {name}",
@@ -119,7 +119,8 @@ def attribute(run: Run, name: str) -> tuple[pa.Table, pa.Table]:
     lacking = _outdated(_outdated(_segments(run, name), folders["motion"]), folders["features"])
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
-    _stream(run, pool, partial(AttributionWorker, run, strides), lacking, folders, f"attribute {name}")
+    worker = partial(AttributionWorker, run, strides, fingerprints.features(run))
+    _stream(run, pool, worker, lacking, folders, f"attribute {name}")
     return estimate_motion(run, name), extract_features(run, name)
 
 

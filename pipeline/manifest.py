@@ -148,6 +148,11 @@ def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) ->
             f"call one of them {' | '.join(PATHS)}."
         )
     caption_column = next((name for name in CAPTIONS if name in names), None)
+    if caption_column is None:
+        raise ConfigError(
+            f"{key}={where!r}: the manifest has no column with captions, which the model is conditioned on. It has "
+            f"{', '.join(names)}; call one of them {' | '.join(CAPTIONS)}, or add an empty one."
+        )
     ours = {path_column, caption_column, "source", "group", "id"}
     taken = {*SCHEMA.names, *CLIPS.names}
     renamed = {name: f"manifest_{name}" if name in taken else name for name in names if name not in ours}
@@ -169,7 +174,7 @@ def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) ->
         own = {
             "source": _text(row.get("source")) or folder,
             "group": _text(row.get("group")) or folder,
-            "caption": _text(row.get(caption_column)) if caption_column else "",
+            "caption": _text(row.get(caption_column)),
             "id": _text(row.get("id")) or None,
         }
         rows.append({**{renamed[name]: row[name] for name in renamed}, **file, **own})

@@ -6,8 +6,10 @@ on a GPU, a broken model) is no clip's fault and surfaces.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor
 
 from pipeline import motion, tables
-from pipeline.config import Run
+from pipeline.config import Run, Setting
 from pipeline.decoder import Decoder
+from pipeline.diffusion import shared_noise
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
@@ -28,6 +31,7 @@ from pipeline.video import ClipError
 Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]
 
+CANARY = 1 << 21  # the index of the noise that the canary clip is made of
 CAPTIONS_KEPT = 128  # embeddings of one caption of Wan take 4 MB
 
 
@@ -95,7 +99,7 @@ class MotionWorker:
 class FeatureWorker:
     """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
         self.run = run
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
@@ -105,6 +109,30 @@ class FeatureWorker:
         self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
         self.text = Captions(self.model.text)
         self.decoder = Decoder(run.data.decode_timeout)
+        known = json.dumps(dict(fingerprint), sort_keys=True).encode()
+        self._check_canary(hashlib.blake2b(known, digest_size=8).hexdigest())
+
+    def _check_canary(self, name: str) -> None:
+        """Hold this actor's feature of one clip, the same for all, against the first's. RuntimeError if they differ.
+
+        On GPUs attention's backward is not deterministic and GPU models differ; below 0.9999 features cannot be mixed.
+        """
+        c = self.run
+        frames, _, height, width = c.geometry
+        video = shared_noise(c.seed, CANARY, (3, 1, height, width)).permute(1, 2, 3, 0)
+        latent = self.model.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0))
+        take_clip(self.gradients, self.model, [Setting(mask="none")], latent, self.text(""), None, c.seed)
+        feature = self.gradients.collect()[0][0]
+        path = tables.join(c.root, "canary", f"{name}.json")
+        if not tables.exists(path):
+            tables.write_bytes(path, json.dumps(feature.tolist()).encode())
+        first = torch.tensor(json.loads(tables.read_bytes(path)))
+        cosine = float(torch.nn.functional.cosine_similarity(first, feature, 0))
+        if not cosine >= 0.9999:
+            raise RuntimeError(
+                f"this actor's feature of the canary clip has a cosine of {cosine:.6f} with the first actor's "
+                f"({path}); features of the two cannot be mixed. Use GPUs of one kind, or another root."
+            )
 
     def take(self, row: Row, frames: Frames | ClipError) -> Row:
         """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
@@ -164,8 +192,8 @@ def featured(error: str | None) -> bool:
 class AttributionWorker:
     """Clips -> motion and features in one pass: every video is read and decoded once."""
 
-    def __init__(self, run: Run, strides: tuple[int, int]) -> None:
-        self.motion, self.features = MotionWorker(run, strides), FeatureWorker(run)
+    def __init__(self, run: Run, strides: tuple[int, int], fingerprint: Mapping[str, Any]) -> None:
+        self.motion, self.features = MotionWorker(run, strides), FeatureWorker(run, fingerprint)
 
     def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
         measured, taken = [], []

@@ -6,8 +6,8 @@ point without interpolation, and the flow follows from the bodies' poses alone. 
 
 Position, size, direction, speed, shape and colours are drawn independently of the motion: gravity points anywhere (as
 if the camera were turned), the centre of every trajectory is placed uniformly, and every trajectory is scaled to a mean
-speed drawn from one distribution. Neither looks nor the place of the mask name the class; the amount of motion hardly does
-(how the speed is spread over time and over the body is what a motion is).
+speed drawn from one distribution. Neither looks nor the place of the mask name the class; the amount of motion hardly
+does (how the speed is spread over time and over the body is what a motion is).
 
 Lengths are in units of half the frame's shorter side, y points down, time is in frames.
 """
@@ -174,7 +174,7 @@ def _float(t: Floats, speed: float, radius: float, rng: np.random.Generator, car
 
 
 def _compress(t: Floats, speed: float, radius: float, rng: np.random.Generator, cartoon: bool) -> Trajectory:
-    # Flattened against a wall ahead, a little wider for it. It starts drawn out, or it could not move as much as others.
+    # Flattened against a wall ahead, a little wider for it; it starts drawn out, so that it can move as much as others.
     shrink = 1.6 - np.minimum(speed * (len(t) - 1) / (0.7 * radius), 1.25) * t
     return _trajectory(-radius * shrink, grow=shrink, widen=shrink**-0.3)
 

@@ -78,7 +78,7 @@ def test_a_remote_folder_is_like_a_local_one(tmp_path: Path) -> None:
     for column in ("relative", "size", "source", "caption", "group"):
         assert remote[column].equals(local[column]), f"{column} depends on where the data lies"
     assert all(uri.startswith("memory://") for uri in remote["uri"].to_pylist())
-    listed = b'{"path": "a.mp4"}\n{"path": "memory://bucket/data/cats/b.MKV"}'
+    listed = b'{"path": "a.mp4", "cap": ""}\n{"path": "memory://bucket/data/cats/b.MKV"}'
     fs.pipe_file("/bucket/data/metadata.jsonl", listed)
     assert videos("memory://bucket/data")["relative"].to_pylist() == ["a.mp4", "cats/b.MKV"]
     fs.rm("/bucket", recursive=True)
@@ -130,7 +130,7 @@ def test_every_kind_of_manifest_gives_the_same_table(tmp_path: Path) -> None:
 
 def test_path_outside_the_root_stays_as_written(tmp_path: Path) -> None:
     _touch(tmp_path / "other" / "a.mp4")
-    table = videos(_jsonl(tmp_path / "lists" / "l.jsonl", [{"path": "../other/a.mp4"}]))
+    table = videos(_jsonl(tmp_path / "lists" / "l.jsonl", [{"path": "../other/a.mp4", "cap": "a"}]))
     assert table["relative"].to_pylist() == ["../other/a.mp4"]
     assert table["error"].to_pylist() == [None]
 
@@ -151,7 +151,8 @@ def test_errors_name_key_value_and_remedy(tmp_path: Path) -> None:
     _touch(tmp_path / "empty.jsonl", "")
     _touch(tmp_path / "rowless.csv", "path,caption\n")
     _jsonl(tmp_path / "pathless.jsonl", [{"clip": "a.mp4", "label": "x"}])
-    _jsonl(tmp_path / "twice.jsonl", [{"path": "a.mp4", "id": "same"}, {"path": "b.mp4", "id": "same"}])
+    _jsonl(tmp_path / "twice.jsonl", [{"path": p, "cap": "", "id": "same"} for p in ("a.mp4", "b.mp4")])
+    _jsonl(tmp_path / "captionless.jsonl", [{"path": "a.mp4", "label": "x"}])
     _jsonl(tmp_path / "again.jsonl", [{"path": "a.mp4", "cap": "one"}, {"path": "./a.mp4", "cap": "two"}])
     for name, words in {
         "nowhere": ("no such file or folder",),
@@ -163,6 +164,7 @@ def test_errors_name_key_value_and_remedy(tmp_path: Path) -> None:
         "empty.jsonl": ("no column",),
         "rowless.csv": ("no rows",),
         "pathless.jsonl": ("clip, label", "file_name"),
+        "captionless.jsonl": ("path, label", "captions", "caption | text"),
         "twice.jsonl": ("same", "more than one row"),
         "again.jsonl": ("a.mp4", "listed more than once"),
     }.items():
