@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.12 3.11; do python$$v -c '' 2>/dev/null && echo pyt
 BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test check lint types soak weights clean
+.PHONY: demo test check lint types weights clean
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.demo

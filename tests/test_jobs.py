@@ -20,6 +20,7 @@ import pytest
 
 from jobs import stages
 from jobs.curate import curate
+from jobs.generate_queries import generate_queries
 from pipeline import tables, world
 from pipeline.config import Run
 from pipeline.video import write_mp4
@@ -167,6 +168,20 @@ def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: N
     motion, found = stages.attribute(run, "clips")
     assert motion.num_rows == 1
     assert found.num_rows == 1
+
+
+def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
+    prompts = [{"prompt": "a red ball rolling", "group": "roll"}, {"prompt": "a blue box spinning", "group": "spin"}]
+    run = small_run(tmp_path, queries__videos=None, queries__prompts=prompts, evaluate__videos=None)
+    generate_queries(run)
+    rows = stages.index(run, "queries").to_pylist()
+    assert sorted((r["caption"], r["group"], r["error"]) for r in rows) == [
+        ("a blue box spinning", "spin", None),
+        ("a red ball rolling", "roll", None),
+    ]
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "generated" / "queries").glob("*.mp4")}
+    generate_queries(run)
+    assert {p: p.stat().st_mtime_ns for p in made} == made, "query videos were generated again"
 
 
 @pytest.mark.parametrize("moment", ["motion/clips", "features/clips", "finetuned"])
