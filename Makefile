@@ -22,7 +22,8 @@ types: .venv/installed
 
 weights: .venv/installed
 	$(BIN)/python -m jobs.weights.flow
-	$(BIN)/python -m jobs.weights.video_model
+	$(BIN)/python -m jobs.weights.autoencoder
+	$(BIN)/python -m jobs.weights.transformer
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: neither python3.12 nor python3.11 was found; name one: make PYTHON=/path/to/python"; exit 2; }

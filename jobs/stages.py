@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import Progress, counts
-from pipeline import fingerprints, manifest, models, motion, ray_data, tables
+from pipeline import fingerprints, manifest, models, motion, ray_data, schemas, tables
 from pipeline.config import ConfigError, Pool, Run
 from pipeline.indexing import IndexWorker
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
@@ -45,8 +45,8 @@ def index(run: Run, name: str) -> pa.Table:
     folder = tables.join(run.root, name)
     tables.merge(folder)
     listed = manifest.videos(str(where(run, name)), SETS[name])
-    passed = [f for f in listed.schema if f.name not in (*_LISTING, *tables.CLIPS.names)]
-    schema = pa.schema([*(tables.QUERIES if name == "queries" else tables.CLIPS), *passed])
+    passed = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
+    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *passed])
     videos = _new_videos(listed, folder)
     ray_data.stream(
         videos,
@@ -163,6 +163,6 @@ def _stream(
 def _finished(folder: str, title: str) -> pa.Table:
     table = tables.read(folder)
     if table is None:
-        table = tables.CLIPS.empty_table()
+        table = schemas.CLIPS.empty_table()
     counts(title, table)
     return table

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import tables
+from pipeline import schemas, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.ranking import order
 from pipeline.selection import rank
@@ -163,7 +163,7 @@ def _by_decision(run: Run, clip_ids: Sequence[str]) -> dict[str, float]:
 def _of_true_group(run: Run, clips: pa.Table) -> list[str]:
     column = str(run.data.oracle)
     if column not in clips.column_names:
-        passed = [c for c in clips.column_names if c not in tables.CLIPS.names]
+        passed = [c for c in clips.column_names if c not in schemas.CLIPS.names]
         raise ConfigError(
             f"data.oracle={column!r}: the manifest {run.data.videos!r} gave no such column; beside the usual ones it "
             f"has {', '.join(passed) or 'none'}. Name one of them, or leave the arm oracle out."

@@ -56,7 +56,7 @@ def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
 
 def index(video: Mapping[str, Any], data: Data, decoder: Decoder) -> list[dict[str, Any]]:
     """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
-    `tables.CLIPS` and whatever else the manifest has, `group` among it."""
+    `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
     passed = {k: v for k, v in video.items() if k not in _OWN}
     try:
         if video.get("error"):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import finetuning, motion, tables
+from pipeline import finetuning, motion, schemas, tables
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
@@ -103,7 +103,7 @@ class EvaluationWorker:
                 log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)
                 continue
             found += self._losses(row, frames)
-        return {"evaluation": pa.Table.from_pylist(found, schema=tables.EVALUATION)}
+        return {"evaluation": pa.Table.from_pylist(found, schema=schemas.EVALUATION)}
 
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:

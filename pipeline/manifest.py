@@ -17,7 +17,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.config import ConfigError
-from pipeline.tables import CLIPS, join, place
+from pipeline.schemas import CLIPS
+from pipeline.tables import join, place
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import tables
+from pipeline import schemas, tables
 from pipeline.config import ConfigError, Ranking, Run
 from pipeline.ranking import influence, select, unit_settings
 
@@ -82,7 +82,7 @@ def _features(run: Run, name: str, mask: str) -> tuple[list[str], Array]:
 
 def influence_table(ranked: Ranked) -> pa.Table:
     columns = [pa.array(ranked.clip_ids, pa.string()), tables.vectors(ranked.influence)]
-    return pa.table(columns, schema=tables.influence_schema(len(ranked.query_ids)))
+    return pa.table(columns, schema=schemas.influence_schema(len(ranked.query_ids)))
 
 
 def neighbors_table(ranked: Ranked, count: int) -> pa.Table:
@@ -102,7 +102,7 @@ def neighbors_table(ranked: Ranked, count: int) -> pa.Table:
                 }
                 for place, n in enumerate(ends)
             ]
-    return pa.Table.from_pylist(rows, schema=tables.NEIGHBORS)
+    return pa.Table.from_pylist(rows, schema=schemas.NEIGHBORS)
 
 
 def selection_table(ranked: Ranked, config: Ranking, unranked: Mapping[str, str]) -> pa.Table:
@@ -131,13 +131,13 @@ def selection_table(ranked: Ranked, config: Ranking, unranked: Mapping[str, str]
             }
             for i, why in sorted(unranked.items())
         ]
-        found.append(pa.Table.from_pylist(rows, schema=tables.SELECTION))
+        found.append(pa.Table.from_pylist(rows, schema=schemas.SELECTION))
     return pa.concat_tables(found)
 
 
 def _with_group(table: pa.Table, group: str) -> pa.Table:
     table = table.append_column("group", pa.array([group] * table.num_rows, pa.string()))
-    return table.select(tables.SELECTION.names).cast(tables.SELECTION)
+    return table.select(schemas.SELECTION.names).cast(schemas.SELECTION)
 
 
 def unranked(run: Run, ranked: Ranked) -> dict[str, str]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import motion, tables
+from pipeline import motion, schemas, tables
 from pipeline.config import Run, Setting
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
@@ -91,7 +91,7 @@ class MotionWorker:
         return row
 
     def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
-        schema = tables.motion_schema(clips.schema)
+        schema = schemas.motion_schema(clips.schema)
         rows = [self.measure(row, frames) for row, frames in decoded(self.decoder, self.run, clips.to_pylist())]
         return {"motion": pa.Table.from_pylist(rows, schema=schema)}
 
@@ -175,7 +175,7 @@ class FeatureWorker:
                 pa.array([row["num_frames"] for row in rows], pa.int32()),
                 pa.array([row["error"] for row in rows], pa.string()),
             ],
-            schema=tables.features_schema(settings, dim),
+            schema=schemas.features_schema(settings, dim),
         )
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
@@ -201,7 +201,7 @@ class AttributionWorker:
             measured.append(self.motion.measure(row, frames))
             if featured(measured[-1]["error"]):
                 taken.append(self.features.take(measured[-1], frames))
-        moved = pa.Table.from_pylist(measured, schema=tables.motion_schema(clips.schema))
+        moved = pa.Table.from_pylist(measured, schema=schemas.motion_schema(clips.schema))
         return {"motion": moved, "features": self.features.finish(taken)}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, tables
+from pipeline import arms, schemas, tables
 from pipeline.config import ConfigError, Run, parse
 from pipeline.ranking import influence, order, select, unit_settings
 
@@ -56,7 +56,7 @@ def features_table(ids: list[str], values: np.ndarray, errors: dict[str, str], s
         "num_frames": pa.array([5] * len(ids), pa.int32()),
         "error": pa.array([errors.get(i) for i in ids], pa.string()),
     }
-    return pa.table(columns, schema=tables.features_schema(2, K))
+    return pa.table(columns, schema=schemas.features_schema(2, K))
 
 
 def segments(ids: list[str], schema: pa.Schema, **more: list[Any]) -> pa.Table:
@@ -79,17 +79,17 @@ def mask_of(n: int) -> bytes:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     at = str(folder)
-    clips = tables.CLIPS.append(pa.field("motion", pa.string()))
+    clips = schemas.CLIPS.append(pa.field("motion", pa.string()))
     motions = [["roll", "fall", "spin"][n % 3] for n in range(N)]
     broken = [f"decode: {i}" if i == BROKEN else None for i in IDS]
     tables.append(tables.join(at, "clips"), segments(IDS, clips, motion=motions, error=broken), {})
     queries, groups = ["q0", "q1", "q2", "q3"], ["roll", "roll", "fall", "fall"]
-    tables.append(tables.join(at, "queries"), segments(queries, tables.QUERIES, group=groups), {})
+    tables.append(tables.join(at, "queries"), segments(queries, schemas.QUERIES, group=groups), {})
     errors = {STILL: "no_motion: it rests", UNREAD: "timeout: too slow"}
     rows = [i for i in IDS if i != BROKEN]
     moved = segments(
         rows,
-        tables.motion_schema(clips),
+        schemas.motion_schema(clips),
         motion=[motions[IDS.index(i)] for i in rows],
         mask=[None if i in errors else mask_of(IDS.index(i)) for i in rows],
         mask_shape=[None if i in errors else ([2, 4, 4] if i != "c39" else [4, 4, 2]) for i in rows],
@@ -99,7 +99,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables.append(tables.join(at, "motion/clips"), moved, {})
     masks = [mask_of(7), mask_of(9), mask_of(11), mask_of(7)]
     shapes = [[2, 4, 4]] * 4
-    moving = segments(queries, tables.motion_schema(tables.QUERIES), group=groups, mask=masks, mask_shape=shapes)
+    moving = segments(queries, schemas.motion_schema(schemas.QUERIES), group=groups, mask=masks, mask_shape=shapes)
     tables.append(tables.join(at, "motion/queries"), moving, {})
     rows = [i for i in rows if i != UNREAD]
     found = features_table(rows, features(N, 0)[[IDS.index(i) for i in rows]], {NOT_FINITE: "not_finite: nan"}, STILL)
@@ -123,8 +123,8 @@ def with_group(queries: list[int], group: str) -> pa.Table:
     table = select(found, ids, harmful=0.2)
     table = table.append_column("group", pa.array([group] * table.num_rows))
     unranked = [{"clip_id": STILL, "group": group, "decision": "neutral", "weight": 0.0}]
-    ranked = table.select(tables.SELECTION.names).cast(tables.SELECTION)
-    return pa.concat_tables([ranked, pa.Table.from_pylist(unranked, schema=tables.SELECTION)])
+    ranked = table.select(schemas.SELECTION.names).cast(schemas.SELECTION)
+    return pa.concat_tables([ranked, pa.Table.from_pylist(unranked, schema=schemas.SELECTION)])
 
 
 def chosen(root: Path, arm: str, **changes: Any) -> list[str]:
@@ -133,7 +133,7 @@ def chosen(root: Path, arm: str, **changes: Any) -> list[str]:
     assert table is not None
     weights = table.column("weight").to_numpy()
     assert weights == pytest.approx(1 / len(weights)), f"{arm} does not weigh its clips alike"
-    assert set(tables.CLIPS.names) <= set(table.column_names), "rows must say where their frames are"
+    assert set(schemas.CLIPS.names) <= set(table.column_names), "rows must say where their frames are"
     ids: list[str] = table.column("clip_id").to_pylist()
     assert ids == sorted(ids)
     return ids

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from pipeline import tables
+from pipeline import schemas, tables
 from pipeline.config import ConfigError, Ranking
 from pipeline.ranking import influence, order, select, unit_settings, votes
 from pipeline.selection import Ranked, neighbors_table, selection_table, under_mask
@@ -242,7 +242,7 @@ def features_table() -> tuple[pa.Table, Array]:
         pa.array([9] * 4, pa.int32()),
         pa.array([None, None, "decode: x", None], pa.string()),
     ]
-    return pa.table(arrays, schema=tables.features_schema(3, 8)), features
+    return pa.table(arrays, schema=schemas.features_schema(3, 8)), features
 
 
 def test_features_under_a_mask_are_those_of_its_settings_and_of_moving_clips() -> None:
@@ -275,7 +275,7 @@ def test_neighbors_are_each_querys_nearest_and_farthest() -> None:
 
 def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() -> None:
     table = selection_table(ranked(), Ranking(fraction=0.25), {"still": "no_motion: still"})
-    assert table.schema.equals(tables.SELECTION)
+    assert table.schema.equals(schemas.SELECTION)
     for group, queries in (("all", [0, 1, 2]), ("spin", [0, 1]), ("roll", [2])):
         rows = {row["clip_id"]: row for row in table.to_pylist() if row["group"] == group}
         assert set(rows) == {*ids(12), "still"}, f"group {group} lacks clips"

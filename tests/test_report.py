@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import charts, comparison, config, controls, gallery, pictures, report, summary, tables, world
+from pipeline import charts, comparison, config, controls, gallery, pictures, report, schemas, summary, tables, world
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""
 FRAMES, SIZE, CLIPS = 9, 32, 120
@@ -51,7 +51,7 @@ SCENES = _scenes()
 
 def _features(rows: list[Row]) -> pa.Table:
     found = [{**{k: r[k] for k in ("clip_id", "version", "error")}, "num_frames": FRAMES} for r in rows]
-    return pa.Table.from_pylist(found, schema=tables.features_schema(1, 8))
+    return pa.Table.from_pylist(found, schema=schemas.features_schema(1, 8))
 
 
 def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) -> list[Row]:
@@ -62,7 +62,7 @@ def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) 
         broken = "decode: frame 3 is damaged." if kind == "clips" and n % 40 == 7 else None
         still = "no_motion: nothing moves." if scene.kind == "still" else None
         moved.append(_moved(row, scene, broken or still))
-    table = pa.Table.from_pylist(moved, schema=tables.motion_schema(schema))
+    table = pa.Table.from_pylist(moved, schema=schemas.motion_schema(schema))
     tables.append(tables.join(root, "motion", kind), table, FINGERPRINT)
     return [m for m in moved if m["error"] is None]
 
@@ -83,7 +83,7 @@ def _selection(rows: list[Row], rng: np.random.Generator) -> list[Row]:
 
 def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
     rng = np.random.default_rng(0)
-    chosen = pa.Table.from_pylist(_selection(rows, rng), schema=tables.SELECTION)
+    chosen = pa.Table.from_pylist(_selection(rows, rng), schema=schemas.SELECTION)
     tables.replace(tables.join(root, "selection"), chosen, FINGERPRINT)
     near = []
     for query in queries:
@@ -93,7 +93,7 @@ def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
             value = (0.4 - 0.02 * rank) * (1 if sign == "positive" else -1)
             clip_id = rows[n]["clip_id"]
             near.append({"query_id": query, "clip_id": clip_id, "rank": rank, "influence": value, "sign": sign})
-    table = pa.Table.from_pylist(near, schema=tables.NEIGHBORS)
+    table = pa.Table.from_pylist(near, schema=schemas.NEIGHBORS)
     tables.replace(tables.join(root, "neighbors"), table, FINGERPRINT, query_ids=queries)
 
 
@@ -110,7 +110,7 @@ def _evaluated(root: str, queries: list[str]) -> None:
                 value = float("nan") if metric == EVIL else rng.uniform()
                 held = {"arm": arm, "clip_id": query, "uri": f"evaluation/{arm}/{query}", "seed": 0, "version": "v"}
                 rows.append({**held, "metric": metric, "value": value})
-    tables.append(tables.join(root, "evaluation"), pa.Table.from_pylist(rows, schema=tables.EVALUATION), FINGERPRINT)
+    tables.append(tables.join(root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), FINGERPRINT)
 
 
 def build(root: str, until: str = "evaluation") -> config.Run:
@@ -123,8 +123,8 @@ def build(root: str, until: str = "evaluation") -> config.Run:
     evaluate = {"videos": "held", "arms": ["base", "random", "motive_whitened"]}
     data = {"videos": "s3://bucket/clips", "frames": FRAMES, "fps": 8, "height": SIZE, "width": SIZE}
     values = {"root": root, "data": data, "queries": {"videos": "q"}, "model": {"id": "demo"}, "evaluate": evaluate}
-    moved = _index_and_motion(root, "clips", tables.CLIPS, clips)
-    asked = _index_and_motion(root, "queries", tables.QUERIES, queries)
+    moved = _index_and_motion(root, "clips", schemas.CLIPS, clips)
+    asked = _index_and_motion(root, "queries", schemas.QUERIES, queries)
     if until != "motion":
         bad = "not_finite: the loss is not finite."
         featured = [{**r, "error": bad if n == 5 else None} for n, r in enumerate(moved)]
@@ -186,9 +186,9 @@ def test_numbers_that_do_not_add_up_are_said_so(tmp_path: Path) -> None:
 def test_a_still_clip_with_an_unmasked_feature_stays_in_and_an_outdated_row_does_not(tmp_path: Path) -> None:
     root = str(tmp_path)
     rows = [_clip(i, "s", "") for i in ("a", "b", "c")]
-    tables.append(tables.join(root, "clips"), pa.Table.from_pylist(rows, schema=tables.CLIPS), {})
+    tables.append(tables.join(root, "clips"), pa.Table.from_pylist(rows, schema=schemas.CLIPS), {})
     moved = [{**rows[0], "error": "no_motion: still."}, rows[1], {**rows[2], "version": "old"}]
-    schema = tables.motion_schema(tables.CLIPS)
+    schema = schemas.motion_schema(schemas.CLIPS)
     tables.append(tables.join(root, "motion", "clips"), pa.Table.from_pylist(moved, schema=schema), {})
     tables.append(tables.join(root, "features", "clips"), _features(rows[:2]), {})
     found = summary.funnel(root)
@@ -325,11 +325,11 @@ def test_spearman_and_overlap() -> None:
 def test_mask_overlap_is_the_mean_cosine_with_a_groups_queries(tmp_path: Path) -> None:
     def put(kind: str, found: dict[str, list[int]], schema: pa.Schema) -> None:
         rows = [{**_clip(i, "s", ""), "mask": bytes(m), "mask_shape": [1, 1, len(m)]} for i, m in found.items()]
-        table = pa.Table.from_pylist(rows, schema=tables.motion_schema(schema))
+        table = pa.Table.from_pylist(rows, schema=schemas.motion_schema(schema))
         tables.append(tables.join(str(tmp_path), "motion", kind), table, {})
 
-    put("queries", {"p": [255, 0], "q": [0, 255]}, tables.QUERIES)
-    put("clips", {"a": [100, 0], "b": [50, 50], "other": [1, 2, 3]}, tables.CLIPS)
+    put("queries", {"p": [255, 0], "q": [0, 255]}, schemas.QUERIES)
+    put("clips", {"a": [100, 0], "b": [50, 50], "other": [1, 2, 3]}, schemas.CLIPS)
     found, kept = controls.mask_overlaps(str(tmp_path), {"p": "x", "q": "y"}, frozenset({("clips", "b")}))
     assert found["all"] == pytest.approx({"a": 0.5, "b": 0.5**0.5})
     assert found["x"] == pytest.approx({"a": 1, "b": 0.5**0.5})
@@ -341,7 +341,7 @@ def test_differences_to_base_are_paired() -> None:
     lines = [("base", "a", 1.0), ("base", "b", 10.0)]
     lines += [("motive", "a", 1.5), ("motive", "b", 10.5), ("motive", "c", 99.0)]
     rows = [{"arm": a, "clip_id": c, "seed": 0, "metric": "plain_loss", "value": v} for a, c, v in lines]
-    base, motive = comparison.comparison(pa.Table.from_pylist(rows, schema=tables.EVALUATION))
+    base, motive = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
     assert base["difference"] is None
     assert (base["mean"], base["n"]) == (5.5, 2)
     assert (motive["pairs"], motive["n"], motive["difference"]) == (2, 3, 0.5)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import tables
+from pipeline import schemas, tables
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 PRINT = {"numerics": 1, "data.frames": 9}
@@ -257,7 +257,7 @@ def test_evaluation_rows_are_not_doubled_by_a_killed_merge() -> None:
         for seed in (0, 1):
             row = {"arm": arm, "clip_id": "a", "uri": "u", "seed": seed, "metric": "m", "value": 1.0, "version": "v"}
             written.append(row)
-            tables.append(folder, pa.Table.from_pylist([row], schema=tables.EVALUATION), PRINT)
+            tables.append(folder, pa.Table.from_pylist([row], schema=schemas.EVALUATION), PRINT)
     with pytest.raises(ConnectionError):
         tables.merge(folder)
     assert len(tables.parts(folder)) == 5, "this test needs the merged part beside the four small ones"
@@ -317,7 +317,7 @@ def test_another_fingerprint_is_an_error_that_names_field_and_both_values(
 def test_pandas_and_duckdb_read_a_table_without_ray(tmp_path: Path) -> None:
     folder = str(tmp_path / "features" / "clips")
     features = np.arange(12, dtype=np.float32).reshape(2, 6)
-    schema = tables.features_schema(2, 3)
+    schema = schemas.features_schema(2, 3)
     for i, name in enumerate("ab"):
         table = pa.table(
             [
@@ -344,14 +344,14 @@ def test_pandas_and_duckdb_read_a_table_without_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "schema",
     [
-        tables.CLIPS,
-        tables.QUERIES,
-        tables.motion_schema(tables.QUERIES),
-        tables.features_schema(2, 8),
-        tables.influence_schema(3),
-        tables.NEIGHBORS,
-        tables.SELECTION,
-        tables.EVALUATION,
+        schemas.CLIPS,
+        schemas.QUERIES,
+        schemas.motion_schema(schemas.QUERIES),
+        schemas.features_schema(2, 8),
+        schemas.influence_schema(3),
+        schemas.NEIGHBORS,
+        schemas.SELECTION,
+        schemas.EVALUATION,
     ],
 )
 def test_no_schema_holds_anything_but_plain_types(schema: pa.Schema) -> None:

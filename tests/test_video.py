@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import tables, video, world
+from pipeline import schemas, video, world
 from pipeline.config import Data
 from pipeline.cuts import cuts
 from pipeline.decoder import Decoder, clip_id, index
@@ -236,7 +236,7 @@ def test_bad_files_are_rows_with_the_right_code(tmp_path: Path, decoder: Decoder
         rows = index(_row(str(tmp_path / name)), _data(), decoder)
         assert [str(row["error"]).split(": ")[0] for row in rows] == [code], f"{name}: {rows[0]['error']}"
         assert str(tmp_path) not in rows[0]["error"], "an error tells of a place that may be a temporary one"
-        assert set(tables.CLIPS.names) <= set(rows[0])
+        assert set(schemas.CLIPS.names) <= set(rows[0])
     assert "3 frames" in index(_row(str(tmp_path / "short.mp4")), _data(), decoder)[0]["error"]
     assert index(_row(good), _data(), decoder)[0]["error"] is None
 

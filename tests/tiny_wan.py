@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
-from jobs.weights import video_model
+from jobs.weights import autoencoder, transformer
 from pipeline.config import VideoModelConfig
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
@@ -20,7 +20,7 @@ LAYERS = 2
 def transformer() -> WanTransformer3DModel:
     """The demo's transformer with fewer layers; no parameter is zero, so that every one gets a gradient."""
     torch.manual_seed(0)
-    full = video_model.make_transformer()
+    full = transformer.make_transformer()
     model = WanTransformer3DModel.from_config({**full.config, "num_layers": LAYERS})
     with torch.no_grad():
         for parameter in model.parameters():
@@ -35,15 +35,15 @@ def folder(factory: pytest.TempPathFactory) -> Path:
 @cache
 def _written(path: Path) -> Path:
     model = transformer()
-    mean = [0.3 * i - 1 for i in range(video_model.CHANNELS)]
-    std = [0.5 + 0.2 * i for i in range(video_model.CHANNELS)]
+    mean = [0.3 * i - 1 for i in range(autoencoder.CHANNELS)]
+    std = [0.5 + 0.2 * i for i in range(autoencoder.CHANNELS)]
     WanPipeline(
-        tokenizer=video_model.make_tokenizer(),
-        text_encoder=video_model.make_text_encoder(),
-        vae=video_model.make_vae(mean, std),
+        tokenizer=transformer.make_tokenizer(),
+        text_encoder=transformer.make_text_encoder(),
+        vae=autoencoder.make_vae(mean, std),
         transformer=model,
         scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=video_model.FLOW_SHIFT
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=transformer.FLOW_SHIFT
         ),
     ).save_pretrained(path)
     return path

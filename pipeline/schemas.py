@@ -1,0 +1,86 @@
+"""What a row of each table of a run is: plain Arrow types, no Ray extensions, no pickles."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+CLIPS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("source", pa.string()),
+        ("start_frame", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("fps", pa.float32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("caption", pa.string()),
+        ("cuts", pa.list_(pa.int32())),
+        ("error", pa.string()),
+    ]
+)
+QUERIES = CLIPS.append(pa.field("group", pa.string()))
+_MOTION = [
+    ("mask", pa.binary()),
+    ("mask_shape", pa.list_(pa.int32())),
+    ("motion_mean", pa.float32()),
+    ("motion_p95", pa.float32()),
+    ("camera_share", pa.float32()),
+]
+NEIGHBORS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("rank", pa.int32()),
+        ("influence", pa.float32()),
+        ("sign", pa.string()),
+    ]
+)
+SELECTION = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("group", pa.string()),
+        ("votes", pa.int32()),
+        ("mean_influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("decision", pa.string()),
+        ("weight", pa.float32()),
+        ("reason", pa.string()),
+    ]
+)
+EVALUATION = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("seed", pa.int32()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("version", pa.string()),  # which training of the arm was evaluated
+    ]
+)
+
+
+def motion_schema(clips: pa.Schema) -> pa.Schema:
+    """The motion table's schema: the columns of its clips, then the mask and statistics, `error` last."""
+    columns = [field for field in clips if field.name != "error"]
+    return pa.schema([*columns, *(pa.field(*f) for f in _MOTION), pa.field("error", pa.string())])
+
+
+def features_schema(settings: int, dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("version", pa.string()),
+            ("feature", pa.list_(pa.float32(), settings * dim)),
+            ("norm", pa.list_(pa.float32(), settings)),
+            ("loss", pa.list_(pa.float32(), settings)),
+            ("num_frames", pa.int32()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def influence_schema(queries: int) -> pa.Schema:
+    return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
