@@ -17,7 +17,7 @@ from pipeline.models.wan import Wan
 LAYERS = 2
 
 
-def transformer() -> WanTransformer3DModel:
+def small_transformer() -> WanTransformer3DModel:
     """The demo's transformer with fewer layers; no parameter is zero, so that every one gets a gradient."""
     torch.manual_seed(0)
     full = transformer.make_transformer()
@@ -34,7 +34,7 @@ def folder(factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def _written(path: Path) -> Path:
-    model = transformer()
+    model = small_transformer()
     mean = [0.3 * i - 1 for i in range(autoencoder.CHANNELS)]
     std = [0.5 + 0.2 * i for i in range(autoencoder.CHANNELS)]
     WanPipeline(
