@@ -81,10 +81,11 @@ def estimate_motion(run: Run, name: str) -> pa.Table:
     """Flow, masks and motion statistics of a set's clips."""
     folder = tables.join(run.root, "motion", name)
     tables.merge(folder)
+    pool = run.resources.estimate_motion
     _stream(
         run,
-        run.resources.estimate_motion,
-        partial(MotionWorker, run, models.strides(models.folder(run.model.id))),
+        pool,
+        partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus),
         _outdated(_segments(run, name), folder),
         {"motion": folder},
         f"motion {name}",

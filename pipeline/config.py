@@ -101,7 +101,7 @@ class Setting(Model):
 
 
 class ProjectionConfig(Model):
-    kind: Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"] = "gaussian"
+    kind: Literal["gaussian"] = "gaussian"
     dim: int = Field(512, ge=8, multiple_of=8)
     seed: int = Field(0, ge=0)
 

@@ -31,7 +31,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
-Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
+Kind = Literal["gaussian"]
 
 
 @cache

@@ -61,11 +61,11 @@ def decoded(decoder: Decoder, run: Run, rows: list[Row]) -> Iterator[tuple[Row, 
 
 
 class MotionWorker:
-    """Clips -> motion: RAFT is loaded once."""
+    """Clips -> motion: RAFT is loaded once, on the actor's share of GPUs."""
 
-    def __init__(self, run: Run, strides: tuple[int, int]) -> None:
+    def __init__(self, run: Run, strides: tuple[int, int], gpus: float) -> None:
         self.run, (self.temporal, self.spatial) = run, strides
-        self.device = device_for(run.resources.estimate_motion.gpus)
+        self.device = device_for(gpus)
         self.raft = motion.load_raft(run.motion, self.device)
         self.decoder = Decoder(run.data.decode_timeout)
 
@@ -193,7 +193,8 @@ class AttributionWorker:
     """Clips -> motion and features in one pass: every video is read and decoded once."""
 
     def __init__(self, run: Run, strides: tuple[int, int], fingerprint: Mapping[str, Any]) -> None:
-        self.motion, self.features = MotionWorker(run, strides), FeatureWorker(run, fingerprint)
+        gpus = run.resources.extract_features.gpus
+        self.motion, self.features = MotionWorker(run, strides, gpus), FeatureWorker(run, fingerprint)
 
     def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
         measured, taken = [], []

@@ -235,7 +235,9 @@ def test_the_manifest_is_in_named_order_without_gaps(wan: Wan) -> None:
     for p, (name, parameter) in zip(placed, wan.transformer.named_parameters(), strict=True):
         assert (p.name, p.shape, p.offset) == (name, tuple(parameter.shape), end), f"gap or overlap at {name}"
         end += parameter.numel()
-    assert manifest_hash(placed) == manifest_hash(manifest(tiny_wan.small_transformer())), "the same model, another hash"
+    assert manifest_hash(placed) == manifest_hash(manifest(tiny_wan.small_transformer())), (
+        "the same model, another hash"
+    )
     assert manifest_hash(placed) != manifest_hash(placed[:-1])
 
 
