@@ -184,7 +184,7 @@ def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Pat
     assert {p: p.stat().st_mtime_ns for p in made} == made, "query videos were generated again"
 
 
-@pytest.mark.parametrize("moment", ["motion/clips", "features/clips", "finetuned"])
+@pytest.mark.parametrize("moment", ["features/clips", "finetuned"])
 def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
     root = tmp_path / "run"
     run = small_run(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)

@@ -54,7 +54,7 @@ def judge(model: torch.nn.Module, updates: int, count: int = 64) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=5200)
     parser.add_argument("--updates", type=int, default=6, help="flow updates in training and judging")
     parser.add_argument("--state", type=Path, default=Path("runs/weights/flow.pt"))
     parser.add_argument("--out", type=Path, default=Path("pipeline/weights/raft_small_world.safetensors"))
