@@ -129,8 +129,8 @@ class Attribution(Model):
 
 class Ranking(Model):
     mask: Literal["motion", "none"] = Field("motion", description="features under which mask are compared")
-    whiten: float | None = Field(None, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
-    by: Literal["mean", "votes"] = "votes"
+    whiten: float | None = Field(0.01, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
+    by: Literal["mean", "votes"] = "mean"
     fraction: float = Field(0.1, gt=0, le=1, description="share of the clips that is selected")
     harmful: float = Field(0.1, ge=0, lt=1, description="share at the bottom that may be called harmful")
     vote_fraction: float = Field(0.1, gt=0, le=1, description="a query votes for this share of the clips")
@@ -140,7 +140,7 @@ class Ranking(Model):
 
 
 class Finetune(Model):
-    arm: Arm = "motive"
+    arm: Arm = "motive_whitened"
     group: str = Field("all", description="`all`, or the group of queries whose selection is trained on")
     steps: int = Field(1000, ge=1)
     batch: int = Field(1, ge=1, description="clips a step and worker")
@@ -155,7 +155,7 @@ class Finetune(Model):
 
 class Evaluate(Model):
     videos: str | None = Field(None, description="held-out videos, disjoint from data and queries; null: none")
-    arms: tuple[Arm, ...] = ("base", "random", "motive")
+    arms: tuple[Arm, ...] = ("base", "random", "motive_whitened")
     timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field((251, 501, 751), min_length=1)
     noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
     generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
