@@ -30,9 +30,7 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        run = config.load(arguments.config, overrides(arguments.set))
-        record(run)
-        job(run)
+        job(config.load(arguments.config, overrides(arguments.set)))
     except (ConfigError, tables.FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -29,15 +29,26 @@ def curate(run: Run) -> None:
     ray_data.connect()
     ray_data.check_resources(run, STAGES)
     generate_queries(run)
-    stages.index(run, "queries")
+    _readable("queries", run.queries.videos, stages.index(run, "queries"))
     _usable(run, *stages.attribute(run, "queries"))
-    stages.index(run, "clips")
+    _readable("data", run.data.videos, stages.index(run, "clips"))
     stages.attribute(run, "clips")
     rank_clips(run)
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)
     report(run)
+
+
+def _readable(key: str, videos: str | None, rows: pa.Table) -> None:
+    """Raise ConfigError where not one segment could be indexed."""
+    errors = tables.errors_by_code(rows)
+    if sum(errors.values()) == rows.num_rows:
+        why = ", ".join(f"{n} {code}" for code, n in errors.items())
+        raise ConfigError(
+            f"{key}.videos={videos!r}: none of its {rows.num_rows} videos could be used ({why}); the rows of its table "
+            "say why, one by one. Give videos that can be decoded and are long enough for data.frames at data.fps."
+        )
 
 
 def _usable(run: Run, motion: pa.Table, features: pa.Table) -> None:

@@ -12,7 +12,7 @@ from jobs import command
 from jobs.curate import curate
 from pipeline import tables, world
 from pipeline.comparison import comparison
-from pipeline.config import Run
+from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5
@@ -39,8 +39,12 @@ def demo(run: Run) -> None:
         run.evaluate.videos: world.queries(run.seed + 3, HELD_OUT_EACH, frames),
     }
     for folder, scenes in sets.items():
-        if folder is not None and "://" not in folder:
-            write_world(Path(folder), scenes, run)
+        if folder is None or "://" in folder or not Path(folder).parent.name.startswith("world"):
+            raise ConfigError(
+                f"the demo writes its own videos, into folders below one called world, not into {folder!r}; to curate "
+                "your videos, use python -m jobs.curate."
+            )
+        write_world(Path(folder), scenes, run)
     curate(run)
     print(summary(run))
     print(f"\n{command.duration(time.monotonic() - start)} in all. Look at {run.root}/report/index.html")

@@ -57,11 +57,14 @@ def index(run: Run, name: str) -> pa.Table:
         {"clips": fingerprints.clips(run)},
         Progress(f"index {name}"),
     )
-    return _finished(folder, name)
+    table = _finished(folder, name)
+    _drop_orphans(run, name, table)
+    return table
 
 
 def _new_videos(listed: pa.Table, folder: str) -> pa.Table:
-    """The videos without rows of their present version. Rows of an older version, and errors worth another try, go."""
+    """The videos without rows of their present version. Rows of older versions, of videos that are not listed any more,
+    and errors worth another try, go."""
     known = tables.read(folder, ["clip_id", "uri", "version", "error"])
     if known is None:
         return listed
@@ -69,12 +72,23 @@ def _new_videos(listed: pa.Table, folder: str) -> pa.Table:
     stale, done = [], set()
     for row in known.to_pylist():
         again = row["error"] is not None and row["error"].split(":")[0] in tables.RETRIED
-        if row["uri"] in versions and (again or versions[row["uri"]] != row["version"]):
+        if again or versions.get(row["uri"]) != row["version"]:
             stale.append(row["clip_id"])
         else:
-            done.add(row["uri"])
+            done |= {row["uri"], row["clip_id"]}
     tables.drop(folder, stale)
-    return listed.filter(pa.array([uri not in done for uri in listed.column("uri").to_pylist()], pa.bool_()))
+    names = zip(listed.column("id").to_pylist(), listed.column("uri").to_pylist(), strict=True)
+    return listed.filter(pa.array([(own or uri) not in done for own, uri in names], pa.bool_()))
+
+
+def _drop_orphans(run: Run, name: str, clips: pa.Table) -> None:
+    """What was computed for clips that the index no longer has, or has in another version, gives way."""
+    now = {(row["clip_id"], row["version"]) for row in clips.select(["clip_id", "version"]).to_pylist()}
+    for stage in ("features", "motion"):
+        folder = tables.join(run.root, stage, name)
+        held = tables.read(folder, ["clip_id", "version"])
+        gone = [r["clip_id"] for r in held.to_pylist() if (r["clip_id"], r["version"]) not in now] if held else []
+        tables.drop(folder, gone)
 
 
 def estimate_motion(run: Run, name: str) -> pa.Table:
@@ -134,13 +148,11 @@ def _segments(run: Run, name: str) -> pa.Table:
 
 
 def _outdated(rows: pa.Table, folder: str) -> pa.Table:
-    """The rows that a table lacks; its rows of older versions of them are dropped."""
+    """The rows that a table lacks. Rows that it has of them, of an older version or to be tried again, are dropped."""
     found = tables.pending(rows, folder)
-    held = tables.read(folder, ["clip_id", "version"])
+    held = tables.read(folder, ["clip_id"])
     if held is not None and found.num_rows:
-        versions = dict(zip(held.column("clip_id").to_pylist(), held.column("version").to_pylist(), strict=True))
-        now = zip(found.column("clip_id").to_pylist(), found.column("version").to_pylist(), strict=True)
-        tables.drop(folder, [i for i, version in now if versions.get(i, version) != version])
+        tables.drop(folder, set(held.column("clip_id").to_pylist()) & set(found.column("clip_id").to_pylist()))
     return found
 
 

@@ -111,7 +111,7 @@ class Attribution(Model):
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
     hold: int = Field(1, ge=1, description="gradients that share one generation of the projection; 1: streamed")
-    frames: int | None = Field(None, ge=1, description="geometry of attribution; null: that of data")
+    frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
     fps: float | None = Field(None, gt=0)
     height: int | None = Field(None, ge=8)
     width: int | None = Field(None, ge=8)

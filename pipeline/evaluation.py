@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -163,7 +164,9 @@ def is_comparable(run: Run) -> bool:
 
 def video_place(root: str, arm: str, caption: str, seed: int) -> str:
     """VBench reads the prompt from the name up to the last dash."""
-    name = re.sub(r"[^\w ,.'()-]", "_", caption)[:150]
+    name = re.sub(r"[^\w ,.'()-]", "_", caption)
+    if len(name.encode()) > 120:  # file systems take 255 bytes; captions with one beginning must not share a file
+        name = f"{name[:30]} {hashlib.blake2b(caption.encode(), digest_size=6).hexdigest()}"
     return tables.join(root, "generated", arm, f"{name}-{seed}.mp4")
 
 

@@ -51,6 +51,10 @@ def evaluation(run: Run) -> Fingerprint:
     return {
         **motion(run),
         "seed": run.seed,
+        "model.weights": models.weights_hash(models.folder(run.model.id)),
+        "model.dtype": run.model.dtype,
+        "model.text_tokens": run.model.text_tokens,
+        "data.size": [run.data.height, run.data.width],
         "evaluate.timesteps": list(e.timesteps),
         "evaluate.noises": e.noises,
         "evaluate.steps": e.steps,

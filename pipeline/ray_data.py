@@ -55,6 +55,9 @@ def check_resources(run: Run, stages: list[str]) -> None:
     pools = {stage: _pool(run, stage) for stage in stages}
     lacking = [s for s, p in pools.items() if p.cpus > reach["CPU"] or p.gpus > reach["GPU"]]
     lacking += [s for s, p in pools.items() if s not in lacking and p.gpus * p.actors > reach["GPU"]]
+    gang = pools.get("finetune")  # its workers start together or not at all
+    if gang is not None and "finetune" not in lacking and gang.cpus * gang.actors > reach["CPU"]:
+        lacking.append("finetune")
     if lacking:
         asked = "\n".join(
             f"  resources.{stage}: {pool.actors} x ({pool.cpus:g} CPUs, {pool.gpus:g} GPUs)"
@@ -95,7 +98,7 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
 
 def _pool(run: Run, stage: str) -> Pool:
     pool: Pool = getattr(run.resources, stage)
-    return pool
+    return pool.model_copy(update={"actors": run.finetune.workers}) if stage == "finetune" else pool
 
 
 class _Actor:
