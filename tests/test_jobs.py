@@ -170,6 +170,28 @@ def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: N
     assert found.num_rows == 1
 
 
+def test_videos_that_changed_or_went_give_way(
+    small_run: MakeRun, small_world: Path, cluster: None, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for source, name in zip(
+        sorted((small_world / "queries").rglob("*.mp4")), ("kept", "changed", "gone"), strict=False
+    ):
+        (videos / f"{name}.mp4").write_bytes(source.read_bytes())
+    run = small_run(tmp_path / "run", data__videos=str(videos))
+    stages.index(run, "clips")
+    before = {Path(r["uri"]).stem: r["clip_id"] for r in stages.estimate_motion(run, "clips").to_pylist()}
+    (videos / "changed.mp4").write_bytes((videos / "gone.mp4").read_bytes())
+    (videos / "gone.mp4").unlink()
+    clips = {Path(r["uri"]).stem: r["clip_id"] for r in stages.index(run, "clips").to_pylist()}
+    assert set(clips) == {"kept", "changed"}
+    assert clips["kept"] == before["kept"]
+    assert masks(tmp_path / "run").keys() == {before["kept"]}, "a mask of a video that is no more is still there"
+    stages.estimate_motion(run, "clips")
+    assert masks(tmp_path / "run").keys() == set(clips.values())
+
+
 def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
     prompts = [{"prompt": "a red ball rolling", "group": "roll"}, {"prompt": "a blue box spinning", "group": "spin"}]
     run = small_run(tmp_path, queries__videos=None, queries__prompts=prompts, evaluate__videos=None)
