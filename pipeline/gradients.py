@@ -15,6 +15,8 @@ from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
 
+JOINED = 1 << 20  # numbers of small parameters that are projected together
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -54,68 +56,125 @@ def restrict(module: nn.Module, pattern: str) -> int:
     return count
 
 
+@dataclass(eq=False)
+class Stretch:
+    """Counted parameters at consecutive coordinates that are projected together: one large one, or several small."""
+
+    offset: int
+    size: int
+    members: dict[nn.Parameter, int]  # where each begins in the stretch
+
+
+def stretches(module: nn.Module) -> list[Stretch]:
+    """The parameters that require a gradient, neighbours of one type joined as long as they are small."""
+    parameters, found, last = dict(module.named_parameters()), list[Stretch](), None
+    for placed in manifest(module):
+        parameter = parameters[placed.name]
+        if not parameter.requires_grad:
+            continue
+        size, end = parameter.numel(), found[-1].offset + found[-1].size if found else -1
+        if found and last == parameter.dtype and end == placed.offset and found[-1].size + size <= JOINED:
+            found[-1].members[parameter] = found[-1].size
+            found[-1].size += size
+        else:
+            found.append(Stretch(placed.offset, size, {parameter: 0}))
+        last = parameter.dtype
+    return found
+
+
 class ProjectedGradients:
     """Takes losses one at a time and gives P g and |g| of each.
 
-    With ``hold=1`` every parameter's gradient is projected when backward has produced it and freed at once. With more,
-    the gradients of that many losses are kept and share one generation of P; on the CPU both give the same bits.
-    A loss's gradient is never mixed with another's. Parameters that get no gradient count as zeros.
+    Streamed (``hold=1``): a parameter's gradient is projected when backward has produced it and freed at once (small
+    ones wait for their neighbours, up to a million numbers together), so that above a bare forward and backward there
+    is about one parameter's gradient in memory, and a sum of `Projection.zeros` for every loss since the last
+    `collect`. With ``hold=n``, for dense kinds, the gradients of n losses are kept, in their own type, and share one
+    generation of P; on the CPU both give the same bits. The last stage of the sketch and of Fastfood is done once for
+    all losses that are collected together. A loss's gradient is never mixed with another's. Parameters that get no
+    gradient count as zeros.
     """
 
     def __init__(self, module: nn.Module, projection: Projection, hold: int = 1) -> None:
+        if hold > 1 and not projection.dense:
+            raise ValueError(f"hold={hold}: {projection.kind} has no generation to share; it is streamed, with hold=1")
         self.projection, self.hold = projection, hold
-        places = {p.name: p.offset for p in manifest(module)}
-        self._offsets = {p: places[name] for name, p in module.named_parameters() if p.requires_grad}
-        self._held: dict[nn.Parameter, Tensor] = {}
+        self._stretches = {parameter: s for s in stretches(module) for parameter in s.members}
+        self._device = next(iter(self._stretches)).device
+        self._held: dict[Stretch, Tensor] = {}
+        self._waiting: dict[Stretch, int] = {}
         self._row = 0
-        self._features: list[Tensor] = []
+        self._sums: list[Tensor] = []
         self._squares: list[Tensor] = []
-        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._offsets]
+        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._stretches]
 
     def _arrived(self, parameter: Tensor) -> None:
         gradient = parameter.grad
         parameter.grad = None
         if gradient is None:
             return
+        stretch = self._stretches[parameter]  # type: ignore[index]
         flat = gradient.detach().reshape(-1)
-        self._squares[-1] += flat.double().square().sum().cpu()
-        if self.hold == 1:
-            self._features[-1] += self.projection(flat, self._offsets[parameter]).cpu()  # type: ignore[index]
+        if self.hold == 1 and len(stretch.members) == 1:
+            self._project(stretch, flat[None])
             return
-        if parameter not in self._held:
-            self._held[parameter] = flat.new_zeros((self.hold, flat.numel()))  # type: ignore[index]
-        self._held[parameter][self._row] += flat  # type: ignore[index]
+        if stretch not in self._held:
+            self._held[stretch] = flat.new_zeros((self.hold, stretch.size))
+        start = stretch.members[parameter]  # type: ignore[index]
+        self._held[stretch][self._row, start : start + len(flat)] += flat
+        self._waiting[stretch] = self._waiting.get(stretch, len(stretch.members)) - 1
+        if self.hold == 1 and not self._waiting[stretch]:
+            del self._waiting[stretch]
+            self._project(stretch, self._held.pop(stretch))
+
+    def _project(self, stretch: Stretch, rows: Tensor) -> None:
+        """Add the shares of the last losses' gradients in this stretch: [losses, size]."""
+        first = len(self._sums) - len(rows)
+        shares = self._sums[first] if len(rows) == 1 else self.projection.zeros(len(rows), self._device)
+        self.projection.add(shares, rows, stretch.offset)
+        for i, row in enumerate(rows):
+            self._squares[first + i] += squared_norm(row)
+            if len(rows) > 1:
+                self._sums[first + i] += shares[i]
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> None:
         """Backward one loss; with `keep_graph` another loss of the same forward pass may follow."""
-        self._features.append(torch.zeros(self.projection.dim))
-        self._squares.append(torch.zeros((), dtype=torch.float64))
+        self._sums.append(self.projection.zeros(1, self._device))
+        self._squares.append(torch.zeros((), dtype=torch.float64, device=self._device))
         loss.backward(retain_graph=keep_graph)
         self._row += 1
-        if self.hold > 1 and self._row == self.hold:
+        if self._row == self.hold:
             self._project_held()
 
     def _project_held(self) -> None:
-        first = len(self._features) - self._row
-        for parameter, rows in self._held.items():
-            shares = self.projection(rows[: self._row], self._offsets[parameter]).cpu()
-            for i, share in enumerate(shares):
-                self._features[first + i] += share
-            rows.zero_()
+        for stretch in list(self._held):
+            self._project(stretch, self._held[stretch][: self._row])
+            if self.hold == 1:
+                del self._held[stretch]
+            else:
+                self._held[stretch].zero_()
+        self._waiting.clear()
         self._row = 0
 
     def collect(self) -> tuple[Tensor, Tensor]:
-        """Features [taken, dim] and gradient norms [taken], float32, of all losses since the last call."""
-        if self.hold > 1 and self._row:
+        """Features [taken, dim] and gradient norms [taken], float32, of all losses since the last call, on the CPU."""
+        if self._row:
             self._project_held()
-        self._row = 0
-        features, squares = torch.stack(self._features), torch.stack(self._squares)
-        self._features, self._squares = [], []
-        return features, squares.sqrt().float()
+        features = self.projection.finish(torch.cat(self._sums)).cpu()
+        norms = torch.stack(self._squares).sqrt().float().cpu()
+        self._sums, self._squares = [], []
+        return features, norms
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def squared_norm(flat: Tensor) -> Tensor:
+    """|g|^2 of [n] values, float64: float32 within 4,096 of them and float64 over them, without a copy of g."""
+    whole = len(flat) // 4096 * 4096
+    parts = [flat[:whole].view(-1, 4096), flat[None, whole:]]
+    norms = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts]
+    return torch.cat(norms).double().square().sum()
 
 
 def passes(settings: Sequence[Setting]) -> list[tuple[float, int, list[int]]]:
