@@ -166,11 +166,20 @@ def _stream(
 ) -> None:
     if not rows.num_rows:
         return
+    if "features" in folders:
+        print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
     held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
     ray_data.stream(
         rows, pool, worker, (), folders, {n: prints[n](run) for n in folders}, Progress(title), metadata=held
     )
+
+
+def _projection(run: Run) -> str:
+    """How gradients are projected, for the log."""
+    a = run.attribution
+    how = f"{a.hold} gradients held for each generation" if a.hold > 1 else "streamed"
+    return f"{a.projection.kind} projection to {a.projection.dim} numbers, {how}"
 
 
 def _finished(folder: str, title: str) -> pa.Table:

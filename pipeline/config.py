@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
-NUMERICS = 1  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
+NUMERICS = 2  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
 
+Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
 Arm = Literal[
     "base",
     "all",
@@ -74,6 +75,7 @@ class Queries(Model):
 class VideoModelConfig(Model):
     id: str = Field(description="a diffusers folder, or a model id of the hub")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
     gradient_checkpointing: bool = True
 
@@ -101,16 +103,22 @@ class Setting(Model):
 
 
 class ProjectionConfig(Model):
-    kind: Literal["gaussian"] = "gaussian"
+    kind: Kind = "gaussian"
     dim: int = Field(512, ge=8, multiple_of=8)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 64)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ProjectionConfig:
+        if self.kind == "fastfood" and self.dim > 1 << 14:
+            raise ValueError(f"dim={self.dim}: fastfood has at most {1 << 14} rows")
+        return self
 
 
 class Attribution(Model):
     settings: tuple[Setting, ...] = Field((Setting(),), min_length=1)
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
-    hold: int = Field(1, ge=1, description="gradients that share one generation of the projection; 1: streamed")
+    hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
     frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
     fps: float | None = Field(None, gt=0)
     height: int | None = Field(None, ge=8)
@@ -124,6 +132,8 @@ class Attribution(Model):
             raise ValueError(f"parameters={self.parameters!r} is no regular expression: {error}") from error
         if len(set(self.settings)) != len(self.settings):
             raise ValueError("settings: two settings are the same")
+        if self.hold > 1 and self.projection.kind in ("sketched_gaussian", "fastfood"):
+            raise ValueError(f"hold={self.hold} is for dense projections; {self.projection.kind} is streamed: use 1")
         return self
 
 

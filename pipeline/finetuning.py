@@ -29,6 +29,7 @@ from pipeline import tables
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel
+from pipeline.models.attention import fastest_attention
 from pipeline.training_set import ClipSet, draw, named_generator
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -135,8 +136,9 @@ def train(
             last = first + config.batch >= share
             with contextlib.nullcontext() if last or workers == 1 else training.objective.no_sync():  # type: ignore[operator]
                 inputs = (batch.latent, batch.text, batch.timestep, batch.noise)
-                loss = training.objective(*(t.to(training.device) for t in inputs)) * (len(batch.noise) / share)
-                loss.backward()
+                with fastest_attention():
+                    loss = training.objective(*(t.to(training.device) for t in inputs)) * (len(batch.noise) / share)
+                    loss.backward()
             losses.append(loss.detach())
         found = float(mean(torch.stack(losses).sum()))
         if not np.isfinite(found):

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError, Setting
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.models import VideoModel
+from pipeline.models.attention import fastest_attention
 from pipeline.projection import Projection
 
 JOINED = 1 << 20  # numbers of small parameters that are projected together
+LAST_STAGE = 64  # losses that share the last stage of a projection
 
 
 @dataclass(frozen=True)
@@ -87,24 +89,25 @@ class ProjectedGradients:
 
     Streamed (``hold=1``): a parameter's gradient is projected when backward has produced it and freed at once (small
     ones wait for their neighbours, up to a million numbers together), so that above a bare forward and backward there
-    is about one parameter's gradient in memory, and a sum of `Projection.zeros` for every loss since the last
-    `collect`. With ``hold=n``, for dense kinds, the gradients of n losses are kept, in their own type, and share one
-    generation of P; on the CPU both give the same bits. The last stage of the sketch and of Fastfood is done once for
-    all losses that are collected together. A loss's gradient is never mixed with another's. Parameters that get no
-    gradient count as zeros.
+    is about one parameter's gradient in memory, and the sums of up to 64 losses, 64 MiB for the sketch. With
+    ``hold=n``, for dense kinds, the gradients of n losses are kept, in their own type, and share one generation of P;
+    on the CPU both give the same bits. The last stage of the sketch and of Fastfood is done once for up to 64 losses
+    that are collected together. A loss's gradient is never mixed with another's. Parameters that get no gradient count
+    as zeros.
     """
 
     def __init__(self, module: nn.Module, projection: Projection, hold: int = 1) -> None:
         if hold > 1 and not projection.dense:
             raise ValueError(f"hold={hold}: {projection.kind} has no generation to share; it is streamed, with hold=1")
-        self.projection, self.hold = projection, hold
+        self.projection, self.hold = projection, min(hold, LAST_STAGE)
         self._stretches = {parameter: s for s in stretches(module) for parameter in s.members}
-        self._device = next(iter(self._stretches)).device
+        device = next(iter(self._stretches)).device
+        self._arrivals: dict[Stretch, dict[nn.Parameter, Tensor]] = {}
         self._held: dict[Stretch, Tensor] = {}
-        self._waiting: dict[Stretch, int] = {}
-        self._row = 0
-        self._sums: list[Tensor] = []
-        self._squares: list[Tensor] = []
+        self._sums = projection.zeros(LAST_STAGE, device)
+        self._squares = torch.zeros(LAST_STAGE, dtype=torch.float64, device=device)
+        self._taken = self._projected = 0  # losses in the sums; those of them whose held gradients are there too
+        self._found: list[tuple[Tensor, Tensor]] = []
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._stretches]
 
     def _arrived(self, parameter: Tensor) -> None:
@@ -113,55 +116,63 @@ class ProjectedGradients:
         if gradient is None:
             return
         stretch = self._stretches[parameter]  # type: ignore[index]
+        arrivals = self._arrivals.setdefault(stretch, {})
         flat = gradient.detach().reshape(-1)
-        if self.hold == 1 and len(stretch.members) == 1:
-            self._project(stretch, flat[None])
+        arrivals[parameter] = arrivals[parameter] + flat if parameter in arrivals else flat  # type: ignore[index]
+        if len(arrivals) == len(stretch.members):
+            self._complete(stretch)
+
+    def _complete(self, stretch: Stretch) -> None:
+        """Project or keep what this loss's backward has left in a stretch."""
+        arrivals = self._arrivals.pop(stretch)
+        some = next(iter(arrivals.values()))
+        parts = [arrivals[p] if p in arrivals else some.new_zeros(p.numel()) for p in stretch.members]
+        row = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.hold == 1:
+            self._project(stretch, row[None], self._taken)
             return
         if stretch not in self._held:
-            self._held[stretch] = flat.new_zeros((self.hold, stretch.size))
-        start = stretch.members[parameter]  # type: ignore[index]
-        self._held[stretch][self._row, start : start + len(flat)] += flat
-        self._waiting[stretch] = self._waiting.get(stretch, len(stretch.members)) - 1
-        if self.hold == 1 and not self._waiting[stretch]:
-            del self._waiting[stretch]
-            self._project(stretch, self._held.pop(stretch))
+            self._held[stretch] = row.new_zeros((self.hold, stretch.size))
+        self._held[stretch][self._taken - self._projected] += row
 
-    def _project(self, stretch: Stretch, rows: Tensor) -> None:
-        """Add the shares of the last losses' gradients in this stretch: [losses, size]."""
-        first = len(self._sums) - len(rows)
-        shares = self._sums[first] if len(rows) == 1 else self.projection.zeros(len(rows), self._device)
-        self.projection.add(shares, rows, stretch.offset)
-        for i, row in enumerate(rows):
-            self._squares[first + i] += squared_norm(row)
-            if len(rows) > 1:
-                self._sums[first + i] += shares[i]
+    def _project(self, stretch: Stretch, rows: Tensor, first: int) -> None:
+        """Add the shares of the losses from `first` on in this stretch: [losses, size]."""
+        self.projection.add(self._sums[first : first + len(rows)], rows, stretch.offset)
+        for i, row in enumerate(rows, first):
+            self._squares[i] += squared_norm(row)
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> None:
         """Backward one loss; with `keep_graph` another loss of the same forward pass may follow."""
-        self._sums.append(self.projection.zeros(1, self._device))
-        self._squares.append(torch.zeros((), dtype=torch.float64, device=self._device))
         loss.backward(retain_graph=keep_graph)
-        self._row += 1
-        if self._row == self.hold:
+        for stretch in list(self._arrivals):
+            self._complete(stretch)
+        self._taken += 1
+        if self._taken - self._projected == self.hold:
             self._project_held()
+        if self._taken == LAST_STAGE:
+            self._finish()
 
     def _project_held(self) -> None:
-        for stretch in list(self._held):
-            self._project(stretch, self._held[stretch][: self._row])
-            if self.hold == 1:
-                del self._held[stretch]
-            else:
-                self._held[stretch].zero_()
-        self._waiting.clear()
-        self._row = 0
+        for stretch, rows in self._held.items():
+            self._project(stretch, rows[: self._taken - self._projected], self._projected)
+            rows.zero_()
+        self._projected = self._taken
+
+    def _finish(self) -> None:
+        """The last stage, for the losses taken since the one before."""
+        if self._projected < self._taken:
+            self._project_held()
+        sums, squares = self._sums[: self._taken], self._squares[: self._taken]
+        self._found.append((self.projection.finish(sums).cpu(), squares.sqrt().float().cpu()))
+        sums.zero_()
+        squares.zero_()
+        self._taken = self._projected = 0
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """Features [taken, dim] and gradient norms [taken], float32, of all losses since the last call, on the CPU."""
-        if self._row:
-            self._project_held()
-        features = self.projection.finish(torch.cat(self._sums)).cpu()
-        norms = torch.stack(self._squares).sqrt().float().cpu()
-        self._sums, self._squares = [], []
+        self._finish()  # of none, where nothing was taken
+        features, norms = (torch.cat(parts) for parts in zip(*self._found, strict=True))
+        self._found = []
         return features, norms
 
     def close(self) -> None:
@@ -185,6 +196,7 @@ def passes(settings: Sequence[Setting]) -> list[tuple[float, int, list[int]]]:
     return [(timestep, noise, members) for (timestep, noise), members in found.items()]
 
 
+@fastest_attention()
 def take_clip(
     gradients: ProjectedGradients,
     model: VideoModel,
@@ -197,7 +209,7 @@ def take_clip(
     """Take a clip's losses: latent [C, f, h, w], text [1, tokens, width], mask [f, h, w] or None for a still clip.
 
     Returns each setting's loss by its index, in the order taken; settings under the motion mask are left out where
-    there is no mask.
+    there is no mask. Losses of one timestep and noise share a forward pass, but under gradient checkpointing.
     """
     losses: dict[int, float] = {}
     for timestep, noise_index, members in passes(settings):
@@ -206,9 +218,13 @@ def take_clip(
             continue
         noise = shared_noise(seed, noise_index, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
         t = torch.full((1,), timestep, device=latent.device)
-        errors = loss_map(model, latent[None], text, t, noise[None])
+        # Under checkpointing a graph that is kept for a second loss keeps all that was computed again with it: the very
+        # memory that checkpointing saves. A second forward pass costs a quarter of a loss's time instead.
+        shared = not model.checkpointing
         for i in taken:
+            if i == taken[0] or not shared:
+                errors = loss_map(model, latent[None], text, t, noise[None])
             loss = masked_mean(errors, mask[None] if settings[i].mask == "motion" and mask is not None else None)
             losses[i] = float(loss.detach())
-            gradients.take(loss, keep_graph=i != taken[-1])
+            gradients.take(loss, keep_graph=shared and i != taken[-1])
     return losses

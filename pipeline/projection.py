@@ -84,7 +84,7 @@ class Projection:
         """
         if offset < 0 or offset + values.shape[1] > 1 << 62:
             raise ValueError(f"offset={offset}: global coordinates go from 0 to 2**62")
-        if not values.shape[1]:
+        if not values.numel():
             return
         on_gpu = _gpu() if values.device.type == "cuda" else None
         if on_gpu is None and values.device.type != "cpu":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
-from pipeline.projection import entries
+from pipeline.kernels.philox import Tag, gaussian
 
 RECORDED = [0.05991104, 0.01555963, -1.43146300, 1.67071688, -1.16443849, -0.13264713, -0.40272397, -1.29564202]
 
@@ -123,6 +123,6 @@ def test_noise_values_do_not_change_between_releases() -> None:
 def test_the_noise_is_unrelated_to_the_projection_of_the_same_seed() -> None:
     """Both come from Philox with the same seed as key; a correlation would tie the features to the noise."""
     noise = shared_noise(0, 0, (8, 1, 32, 32)).double().reshape(-1)
-    for rows in entries(0, 16, 0, noise.numel()).double().T:
+    for rows in gaussian(0, 16, 0, noise.numel(), "cpu", Tag.GAUSSIAN).double().T:
         related = torch.corrcoef(torch.stack([noise, rows]))[0, 1].abs()
         assert related < 5 / noise.numel() ** 0.5, f"noise and projection are the same numbers ({related:.3f})"

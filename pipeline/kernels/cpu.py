@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline.kernels.philox import BUCKETS_LOG, MASK, MULTIPLIERS, ROUNDS, WEYL, Tag, quantiles
-from pipeline.kernels.vectors import LANES, add_products, gaussian_lanes, sign_lanes
+from pipeline.kernels.vectors import LANES, add_products, add_products_of_four, gaussian_lanes, sign_lanes, sketch_lanes
 
 GROUP = 8 * LANES  # rows of P that one task computes
-SEGMENT = 1 << 17  # coordinates that are held in float32 at once
-_TILE = 8  # coordinates whose entries are in the cache at once
+SEGMENT = 1 << 17  # coordinates of other types that are held in float32 at once
+_TILE = 32  # coordinates whose entries are in the cache at once
 _CLOSE = 512  # coordinates to a float32 sum
 _WORTH = 1 << 14  # values below which threads cost more than they save
 _LOW, _HALF = np.uint64(MASK), np.uint64(32)
@@ -48,29 +48,30 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _dense(values, table, k0, k1, offset, group, tag, total):  # type: ignore[no-untyped-def]
-    """Add 128 rows of P times values [B, n] to total [B, 128]. Each sum runs over the coordinates in order."""
-    rows, n = values.shape
+def _dense(values, first, n, table, k0, k1, offset, group, tag, total):  # type: ignore[no-untyped-def]
+    """Add 128 rows of P times n columns of values [B, ...] to total [B, 128], coordinate by coordinate."""
+    rows = len(values)
     tile = np.empty((_TILE, GROUP), np.float32)
+    near = np.empty((rows, _CLOSE + LANES), np.float32)  # a width that keeps rows out of each other's cache sets
     part = np.empty((rows, GROUP), np.float32)
     for start in range(0, n, _CLOSE):
         part[:] = 0
-        stop = min(start + _CLOSE, n)
-        for j in range(start, stop, _TILE):
-            count = min(_TILE, stop - j)
+        width = min(_CLOSE, n - start)
+        for r in range(rows):
+            for i in range(width):
+                near[r, i] = values[r, first + start + i]
+        for j in range(0, width, _TILE):
+            count = min(_TILE, width - j)
             for i in range(count):
-                c = np.uint64(offset + j + i)
+                c = np.uint64(offset + start + j + i)
                 if tag == _RADEMACHER:
                     sign_lanes(philox(c & _LOW, c >> _HALF, np.uint64(group), np.uint64(tag), k0, k1), tile, i)
                 else:
                     gaussian_lanes(table, tile, i, k0, k1, c, np.uint64(group * LANES), np.uint64(tag))
-            for r in range(rows):
-                if count == _TILE:
-                    add_products(values, r, j, tile, part)
-                else:
-                    for m in range(count):
-                        for i in range(GROUP):
-                            part[r, i] += values[r, j + m] * tile[m, i]
+            for r in range(0, rows - 3, 4):
+                add_products_of_four(near, r, j, tile, count, part)
+            for r in range(rows & ~3, rows):
+                add_products(near, r, j, tile, count, part)
         for r in range(rows):
             for i in range(GROUP):
                 total[r, i] += part[r, i]
@@ -81,15 +82,15 @@ def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> No
     batch, dim = total.shape
     groups = -(-dim // GROUP)
     found = np.zeros((groups, batch, GROUP))
-    for start, held in segments(values):
+    for start, first, count, held in segments(values):
         tasks = [
-            partial(_dense, held, quantiles(), *keys(seed), offset + start, group, int(tag), found[group])
+            partial(_dense, held, first, count, quantiles(), *keys(seed), offset + start, group, int(tag), found[group])
             for group in range(groups)
         ]
-        run(tasks, held.size)
+        run(tasks, count * batch)
     if tag != Tag.RADEMACHER:  # within a group the eight entries of a call lie apart
         found = found.reshape(groups, batch, 8, LANES).swapaxes(2, 3).reshape(found.shape)
-    total += torch.from_numpy(found.swapaxes(0, 1).reshape(batch, -1)[:, :dim])
+    total += torch.from_numpy(found.swapaxes(0, 1).reshape(batch, groups * GROUP)[:, :dim])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -99,7 +100,6 @@ def _sketch(values, k0, k1, offset, sign_tag, shift_tag, total):  # type: ignore
     inside = np.int64((1 << BUCKETS_LOG) - 1)
     zero = np.uint64(0)
     signs = np.empty((1, 128), np.float32)
-    signed = np.empty(128, np.float32)
     row, shift, done = np.int64(-1), np.int64(0), np.int64(0)
     while done < n:
         c = np.int64(offset) + done
@@ -108,14 +108,15 @@ def _sketch(values, k0, k1, offset, sign_tag, shift_tag, total):  # type: ignore
             r = np.uint64(row)
             shift = np.int64(philox(r & _LOW, r >> _HALF, zero, np.uint64(shift_tag), k0, k1)[0]) & inside
         call = np.uint64(c >> 7)
-        sign_lanes(philox(call & _LOW, call >> _HALF, zero, np.uint64(sign_tag), k0, k1), signs, 0)
-        lane = c & 127
+        words = philox(call & _LOW, call >> _HALF, zero, np.uint64(sign_tag), k0, k1)
+        base, low, lane = ((c & inside) ^ shift) & ~np.int64(127), shift & 127, c & 127
         count = 128 - lane if done + 128 - lane < n else n - done
-        for i in range(count):
-            signed[i] = values[done + i] * signs[0, lane + i]
-        base, low = ((c & inside) ^ shift) & ~np.int64(127), shift & 127
-        for i in range(count):
-            total[np.uint64(base + ((lane + i) ^ low))] += signed[i]
+        if count == 128:
+            sketch_lanes(words, values, done, total, base, low)
+        else:
+            sign_lanes(words, signs, 0)
+            for i in range(count):
+                total[np.uint64(base + ((lane + i) ^ low))] += values[done + i] * signs[0, lane + i]
         done += count
 
 
@@ -123,17 +124,23 @@ def sketch(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     """Add the CountSketch of [B, n] values to total [B, 2**18] float32; see `philox.buckets`."""
     buckets = total.numpy()
     tags = int(Tag.SKETCH_SIGN), int(Tag.SKETCH_SHIFT)
-    for start, held in segments(values):
-        run(
-            [partial(_sketch, v, *keys(seed), offset + start, *tags, t) for v, t in zip(held, buckets, strict=True)],
-            held.size,
-        )
+    for start, first, count, held in segments(values):
+        rows = zip(held[:, first : first + count], buckets, strict=True)
+        run([partial(_sketch, v, *keys(seed), offset + start, *tags, t) for v, t in rows], count * len(held))
 
 
-def segments(values: Tensor) -> Iterator[tuple[int, Floats]]:
-    """Where each stretch of coordinates starts, and its values in float32: a copy only of what is not."""
-    for start in range(0, values.shape[1], SEGMENT):
-        yield start, values[:, start : start + SEGMENT].detach().float().contiguous().numpy()
+def segments(values: Tensor) -> Iterator[tuple[int, int, int, Floats]]:
+    """Stretches of the coordinates: where one starts, where in the array and how many, and the array, in float32.
+
+    Only what is not float32 yet is copied, stretch by stretch.
+    """
+    values, n = values.detach(), values.shape[1]
+    if values.dtype == torch.float32 and values.is_contiguous():
+        yield 0, 0, n, values.numpy()
+        return
+    for start in range(0, n, SEGMENT):
+        held = values[:, start : start + SEGMENT].float().contiguous().numpy()
+        yield start, 0, held.shape[1], held
 
 
 def run(tasks: Sequence[Callable[[], None]], size: int) -> None:

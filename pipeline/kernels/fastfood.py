@@ -55,16 +55,17 @@ def weights(seed: int, first: int, count: int, device: torch.device | str) -> Te
 
 
 @cache
-def hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The Walsh-Hadamard matrix in Sylvester's order."""
-    found = torch.ones(1, 1, dtype=dtype, device=device)
-    while len(found) < size:
+def hadamard(device: torch.device) -> Tensor:
+    """The Walsh-Hadamard matrix of sqrt(n) = 128 in Sylvester's order, float32."""
+    found = torch.ones(1, 1, device=device)
+    while len(found) < _HALF:
         found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
     return found
 
 
 def add(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     """Add the share of [B, n] values to the folded sums total [B, m] float64."""
+    values = values.detach()
     first, last = offset >> LOG, (offset + values.shape[1] - 1) >> LOG
     step = _CHUNK if values.device.type != "cpu" else 1
     for block in range(first, last + 1, step):
@@ -78,7 +79,7 @@ def add(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
 def _add(held: Tensor, seed: int, block: int, count: int, total: Tensor) -> None:
     device, batch = held.device, len(held)
     flipped = held * signs(seed, block * BLOCK, count * BLOCK, device, Tag.FASTFOOD_SIGN)
-    h = hadamard(_HALF, device, torch.float32)
+    h = hadamard(device)
     mixed = (h @ flipped.view(batch, count, _HALF, _HALF) @ h).view(batch, count, BLOCK)  # H of n is H x H of sqrt(n)
     order = permutations(seed, block, count, device).expand(batch, -1, -1)
     weighted = mixed.gather(2, order) * weights(seed, block, count, device)
@@ -107,7 +108,14 @@ def _fold(values, order, scaled, total):  # type: ignore[no-untyped-def]
 
 
 def finish(total: Tensor, dim: int) -> Tensor:
-    """The folded sums [B, m] -> the unscaled share [B, dim] float64, with E<Pg, Ph> = dim <g, h>."""
-    rows = hadamard(total.shape[1], total.device, torch.float64)[:dim]
-    found: Tensor = total @ rows.T / BLOCK**0.5
+    """The folded sums [B, m] -> the unscaled share [B, dim] float64, with E<Pg, Ph> = dim <g, h>.
+
+    The last H by butterflies, sum by sum: a matrix product's bits would depend on B.
+    """
+    half = 1
+    while half < total.shape[1]:
+        pairs = total.view(len(total), total.shape[1] // (2 * half), 2, half)
+        total = torch.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).flatten(1)
+        half *= 2
+    found: Tensor = total[:, :dim] / BLOCK**0.5
     return found

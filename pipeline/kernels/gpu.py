@@ -18,8 +18,8 @@ from pipeline.kernels.philox import BUCKETS_LOG, MASK, ROUNDS, Tag, quantiles
 
 _BLOCK = 64  # coordinates to a tensor-core product
 _CLOSE = 16  # products after which a running sum is closed
-_BATCH = 16  # gradients that share one generation of P: the narrowest product that tensor cores like
-_PROGRAMS = 1024  # to a launch: several times what any GPU holds at once
+_BATCH = 16  # gradients that share one generation of P at most: with 32, registers run out
+_PROGRAMS = 1056  # to a launch: eight times the multiprocessors of an H200
 _TILE = 1024  # buckets of the sketch to a program
 
 
@@ -35,6 +35,11 @@ def _philox(c0, c1, c2, c3, k0, k1, ROUNDS: tl.constexpr):  # type: ignore[no-un
         k0 += 0x9E3779B9
         k1 += 0xBB67AE85
     return c0, c1, c2, c3
+
+
+@triton.jit
+def _joined(upper, lower):  # type: ignore[no-untyped-def]
+    return (upper.to(tl.int64) << 30) + lower
 
 
 @triton.jit
@@ -69,14 +74,15 @@ def _entry(lookup, index, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ign
     return tl.gather(lookup, (index & 0xFFF).to(tl.int32).reshape(ROWS * BLOCK), 0).reshape(ROWS, BLOCK)
 
 
-@triton.jit(do_not_specialize=["n", "stride", "offset", "k0", "k1", "tag", "batch", "chunk"])
+@triton.jit(do_not_specialize=["n", "stride", "upper", "lower", "k0", "k1", "tag", "batch", "chunk"])
 def _gaussian(  # type: ignore[no-untyped-def]
     values,
     table,
     out,
     n,
     stride,
-    offset,
+    upper,
+    lower,
     k0,
     k1,
     tag,
@@ -91,6 +97,7 @@ def _gaussian(  # type: ignore[no-untyped-def]
     OPERAND: tl.constexpr,
 ):
     """out[program, e, row block, vector] = sum over this program's coordinates of entry * value."""
+    offset = _joined(upper, lower)
     start = tl.program_id(0).to(tl.int64) * chunk
     stop = tl.minimum(start + chunk, n)
     block = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.uint32)[:, None]
@@ -104,7 +111,7 @@ def _gaussian(  # type: ignore[no-untyped-def]
         for inner in range(outer, tl.minimum(outer + BLOCK * CLOSE, stop), BLOCK):
             place = inner + tl.arange(0, BLOCK)
             high, middle, low = _gradients(values, place, stop, stride, batch, BATCH, PARTS)
-            coordinate = (offset + place)[None, :]
+            coordinate = (place + offset)[None, :]
             c0 = tl.broadcast_to(coordinate.to(tl.uint32), (ROWS, BLOCK))
             c1 = tl.broadcast_to((coordinate >> 32).to(tl.uint32), (ROWS, BLOCK))
             c2 = tl.broadcast_to(block, (ROWS, BLOCK))
@@ -134,13 +141,14 @@ def _gaussian(  # type: ignore[no-untyped-def]
     tl.store(base + 7 * size, t7)
 
 
-@triton.jit(do_not_specialize=["n", "stride", "offset", "k0", "k1", "tag", "batch", "chunk"])
+@triton.jit(do_not_specialize=["n", "stride", "upper", "lower", "k0", "k1", "tag", "batch", "chunk"])
 def _rademacher(  # type: ignore[no-untyped-def]
     values,
     out,
     n,
     stride,
-    offset,
+    upper,
+    lower,
     k0,
     k1,
     tag,
@@ -155,6 +163,7 @@ def _rademacher(  # type: ignore[no-untyped-def]
     OPERAND: tl.constexpr,
 ):
     """out[program, word, call * 32 + bit, vector]: 128 rows to a call of Philox, CALLS calls to a program."""
+    offset = _joined(upper, lower)
     start = tl.program_id(0).to(tl.int64) * chunk
     stop = tl.minimum(start + chunk, n)
     ROWS: tl.constexpr = CALLS * 32
@@ -169,7 +178,7 @@ def _rademacher(  # type: ignore[no-untyped-def]
         for inner in range(outer, tl.minimum(outer + BLOCK * CLOSE, stop), BLOCK):
             place = inner + tl.arange(0, BLOCK)
             high, middle, low = _gradients(values, place, stop, stride, batch, BATCH, PARTS)
-            coordinate = (offset + place)[None, :]
+            coordinate = (place + offset)[None, :]
             c0 = tl.broadcast_to(coordinate.to(tl.uint32), (CALLS, BLOCK))
             c1 = tl.broadcast_to((coordinate >> 32).to(tl.uint32), (CALLS, BLOCK))
             c2 = tl.broadcast_to(call, (CALLS, BLOCK))
@@ -196,13 +205,14 @@ def _signs(word, shift, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignor
     return ((bit << 15) | 0x3F80).to(tl.uint16).to(tl.bfloat16, bitcast=True).reshape(ROWS, BLOCK)
 
 
-@triton.jit(do_not_specialize=["n", "stride", "offset", "k0", "k1", "sign_tag", "shift_tag", "rows"])
+@triton.jit(do_not_specialize=["n", "stride", "upper", "lower", "k0", "k1", "sign_tag", "shift_tag", "rows"])
 def _sketch(  # type: ignore[no-untyped-def]
     values,
     out,
     n,
     stride,
-    offset,
+    upper,
+    lower,
     k0,
     k1,
     sign_tag,
@@ -216,6 +226,7 @@ def _sketch(  # type: ignore[no-untyped-def]
     RUNS: tl.constexpr = TILE // 128
     run = tl.program_id(0) * RUNS + tl.arange(0, RUNS)[:, None]
     lane = tl.arange(0, 128)[None, :]
+    offset = _joined(upper, lower)
     first = (offset >> LOG) + tl.program_id(1).to(tl.int64) * rows
     last = tl.minimum(first + rows, ((offset + n - 1) >> LOG) + 1)
     pointer = values + tl.program_id(2).to(tl.int64) * stride
@@ -251,6 +262,11 @@ def _keys(seed: int) -> tuple[int, int]:
     return seed & MASK, (seed >> 32) & MASK
 
 
+def _halves(offset: int) -> tuple[int, int]:
+    """Two arguments below 2**31, since Triton types a number by its size, and its interpreter some of them wrongly."""
+    return offset >> 30, offset & ((1 << 30) - 1)
+
+
 def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> None:
     """Add the unscaled share of [B, n] bfloat16 or float32 values to total [B, dim] float64, on their device."""
     values = _taken(values)
@@ -260,16 +276,17 @@ def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> No
     programs = -(-n // chunk)
     for first in range(0, len(values), _BATCH):
         part = values[first : first + _BATCH]
-        out = torch.empty((groups, programs, 512 * _BATCH), device=values.device)
-        common = (part.shape[1], part.stride(0), offset, *_keys(seed), int(tag), len(part), chunk)
-        shape = {"ROUNDS": ROUNDS, "BLOCK": _BLOCK, "CLOSE": _CLOSE, "BATCH": _BATCH, **_operands(values)}
+        batch = 8 if len(part) <= 8 else _BATCH
+        out = torch.empty((groups, programs, 512 * batch), device=values.device)
+        common = (part.shape[1], part.stride(0), *_halves(offset), *_keys(seed), int(tag), len(part), chunk)
+        shape = {"ROUNDS": ROUNDS, "BLOCK": _BLOCK, "CLOSE": _CLOSE, "BATCH": batch, **_operands(values)}
         if tag == Tag.RADEMACHER:
             _rademacher[(programs, groups)](part, out, *common, CALLS=4, **shape)
-            rows = out.sum(1, dtype=torch.float64).view(groups, 4, 4, 32, _BATCH).permute(4, 0, 2, 1, 3)
+            rows = out.sum(1, dtype=torch.float64).view(groups, 4, 4, 32, batch).permute(4, 0, 2, 1, 3)
         else:
             _gaussian[(programs, groups)](part, _table(values.device), out, *common, ROWS=64, **shape)
-            rows = out.sum(1, dtype=torch.float64).view(groups, 8, 64, _BATCH).permute(3, 0, 2, 1)
-        total[first : first + len(part)] += rows.reshape(_BATCH, -1)[: len(part), :dim]
+            rows = out.sum(1, dtype=torch.float64).view(groups, 8, 64, batch).permute(3, 0, 2, 1)
+        total[first : first + len(part)] += rows.reshape(batch, -1)[: len(part), :dim]
 
 
 def _taken(values: Tensor) -> Tensor:
@@ -298,6 +315,16 @@ def sketch(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     out = torch.empty((splits, batch, 1 << BUCKETS_LOG), device=values.device)
     tags = int(Tag.SKETCH_SIGN), int(Tag.SKETCH_SHIFT)
     _sketch[((1 << BUCKETS_LOG) // _TILE, splits, batch)](
-        values, out, n, values.stride(0), offset, *_keys(seed), *tags, each, ROUNDS=ROUNDS, LOG=BUCKETS_LOG, TILE=_TILE
+        values,
+        out,
+        n,
+        values.stride(0),
+        *_halves(offset),
+        *_keys(seed),
+        *tags,
+        each,
+        ROUNDS=ROUNDS,
+        LOG=BUCKETS_LOG,
+        TILE=_TILE,
     )
     total += out.sum(0)

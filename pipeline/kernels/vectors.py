@@ -7,6 +7,7 @@ parts.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -27,10 +28,27 @@ def _same(value: int, kind: Any = _WORDS) -> Any:
     return ir.Constant(kind, [value] * LANES)
 
 
-def _spread(build: Any, scalar: Any) -> Any:
-    """One 64-bit scalar in every lane."""
-    one = build.insert_element(ir.Constant(_WORDS, ir.Undefined), scalar, ir.Constant(_I32, 0))
-    return build.shuffle_vector(one, ir.Constant(_WORDS, ir.Undefined), ir.Constant(_INDICES, [0] * LANES))
+def _int(value: int) -> Any:
+    return ir.Constant(_I64, value)
+
+
+def _broadcast(build: Any, scalar: Any, kind: Any) -> Any:
+    """One scalar in every lane."""
+    one = build.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    return build.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INDICES, [0] * LANES))
+
+
+def _spread(build: Any, word: Any) -> Any:
+    return _broadcast(build, word, _WORDS)
+
+
+def _place(build: Any, array: Any, index: Any) -> Any:
+    """The sixteen floats from an index on."""
+    return build.bitcast(build.gep(array, [index], source_etype=_F32), ir.PointerType(_FLOATS))
+
+
+def _declared(build: Any, name: str, kind: Any) -> Any:
+    return build.module.globals.get(name) or ir.Function(build.module, kind, name)
 
 
 def _philox(build: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
@@ -43,16 +61,14 @@ def _philox(build: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
         c0 = build.xor(build.xor(build.lshr(high, half), c1), _spread(build, k0))
         c2 = build.xor(build.xor(build.lshr(low, half), c3), _spread(build, k1))
         c1, c3 = high, low
-        k0 = build.and_(build.add(k0, ir.Constant(_I64, WEYL[0])), ir.Constant(_I64, MASK))
-        k1 = build.and_(build.add(k1, ir.Constant(_I64, WEYL[1])), ir.Constant(_I64, MASK))
+        k0 = build.and_(build.add(k0, _int(WEYL[0])), _int(MASK))
+        k1 = build.and_(build.add(k1, _int(WEYL[1])), _int(MASK))
     return [c0, c1, c2, c3]
 
 
 def _look_up(build: Any, table: Any, indices: Any) -> Any:
     name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0"
-    gather = build.module.globals.get(name) or ir.Function(
-        build.module, ir.FunctionType(_FLOATS, [_POINTERS, _I32, _ALL, _FLOATS]), name
-    )
+    gather = _declared(build, name, ir.FunctionType(_FLOATS, [_POINTERS, _I32, _ALL, _FLOATS]))
     places = build.gep(table, [indices], source_etype=_F32)
     places.type = _POINTERS  # llvmlite takes no notice of the vector of indices
     every = ir.Constant(_ALL, [1] * LANES)
@@ -73,10 +89,10 @@ def gaussian_lanes(_typing, table, out, row, k0, k1, coordinate, block, tag):  #
         table, out, row, k0, k1, coordinate, block, tag = arguments
         entries = context.make_array(signature.args[0])(context, build, table).data
         target = context.make_array(signature.args[1])(context, build, out).data
-        start = build.mul(row, ir.Constant(_I64, 8 * LANES))
+        start = build.mul(row, _int(8 * LANES))
         counter = [
-            _spread(build, build.and_(coordinate, ir.Constant(_I64, MASK))),
-            _spread(build, build.lshr(coordinate, ir.Constant(_I64, 32))),
+            _spread(build, build.and_(coordinate, _int(MASK))),
+            _spread(build, build.lshr(coordinate, _int(32))),
             build.add(_spread(build, block), ir.Constant(_WORDS, list(range(LANES)))),
             _spread(build, tag),
         ]
@@ -84,8 +100,7 @@ def gaussian_lanes(_typing, table, out, row, k0, k1, coordinate, block, tag):  #
         for e in range(8):
             shifted = build.lshr(drawn[e // 2], _same(12, _INDICES)) if e % 2 else drawn[e // 2]
             found = _look_up(build, entries, build.and_(shifted, _same(0xFFF, _INDICES)))
-            place = build.gep(target, [build.add(start, ir.Constant(_I64, e * LANES))], source_etype=_F32)
-            build.store(found, build.bitcast(place, ir.PointerType(_FLOATS)), align=4)
+            build.store(found, _place(build, target, build.add(start, _int(e * LANES))), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -99,55 +114,105 @@ def sign_lanes(_typing, words, out, row):  # type: ignore[no-untyped-def]
     def generate(context, build, signature, arguments):  # type: ignore[no-untyped-def]
         words, out, row = arguments
         target = context.make_array(signature.args[1])(context, build, out).data
-        start = build.mul(row, ir.Constant(_I64, 128))
+        start = build.mul(row, _int(128))
         for w, word in enumerate(cgutils.unpack_tuple(build, words, 4)):
             lanes = build.trunc(_spread(build, word), _INDICES)
             for first in (0, LANES):
                 bits = build.lshr(lanes, ir.Constant(_INDICES, list(range(first, first + LANES))))
                 found = build.or_(build.shl(bits, _same(31, _INDICES)), _same(0x3F800000, _INDICES))  # 1.0 and a sign
-                place = build.gep(target, [build.add(start, ir.Constant(_I64, 32 * w + first))], source_etype=_F32)
-                signs = build.bitcast(found, _FLOATS)
-                build.store(signs, build.bitcast(place, ir.PointerType(_FLOATS)), align=4)
+                place = _place(build, target, build.add(start, _int(32 * w + first)))
+                build.store(build.bitcast(found, _FLOATS), place, align=4)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-@intrinsic
-def add_products(_typing, values, row, column, tile, total):  # type: ignore[no-untyped-def]
-    """``total[row, i] += sum over m < 8 of values[row, column + m] * tile[m, i]``, in order of m.
+def _products(vectors: int, chunks: int) -> Any:
+    """Registers hold `vectors` x `chunks` sums of 16 rows while the coordinates of a tile go by."""
 
-    values [B, n], tile [8, 128] and total [B, 128] float32, C-contiguous; row and column int64.
+    @intrinsic
+    def add_products(_typing, values, row, column, tile, count, total):  # type: ignore[no-untyped-def]
+        """``total[r, i] += sum over m < count of values[r, column + m] * tile[m, i]``, in order of m, for rows from
+        `row` on: values [B, n], tile [count, 128] and total [B, 128] float32, C-contiguous; the rest int64."""
+        signature = types.void(values, types.int64, types.int64, tile, types.int64, total)
+
+        def generate(context, build, signature, arguments):  # type: ignore[no-untyped-def]
+            _, row, column, _, count, _ = arguments
+            gradients, entries, sums = (
+                context.make_array(signature.args[i])(context, build, arguments[i]) for i in (0, 3, 5)
+            )
+            stride = cgutils.unpack_tuple(build, gradients.shape, 2)[1]
+            multiply_add = _declared(build, f"llvm.fmuladd.v{LANES}f32", ir.FunctionType(_FLOATS, [_FLOATS] * 3))
+            for first in range(0, 8, chunks):
+                kept = [[cgutils.alloca_once(build, _FLOATS) for _ in range(chunks)] for _ in range(vectors)]
+                places = [
+                    [
+                        _place(
+                            build, sums.data, build.add(build.mul(build.add(row, _int(v)), _int(8 * LANES)), _int(at))
+                        )
+                        for at in range(first * LANES, (first + chunks) * LANES, LANES)
+                    ]
+                    for v in range(vectors)
+                ]
+                for v, c in product(range(vectors), range(chunks)):
+                    build.store(build.load(places[v][c], align=4, typ=_FLOATS), kept[v][c])
+                with cgutils.for_range(build, count) as loop:
+                    tiled = build.add(build.mul(loop.index, _int(8 * LANES)), _int(first * LANES))
+                    p = [
+                        build.load(_place(build, entries.data, build.add(tiled, _int(c * LANES))), align=4, typ=_FLOATS)
+                        for c in range(chunks)
+                    ]
+                    for v in range(vectors):
+                        place = build.add(build.mul(build.add(row, _int(v)), stride), build.add(column, loop.index))
+                        scalar = build.load(build.gep(gradients.data, [place], source_etype=_F32), typ=_F32)
+                        value = _broadcast(build, scalar, _FLOATS)
+                        for c in range(chunks):
+                            held = build.load(kept[v][c], typ=_FLOATS)
+                            build.store(build.call(multiply_add, [value, p[c], held]), kept[v][c])
+                for v, c in product(range(vectors), range(chunks)):
+                    build.store(build.load(kept[v][c], typ=_FLOATS), places[v][c], align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return add_products
+
+
+add_products = _products(1, 8)
+add_products_of_four = _products(4, 4)
+
+
+@intrinsic
+def sketch_lanes(_typing, words, values, start, total, base, low):  # type: ignore[no-untyped-def]
+    """``total[base + (i ^ low)] += values[start + i]``, or minus it where bit i is set, for i < 128.
+
+    words four uint64, values and total float32 vectors, start, base and low int64, base a multiple of 128.
     """
-    signature = types.void(values, types.int64, types.int64, tile, total)
+    number = types.int64
+    signature = types.void(words, values, number, total, number, number)
 
     def generate(context, build, signature, arguments):  # type: ignore[no-untyped-def]
-        kinds, arrays = [signature.args[i] for i in (0, 3, 4)], [arguments[i] for i in (0, 3, 4)]
-        held = [context.make_array(k)(context, build, a) for k, a in zip(kinds, arrays, strict=True)]
-        row, column = arguments[1], arguments[2]
-        vector, undefined = ir.PointerType(_FLOATS), ir.Constant(_FLOATS, ir.Undefined)
-        name = f"llvm.fmuladd.v{LANES}f32"
-        multiply_add = build.module.globals.get(name) or ir.Function(
-            build.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), name
+        words, values, start, total, base, low = arguments
+        gradient, buckets = (
+            context.make_array(k)(context, build, a).data
+            for k, a in ((signature.args[1], values), (signature.args[3], total))
         )
-
-        def at(array: Any, index: Any) -> Any:
-            return build.gep(array.data, [index], source_etype=_F32)
-
-        first = build.add(build.mul(row, cgutils.unpack_tuple(build, held[0].shape, 2)[1]), column)
-        broadcast = []
-        for m in range(8):
-            scalar = build.load(at(held[0], build.add(first, ir.Constant(_I64, m))), typ=_F32)
-            one = build.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-            broadcast.append(build.shuffle_vector(one, undefined, ir.Constant(_INDICES, [0] * LANES)))
-        start = build.mul(row, ir.Constant(_I64, 8 * LANES))
-        for i in range(0, 8 * LANES, LANES):
-            place = build.bitcast(at(held[2], build.add(start, ir.Constant(_I64, i))), vector)
-            found = build.load(place, align=4, typ=_FLOATS)
-            for m in range(8):
-                entries = build.bitcast(at(held[1], ir.Constant(_I64, m * 8 * LANES + i)), vector)
-                found = build.call(multiply_add, [broadcast[m], build.load(entries, align=4, typ=_FLOATS), found])
-            build.store(found, place, align=4)
+        swaps = [build.icmp_signed("!=", build.and_(low, _int(1 << k)), _int(0)) for k in range(4)]
+        for w, word in enumerate(cgutils.unpack_tuple(build, words, 4)):
+            lanes = build.trunc(_spread(build, word), _INDICES)
+            for first in (0, LANES):
+                at = 32 * w + first
+                read = build.load(_place(build, gradient, build.add(start, _int(at))), align=4, typ=_FLOATS)
+                bits = build.lshr(lanes, ir.Constant(_INDICES, list(range(first, first + LANES))))
+                flips = build.shl(bits, _same(31, _INDICES))
+                signed = build.bitcast(build.xor(build.bitcast(read, _INDICES), flips), _FLOATS)
+                for k, swap in enumerate(swaps):
+                    order = ir.Constant(_INDICES, [i ^ (1 << k) for i in range(LANES)])
+                    swapped = build.shuffle_vector(signed, ir.Constant(_FLOATS, ir.Undefined), order)
+                    signed = build.select(swap, swapped, signed)
+                chunk = build.and_(build.xor(low, _int(at)), _int(127 & ~(LANES - 1)))
+                place = _place(build, buckets, build.add(base, chunk))
+                build.store(build.fadd(build.load(place, align=4, typ=_FLOATS), signed), place, align=4)
         return context.get_dummy_value()
 
     return signature, generate
