@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 
 from pipeline.config import ConfigError, Motion
+from pipeline.flow import clip_flow
 
-Flow = Callable[[Tensor, Tensor], Tensor]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def official(config: Motion) -> bool:
@@ -71,8 +71,8 @@ def _official(config: Motion) -> nn.Module:
 
 @torch.no_grad()
 def estimate(frames: npt.NDArray[np.uint8], model: nn.Module, config: Motion, device: torch.device) -> Tensor:
-    """Flow from every frame to the next, in pixels at the working size: frames [F, H, W, 3] -> [F-1, 2, h, w] on the
-    CPU.
+    """Flow from every frame to the next, in pixels at the working size: frames [F, H, W, 3] -> [F-1, 2, h, w] float32
+    on `device`, where camera and mask are computed too.
 
     Pairs go through the model in batches of `config.batch`, counted from the clip's first pair, so that a clip's flow
     does not depend on its neighbours in a batch of clips.
@@ -81,12 +81,7 @@ def estimate(frames: npt.NDArray[np.uint8], model: nn.Module, config: Motion, de
     size = (config.height, config.width)
     if images.shape[-2:] != size:
         images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    found = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        for i in range(0, len(images) - 1, config.batch):
-            before, after = images[i : i + config.batch], images[i + 1 : i + 1 + config.batch]
-            found.append(model(before[: len(after)], after, config.updates)[-1].float().cpu())
-    return torch.cat(found)
+    return clip_flow(model, images, config.updates, config.batch, DTYPES[config.dtype])
 
 
 def camera_motion(flow: Tensor, rounds: int = 15) -> Tensor:
@@ -96,16 +91,18 @@ def camera_motion(flow: Tensor, rounds: int = 15) -> Tensor:
     loses its say as long as it covers less than about half of the picture.
     """
     pairs, _, height, width = flow.shape
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    with flow.device:
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     basis = torch.stack([torch.ones_like(x), x, y], -1).reshape(-1, 3).double()
     target = flow.double().reshape(pairs, 2, -1).transpose(1, 2)
-    fitted = torch.zeros(pairs, 3, 2, dtype=torch.float64)
+    fitted = target.new_zeros(pairs, 3, 2)
+    ridge = 1e-9 * torch.eye(3, dtype=torch.float64, device=flow.device)
     fitted[:, 0] = target.median(1).values
     for _ in range(rounds):
         error = (target - basis @ fitted).square().sum(-1)
         spread = error.median(1, keepdim=True).values.clamp_min(0.05**2)
         weight = (spread / (spread + error)).square()[..., None]
-        normal = basis.T @ (weight * basis) + 1e-9 * torch.eye(3, dtype=torch.float64)
+        normal = basis.T @ (weight * basis) + ridge
         fitted = torch.linalg.solve(normal, basis.T @ (weight * target))
     return (basis @ fitted).transpose(1, 2).reshape(flow.shape).float()
 
@@ -126,7 +123,7 @@ def motion_mask(flow: Tensor, config: Motion, latent: tuple[int, int, int], temp
     """
     magnitude = flow.norm(dim=1)
     low = float(magnitude.min())
-    high = float(magnitude.max() if config.normalise == "min_max" else np.quantile(magnitude.numpy(), config.quantile))
+    high = float(magnitude.max()) if config.normalise == "min_max" else _quantile(magnitude, config.quantile)
     if high - low < max(config.still, 1e-6):
         return None
     weight = ((magnitude - low) / (high - low + 1e-6)).clamp(0, 1)
@@ -140,12 +137,17 @@ def motion_mask(flow: Tensor, config: Motion, latent: tuple[int, int, int], temp
 def statistics(flow: Tensor) -> tuple[float, float]:
     """Mean and 95th percentile of the flow's magnitude, pixels a frame at the working size."""
     magnitude = flow.norm(dim=1).flatten()
-    return float(magnitude.mean()), float(np.quantile(magnitude.numpy(), 0.95))
+    return float(magnitude.mean()), _quantile(magnitude, 0.95)
+
+
+def _quantile(values: Tensor, share: float) -> float:
+    """NumPy's, because torch's own takes no more than 2^24 values."""
+    return float(np.quantile(values.cpu().numpy(), share))
 
 
 def encode_mask(mask: Tensor) -> bytes:
     """[f, h, w] in [0, 1] -> its bytes, W * 255 rounded."""
-    return bytes((mask * 255).round().byte().contiguous().numpy().tobytes())
+    return bytes((mask * 255).round().byte().cpu().contiguous().numpy().tobytes())
 
 
 def decode_mask(data: bytes, shape: list[int]) -> Tensor:

@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -44,16 +45,46 @@ def device_for(gpus: float) -> torch.device:
     return torch.device("cuda" if gpus > 0 else "cpu")
 
 
-def decoded(decoder: Decoder, run: Run, rows: list[Row]) -> Iterator[tuple[Row, Frames | ClipError]]:
-    """Each row with its frames at the attribution geometry; the next clip decodes while the caller computes."""
+class Decoders:
+    """Several decoders that take clips in turn, so that as many decode at once; which of them does, changes no bit.
+
+    Each keeps its own copy of the last remote file.
+    """
+
+    def __init__(self, count: int, timeout: float) -> None:
+        self._all = [Decoder(timeout) for _ in range(count)]
+        self._turns = cycle(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def submit_frames(
+        self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int
+    ) -> Future[Frames]:
+        return next(self._turns).submit_frames(uri, start_frame, count, fps, height, width)
+
+    def close(self) -> None:
+        for decoder in self._all:
+            decoder.close()
+
+
+def decoders_for(run: Run, cpus: float) -> Decoders:
+    """As many decoders as an actor of so many CPUs has beside the one it computes on, and at least one."""
+    return Decoders(max(1, int(cpus) - 1), run.data.decode_timeout)
+
+
+def decoded(decoder: Decoder | Decoders, run: Run, rows: list[Row]) -> Iterator[tuple[Row, Frames | ClipError]]:
+    """Each row with its frames at the attribution geometry; the next clips, one for each decoder, decode while the
+    caller computes."""
     frames, fps, height, width = run.geometry
+    ahead = len(decoder) if isinstance(decoder, Decoders) else 1
 
     def start(row: Row) -> Future[Frames]:
         return decoder.submit_frames(row["uri"], row["start_frame"], frames, fps, height, width)
 
-    waiting = deque(start(row) for row in rows[:1])
+    waiting = deque(start(row) for row in rows[:ahead])
     for i, row in enumerate(rows):
-        waiting.extend(start(later) for later in rows[i + 1 : i + 2])
+        waiting.extend(start(later) for later in rows[i + ahead : i + ahead + 1])
         try:
             yield row, waiting.popleft().result()
         except ClipError as error:
@@ -63,11 +94,11 @@ def decoded(decoder: Decoder, run: Run, rows: list[Row]) -> Iterator[tuple[Row, 
 class MotionWorker:
     """Clips -> motion: RAFT is loaded once, on the actor's share of GPUs."""
 
-    def __init__(self, run: Run, strides: tuple[int, int], gpus: float) -> None:
+    def __init__(self, run: Run, strides: tuple[int, int], gpus: float, cpus: float | None = None) -> None:
         self.run, (self.temporal, self.spatial) = run, strides
         self.device = device_for(gpus)
         self.raft = motion.load_raft(run.motion, self.device)
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
 
     def measure(self, row: Row, frames: Frames | ClipError) -> Row:
         """The row of the motion table; a clip's own error is kept."""
@@ -108,7 +139,7 @@ class FeatureWorker:
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
         self.text = Captions(self.model.text)
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         known = json.dumps(dict(fingerprint), sort_keys=True).encode()
         self._check_canary(hashlib.blake2b(known, digest_size=8).hexdigest())
 
@@ -193,8 +224,8 @@ class AttributionWorker:
     """Clips -> motion and features in one pass: every video is read and decoded once."""
 
     def __init__(self, run: Run, strides: tuple[int, int], fingerprint: Mapping[str, Any]) -> None:
-        gpus = run.resources.extract_features.gpus
-        self.motion, self.features = MotionWorker(run, strides, gpus), FeatureWorker(run, fingerprint)
+        pool = run.resources.extract_features
+        self.motion, self.features = MotionWorker(run, strides, pool.gpus, pool.cpus), FeatureWorker(run, fingerprint)
 
     def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
         measured, taken = [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import models, world
-from pipeline.config import ConfigError, VideoModelConfig
+from pipeline import fingerprints, models, world
+from pipeline.config import ConfigError, Run, VideoModelConfig, load
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
 
@@ -125,6 +126,46 @@ def test_bfloat16_is_for_the_transformer_and_not_for_the_autoencoder(folder: Pat
     assert model.transformer.is_gradient_checkpointing
     found = model.velocity(torch.randn(1, 8, 3, 8, 8), torch.tensor([751.0]), model.text(["a ball"]))
     assert torch.isfinite(found).all()
+
+
+def test_the_autoencoder_in_bfloat16_gives_the_latents_of_float32_to_two_per_cent() -> None:
+    """With the demo's trained weights. Convolutions are rounded; mean and deviation are taken off in float32."""
+    recipe = load("demo").model
+    plain, rounded = (
+        open_model(recipe.model_copy(update={"vae_dtype": dtype}), CPU) for dtype in ("float32", "bfloat16")
+    )
+    assert isinstance(plain, Wan)
+    assert isinstance(rounded, Wan)
+    assert {p.dtype for p in rounded.vae.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in rounded.transformer.parameters()} == {torch.float32}
+    for motion in world.MOTIONS[:4]:
+        clip = world.render(world.scene(1_000_003, motion, "real", motion), 32, 32)
+        expected, found = plain.encode(clip), rounded.encode(clip)
+        assert found.dtype == torch.float32
+        error = float((found - expected).norm() / expected.norm())
+        assert 0 < error < 0.02, f"{motion}: latents differ by {error:.2%}"
+        assert torch.equal(rounded.encode(clip), found)
+        video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        with torch.no_grad():
+            raw = rounded.vae.encode(video.bfloat16()).latent_dist.mode()[0].double()
+        for c, (mean, std) in enumerate(
+            zip(rounded.vae.config.latents_mean, rounded.vae.config.latents_std, strict=True)
+        ):
+            assert torch.allclose(found[c].double(), (raw[c] - mean) / std, atol=1e-6), "normalised in bfloat16"
+        pictures = rounded.decode(found)
+        assert pictures.dtype == np.uint8
+        assert np.abs(pictures.astype(int) - plain.decode(expected)).mean() < 2.0
+
+
+@pytest.mark.parametrize("stage", [fingerprints.features, fingerprints.evaluation])
+def test_features_of_two_autoencoder_dtypes_are_not_comparable(stage: Callable[[Run], dict[str, object]]) -> None:
+    first, other = (stage(load("demo", {"model.vae_dtype": dtype})) for dtype in ("float32", "bfloat16"))
+    assert {key for key in first if first[key] != other[key]} == {"model.vae_dtype"}
+
+
+def test_the_autoencoder_takes_one_clip_at_a_time(wan: Wan) -> None:
+    assert wan.vae.use_slicing
+    assert not wan.vae.use_tiling, "tiles' seams would be in every latent"
 
 
 def test_generation_is_determined_by_the_seed(wan: Wan) -> None:

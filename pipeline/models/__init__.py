@@ -26,6 +26,10 @@ class VideoModel(Protocol):
     spatial_stride: int
     patch: tuple[int, int, int]  # latent frames, rows and columns to a token
 
+    @property
+    def checkpointing(self) -> bool:
+        """Whether backward computes the forward pass again, block by block."""
+
     def encode(self, frames: npt.NDArray[np.uint8]) -> Tensor:
         """Frames [F, H, W, 3] -> normalised latent [C, f, h, w], float32."""
 
@@ -112,8 +116,8 @@ def weights_hash(path: Path) -> str:
 
 def open_model(config: VideoModelConfig, device: torch.device) -> VideoModel:
     """Load the diffusers checkpoint that `config.id` names. Raises ConfigError if it is not to be had or not known."""
-    from pipeline.models.wan import Wan
+    from pipeline.models.wan import Wan, load
 
     path = folder(config.id)
     family(path)
-    return Wan(path, config, device)
+    return Wan(load(path, config), config, device)

@@ -16,15 +16,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Wan:
-    """A loaded Wan pipeline; see `VideoModel` for its methods. The autoencoder runs in float32, as diffusers
-    advises."""
+    """A Wan pipeline that is loaded; see `VideoModel` for its methods.
 
-    def __init__(self, path: Path, config: VideoModelConfig, device: torch.device) -> None:
-        self.pipeline = _load(path, config)
+    The autoencoder runs in the dtype that it has, float32 as diffusers advises or bfloat16; its latents are normalised
+    in float32 either way.
+    """
+
+    def __init__(self, pipeline: WanPipeline, config: VideoModelConfig, device: torch.device) -> None:
+        self.pipeline = pipeline
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device, self.text_tokens = device, config.text_tokens
         self.vae, self.transformer = self.pipeline.vae, self.pipeline.transformer
+        self.vae.enable_slicing()
         for module in (self.vae, self.pipeline.text_encoder):
             module.requires_grad_(False).eval()
         self.transformer.eval()
@@ -39,16 +43,22 @@ class Wan:
         self._mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
         self._std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
 
+    @property
+    def checkpointing(self) -> bool:
+        return bool(self.transformer.is_gradient_checkpointing)
+
     @torch.no_grad()
     def encode(self, frames: npt.NDArray[np.uint8]) -> Tensor:
         video = torch.from_numpy(frames).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        latent: Tensor = (self.vae.encode(video).latent_dist.mode() - self._mean) / self._std
+        mode = self.vae.encode(video.to(self.vae.dtype)).latent_dist.mode().float()
+        latent: Tensor = (mode - self._mean) / self._std
         return latent[0]
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> npt.NDArray[np.uint8]:
         """Normalised latent [C, f, h, w] -> frames [F, H, W, 3]."""
-        video = self.vae.decode(latent[None] * self._std + self._mean).sample[0]
+        raw = latent[None] * self._std + self._mean
+        video = self.vae.decode(raw.to(self.vae.dtype)).sample[0].float()
         found: npt.NDArray[np.uint8] = (
             ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
         )
@@ -98,9 +108,10 @@ class Wan:
         return self.decode(latent.float())
 
 
-def _load(path: Path, config: VideoModelConfig) -> WanPipeline:
+def load(path: Path, config: VideoModelConfig) -> WanPipeline:
+    """diffusers' pipeline of a folder, on the CPU, in the dtypes of `config`. Raises ConfigError."""
     try:
-        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=torch.float32)
+        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=DTYPES[config.vae_dtype])
         return WanPipeline.from_pretrained(path, vae=vae, dtype=DTYPES[config.dtype])
     except (OSError, ValueError) as error:
         raise ConfigError(
