@@ -68,9 +68,11 @@ def _losses(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> Ite
 
 @fastest_attention()
 def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
-    losses = list(_losses(subject, given, settings))
-    for i, loss in enumerate(losses):
-        loss.backward(retain_graph=i + 1 < len(losses))
+    """As `take_clip` does it: one forward pass for all, or under checkpointing one for each."""
+    for some in [[setting] for setting in settings] if subject.model.checkpointing else [settings]:
+        losses = list(_losses(subject, given, some))
+        for i, loss in enumerate(losses):
+            loss.backward(retain_graph=i + 1 < len(losses))
 
 
 def gradients(subject: Subject, rates: Rates) -> list[Figure]:
@@ -87,7 +89,7 @@ def gradients(subject: Subject, rates: Rates) -> list[Figure]:
 
 def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
     model, small = subject.model.transformer, _inputs(subject, (11, 30, 52))
-    both, what = subject.run.attribution.settings, "the recipe's two settings, which share a forward pass"
+    both, what = (Setting(mask="motion"), Setting(mask="none")), "motion mask and none"
     found = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, settings=both))]
     what = "41x240x416"
     found.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))

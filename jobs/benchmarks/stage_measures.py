@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.stage_subjects import Subject
 from pipeline.config import Motion
+from pipeline.models.wan import channels_last
 from pipeline.motion import camera_motion, encode_mask, estimate, motion_mask, statistics
 
 
@@ -212,7 +213,7 @@ def masks(subject: Subject, rates: Rates) -> list[Figure]:
 
 
 def autoencoders(subject: Subject, rates: Rates) -> list[Figure]:
-    layouts = [False, True] if subject.device.type == "cuda" else [False]
+    layouts = [True, False] if subject.device.type == "cuda" else [False]
     found, first = [], subject.model.vae
     for last in layouts:
         for dtype in ("float32", "bfloat16"):
@@ -227,13 +228,10 @@ def _autoencoder(subject: Subject, rates: Rates, dtype: str, last: bool, what: s
     model = subject.model
     model.vae = copy.deepcopy(model.vae)
     nn.Module.to(model.vae, getattr(torch, dtype))
-    if last:
-        for module in model.vae.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    channels_last(model.vae, last)
     work = flops(lambda: model.encode(subject.frames))
     seconds, details = clock(lambda: model.encode(subject.frames), subject.device, warmup=0)
-    counts = dtype == subject.run.model.vae_dtype and not last
+    counts = dtype == subject.run.model.vae_dtype and last == (subject.device.type == "cuda")
     return worked("vae", what, seconds, work, rates, getattr(torch, dtype), counts, details)
 
 
