@@ -21,7 +21,7 @@ import torch
 from jobs.benchmarks import accuracy, case, ceilings, peers, projection_gpu
 from jobs.benchmarks.case import Case
 from jobs.benchmarks.projection_asks import asks
-from jobs.benchmarks.projectors import KINDS, NOT_ON_A_CPU, PEERS, REFERENCE
+from jobs.benchmarks.projectors import ENTRIES, KINDS, NOT_ON_A_CPU, PEERS, REFERENCE
 
 Row = dict[str, Any]
 TRUTH = "true Gaussian"
@@ -49,6 +49,8 @@ def own_cases(plan: Plan) -> Iterator[Case]:
 
     At the long size it is run in full beside one dense kind and the sketch, and a part of it beside the others.
     """
+    if not plan.quick:
+        yield Case(ENTRIES, plan.short, threads=1, repeats=plan.repeats)
     for kind in KINDS:
         often = plan.repeats if kind == "gaussian" else 2
         one = Case(kind, plan.short, repeats=plan.repeats, reference=plan.short, reference_repeats=often)

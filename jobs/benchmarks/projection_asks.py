@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.benchmarks.projectors import KINDS, PEERS
+from jobs.benchmarks.projectors import ENTRIES, KINDS, PEERS
 
 Row = dict[str, Any]
 _MEMORY = 256 * 2**20  # bytes above the values, at the largest size
@@ -22,6 +22,7 @@ def asks(speed: list[Row], cosines: list[Row], short: int, long: int, longest: i
     judged = [
         _ratio(f"gaussian >= 15x the reference at {short:,}", one, 15),
         _eight(one, eight, short),
+        _floor(found(ENTRIES, short, 1, 1), *(found("gaussian", short, vectors, 1) for vectors in (1, 8))),
         *(_peer(peer.name, one, found(peer.name, short), short) for peer in PEERS if peer.dense and not peer.kept),
         _ratio(f"sketched_gaussian >= 300x the reference at {long:,}", found("sketched_gaussian", long), 300),
     ]
@@ -40,14 +41,20 @@ def _ratio(ask: str, row: Row | None, least: float) -> dict[str, str]:
 
 
 def _eight(one: Row | None, eight: Row | None, short: int) -> dict[str, str]:
-    """The time of 8 vectors over that of 1. A line through both splits a pass: what all share, and what each adds."""
     ask = f"gaussian, 8 vectors <= 1.7x the time of one at {short:,}"
     if one is None or eight is None:
         return _judged(ask, "", None)
     times = eight["seconds"] / one["seconds"]
-    shared = one["seconds"] - (eight["seconds"] - one["seconds"]) / 7
-    figure = f"{times:.2f}x (shared by all: {shared:.3f} s, {shared / eight['seconds']:.0%} of the eight's time)"
-    return _judged(ask, figure, times <= 1.7)
+    return _judged(ask, f"{times:.2f}x", times <= 1.7)
+
+
+def _floor(entries: Row | None, *gaussian: Row | None) -> dict[str, str]:
+    """How near to the floor: the share of the time of 1 and of 8 vectors that P's entries alone take, one thread."""
+    ask = "gaussian, one thread: near the time of P's entries alone"
+    if entries is None:
+        return _judged(ask, "", None)
+    shares = [f"{entries['seconds'] / row['seconds']:.0%}" for row in gaussian if row]
+    return _judged(ask, f"{' and '.join(shares)} of the time of 1 and 8 vectors", None)
 
 
 def _peer(name: str, ours: Row | None, theirs: Row | None, short: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 KINDS = ("gaussian", "rademacher", "sketched_gaussian", "fastfood")
 REFERENCE = "reference"
+ENTRIES = "gaussian's entries alone"  # the floor of the dense kind: P is made and nothing multiplied
 _COLUMNS = 8192  # of a block of the reference
 
 Call = Callable[[Tensor], Tensor]
@@ -61,6 +62,17 @@ def _own(kind: str, coordinates: int, dim: int, seed: int) -> Call:
     return cast(Call, made(kind=kind, dim=dim, seed=seed))
 
 
+def _entries(coordinates: int, dim: int, seed: int) -> Call:
+    dense, tag = import_module("pipeline.kernels.cpu").dense, import_module("pipeline.kernels.philox").Tag.GAUSSIAN
+
+    def call(values: Tensor) -> Tensor:
+        nothing = torch.zeros(0, dim, dtype=torch.float64)
+        dense(values[:0], seed, 0, tag, nothing)
+        return nothing
+
+    return call
+
+
 def _trak(kind: str, coordinates: int, dim: int, seed: int) -> Call:
     projectors = import_module("trak.projectors")
     held = projectors.BasicProjector(coordinates, dim, seed, projectors.ProjectionType(kind), torch.device("cpu"))
@@ -94,6 +106,7 @@ _HELD = "the same matrix as above"
 _ALL = (
     Subject(REFERENCE, _reference, dense=True),
     *(Subject(kind, partial(_own, kind), dense=kind in ("gaussian", "rademacher")) for kind in KINDS),
+    Subject(ENTRIES, _entries, dense=False),
     Subject("traker normal", partial(_trak, "normal"), True, "traker", _IN_BLOCKS_OF_100),
     Subject("traker rademacher", partial(_trak, "rademacher"), True, "traker", _IN_BLOCKS_OF_100, short_only=_LINEAR),
     Subject("dattri normal", _dattri, True, "dattri", _IN_BLOCKS_OF_100),
