@@ -3,13 +3,16 @@ PYTHON ?= $(shell for v in 3.12 3.11; do python$$v -c '' 2>/dev/null && echo pyt
 BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test check lint types weights clean
+.PHONY: demo test soak check lint types weights clean
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+soak: .venv/installed
+	$(BIN)/python -m pytest -m soak
 
 check: lint types test
 
