@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import config, tables
+from pipeline import config, stores, tables
 from pipeline.config import ConfigError, Run
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
@@ -55,7 +55,7 @@ def record(run: Run) -> None:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     held = {**run.model_dump(mode="json"), "versions": {"python": platform.python_version(), **versions}}
     try:
-        tables.write_bytes(tables.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
+        stores.write_bytes(stores.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
     except OSError as error:
         raise ConfigError(f"root={run.root!r}: nothing can be written there ({error}); choose another root.") from error
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from jobs import command
 from jobs.curate import curate
-from pipeline import tables, world
+from pipeline import stores, tables, world
 from pipeline.comparison import comparison
 from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
@@ -28,7 +28,7 @@ def write_world(folder: Path, scenes: list[world.Scene], run: Run) -> None:
         group = {"group": scene.motion} if folder.name != "clips" else {}
         known = {"source": scene.kind, "motion": scene.motion if scene.kind == "real" else "", **group}
         lines.append(json.dumps({"file_name": name, "caption": scene.caption, **known}))
-    tables.write_bytes(str(folder / "metadata.jsonl"), ("\n".join(lines) + "\n").encode())
+    stores.write_bytes(str(folder / "metadata.jsonl"), ("\n".join(lines) + "\n").encode())
 
 
 def demo(run: Run) -> None:
@@ -52,7 +52,7 @@ def demo(run: Run) -> None:
 
 def summary(run: Run) -> str:
     """Held-out motion-masked loss by arm: mean and standard error, and the change from base, paired clip by clip."""
-    table = tables.read(tables.join(run.root, "evaluation"))
+    table = tables.read(stores.join(run.root, "evaluation"))
     if table is None:
         return "nothing was held out"
     lines = [f"\nheld-out motion-masked loss{'':<6}{'mean':>9} {'s.e.':>8} {'change':>9} {'s.e.':>8}"]

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.command import Progress
-from pipeline import fingerprints, ray_data, ray_train, tables
+from pipeline import fingerprints, ray_data, ray_train, stores, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_file, video_tasks
 
@@ -17,7 +17,7 @@ from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_
 def evaluate(run: Run) -> None:
     held_out = ("held_out",) if run.evaluate.videos else ()
     stages.check(run, "evaluate", ("queries", *held_out))
-    folder = tables.join(run.root, "evaluation")
+    folder = stores.join(run.root, "evaluation")
     tables.check(folder, fingerprints.evaluation(run))
     arms = [(arm, version(run, arm)) for arm in run.evaluate.arms]
     command.record(run)
@@ -28,10 +28,10 @@ def evaluate(run: Run) -> None:
     if run.evaluate.videos:
         stages.index(run, "held_out")
         tasks += held_out_tasks(arms, stages.estimate_motion(run, "held_out").to_pylist())
-    queries = tables.read(tables.join(run.root, "queries"))
+    queries = tables.read(stores.join(run.root, "queries"))
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
-        tables.write_bytes(tables.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
+        stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     ray_data.stream(
         pa.Table.from_pylist(_missing(tasks, folder), schema=TASKS),
         run.resources.evaluate,
@@ -52,7 +52,7 @@ def version(run: Run, arm: Arm) -> str:
     found = ray_train.finished(run, arm)
     if found is None:
         raise ConfigError(
-            f"evaluate.arms={arm!r}: {tables.join(run.root, 'finetuned', arm)} holds no finished model; run "
+            f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "
             f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
         )
     return found

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 
 from jobs.command import Progress
-from pipeline import models, ray_data, tables
+from pipeline import models, ray_data, stores
 from pipeline.config import Run
 from pipeline.generation import GenerationWorker, wanted
 
@@ -15,9 +15,9 @@ from pipeline.generation import GenerationWorker, wanted
 def generate_queries(run: Run) -> None:
     if not run.queries.prompts:
         return
-    folder = tables.join(run.root, "generated", "queries")
+    folder = stores.join(run.root, "generated", "queries")
     rows = wanted(run, models.weights_hash(models.folder(run.model.id)))
-    missing = [not tables.exists(tables.join(folder, name)) for name in rows.column("file_name").to_pylist()]
+    missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
     ray_data.stream(
         rows.filter(pa.array(missing)),
         run.resources.evaluate,
@@ -28,4 +28,4 @@ def generate_queries(run: Run) -> None:
         Progress("generate queries"),
     )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist())
-    tables.write_bytes(tables.join(folder, "metadata.jsonl"), lines.encode())
+    stores.write_bytes(stores.join(folder, "metadata.jsonl"), lines.encode())

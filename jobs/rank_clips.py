@@ -7,7 +7,7 @@ from collections import Counter
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import fingerprints, tables
+from pipeline import fingerprints, stores, tables
 from pipeline.config import Run
 from pipeline.selection import influence_table, neighbors_table, rank, selection_table, unranked
 
@@ -15,7 +15,7 @@ from pipeline.selection import influence_table, neighbors_table, rank, selection
 def rank_clips(run: Run) -> None:
     fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
     for name in ("clips", "queries"):
-        tables.check(tables.join(run.root, "features", name), fingerprints.features(run))
+        tables.check(stores.join(run.root, "features", name), fingerprints.features(run))
     ranked = rank(run, run.ranking.mask, run.ranking.whiten)
     command.record(run)
     others = unranked(run, ranked)
@@ -25,7 +25,7 @@ def rank_clips(run: Run) -> None:
         "selection": selection_table(ranked, run.ranking, others),
     }
     for name, table in found.items():
-        tables.replace(tables.join(run.root, name), table, fingerprint, query_ids=ranked.query_ids)
+        tables.replace(stores.join(run.root, name), table, fingerprint, query_ids=ranked.query_ids)
     total = found["selection"].filter(pc.equal(found["selection"].column("group"), "all"))
     decided = Counter(total.column("decision").to_pylist())
     split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))

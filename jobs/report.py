@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs import command
 from pipeline import report as page
-from pipeline import tables
+from pipeline import stores
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.video import ClipError, Frames
@@ -31,7 +31,7 @@ def report(run: Run) -> None:
                 return None
 
         page.write(run, frames_of, video_of)
-    print(f"page: {tables.join(run.root, 'report', 'index.html')}")
+    print(f"page: {stores.join(run.root, 'report', 'index.html')}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import Progress, counts
-from pipeline import fingerprints, manifest, models, motion, ray_data, schemas, tables
+from pipeline import fingerprints, manifest, models, motion, ray_data, schemas, stores, tables
 from pipeline.config import ConfigError, Pool, Run
 from pipeline.indexing import IndexWorker
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
@@ -21,7 +21,7 @@ _LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "gr
 def where(run: Run, name: str) -> str | None:
     """The place of a set's videos. Queries made from prompts lie under the run's root."""
     if name == "queries" and run.queries.videos is None:
-        return tables.join(run.root, "generated", "queries", "metadata.jsonl")
+        return stores.join(run.root, "generated", "queries", "metadata.jsonl")
     return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
 
 
@@ -34,15 +34,15 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
     for name in names:
-        tables.check(tables.join(run.root, name), fingerprints.clips(run))
-        tables.check(tables.join(run.root, "motion", name), fingerprints.motion(run))
+        tables.check(stores.join(run.root, name), fingerprints.clips(run))
+        tables.check(stores.join(run.root, "motion", name), fingerprints.motion(run))
         if name != "held_out":
-            tables.check(tables.join(run.root, "features", name), fingerprints.features(run))
+            tables.check(stores.join(run.root, "features", name), fingerprints.features(run))
 
 
 def index(run: Run, name: str) -> pa.Table:
     """Find a set's videos and cut them into segments."""
-    folder = tables.join(run.root, name)
+    folder = stores.join(run.root, name)
     tables.merge(folder)
     listed = manifest.videos(str(where(run, name)), SETS[name])
     passed = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
@@ -85,7 +85,7 @@ def _drop_orphans(run: Run, name: str, clips: pa.Table) -> None:
     """What was computed for clips that the index no longer has, or has in another version, gives way."""
     now = {(row["clip_id"], row["version"]) for row in clips.select(["clip_id", "version"]).to_pylist()}
     for stage in ("features", "motion"):
-        folder = tables.join(run.root, stage, name)
+        folder = stores.join(run.root, stage, name)
         held = tables.read(folder, ["clip_id", "version"])
         gone = [r["clip_id"] for r in held.to_pylist() if (r["clip_id"], r["version"]) not in now] if held else []
         tables.drop(folder, gone)
@@ -93,7 +93,7 @@ def _drop_orphans(run: Run, name: str, clips: pa.Table) -> None:
 
 def estimate_motion(run: Run, name: str) -> pa.Table:
     """Flow, masks and motion statistics of a set's clips."""
-    folder = tables.join(run.root, "motion", name)
+    folder = stores.join(run.root, "motion", name)
     tables.merge(folder)
     pool = run.resources.estimate_motion
     _stream(
@@ -109,9 +109,9 @@ def estimate_motion(run: Run, name: str) -> pa.Table:
 
 def extract_features(run: Run, name: str) -> pa.Table:
     """Projected gradients of a set's clips, from the motion table."""
-    folder = tables.join(run.root, "features", name)
+    folder = stores.join(run.root, "features", name)
     tables.merge(folder)
-    rows = tables.read(tables.join(run.root, "motion", name))
+    rows = tables.read(stores.join(run.root, "motion", name))
     if rows is None:
         raise ConfigError(f"root={run.root!r} has no table motion/{name}; run estimate_motion first, or curate.")
     rows = rows.filter(pa.array([featured(e) for e in rows.column("error").to_pylist()], pa.bool_()))
@@ -128,7 +128,7 @@ def extract_features(run: Run, name: str) -> pa.Table:
 
 def attribute(run: Run, name: str) -> tuple[pa.Table, pa.Table]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
-    folders = {"motion": tables.join(run.root, "motion", name), "features": tables.join(run.root, "features", name)}
+    folders = {"motion": stores.join(run.root, "motion", name), "features": stores.join(run.root, "features", name)}
     for folder in folders.values():
         tables.merge(folder)
     lacking = _outdated(_outdated(_segments(run, name), folders["motion"]), folders["features"])
@@ -141,7 +141,7 @@ def attribute(run: Run, name: str) -> tuple[pa.Table, pa.Table]:
 
 def _segments(run: Run, name: str) -> pa.Table:
     """The clips of a set that could be indexed."""
-    rows = tables.read(tables.join(run.root, name))
+    rows = tables.read(stores.join(run.root, name))
     if rows is None:
         raise ConfigError(f"root={run.root!r} has no table {name}; run index_clips first, or curate.")
     return rows.filter(pc.is_null(rows.column("error")))

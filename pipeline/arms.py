@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schemas, tables
+from pipeline import schemas, stores, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.ranking import order
 from pipeline.selection import rank
@@ -84,7 +84,7 @@ def decodable(run: Run) -> pa.Table:
     clips = _table(run, "clips", None, "index_clips")
     clips = clips.filter(pc.is_null(clips.column("error")))
     for stage in ("motion/clips", "features/clips"):
-        table = tables.read(tables.join(run.root, stage), ["clip_id", "error"])
+        table = tables.read(stores.join(run.root, stage), ["clip_id", "error"])
         if table is not None:
             errors = table.column("error").to_pylist()
             unread = [e is not None and not e.startswith(("no_motion", "not_finite")) for e in errors]
@@ -109,7 +109,7 @@ def _weights(run: Run, clips: pa.Table) -> dict[str, float]:
 def tenth(run: Run) -> int:
     """How many clips an arm that picks gets: max(1, round(fraction * N)) of the N with features under ranking.mask."""
     table = _table(run, "features/clips", ["norm", "error"], "extract_features")
-    settings = tables.metadata(tables.join(run.root, "features", "clips"))["settings"]
+    settings = tables.metadata(stores.join(run.root, "features", "clips"))["settings"]
     table = table.filter(pc.is_null(table.column("error")))
     members = [i for i, setting in enumerate(settings) if setting["mask"] == run.ranking.mask]
     featured = int((tables.matrix(table, "norm")[:, members] > 0).all(1).sum()) if table.num_rows else 0
@@ -210,7 +210,7 @@ def _known_group(run: Run, groups: Iterable[str]) -> str:
 
 
 def _table(run: Run, name: str, columns: Sequence[str] | None, job: str) -> pa.Table:
-    table = tables.read(tables.join(run.root, name), columns)
+    table = tables.read(stores.join(run.root, name), columns)
     if table is None:
         raise ConfigError(
             f"finetune.arm={run.finetune.arm!r} needs the table {name}/, which root={run.root!r} has not yet; run "
@@ -226,6 +226,6 @@ def write_video_folder(folder: str, rows: pa.Table) -> str:
     """
     columns = ["clip_id", "caption", "start_frame", "num_frames", "fps", "weight"]
     lines = [json.dumps({"file_name": r["uri"], **{c: r[c] for c in columns}}) for r in rows.to_pylist()]
-    path = tables.join(folder, "metadata.jsonl")
-    tables.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    path = stores.join(folder, "metadata.jsonl")
+    stores.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
     return path

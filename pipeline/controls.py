@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import tables
+from pipeline import stores, tables
 from pipeline.summary import groups, of_group
 
 Floats = npt.NDArray[np.float64]
@@ -21,8 +21,8 @@ Mask = npt.NDArray[np.uint8]  # [latent frames, h, w]
 
 def masks(root: str, kind: str, batch: int = 64) -> Iterator[tuple[str, Mask]]:
     """The masks of a motion table, a few at a time: those of a large run do not fit into memory together."""
-    fs, _ = tables.place(root)
-    for path in tables.parts(tables.join(root, "motion", kind)):
+    fs, _ = stores.place(root)
+    for path in tables.parts(stores.join(root, "motion", kind)):
         with fs.open(path, "rb") as file:
             for rows in pq.ParquetFile(file).iter_batches(batch, columns=["clip_id", "mask", "mask_shape", "error"]):
                 for row in rows.to_pylist():

@@ -195,7 +195,7 @@ class Decoder:
 
     def _local(self, uri: str) -> str:
         """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
-        from pipeline.tables import place  # here, because the child imports this module and needs no tables
+        from pipeline.stores import place  # here, because the child imports this module and needs no store
 
         if self._fetched is not None and self._fetched[0] == uri:
             return self._fetched[1]

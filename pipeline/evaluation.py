@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import finetuning, motion, schemas, tables
+from pipeline import finetuning, motion, schemas, stores
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
@@ -91,7 +91,7 @@ class EvaluationWorker:
             self._loaded = None  # frees the last arm's model before the next one is there
             model = open_model(self.run.model, self.device)
             if arm != "base":
-                finetuning.load_weights(model, tables.join(self.run.root, "finetuned", arm))
+                finetuning.load_weights(model, stores.join(self.run.root, "finetuned", arm))
             model.transformer.eval()
             self._loaded = (arm, model, Captions(model.text))
         return self._loaded[1:]
@@ -167,7 +167,7 @@ def video_place(root: str, arm: str, caption: str, seed: int) -> str:
     name = re.sub(r"[^\w ,.'()-]", "_", caption)
     if len(name.encode()) > 120:  # file systems take 255 bytes; captions with one beginning must not share a file
         name = f"{name[:30]} {hashlib.blake2b(caption.encode(), digest_size=6).hexdigest()}"
-    return tables.join(root, "generated", arm, f"{name}-{seed}.mp4")
+    return stores.join(root, "generated", arm, f"{name}-{seed}.mp4")
 
 
 def prompt_file(tasks: Sequence[Row], root: str) -> bytes:

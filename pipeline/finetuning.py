@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline import tables
+from pipeline import stores
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel
@@ -192,22 +192,22 @@ def save_weights(training: Training, folder: str) -> None:
             metadata = _collate_lora_metadata({"transformer": training.transformer})
             WanPipeline.save_lora_weights(local, transformer_lora_layers=layers, **metadata)
         else:
-            training.transformer.save_pretrained(tables.join(local, "transformer"))  # type: ignore[operator]
+            training.transformer.save_pretrained(stores.join(local, "transformer"))  # type: ignore[operator]
         for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
-            fs, bare = tables.place(tables.join(folder, str(file.relative_to(local))))
+            fs, bare = stores.place(stores.join(folder, str(file.relative_to(local))))
             fs.makedirs(bare.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(str(file), bare)
 
 
 def load_weights(model: VideoModel, folder: str) -> None:
     """Give a base model what `save_weights` wrote, local or s3://. FileNotFoundError if there is nothing."""
-    fs, bare = tables.place(folder)
+    fs, bare = stores.place(folder)
     with tempfile.TemporaryDirectory() as local:
-        if fs.exists(tables.join(bare, LORA)):
-            fs.get_file(tables.join(bare, LORA), f"{local}/{LORA}")
+        if fs.exists(stores.join(bare, LORA)):
+            fs.get_file(stores.join(bare, LORA), f"{local}/{LORA}")
             model.transformer.load_lora_adapter(local, prefix="transformer", weight_name=LORA)  # type: ignore[operator]
-        elif fs.exists(tables.join(bare, "transformer")):
-            fs.get(tables.join(bare, "transformer"), f"{local}/transformer", recursive=True)
+        elif fs.exists(stores.join(bare, "transformer")):
+            fs.get(stores.join(bare, "transformer"), f"{local}/transformer", recursive=True)
             trained = type(model.transformer).from_pretrained(f"{local}/transformer")  # type: ignore[attr-defined]
             model.transformer.load_state_dict(trained.state_dict())
         else:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import comparison, config, summary, tables
+from pipeline import comparison, config, stores, summary, tables
 from pipeline.pictures import Mask, Picture, picture
 
 Row = Mapping[str, Any]
@@ -60,7 +60,7 @@ class Plan:
 
 
 def plan(root: str) -> Plan:
-    queries = tables.read(tables.join(root, "queries"))
+    queries = tables.read(stores.join(root, "queries"))
     rows: list[Row] = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
     shown = choose([q for q in rows if q["error"] is None])
     chosen = {q["clip_id"] for q in shown}
@@ -86,7 +86,7 @@ def choose(queries: Sequence[Row], most: int = QUERIES) -> list[Row]:
 
 
 def _neighbors(root: str) -> dict[str, dict[str, list[Row]]]:
-    table = tables.read(tables.join(root, "neighbors"))
+    table = tables.read(stores.join(root, "neighbors"))
     found: dict[str, dict[str, list[Row]]] = {}
     if table is not None:
         table = table.filter(pc.less(table.column("rank"), EACH)).sort_by("rank")
@@ -153,7 +153,7 @@ def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str])
 
 def decisions(root: str, ids: frozenset[str]) -> dict[tuple[str, str], str]:
     """(group, clip_id) -> decision, for these clips."""
-    table = tables.read(tables.join(root, "selection"), ["group", "clip_id", "decision"])
+    table = tables.read(stores.join(root, "selection"), ["group", "clip_id", "decision"])
     if table is None:
         return {}
     rows = table.filter(pc.is_in(table.column("clip_id"), pa.array(sorted(ids), pa.string())))

@@ -7,7 +7,7 @@ import json
 
 import pyarrow as pa
 
-from pipeline import tables
+from pipeline import stores
 from pipeline.config import Run
 from pipeline.models import open_model
 from pipeline.video import write_mp4
@@ -47,5 +47,5 @@ class GenerationWorker:
         for row in rows.to_pylist():
             size = (d.frames, d.height, d.width)
             frames = self.model.generate(row["caption"], size, row["seed"], e.steps, e.guidance)
-            write_mp4(tables.join(self.folder, row["file_name"]), frames, d.fps)
+            write_mp4(stores.join(self.folder, row["file_name"]), frames, d.fps)
         return {}

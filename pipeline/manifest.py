@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import ConfigError
 from pipeline.schemas import CLIPS
-from pipeline.tables import join, place
+from pipeline.stores import join, place
 
 log = logging.getLogger(__name__)
 

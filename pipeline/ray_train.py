@@ -24,7 +24,7 @@ import pyarrow as pa
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from pipeline import finetuning, models, tables
+from pipeline import finetuning, models, stores
 from pipeline.config import Arm, Run
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
 from pipeline.workers import device_for
@@ -64,8 +64,8 @@ def _settings(run: Run) -> dict[str, Any]:
 def finished(run: Run, arm: Arm) -> str | None:
     """A name for the training that an arm's folder holds the result of; None where there is none with these settings of
     `finetune`. Whether the selection has changed since is for `finetune` to find."""
-    path = tables.join(run.root, "finetuned", arm, DONE)
-    done = json.loads(tables.read_bytes(path)) if tables.exists(path) else {}
+    path = stores.join(run.root, "finetuned", arm, DONE)
+    done = json.loads(stores.read_bytes(path)) if stores.exists(path) else {}
     return str(done["name"]) if done.get("finetune") == _settings(run) else None
 
 
@@ -84,10 +84,10 @@ def finetune(
     that each worker calls once. RuntimeError if the workers fail more than MAX_FAILURES times.
     """
     root = _absolute(run.root)
-    folder = tables.join(root, "finetuned", run.finetune.arm)
+    folder = stores.join(root, "finetuned", run.finetune.arm)
     model_hash = models.weights_hash(models.folder(run.model.id))
     name = f"{run.finetune.arm}-{identity(run, rows, model_hash)}"
-    storage = tables.join(root, "finetuned", ".train")
+    storage = stores.join(root, "finetuned", ".train")
     if not _is_done(folder, name):
         _remove(folder)
         kept = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
@@ -96,15 +96,15 @@ def finetune(
             "rows": rows.select(kept).sort_by("clip_id"),
             "frames": frames,
             "folder": folder,
-            "cache": tables.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
+            "cache": stores.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
             "name": name,
         }
-        with _watched(tables.join(folder, METRICS), run.finetune.steps, report):
+        with _watched(stores.join(folder, METRICS), run.finetune.steps, report):
             _fit(run, told, name, storage)
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
-    fs, bare = tables.place(storage)
-    for checkpoints in fs.glob(tables.join(bare, f"{run.finetune.arm}-*")):  # of earlier selections as well
+    fs, bare = stores.place(storage)
+    for checkpoints in fs.glob(stores.join(bare, f"{run.finetune.arm}-*")):  # of earlier selections as well
         fs.rm(checkpoints, recursive=True)
     return folder
 
@@ -168,7 +168,7 @@ def _worker(told: dict[str, Any]) -> None:
         if rank == 0:
             finetuning.save_weights(training, told["folder"])
             done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
-            tables.write_bytes(tables.join(told["folder"], DONE), json.dumps(done).encode())
+            stores.write_bytes(stores.join(told["folder"], DONE), json.dumps(done).encode())
     accelerator.wait_for_everyone()
 
 
@@ -186,7 +186,7 @@ def _checkpoint(training: finetuning.Training, here: Path, folder: str, rank: in
     if rank:
         ray.train.report({"step": training.step}, checkpoint=None)
         return
-    tables.write_bytes(tables.join(folder, METRICS), (here / METRICS).read_bytes())
+    stores.write_bytes(stores.join(folder, METRICS), (here / METRICS).read_bytes())
     with tempfile.TemporaryDirectory() as held:
         finetuning.save_state(training, Path(held) / STATE)
         shutil.copy(here / METRICS, Path(held) / METRICS)
@@ -217,23 +217,23 @@ def _watched(metrics: str, steps: int, report: Report | None) -> Iterator[None]:
 
 
 def _lines(path: str) -> int:
-    return tables.read_bytes(path).count(b"\n") if tables.exists(path) else 0
+    return stores.read_bytes(path).count(b"\n") if stores.exists(path) else 0
 
 
 def _is_done(folder: str, name: str) -> bool:
-    path = tables.join(folder, DONE)
-    return tables.exists(path) and json.loads(tables.read_bytes(path))["name"] == name
+    path = stores.join(folder, DONE)
+    return stores.exists(path) and json.loads(stores.read_bytes(path))["name"] == name
 
 
 def _remove(folder: str) -> None:
-    fs, bare = tables.place(folder)
+    fs, bare = stores.place(folder)
     fs.invalidate_cache()
     if fs.exists(bare):
         fs.rm(bare, recursive=True)
 
 
 def _absolute(root: str) -> str:
-    fs, bare = tables.place(root)
+    fs, bare = stores.place(root)
     return bare if "file" in fs.protocol else root
 
 

@@ -19,7 +19,7 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, comparison, config, controls, gallery, sections, summary, tables
+from pipeline import charts, comparison, config, controls, gallery, sections, stores, summary, tables
 from pipeline.gallery import FramesOf, VideoOf
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,7 +58,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     """
     root, found = run.root, gallery.plan(run.root)
     selection = summary.selection(root)
-    evaluation = tables.read(tables.join(root, "evaluation"))
+    evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
     alike, masks = controls.mask_overlaps(root, groups, found.keys())
     numbers, funnels = _numbers(run, selection, evaluation, alike)
@@ -86,8 +86,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             reasons=REASONS,
         )
     )
-    tables.write_bytes(tables.join(root, "report", "index.html"), page.encode())
-    tables.write_bytes(tables.join(root, "summary.json"), json.dumps(numbers, indent=2, allow_nan=False).encode())
+    stores.write_bytes(stores.join(root, "report", "index.html"), page.encode())
+    stores.write_bytes(stores.join(root, "summary.json"), json.dumps(numbers, indent=2, allow_nan=False).encode())
     return numbers
 
 
@@ -141,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def _query_groups(root: str) -> dict[str, str]:
-    queries = tables.read(tables.join(root, "queries"), ["clip_id", "group"])
+    queries = tables.read(stores.join(root, "queries"), ["clip_id", "group"])
     if queries is None:
         return {}
     pairs = zip(queries.column("clip_id").to_pylist(), queries.column("group").to_pylist(), strict=True)
@@ -149,7 +149,7 @@ def _query_groups(root: str) -> dict[str, str]:
 
 
 def _fingerprint(root: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = tables.metadata(tables.join(root, name)).get("fingerprint", {})
+    found: dict[str, Any] = tables.metadata(stores.join(root, name)).get("fingerprint", {})
     return found
 
 
@@ -159,9 +159,9 @@ def _versions() -> dict[str, str]:
 
 
 def _configuration(run: config.Run) -> str:
-    path = tables.join(run.root, "config.yaml")
-    if tables.exists(path):
-        return tables.read_bytes(path).decode("utf-8", "replace")
+    path = stores.join(run.root, "config.yaml")
+    if stores.exists(path):
+        return stores.read_bytes(path).decode("utf-8", "replace")
     return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

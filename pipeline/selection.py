@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import schemas, tables
+from pipeline import schemas, stores, tables
 from pipeline.config import ConfigError, Ranking, Run
 from pipeline.ranking import influence, select, unit_settings
 
@@ -66,14 +66,14 @@ def rank(run: Run, mask: str, whiten: float | None) -> Ranked:
         )
     if not ids:
         raise ConfigError(f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank.")
-    table = tables.read(tables.join(run.root, "queries"), ["clip_id", "group"])
+    table = tables.read(stores.join(run.root, "queries"), ["clip_id", "group"])
     named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
     groups = [named.get(i) or "all" for i in query_ids]
     return Ranked(ids, query_ids, groups, influence(features, queries, whiten))
 
 
 def _features(run: Run, name: str, mask: str) -> tuple[list[str], Array]:
-    folder = tables.join(run.root, "features", name)
+    folder = stores.join(run.root, "features", name)
     table = tables.read(folder)
     if table is None:
         raise ConfigError(f"root={run.root!r} has no table features/{name}; run extract_features first, or curate.")
@@ -144,7 +144,7 @@ def unranked(run: Run, ranked: Ranked) -> dict[str, str]:
     """Every clip of the run without a place in the ranking, and why."""
     why: dict[str, str] = {}
     for folder in ("clips", "motion/clips", "features/clips"):
-        table = tables.read(tables.join(run.root, folder), ["clip_id", "error"])
+        table = tables.read(stores.join(run.root, folder), ["clip_id", "error"])
         if table is not None:
             pairs = zip(table.column("clip_id").to_pylist(), table.column("error").to_pylist(), strict=True)
             why |= {i: e for i, e in pairs if e is not None or i not in why}

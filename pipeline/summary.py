@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import tables
+from pipeline import stores, tables
 
 DECISIONS = ("selected", "neutral", "harmful")
 PENDING, OUTDATED = "pending", "outdated"
@@ -67,7 +67,7 @@ class _Row:
 
 
 def _rows(root: str, *names: str) -> dict[str, _Row] | None:
-    table = tables.read(tables.join(root, *names), ["clip_id", "version", "error"])
+    table = tables.read(stores.join(root, *names), ["clip_id", "version", "error"])
     if table is None:
         return None
     columns = (table.column(c).to_pylist() for c in ("clip_id", "version", "error"))
@@ -141,7 +141,7 @@ def _find_uris(found: Funnel, root: str, kind: str) -> None:
 
 def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """The rows of a table with these ids, as dictionaries."""
-    table = tables.read(tables.join(root, name), columns)
+    table = tables.read(stores.join(root, name), columns)
     wanted = sorted(set(ids))
     if table is None or not wanted:
         return {}
@@ -157,12 +157,12 @@ def selection(root: str) -> pa.Table | None:
 
     Clips that have no place in the ranking are rows of the table too, without a rank; they are no decision.
     """
-    table = tables.read(tables.join(root, "selection"))
+    table = tables.read(stores.join(root, "selection"))
     if table is None:
         return None
     table = table.filter(pc.is_valid(table.column("rank")))
     for name, column, kind in (("clips", "source", pa.string()), ("motion/clips", "motion_mean", pa.float32())):
-        other = tables.read(tables.join(root, name), ["clip_id", column])
+        other = tables.read(stores.join(root, name), ["clip_id", column])
         values: Any = pa.nulls(table.num_rows, kind)
         if other is not None:
             values = other.column(column).take(pc.index_in(table.column("clip_id"), other.column("clip_id")))

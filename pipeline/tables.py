@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.stores import files, join, place, write_bytes
+
 Fingerprint = Mapping[str, Any]
 
 _KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
@@ -28,54 +28,9 @@ _WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
 RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
 
 
-# --- places -----------------------------------------------------------------------------------------------------------
-
-
-def join(root: str, *names: str) -> str:
-    return "/".join([root.rstrip("/"), *names])
-
-
-def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem and bare path of a local path or URL."""
-    found = fsspec.core.url_to_fs(path)
-    return found[0], found[1]
-
-
-def write_bytes(path: str, data: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    fs, bare = place(path)
-    if "file" not in fs.protocol:
-        fs.pipe_file(bare, data)  # an object store shows an object when it is complete
-        return
-    os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
-    # Hidden, so that readers of the folder pass over what a killed writer left.
-    part = os.path.join(os.path.dirname(bare), f".{os.path.basename(bare)}.{uuid.uuid4().hex}.tmp")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, bare)
-
-
-def read_bytes(path: str) -> bytes:
-    fs, bare = place(path)
-    return bytes(fs.cat_file(bare))
-
-
-def exists(path: str) -> bool:
-    fs, bare = place(path)
-    return bool(fs.exists(bare))
-
-
 def parts(folder: str) -> list[str]:
     """The part files of a table, in a fixed order; none where there is no such table yet."""
-    fs, bare = place(folder)
-    fs.invalidate_cache()
-    try:
-        names = [str(p) for p in fs.ls(bare, detail=False)]  # not glob: a root may hold brackets or asterisks
-    except FileNotFoundError:
-        return []
-    return sorted(p for p in names if re.fullmatch(r"part-.*\.parquet", p.rsplit("/", 1)[-1]))
+    return [p for p in files(folder) if re.fullmatch(r"part-.*\.parquet", p.rsplit("/", 1)[-1])]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline import tables
+from pipeline import stores
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 
@@ -72,7 +72,7 @@ def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
 def _file(cache: str, row: Row | None) -> str:
     """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
     known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), row["caption"]])
-    return tables.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
+    return stores.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
 
 
 def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cache: str) -> int:
@@ -81,14 +81,14 @@ def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cach
     `cache` must be the folder of one model and one geometry. Returns how many clips were encoded. An error of
     `frames_of` surfaces: a clip that indexing found readable and that is not any more would change what an arm is.
     """
-    if not tables.exists(_file(cache, None)):
-        tables.write_bytes(_file(cache, None), safetensors.torch.save({"text": _kept(model.text([""])[0])}))
+    if not stores.exists(_file(cache, None)):
+        stores.write_bytes(_file(cache, None), safetensors.torch.save({"text": _kept(model.text([""])[0])}))
     encoded = 0
     for row in rows:
-        if tables.exists(_file(cache, row)):
+        if stores.exists(_file(cache, row)):
             continue
         latent, text = model.encode(frames_of(row)), model.text([row["caption"] or ""])[0]
-        tables.write_bytes(_file(cache, row), safetensors.torch.save({"latent": _kept(latent), "text": _kept(text)}))
+        stores.write_bytes(_file(cache, row), safetensors.torch.save({"latent": _kept(latent), "text": _kept(text)}))
         encoded += 1
     return encoded
 
@@ -113,12 +113,12 @@ class ClipSet:
     def __init__(self, model: VideoModel, rows: Sequence[Row], cache: str) -> None:
         self.rows, self.cache, self._upto = rows, cache, cumulated(rows)
         self._shifted = model.shifted
-        self._empty = safetensors.torch.load(tables.read_bytes(_file(cache, None)))["text"]
+        self._empty = safetensors.torch.load(stores.read_bytes(_file(cache, None)))["text"]
 
     def batch(self, draws: Sequence[Draw], caption_dropout: float) -> Batch:
         """The clips that draws fall on. ValueError if their latents differ in shape."""
         rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
-        found = [safetensors.torch.load(tables.read_bytes(_file(self.cache, row))) for row in rows]
+        found = [safetensors.torch.load(stores.read_bytes(_file(self.cache, row))) for row in rows]
         shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, found, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import motion, schemas, tables
+from pipeline import motion, schemas, stores, tables
 from pipeline.config import Run, Setting
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
@@ -154,10 +154,10 @@ class FeatureWorker:
         latent = self.model.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0))
         take_clip(self.gradients, self.model, [Setting(mask="none")], latent, self.text(""), None, c.seed)
         feature = self.gradients.collect()[0][0]
-        path = tables.join(c.root, "canary", f"{name}.json")
-        if not tables.exists(path):
-            tables.write_bytes(path, json.dumps(feature.tolist()).encode())
-        first = torch.tensor(json.loads(tables.read_bytes(path)))
+        path = stores.join(c.root, "canary", f"{name}.json")
+        if not stores.exists(path):
+            stores.write_bytes(path, json.dumps(feature.tolist()).encode())
+        first = torch.tensor(json.loads(stores.read_bytes(path)))
         cosine = float(torch.nn.functional.cosine_similarity(first, feature, 0))
         if not cosine >= 0.9999:
             raise RuntimeError(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, schemas, tables
+from pipeline import arms, schemas, stores, tables
 from pipeline.config import ConfigError, Run, parse
 from pipeline.ranking import influence, order, select, unit_settings
 
@@ -82,9 +82,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clips = schemas.CLIPS.append(pa.field("motion", pa.string()))
     motions = [["roll", "fall", "spin"][n % 3] for n in range(N)]
     broken = [f"decode: {i}" if i == BROKEN else None for i in IDS]
-    tables.append(tables.join(at, "clips"), segments(IDS, clips, motion=motions, error=broken), {})
+    tables.append(stores.join(at, "clips"), segments(IDS, clips, motion=motions, error=broken), {})
     queries, groups = ["q0", "q1", "q2", "q3"], ["roll", "roll", "fall", "fall"]
-    tables.append(tables.join(at, "queries"), segments(queries, schemas.QUERIES, group=groups), {})
+    tables.append(stores.join(at, "queries"), segments(queries, schemas.QUERIES, group=groups), {})
     errors = {STILL: "no_motion: it rests", UNREAD: "timeout: too slow"}
     rows = [i for i in IDS if i != BROKEN]
     moved = segments(
@@ -96,19 +96,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         motion_mean=[None if i == UNREAD else float(IDS.index(i) % 17) for i in rows],
         error=[errors.get(i) for i in rows],
     )
-    tables.append(tables.join(at, "motion/clips"), moved, {})
+    tables.append(stores.join(at, "motion/clips"), moved, {})
     masks = [mask_of(7), mask_of(9), mask_of(11), mask_of(7)]
     shapes = [[2, 4, 4]] * 4
     moving = segments(queries, schemas.motion_schema(schemas.QUERIES), group=groups, mask=masks, mask_shape=shapes)
-    tables.append(tables.join(at, "motion/queries"), moving, {})
+    tables.append(stores.join(at, "motion/queries"), moving, {})
     rows = [i for i in rows if i != UNREAD]
     found = features_table(rows, features(N, 0)[[IDS.index(i) for i in rows]], {NOT_FINITE: "not_finite: nan"}, STILL)
-    tables.append(tables.join(at, "features/clips"), found, {}, settings=SETTINGS)
+    tables.append(stores.join(at, "features/clips"), found, {}, settings=SETTINGS)
     tables.append(
-        tables.join(at, "features/queries"), features_table(queries, features(4, 1), {}, None), {}, settings=SETTINGS
+        stores.join(at, "features/queries"), features_table(queries, features(4, 1), {}, None), {}, settings=SETTINGS
     )
     selected = [with_group(columns, group) for group, columns in (("all", [0, 1, 2, 3]), ("fall", [2, 3]))]
-    tables.append(tables.join(at, "selection"), pa.concat_tables(selected), {})
+    tables.append(stores.join(at, "selection"), pa.concat_tables(selected), {})
     return folder
 
 
@@ -186,7 +186,7 @@ def test_influence_arms_take_the_first_of_their_ranking(
 
 
 def test_motive_whitened_is_the_selection_where_the_ranking_is_the_default(root: Path) -> None:
-    selection = tables.read(tables.join(str(root), "selection"))
+    selection = tables.read(stores.join(str(root), "selection"))
     rows = [r for r in selection.to_pylist() if r["group"] == "all" and r["decision"] == "selected"]
     assert chosen(root, "motive_whitened") == sorted(r["clip_id"] for r in rows)
 
@@ -197,7 +197,7 @@ def test_whitening_stands_where_the_ranking_has_none(root: Path) -> None:
 
 def test_all_minus_harmful_drops_the_groups_harmful_ones_only(root: Path) -> None:
     for group in ("all", "fall"):
-        selection = tables.read(tables.join(str(root), "selection")).to_pylist()
+        selection = tables.read(stores.join(str(root), "selection")).to_pylist()
         harmful = {r["clip_id"] for r in selection if r["group"] == group and r["decision"] == "harmful"}
         assert harmful
         found = chosen(root, "all_minus_harmful", finetune__group=group, finetune__arm="all_minus_harmful")

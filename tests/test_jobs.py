@@ -21,7 +21,7 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import tables, world
+from pipeline import stores, tables, world
 from pipeline.config import Run
 from pipeline.video import write_mp4
 
@@ -31,14 +31,14 @@ ROOT = Path(__file__).parents[1]
 
 def features(root: Path, name: str = "clips") -> dict[str, bytes]:
     """Every clip's feature, to the bit."""
-    table = tables.read(tables.join(str(root), "features", name))
+    table = tables.read(stores.join(str(root), "features", name))
     assert table is not None
     found = zip(table.column("clip_id").to_pylist(), table.column("feature").to_pylist(), strict=True)
     return {i: np.asarray(f or [], np.float32).tobytes() for i, f in found}
 
 
 def masks(root: Path, name: str = "clips") -> dict[str, bytes | None]:
-    table = tables.read(tables.join(str(root), "motion", name))
+    table = tables.read(stores.join(str(root), "motion", name))
     assert table is not None
     return dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "mask")), strict=True))
 
@@ -60,7 +60,7 @@ def whole(small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFa
 
 def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
     clips, motion, found = (
-        tables.read(tables.join(str(whole), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
+        tables.read(stores.join(str(whole), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
     )
     assert clips is not None
     assert motion is not None
@@ -68,7 +68,7 @@ def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
     readable = clips.filter(pc.is_null(clips.column("error")))
     assert sorted(motion.column("clip_id").to_pylist()) == sorted(readable.column("clip_id").to_pylist())
     assert set(found.column("clip_id").to_pylist()) <= set(motion.column("clip_id").to_pylist())
-    selection = tables.read(tables.join(str(whole), "selection"))
+    selection = tables.read(stores.join(str(whole), "selection"))
     assert selection is not None
     for group in ("all", "roll", "spin"):
         ids = selection.filter(pc.equal(selection.column("group"), group)).column("clip_id").to_pylist()
@@ -98,7 +98,7 @@ def test_tables_are_plain_parquet(whole: Path) -> None:
         assert rows == len(frame) > 0, folder
         numbers = frame.select_dtypes("number")
         assert not np.isinf(numbers.to_numpy(float)).any(), f"{folder} holds an infinite number"
-        table = tables.read(tables.join(str(whole), folder))
+        table = tables.read(stores.join(str(whole), folder))
         assert table is not None
         for column in table.columns:
             if pa.types.is_floating(column.type):
@@ -106,7 +106,7 @@ def test_tables_are_plain_parquet(whole: Path) -> None:
 
 
 def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
-    table = tables.read(tables.join(str(whole), "evaluation"))
+    table = tables.read(stores.join(str(whole), "evaluation"))
     assert table is not None
     frame = table.to_pandas()
     losses = frame[frame.metric == "masked_loss"].pivot(index="clip_id", columns="arm", values="value")
@@ -118,13 +118,13 @@ def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
 
 def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ("clips", "motion/clips", "features/clips", "selection", "evaluation")
-    before = {f: tables.read(tables.join(str(whole), f)) for f in folders}
+    before = {f: tables.read(stores.join(str(whole), f)) for f in folders}
     trained = (whole / "finetuned" / "random" / "done.json").stat().st_mtime_ns
     curate(small_run(whole))
     assert (whole / "finetuned" / "random" / "done.json").stat().st_mtime_ns == trained, "an arm was trained again"
     for folder, table in before.items():
         order = [(c, "ascending") for c in ("clip_id", "arm", "group", "seed", "metric") if c in table.column_names]
-        again = tables.read(tables.join(str(whole), folder))
+        again = tables.read(stores.join(str(whole), folder))
         assert again.sort_by(order).equals(table.sort_by(order)), f"{folder} changed"
     assert "0/" not in capsys.readouterr().err, "a stage streamed rows that were there"
 

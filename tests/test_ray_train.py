@@ -21,7 +21,7 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline import finetuning, ray_train, tables, training_set  # noqa: E402
+from pipeline import finetuning, ray_train, stores, training_set  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
 
 STEPS = 8
@@ -110,7 +110,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def lines(folder: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in tables.read_bytes(f"{folder}/metrics.jsonl").decode().splitlines()]
+    return [json.loads(line) for line in stores.read_bytes(f"{folder}/metrics.jsonl").decode().splitlines()]
 
 
 def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> None:

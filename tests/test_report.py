@@ -15,7 +15,20 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import charts, comparison, config, controls, gallery, pictures, report, schemas, summary, tables, world
+from pipeline import (
+    charts,
+    comparison,
+    config,
+    controls,
+    gallery,
+    pictures,
+    report,
+    schemas,
+    stores,
+    summary,
+    tables,
+    world,
+)
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""
 FRAMES, SIZE, CLIPS = 9, 32, 120
@@ -55,7 +68,7 @@ def _features(rows: list[Row]) -> pa.Table:
 
 
 def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) -> list[Row]:
-    tables.append(tables.join(root, kind), pa.Table.from_pylist(rows, schema=schema), FINGERPRINT)
+    tables.append(stores.join(root, kind), pa.Table.from_pylist(rows, schema=schema), FINGERPRINT)
     moved = []
     for n, row in enumerate(r for r in rows if r["error"] is None):
         scene = SCENES[row["clip_id"]]
@@ -63,7 +76,7 @@ def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) 
         still = "no_motion: nothing moves." if scene.kind == "still" else None
         moved.append(_moved(row, scene, broken or still))
     table = pa.Table.from_pylist(moved, schema=schemas.motion_schema(schema))
-    tables.append(tables.join(root, "motion", kind), table, FINGERPRINT)
+    tables.append(stores.join(root, "motion", kind), table, FINGERPRINT)
     return [m for m in moved if m["error"] is None]
 
 
@@ -84,7 +97,7 @@ def _selection(rows: list[Row], rng: np.random.Generator) -> list[Row]:
 def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
     rng = np.random.default_rng(0)
     chosen = pa.Table.from_pylist(_selection(rows, rng), schema=schemas.SELECTION)
-    tables.replace(tables.join(root, "selection"), chosen, FINGERPRINT)
+    tables.replace(stores.join(root, "selection"), chosen, FINGERPRINT)
     near = []
     for query in queries:
         order = rng.permutation(len(rows))[:16]
@@ -94,7 +107,7 @@ def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
             clip_id = rows[n]["clip_id"]
             near.append({"query_id": query, "clip_id": clip_id, "rank": rank, "influence": value, "sign": sign})
     table = pa.Table.from_pylist(near, schema=schemas.NEIGHBORS)
-    tables.replace(tables.join(root, "neighbors"), table, FINGERPRINT, query_ids=queries)
+    tables.replace(stores.join(root, "neighbors"), table, FINGERPRINT, query_ids=queries)
 
 
 def _evaluated(root: str, queries: list[str]) -> None:
@@ -110,7 +123,7 @@ def _evaluated(root: str, queries: list[str]) -> None:
                 value = float("nan") if metric == EVIL else rng.uniform()
                 held = {"arm": arm, "clip_id": query, "uri": f"evaluation/{arm}/{query}", "seed": 0, "version": "v"}
                 rows.append({**held, "metric": metric, "value": value})
-    tables.append(tables.join(root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), FINGERPRINT)
+    tables.append(stores.join(root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), FINGERPRINT)
 
 
 def build(root: str, until: str = "evaluation") -> config.Run:
@@ -128,8 +141,8 @@ def build(root: str, until: str = "evaluation") -> config.Run:
     if until != "motion":
         bad = "not_finite: the loss is not finite."
         featured = [{**r, "error": bad if n == 5 else None} for n, r in enumerate(moved)]
-        tables.append(tables.join(root, "features", "clips"), _features(featured[:-2]), FINGERPRINT)  # two are pending
-        tables.append(tables.join(root, "features", "queries"), _features(asked), FINGERPRINT)
+        tables.append(stores.join(root, "features", "clips"), _features(featured[:-2]), FINGERPRINT)  # two are pending
+        tables.append(stores.join(root, "features", "queries"), _features(asked), FINGERPRINT)
         if until == "evaluation":
             ids = [r["clip_id"] for r in asked]
             _ranked(root, [r for r in featured[:-2] if r["error"] is None], ids)
@@ -176,7 +189,7 @@ def test_every_clip_is_accounted_for_at_every_stage(written: tuple[dict[str, Any
 def test_numbers_that_do_not_add_up_are_said_so(tmp_path: Path) -> None:
     run = build(str(tmp_path))
     stray = {**_clip("stray", "shelf", ""), "error": None}
-    tables.append(tables.join(run.root, "features", "clips"), _features([stray]), FINGERPRINT)
+    tables.append(stores.join(run.root, "features", "clips"), _features([stray]), FINGERPRINT)
     found = report.write(run, frames_of, video_of)
     assert len(found["problems"]) == 1
     assert "stray" in found["problems"][0]
@@ -186,11 +199,11 @@ def test_numbers_that_do_not_add_up_are_said_so(tmp_path: Path) -> None:
 def test_a_still_clip_with_an_unmasked_feature_stays_in_and_an_outdated_row_does_not(tmp_path: Path) -> None:
     root = str(tmp_path)
     rows = [_clip(i, "s", "") for i in ("a", "b", "c")]
-    tables.append(tables.join(root, "clips"), pa.Table.from_pylist(rows, schema=schemas.CLIPS), {})
+    tables.append(stores.join(root, "clips"), pa.Table.from_pylist(rows, schema=schemas.CLIPS), {})
     moved = [{**rows[0], "error": "no_motion: still."}, rows[1], {**rows[2], "version": "old"}]
     schema = schemas.motion_schema(schemas.CLIPS)
-    tables.append(tables.join(root, "motion", "clips"), pa.Table.from_pylist(moved, schema=schema), {})
-    tables.append(tables.join(root, "features", "clips"), _features(rows[:2]), {})
+    tables.append(stores.join(root, "motion", "clips"), pa.Table.from_pylist(moved, schema=schema), {})
+    tables.append(stores.join(root, "features", "clips"), _features(rows[:2]), {})
     found = summary.funnel(root)
     assert [(s.entered, s.left, s.still) for s in found.stages] == [(3, 3, 0), (3, 2, 1), (2, 2, 0)]
     assert found.stages[1].dropped == {"outdated": 1}
@@ -326,7 +339,7 @@ def test_mask_overlap_is_the_mean_cosine_with_a_groups_queries(tmp_path: Path) -
     def put(kind: str, found: dict[str, list[int]], schema: pa.Schema) -> None:
         rows = [{**_clip(i, "s", ""), "mask": bytes(m), "mask_shape": [1, 1, len(m)]} for i, m in found.items()]
         table = pa.Table.from_pylist(rows, schema=schemas.motion_schema(schema))
-        tables.append(tables.join(str(tmp_path), "motion", kind), table, {})
+        tables.append(stores.join(str(tmp_path), "motion", kind), table, {})
 
     put("queries", {"p": [255, 0], "q": [0, 255]}, schemas.QUERIES)
     put("clips", {"a": [100, 0], "b": [50, 50], "other": [1, 2, 3]}, schemas.CLIPS)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import schemas, tables
+from pipeline import schemas, stores, tables
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 PRINT = {"numerics": 1, "data.frames": 9}
@@ -123,12 +123,12 @@ except OSError:
 
 
 def test_a_part_replaces_a_longer_one_completely(folder: str) -> None:
-    path = tables.join(folder, "summary.json")
-    tables.write_bytes(path, b"a long text")
-    tables.write_bytes(path, b"short")
-    assert tables.read_bytes(path) == b"short"
-    assert tables.exists(path)
-    assert not tables.exists(tables.join(folder, "other.json"))
+    path = stores.join(folder, "summary.json")
+    stores.write_bytes(path, b"a long text")
+    stores.write_bytes(path, b"short")
+    assert stores.read_bytes(path) == b"short"
+    assert stores.exists(path)
+    assert not stores.exists(stores.join(folder, "other.json"))
 
 
 # --- which row counts ------------------------------------------------------------------------------------------------
