@@ -114,7 +114,7 @@ def main() -> None:
     clips, queries = gradients(run, scenes), gradients(run, world.queries(1_000_002, 1 if quick else 3))
     print(f"{len(clips)} clips and {len(queries)} queries with motion, D = {clips.shape[1]:,}", end="")
     print(f" ({time.monotonic() - start:.0f} s)\n")
-    seeds, sizes = (1, (128, 256)) if quick else (3, SIZES)
+    seeds, sizes = (1, (128, 512)) if quick else (3, SIZES)
     rows = [row for kind in get_args(Kind) for row in compare(clips, queries, kind, seeds, sizes)]
     for whiten, title in ((None, "cosine"), (WHITEN, f"whitened, lambda {WHITEN}")):
         print(f"{title}: Spearman with the unprojected gradients / share of the exact top tenth kept")
