@@ -25,11 +25,16 @@ def where(run: Run, name: str) -> str | None:
     return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
 
 
+def _listed(run: Run, name: str) -> pa.Table:
+    ours = name == "queries" and run.queries.videos is None  # made from prompts: they lie under the run's own root
+    return manifest.videos(str(where(run, name)), SETS[name], None if ours else run.data.base)
+
+
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
     """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
-            manifest.videos(str(where(run, name)), SETS[name])
+            _listed(run, name)
     fingerprints.check_geometry(run)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
@@ -44,7 +49,7 @@ def index(run: Run, name: str) -> pa.Table:
     """Find a set's videos and cut them into segments."""
     folder = stores.join(run.root, name)
     tables.merge(folder)
-    listed = manifest.videos(str(where(run, name)), SETS[name])
+    listed = _listed(run, name)
     passed = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *passed])
     videos = _new_videos(listed, folder)

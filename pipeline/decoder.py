@@ -54,10 +54,22 @@ def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 
-def index(video: Mapping[str, Any], data: Data, decoder: Decoder) -> list[dict[str, Any]]:
+def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
+    """The clip's caption: where its video has several, one of them that belongs to seed and clip."""
+    captions = video.get("captions") or [video.get("caption") or ""]
+    name = hashlib.blake2b(f"caption {seed} {clip_id}".encode(), digest_size=8).digest()
+    return str(captions[int.from_bytes(name, "little") % len(captions)])
+
+
+def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
     """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
     `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
     passed = {k: v for k, v in video.items() if k not in _OWN}
+
+    def row(start_frame: int, found: Mapping[str, Any], error: str | None) -> dict[str, Any]:
+        name = clip_id(video, start_frame)
+        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **found, "error": error}
+
     try:
         if video.get("error"):
             code, _, sentence = str(video["error"]).partition(": ")
@@ -65,8 +77,8 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder) -> list[dict[s
         found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
-        return [{**passed, "clip_id": clip_id(video, 0), **empty, "error": str(error)}]
-    return [{**passed, "clip_id": clip_id(video, s["start_frame"]), **s, "error": None} for s in found]
+        return [row(0, empty, str(error))]
+    return [row(segment["start_frame"], segment, None) for segment in found]
 
 
 # --- the parent's side -----------------------------------------------------------------------------------------------
@@ -195,18 +207,27 @@ class Decoder:
 
     def _local(self, uri: str) -> str:
         """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
-        from pipeline.stores import place  # here, because the child imports this module and needs no store
+        from pipeline import shards  # here, because the child imports this module and needs neither
+        from pipeline.stores import place
 
         if self._fetched is not None and self._fetched[0] == uri:
             return self._fetched[1]
-        fs, bare = place(uri)
-        if "file" in fs.protocol:
-            return bare
+        inside = shards.inside(uri)
+        if inside is None:
+            fs, bare = place(uri)
+            if "file" in fs.protocol:
+                return bare
         self._forget()
-        handle, local = tempfile.mkstemp(prefix="clip-", suffix=os.path.splitext(bare)[1])
+        handle, local = tempfile.mkstemp(prefix="clip-", suffix=_extension(inside or uri))
         os.close(handle)
         try:
-            fs.get_file(bare, local)
+            if inside is None:
+                fs.get_file(bare, local)
+            else:
+                shards.fetch(uri, local)
+        except ClipError:
+            os.unlink(local)
+            raise
         except Exception as error:  # every store has its own exceptions; whichever it is, this clip cannot be read
             os.unlink(local)
             raise ClipError("read", f"it cannot be fetched ({type(error).__name__}: {error})") from error
@@ -236,6 +257,11 @@ def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threadi
     finally:
         timer.cancel()
         timer.join()  # it has killed the child by now, or never will
+
+
+def _extension(name: str) -> str:
+    end = os.path.splitext(name)[1]
+    return end if end[1:].isalnum() else ""
 
 
 def _name(code: int) -> str:

@@ -15,5 +15,5 @@ class IndexWorker:
         self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
 
     def __call__(self, videos: pa.Table) -> dict[str, pa.Table]:
-        rows = [row for video in videos.to_pylist() for row in index(video, self.run.data, self.decoder)]
+        rows = [row for video in videos.to_pylist() for row in index(video, self.run.data, self.decoder, self.run.seed)]
         return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}

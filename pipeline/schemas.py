@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
+CAPTIONS = ("caption", "text", "prompt", "cap")  # what a manifest may call it
 CLIPS = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -62,6 +65,11 @@ EVALUATION = pa.schema(
 )
 
 
+def caption_column(names: Iterable[str]) -> str | None:
+    """The column of a manifest or shard that holds the captions."""
+    return next((name for name in CAPTIONS if name in set(names)), None)
+
+
 def motion_schema(clips: pa.Schema) -> pa.Schema:
     """The motion table's schema: the columns of its clips, then the mask and statistics, `error` last."""
     columns = [field for field in clips if field.name != "error"]
@@ -84,3 +92,23 @@ def features_schema(settings: int, dim: int) -> pa.Schema:
 
 def influence_schema(queries: int) -> pa.Schema:
     return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """The table, if every value in it is what it looks like. Raises ValueError for Arrow's extension types, which some
+    readers turn into Python objects, unpickling on the way."""
+    for field in table.schema:
+        if _extended(field):
+            raise ValueError(
+                f"its column {field.name!r} has the extension type {field.type}; tables hold plain types only"
+            )
+    return table
+
+
+def _extended(field: pa.Field) -> bool:
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
+        return True
+    if pa.types.is_dictionary(kind):
+        return _extended(pa.field("", kind.value_type))
+    return any(_extended(kind.field(i)) for i in range(kind.num_fields))

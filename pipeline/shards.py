@@ -1,0 +1,62 @@
+"""Videos inside shards: WebDataset tar files, and Parquet files with a column of bytes (or Hugging Face's struct).
+
+A video in a shard has a uri of its own, from which alone a worker fetches it, and not the rest of the shard:
+
+    s3://bucket/train-0001.tar#1536+893943:cats/001.mp4     offset and size in bytes, then the name inside the tar
+    s3://bucket/train-0001.parquet#317:video.bytes          row, then the column
+
+Its `relative`, which the clip's id is made of, is the shard's with the name or row behind it. A Parquet value's size is
+not known without reading all of them: there it is 0, and the id is that of the row. A video's version is its shard's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline import parquet_shards, tar_shards
+from pipeline.refusals import REFERENCE
+from pipeline.stores import place
+from pipeline.video import ClipError
+
+EXTENSIONS = (".tar", ".parquet")
+LARGEST = 2 << 30  # bytes of one video in a shard
+
+
+def holds_videos(fs: fsspec.AbstractFileSystem, bare: str) -> bool:
+    """Whether a Parquet file holds videos and is no manifest of them."""
+    return parquet_shards.holds_videos(fs, bare)
+
+
+def listed(
+    fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]
+) -> tuple[list[dict[str, Any]], pa.Table] | None:
+    """The rows of the videos in a shard, `shard` being its own row, and what it says of each; None for a Parquet file
+    without a column of videos. What is damaged or cut off is a row with an error."""
+    if bare.endswith(".tar"):
+        return tar_shards.listed(fs, bare, shard, LARGEST)
+    return parquet_shards.listed(fs, bare, shard, LARGEST)
+
+
+def inside(uri: str) -> str | None:
+    """The name of a video inside its shard; None where the uri is that of a file."""
+    found = REFERENCE.fullmatch(uri)
+    return found["name"] if found else None
+
+
+def fetch(uri: str, local: str) -> None:
+    """Write a video that lies in a shard to a local file. Raises ClipError, or whatever the store does."""
+    found = REFERENCE.fullmatch(uri)
+    if found is None:
+        raise ValueError(f"{uri!r} is no video inside a shard")
+    fs, bare = place(found["shard"])
+    with open(local, "wb") as file:
+        if found["size"] is None:
+            parquet_shards.fetch(fs, bare, int(found["first"]), found["name"], file, LARGEST)
+        else:
+            first, size = int(found["first"]), int(found["size"])
+            if size > LARGEST:
+                raise ClipError("refused", f"it has {size} bytes; a video in a shard may have {LARGEST}")
+            tar_shards.fetch(fs, bare, first, size, file)
