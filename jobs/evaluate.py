@@ -32,8 +32,10 @@ def evaluate(run: Run) -> None:
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
+    missing = _missing(tasks, folder)
     ray_data.stream(
-        pa.Table.from_pylist(_missing(tasks, folder), schema=TASKS),
+        [pa.Table.from_pylist(missing, schema=TASKS)],
+        len(missing),
         run.resources.evaluate,
         EvaluationWorker,
         (run,),

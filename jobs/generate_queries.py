@@ -19,7 +19,8 @@ def generate_queries(run: Run) -> None:
     rows = wanted(run, models.weights_hash(models.folder(run.model.id)))
     missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
     ray_data.stream(
-        rows.filter(pa.array(missing)),
+        [rows.filter(pa.array(missing))],
+        sum(missing),
         run.resources.evaluate,
         GenerationWorker,
         (run, folder),

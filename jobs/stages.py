@@ -54,7 +54,8 @@ def index(run: Run, name: str) -> pa.Table:
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *passed])
     videos = _new_videos(listed, folder)
     ray_data.stream(
-        videos,
+        [videos],
+        videos.num_rows,
         run.resources.index_clips,
         IndexWorker,
         (run, schema),
@@ -176,7 +177,15 @@ def _stream(
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
     held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
     ray_data.stream(
-        rows, pool, worker, (), folders, {n: prints[n](run) for n in folders}, Progress(title), metadata=held
+        [rows],
+        rows.num_rows,
+        pool,
+        worker,
+        (),
+        folders,
+        {n: prints[n](run) for n in folders},
+        Progress(title),
+        metadata=held,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import finetuning, motion, schemas, stores
+from pipeline import finetuning, motion, schemas, stores, tables
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
@@ -96,15 +96,19 @@ class EvaluationWorker:
             self._loaded = (arm, model, Captions(model.text))
         return self._loaded[1:]
 
-    def __call__(self, tasks: pa.Table) -> dict[str, pa.Table]:
-        rows = tasks.to_pylist()
-        found = [line for row in rows if row["kind"] == "video" for line in self._video(row)]
+    def __call__(self, tasks: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        for found in tables.in_parts(self._tasks(tasks.to_pylist())):
+            lines = [line for task in found for line in task]
+            yield {"evaluation": pa.Table.from_pylist(lines, schema=schemas.EVALUATION)}
+
+    def _tasks(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """The lines of one task after the other: they are written together, for one of them counts as all."""
+        yield from (self._video(row) for row in rows if row["kind"] == "video")
         for row, frames in decoded(self.decoder, self.run, [row for row in rows if row["kind"] == "loss"]):
             if isinstance(frames, ClipError):
                 log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)
-                continue
-            found += self._losses(row, frames)
-        return {"evaluation": pa.Table.from_pylist(found, schema=schemas.EVALUATION)}
+            else:
+                yield self._losses(row, frames)
 
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 import pyarrow as pa
 
@@ -42,10 +43,10 @@ class GenerationWorker:
         self.run, self.folder = run, folder
         self.model = open_model(run.model, device_for(run.resources.evaluate.gpus))
 
-    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         d, e = self.run.data, self.run.evaluate
         for row in rows.to_pylist():
             size = (d.frames, d.height, d.width)
             frames = self.model.generate(row["caption"], size, row["seed"], e.steps, e.guidance)
             write_mp4(stores.join(self.folder, row["file_name"]), frames, d.fps)
-        return {}
+            yield {}  # a video is a file of its own, no row of a table

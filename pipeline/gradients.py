@@ -152,6 +152,11 @@ class ProjectedGradients:
         if self._taken == LAST_STAGE:
             self._finish()
 
+    @property
+    def waiting(self) -> int:
+        """Losses whose gradients are held until there are enough of them for a generation of P."""
+        return self._taken - self._projected
+
     def _project_held(self) -> None:
         for stretch, rows in self._held.items():
             self._project(stretch, rows[: self._taken - self._projected], self._projected)

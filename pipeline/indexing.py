@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pyarrow as pa
 
 from pipeline.config import Run
 from pipeline.decoder import Decoder, index
+from pipeline.tables import in_parts
 
 
 class IndexWorker:
@@ -14,6 +17,7 @@ class IndexWorker:
     def __init__(self, run: Run, schema: pa.Schema) -> None:
         self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
 
-    def __call__(self, videos: pa.Table) -> dict[str, pa.Table]:
-        rows = [row for video in videos.to_pylist() for row in index(video, self.run.data, self.decoder, self.run.seed)]
-        return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}
+    def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        found = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
+        for group in in_parts(found):
+            yield {"clips": pa.Table.from_pylist([row for rows in group for row in rows], schema=self.schema)}

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +21,13 @@ from pipeline.config import ConfigError, Pool, Run
 
 log = logging.getLogger(__name__)
 
+WINDOW, WINDOW_OF_ACTOR = 100_000, 2_000  # rows in the object store at a time: all in all, or for each actor if more
+
 Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, errors by code
 
 
-Worker = Callable[[pa.Table], dict[str, pa.Table]]  # the bodies of workers.py: rows in, tables by name out
+# The bodies of workers.py: a batch of rows in, tables by name out, each as soon as it is worth a part.
+Worker = Callable[[pa.Table], Iterable[dict[str, pa.Table]]]
 
 
 def connect() -> None:
@@ -116,18 +119,33 @@ class _Actor:
         self.folders, self.fingerprints, self.metadata = folders, fingerprints, metadata
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        found = self.worker(rows)
-        for name, table in found.items():
-            tables.append(self.folders[name], table, self.fingerprints[name], **self.metadata.get(name, {}))
-        # A clip that fails in several tables of one pass is one error; a batch of videos gives more clips than rows.
-        failed = [t.filter(t.column("error").is_valid()) for t in found.values() if "error" in t.column_names]
-        errors = {row["clip_id"]: row["error"] for t in failed for row in t.select(["clip_id", "error"]).to_pylist()}
+        errors: dict[str, str] = {}  # a clip that fails in several tables of one pass is one error
+        for found in self.worker(rows):
+            for name, table in found.items():
+                tables.append(self.folders[name], table, self.fingerprints[name], **self.metadata.get(name, {}))
+                if "error" in table.column_names:
+                    failed = table.select(["clip_id", "error"]).filter(table.column("error").is_valid())
+                    errors |= {row["clip_id"]: row["error"] for row in failed.to_pylist()}
         listed = pa.array([list(errors.values())], pa.list_(pa.string()))
         return pa.table({"rows": pa.array([rows.num_rows]), "errors": listed})
 
 
+def windows(blocks: Iterable[pa.Table], rows: int) -> Iterator[list[pa.Table]]:
+    """Blocks drawn as they are wanted, in groups of at least so many rows."""
+    window, held = list[pa.Table](), 0
+    for block in blocks:
+        window.append(block)
+        held += block.num_rows
+        if held >= rows:
+            yield window
+            window, held = [], 0
+    if held:
+        yield window
+
+
 def stream(
-    rows: pa.Table,
+    blocks: Iterable[pa.Table],
+    total: int,
     pool: Pool,
     worker: Callable[..., Worker],
     arguments: tuple[Any, ...],
@@ -136,20 +154,37 @@ def stream(
     report: Report,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Send rows through `pool.actors` workers, `pool.batch` at a time, into the tables that `folders` names.
+    """Send `total` rows through `pool.actors` workers, `pool.batch` at a time, into the tables that `folders` names.
 
     `worker(*arguments)` is called once in each actor; its tables are named as the keys of `folders`. `report` hears of
     every batch. Rows already in the tables must have been subtracted.
+
+    The rows are drawn a window at a time, WINDOW of them or WINDOW_OF_ACTOR for each actor: no more are in the object
+    store, and what Ray remembers of every block is forgotten with the window. At its end actors wait for the last of
+    them and the next window's load their models again, a few minutes in the hours that an actor takes for its share.
     """
-    if not rows.num_rows:
+    if not total:
         return
-    report(0, rows.num_rows, {})
+    report(0, total, {})
+    done, errors = 0, dict[str, int]()
+    actor = (worker, arguments, folders, fingerprints, metadata or {})
+    for window in windows(blocks, max(WINDOW, WINDOW_OF_ACTOR * pool.actors)):
+        for batch in _through(pa.concat_tables(window), pool, actor):
+            done += sum(batch.column("rows").to_pylist())
+            for error in (e for row in batch.column("errors").to_pylist() for e in row):
+                code = str(error).split(":")[0]
+                errors[code] = errors.get(code, 0) + 1
+            report(done, total, errors)
+
+
+def _through(rows: pa.Table, pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.Table]:
+    """One window through a pool of its own; a line comes back for each batch when it is written."""
     actors = min(pool.actors, math.ceil(rows.num_rows / pool.batch))
     size = min(pool.batch, math.ceil(rows.num_rows / actors))
-    blocks = [rows.slice(i, size).combine_chunks() for i in range(0, rows.num_rows, size)]
-    found = ray.data.from_arrow(blocks).map_batches(
+    batches = [rows.slice(i, size).combine_chunks() for i in range(0, rows.num_rows, size)]
+    found = ray.data.from_arrow(batches).map_batches(
         _Actor,
-        fn_constructor_args=(worker, arguments, folders, fingerprints, metadata or {}),
+        fn_constructor_args=actor,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -157,10 +192,4 @@ def stream(
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    done, errors = 0, dict[str, int]()
-    for batch in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        done += sum(batch.column("rows").to_pylist())
-        for error in (e for row in batch.column("errors").to_pylist() for e in row):
-            code = str(error).split(":")[0]
-            errors[code] = errors.get(code, 0) + 1
-        report(done, rows.num_rows, errors)
+    yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -22,10 +23,12 @@ import pyarrow.parquet as pq
 from pipeline.stores import files, join, place, write_bytes
 
 Fingerprint = Mapping[str, Any]
+Row = TypeVar("Row")
 
 _KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
 _WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
 RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
+PART_SECONDS, PART_ROWS = 60.0, 1000  # finished rows wait no longer for the next before they are written
 
 
 def parts(folder: str) -> list[str]:
@@ -56,6 +59,19 @@ def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: A
     """Add rows as one part, named by its ids: the same rows written twice are one file."""
     if table.num_rows:
         write_bytes(join(folder, _part_name(table)), _encoded(table, fingerprint, metadata))
+
+
+def in_parts(rows: Iterable[Row], whole: Callable[[], bool] = lambda: True) -> Iterator[list[Row]]:
+    """Rows as they are finished, in groups that make a part each: one closes with the first row after PART_SECONDS, or
+    with PART_ROWS rows, at which `whole` holds."""
+    group, start = list[Row](), time.monotonic()
+    for row in rows:
+        group.append(row)
+        if (len(group) >= PART_ROWS or time.monotonic() - start >= PART_SECONDS) and whole():
+            yield group
+            group, start = [], time.monotonic()
+    if group:
+        yield group
 
 
 def replace(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:

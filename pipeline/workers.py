@@ -11,7 +11,7 @@ import json
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from itertools import cycle
+from itertools import cycle, starmap
 from typing import Any
 
 import numpy as np
@@ -121,10 +121,10 @@ class MotionWorker:
         row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
         return row
 
-    def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
+    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
-        rows = [self.measure(row, frames) for row, frames in decoded(self.decoder, self.run, clips.to_pylist())]
-        return {"motion": pa.Table.from_pylist(rows, schema=schema)}
+        for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
+            yield {"motion": pa.Table.from_pylist(rows, schema=schema)}
 
 
 class FeatureWorker:
@@ -209,10 +209,15 @@ class FeatureWorker:
             schema=schemas.features_schema(settings, dim),
         )
 
-    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
-        return {
-            "features": self.finish([self.take(*pair) for pair in decoded(self.decoder, self.run, rows.to_pylist())])
-        }
+    def projected(self) -> bool:
+        """Whether the gradients taken so far are projected, but for a clip's: to finish earlier would cost a whole
+        generation of a dense P for the few that are held."""
+        return self.gradients.waiting < len(self.run.attribution.settings)
+
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        taken = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
+        for found in tables.in_parts(taken, self.projected):
+            yield {"features": self.finish(found)}
 
 
 def featured(error: str | None) -> bool:
@@ -227,14 +232,18 @@ class AttributionWorker:
         pool = run.resources.extract_features
         self.motion, self.features = MotionWorker(run, strides, pool.gpus, pool.cpus), FeatureWorker(run, fingerprint)
 
-    def __call__(self, clips: pa.Table) -> dict[str, pa.Table]:
-        measured, taken = [], []
-        for row, frames in decoded(self.motion.decoder, self.motion.run, clips.to_pylist()):
-            measured.append(self.motion.measure(row, frames))
-            if featured(measured[-1]["error"]):
-                taken.append(self.features.take(measured[-1], frames))
-        moved = pa.Table.from_pylist(measured, schema=schemas.motion_schema(clips.schema))
-        return {"motion": moved, "features": self.features.finish(taken)}
+    def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row, Row | None]:
+        """A clip's row of the motion table and, if it goes on, that of the features."""
+        measured = self.motion.measure(row, frames)
+        return measured, self.features.take(measured, frames) if featured(measured["error"]) else None
+
+    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        schema = schemas.motion_schema(clips.schema)
+        rows = starmap(self.both, decoded(self.motion.decoder, self.motion.run, clips.to_pylist()))
+        for found in tables.in_parts(rows, self.features.projected):
+            moved = pa.Table.from_pylist([measured for measured, _ in found], schema=schema)
+            gone_on = [taken for _, taken in found if taken is not None]
+            yield {"motion": moved, "features": self.features.finish(gone_on)}
 
 
 class Captions:
