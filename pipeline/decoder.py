@@ -1,6 +1,7 @@
 """A kept child process that decodes: a hostile file can neither hang nor kill the caller.
 
-The child has no credentials, a memory limit and a time limit per call; it is asked and answers in JSON, frames follow
+The child has no credentials, a memory limit and a time limit per call, and can neither open a socket nor start a
+program (`pipeline.seccomp`); it is asked and answers in JSON, frames follow
 as raw bytes, so that nothing it sends is ever executed here. When it dies or runs late the call is a `ClipError` and
 the next call gets a fresh child. A pool whose workers share a pipe (pebble's, concurrent.futures') does not do: a
 child killed in the middle of an answer leaves half a message in it, and every later call waits for ever.
@@ -12,6 +13,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -21,6 +23,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from multiprocessing import ProcessError
 from multiprocessing.connection import Connection, Pipe
 from typing import TYPE_CHECKING, Any, Self
@@ -28,10 +31,13 @@ from typing import TYPE_CHECKING, Any, Self
 import av
 import numpy as np
 
+from pipeline import seccomp
 from pipeline.video import ClipError, Frames
 
 if TYPE_CHECKING:
     from pipeline.config import Data
+
+log = logging.getLogger(__name__)
 
 MEMORY = 4 << 30  # bytes of address space of the child
 _START = 120.0  # seconds in which a child must have imported what it needs
@@ -185,7 +191,9 @@ class Decoder:
         theirs.close()
         with _limited(self._child, _START):
             try:
-                self._link.recv_bytes()  # it says _PING when it has imported everything
+                said = self._link.recv_bytes()  # when it has imported everything
+                if said != _PING:
+                    _warn_of_network(said.decode("utf-8", "replace"))
             except (EOFError, OSError) as error:
                 raise RuntimeError(
                     f"the decoder process did not start: it ended with {_name(self._stop())}; its message is on stderr"
@@ -240,6 +248,11 @@ class Decoder:
             self._fetched = None
 
 
+@lru_cache(maxsize=1)
+def _warn_of_network(why: str) -> None:
+    log.warning("decoders are not kept from the network: %s. Their other limits hold.", why)
+
+
 @contextlib.contextmanager
 def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
     """Kill the child after so many seconds, which ends any read from it; the event tells that it was this."""
@@ -279,7 +292,8 @@ def serve(handle: int, memory: int, functions: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     link: Connection[Any, Any] = Connection(handle)
-    link.send_bytes(_PING)
+    open_because = seccomp.seal()
+    link.send_bytes(_PING if open_because is None else open_because.encode())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed or is gone
         while True:
             message = link.recv_bytes()

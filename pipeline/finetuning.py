@@ -208,7 +208,7 @@ def load_weights(model: VideoModel, folder: str) -> None:
             model.transformer.load_lora_adapter(local, prefix="transformer", weight_name=LORA)  # type: ignore[operator]
         elif fs.exists(stores.join(bare, "transformer")):
             fs.get(stores.join(bare, "transformer"), f"{local}/transformer", recursive=True)
-            trained = type(model.transformer).from_pretrained(f"{local}/transformer")  # type: ignore[attr-defined]
+            trained = type(model.transformer).from_pretrained(f"{local}/transformer", use_safetensors=True)  # type: ignore[attr-defined]
             model.transformer.load_state_dict(trained.state_dict())
         else:
             raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}; run jobs.finetune")

@@ -30,7 +30,7 @@ Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by r
 def found(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> Found:
     """The videos of a folder or glob, or a single one, ordered by path, with the captions in the .txt beside them."""
     root, entries = _entries(fs, bare)
-    kept = {path: info for path, info in sorted(entries.items()) if info["type"] == "file"}
+    kept = {path: info for path, info in sorted(entries.items()) if is_file(info)}
     visible = {p: i for p, i in kept.items() if not any(part.startswith(".") for part in relative(p, root).split("/"))}
     files = {p: i for p, i in visible.items() if p.lower().endswith(EXTENSIONS)}
     packed = {p: i for p, i in visible.items() if p.lower().endswith(shards.EXTENSIONS)}
@@ -118,6 +118,11 @@ def _sidecars(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, str]
     there = {path: text for path, text in beside.items() if text in files}
     texts = fs.cat(list(there.values())) if there else {}  # at once: a request each would take hours on a store
     return {path: texts[text].decode("utf-8", "replace").strip() for path, text in there.items()}
+
+
+def is_file(entry: Mapping[str, Any]) -> bool:
+    """Whether a listing's entry is a file, or a link to one: in a cache of Hugging Face's hub all are links."""
+    return entry["type"] == "file" or bool(entry.get("islink") and os.path.isfile(str(entry["name"])))
 
 
 def relative(path: str, root: str) -> str:

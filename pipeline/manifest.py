@@ -215,10 +215,9 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
     for path in paths:
         refused = refusals.of_text(path)
         if refused:
-            plain_path = refusals.plain(path)
-            files.append(
-                {"uri": plain_path, "relative": path, "version": "", "size": 0, "error": f"refused: {refused}"}
-            )
+            uri = refusals.plain(path)
+            row = {"uri": uri, "relative": path, "version": "", "size": 0, "error": f"refused: {refused}"}
+            files.append({**row, "folder": posixpath.dirname(uri)})
             continue
         file_fs, bare = _resolved(fs, root, path)
         below = relative(bare, root)
@@ -236,7 +235,8 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
 
 def _resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" in path:
-        return place(path)
+        path_fs, bare = place(path)
+        return path_fs, posixpath.normpath(bare) if "file" in path_fs.protocol else bare
     if path.startswith("/") and "file" in fs.protocol:
         return fs, posixpath.normpath(path)
     return fs, posixpath.normpath(join(root, path)) if path else ""
@@ -244,6 +244,6 @@ def _resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fssp
 
 def _files_in(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
     try:
-        return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if entry["type"] == "file"}
+        return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if folders.is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return {}

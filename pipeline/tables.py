@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.schemas import plain
 from pipeline.stores import files, join, place, write_bytes
 
 Fingerprint = Mapping[str, Any]
@@ -120,7 +121,7 @@ def _schema(path: str, fs: fsspec.AbstractFileSystem) -> tuple[pa.Schema, int]:
 
 def _read_part(path: str, fs: fsspec.AbstractFileSystem, columns: Sequence[str] | None) -> pa.Table:
     with fs.open(path, "rb") as file:
-        return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
+        return plain(pq.ParquetFile(file).read(columns=None if columns is None else list(columns)))
 
 
 def metadata(folder: str) -> dict[str, Any]:

@@ -30,8 +30,10 @@ Floats = npt.NDArray[np.float64]
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")  # of files that a folder's videos are found by
 # Containers of single files. Playlists (hls, concat, dash, ...) can name other files and hosts, so they are not here.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,gif,flv,ogg,asf,mpeg,mpegts,apng,webp"
-_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
-_PLAYLISTS = (b"#extm3u", b"ffconcat", b"<mpd", b"<smil", b"[playlist]", b"v=0\r\n", b"v=0\n")
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "enable_drefs": "0"}
+_PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"v=0\r\n", b"v=0\n", b"[reference]")  # at the beginning
+_MARKUP = (b"<mpd", b"<smil", b"<asx", b"<playlist", b"<smoothstreamingmedia")  # after any XML head
+_ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf", b"\xfd7zXZ", b"BZh", b"Rar!", b"(\xb5/\xfd", b"PAR1")
 _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 
 
@@ -56,11 +58,14 @@ def _open(path: str) -> tuple[Any, Any]:
         raise ClipError("read", "there is no such file")
     try:
         with open(path, "rb") as file:
-            head = file.read(512).lower()
+            head = file.read(512)
     except OSError as error:
         raise ClipError("read", f"it cannot be read: {error.strerror}") from error
-    if any(mark in head for mark in _PLAYLISTS):
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(_PLAYLISTS) or (text[:1] == b"<" and any(mark in text for mark in _MARKUP)):
         raise ClipError("refused", "it is a playlist that names other files; list the videos themselves")
+    if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
+        raise ClipError("refused", "it is an archive; list the videos in it, or name tar or Parquet shards")
     # "file:" keeps a name such as "concat:a|b" from being read as another protocol.
     container = av.open(f"file:{os.path.abspath(path)}", options=_OPTIONS, metadata_errors="ignore")
     streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]

@@ -103,7 +103,7 @@ def judge_transformer(
 def train_transformer(steps: int) -> None:
     path = STATE / "transformer.pt"
     tokenizer = make_tokenizer()
-    vae = AutoencoderKLWan.from_pretrained(OUT / "vae")
+    vae = AutoencoderKLWan.from_pretrained(OUT / "vae", use_safetensors=True)
     torch.manual_seed(1)
     model, encoder = make_transformer(), make_text_encoder()
     parameters = [*model.parameters(), *encoder.parameters()]

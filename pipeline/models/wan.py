@@ -121,8 +121,10 @@ def channels_last(module: nn.Module, wanted: bool) -> None:
 def load(path: Path, config: VideoModelConfig) -> WanPipeline:
     """diffusers' pipeline of a folder, on the CPU, in the dtypes of `config`. Raises ConfigError."""
     try:
-        vae = AutoencoderKLWan.from_pretrained(path, subfolder="vae", dtype=DTYPES[config.vae_dtype])
-        return WanPipeline.from_pretrained(path, vae=vae, dtype=DTYPES[config.dtype])
+        vae = AutoencoderKLWan.from_pretrained(
+            path, subfolder="vae", dtype=DTYPES[config.vae_dtype], use_safetensors=True
+        )
+        return WanPipeline.from_pretrained(path, vae=vae, dtype=DTYPES[config.dtype], use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.id={config.id!r}: no Wan pipeline could be opened there ({str(error).splitlines()[0]}). Give the "
