@@ -206,8 +206,7 @@ def test_nothing_outside_the_base(tmp_path: Path, film: bytes) -> None:
         "in.mp4": "None",
         "link.mp4": "refused",
     }
-    free = videos(manifest)
-    assert "None" in _codes(free.filter(pa.compute.equal(free["relative"], "../../out.mp4"))), "null: anything goes"
+    assert _codes(videos(_listing(base / "data" / "free.jsonl", ["../../out.mp4"]))) == ["None"], "null: anything goes"
 
 
 def test_nothing_outside_a_base_in_a_bucket(film: bytes) -> None:
