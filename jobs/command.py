@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import logging
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -14,14 +16,15 @@ from typing import Any
 
 import yaml
 
-from pipeline import config, stores, tables
+from pipeline import config, lease, stores, tables
 from pipeline.config import ConfigError, Run
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
 
 def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
-    """Parse the command line, run the job, and exit: 0 done, 1 failed, 2 wrong usage or configuration."""
+    """Parse the command line, run the job while holding the run's lease, and exit: 0 done, 1 failed or stopped, 2 wrong
+    usage or configuration, among it a run that another job holds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     parser.add_argument(
@@ -29,11 +32,27 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
-        job(config.load(arguments.config, overrides(arguments.set)))
+        run = config.load(arguments.config, overrides(arguments.set))
+        with lease.held(run.root, job.__name__, submission()):
+            job(run)
     except (ConfigError, tables.FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except lease.LostError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        sys.exit(1)
+
+
+def submission() -> str | None:
+    """The id under which `ray job submit` started this process."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    found: str | None = told.get("metadata", {}).get("job_submission_id")
+    return found
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:

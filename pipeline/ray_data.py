@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -37,11 +38,14 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on actor restarts are not for users
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    stop = signal.getsignal(signal.SIGTERM)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
         # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
         ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+    if callable(stop):  # Ray's own handler would wait 30 s for the node to drain before it lets go
+        signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
