@@ -32,6 +32,7 @@ import av
 import numpy as np
 
 from pipeline import seccomp
+from pipeline.credentials import scrubbed
 from pipeline.video import ClipError, Frames
 
 if TYPE_CHECKING:
@@ -215,14 +216,13 @@ class Decoder:
 
     def _local(self, uri: str) -> str:
         """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
-        from pipeline import shards  # here, because the child imports this module and needs neither
-        from pipeline.stores import place
+        from pipeline import shards, stores  # here, because the child imports this module and needs neither
 
         if self._fetched is not None and self._fetched[0] == uri:
             return self._fetched[1]
         inside = shards.inside(uri)
         if inside is None:
-            fs, bare = place(uri)
+            fs, bare = stores.place(uri)
             if "file" in fs.protocol:
                 return bare
         self._forget()
@@ -230,7 +230,7 @@ class Decoder:
         os.close(handle)
         try:
             if inside is None:
-                fs.get_file(bare, local)
+                stores.fetch(uri, local)
             else:
                 shards.fetch(uri, local)
         except ClipError:
@@ -238,7 +238,7 @@ class Decoder:
             raise
         except Exception as error:  # every store has its own exceptions; whichever it is, this clip cannot be read
             os.unlink(local)
-            raise ClipError("read", f"it cannot be fetched ({type(error).__name__}: {error})") from error
+            raise ClipError("read", f"it cannot be fetched ({type(error).__name__}: {scrubbed(str(error))})") from error
         self._fetched = (uri, local)
         return local
 

@@ -1,8 +1,13 @@
-"""Where files lie: local paths and s3:// alike, read, written whole and listed."""
+"""Where files lie: local paths and s3:// alike, read, written whole and listed.
+
+Stores fail for a moment now and then. On s3:// every request is tried again a bounded number of times (`pipeline.s3`);
+what does not pass surfaces as an OSError whose text names the place and holds no secret.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 
 import fsspec
@@ -14,6 +19,10 @@ def join(root: str, *names: str) -> str:
 
 def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem and bare path of a local path or URL."""
+    if path.startswith(("s3://", "s3a://")):
+        from pipeline.s3 import OPTIONS, S3  # here, because its import takes half a second that local runs need not
+
+        return S3(**OPTIONS), str(S3._strip_protocol(path))
     found = fsspec.core.url_to_fs(path)
     return found[0], found[1]
 
@@ -52,3 +61,30 @@ def files(folder: str) -> list[str]:
         return sorted(str(p) for p in fs.ls(bare, detail=False))  # not glob: a root may hold brackets or asterisks
     except FileNotFoundError:
         return []
+
+
+def remove(folder: str) -> None:
+    """Delete a folder with all below it, if there is one."""
+    fs, bare = place(folder)
+    fs.invalidate_cache()
+    if "file" in fs.protocol:
+        if fs.exists(bare):
+            fs.rm(bare, recursive=True)
+        return
+    for path in fs.find(bare):  # not rm: it takes brackets and asterisks in a path for a pattern
+        fs.rm_file(path)
+
+
+def fetch(path: str, local: str) -> None:
+    """Copy a remote file to a local path. One that is not there is asked for again: a listing may be ahead of it."""
+    from pipeline.s3 import DENIED_TRIES, wait
+
+    fs, bare = place(path)
+    for tries in range(1, DENIED_TRIES + 1):
+        try:
+            fs.get_file(bare, local)
+            return
+        except FileNotFoundError:
+            if tries == DENIED_TRIES:
+                raise
+            time.sleep(wait(tries))
