@@ -52,7 +52,8 @@ def frames_by_decoder(run: Run) -> FramesOf:
 
 def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
     """A hash of all that an arm's result depends on: its clips with their weights, the model, and the configuration."""
-    clips = rows.select(["clip_id", "version", "caption", "weight"]).sort_by("clip_id").to_pylist()
+    named = [c for c in ("clip_id", "version", "caption", "captions", "weight") if c in rows.column_names]
+    clips = rows.select(named).sort_by("clip_id").to_pylist()
     held = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
     return hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -18,17 +18,18 @@ from pipeline import stores
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 
-Row = Mapping[str, Any]  # a clip: clip_id, caption, weight, and whatever finding its frames takes
+Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One place of one batch: which clip, at what time, with which noise, with or without its caption."""
+    """One place of one batch: which clip, at what time, with which noise and which of its captions, if with any."""
 
     clip: float  # in [0, 1): where in the summed weights
     time: float  # in [0, 1): before the model's shift
     dropped: float  # in [0, 1): no caption if below finetune.caption_dropout
+    caption: float  # in [0, 1): where among the clip's captions
     generator: np.random.Generator  # goes on to the noise
 
     def noise(self, shape: Sequence[int]) -> Tensor:
@@ -39,7 +40,8 @@ def draw(seed: int, step: int, position: int) -> Draw:
     """The draws of a place in the batch of a step: a function of these three numbers, on the CPU."""
     generator = named_generator(f"finetune {seed} {step} {position}")
     clip, moment, dropped = generator.random(3).tolist()
-    return Draw(clip, moment, dropped, generator)
+    caption = named_generator(f"caption {seed} {step} {position}").random()
+    return Draw(clip, moment, dropped, caption, generator)
 
 
 def named_generator(name: str) -> np.random.Generator:
@@ -71,8 +73,18 @@ def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
 
 def _file(cache: str, row: Row | None) -> str:
     """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
-    known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), row["caption"]])
+    known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
     return stores.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
+
+
+def _named(row: Row) -> list[Any]:
+    """What tells a row's captions from others."""
+    return [row["caption"], row["captions"]] if len(_captions(row)) > 1 else [row["caption"]]
+
+
+def _captions(row: Row) -> list[str]:
+    """All captions of a clip's video, or the clip's own."""
+    return [str(caption) for caption in row.get("captions") or [row["caption"] or ""]]
 
 
 def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cache: str) -> int:
@@ -87,7 +99,8 @@ def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cach
     for row in rows:
         if stores.exists(_file(cache, row)):
             continue
-        latent, text = model.encode(frames_of(row)), model.text([row["caption"] or ""])[0]
+        latent, texts = model.encode(frames_of(row)), [model.text([caption])[0] for caption in _captions(row)]
+        text = texts[0] if len(texts) == 1 else torch.stack(texts)
         stores.write_bytes(_file(cache, row), safetensors.torch.save({"latent": _kept(latent), "text": _kept(text)}))
         encoded += 1
     return encoded
@@ -122,10 +135,18 @@ class ClipSet:
         shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, found, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")
-        texts = [self._empty if d.dropped < caption_dropout else f["text"] for d, f in zip(draws, found, strict=True)]
+        texts = [
+            self._empty if d.dropped < caption_dropout else _drawn_text(d, f["text"])
+            for d, f in zip(draws, found, strict=True)
+        ]
         return Batch(
             torch.stack([f["latent"] for f in found]),
             torch.stack(texts),
             self._shifted(torch.tensor([d.time for d in draws], dtype=torch.float32)),
             torch.stack([d.noise(f["latent"].shape) for d, f in zip(draws, found, strict=True)]),
         )
+
+
+def _drawn_text(draw: Draw, text: Tensor) -> Tensor:
+    """[tokens, width] of a clip's only caption, or of the one that was drawn from [captions, tokens, width]."""
+    return text if text.dim() == 2 else text[int(draw.caption * len(text))]

@@ -148,6 +148,21 @@ def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> No
     assert torch.equal(dropped.noise, batch.noise)
 
 
+def test_captions_of_a_clip_are_drawn_among(checkpoint: str, tmp_path: Path) -> None:
+    model, row = opened(checkpoint), {**rows()[2], "captions": CAPTIONS[:3]}
+    assert ts.encode_set(model, [row, rows()[2]], frames_of, str(tmp_path)) == 2, "other captions, another encoding"
+    clips, seen = ts.ClipSet(model, [row], str(tmp_path)), []
+    for step in range(40):
+        batch = clips.batch([ts.draw(0, step, 0)], caption_dropout=0.0)
+        found = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(batch.text, model.text([caption]))]
+        assert len(found) == 1, "the text is of none of the clip's captions"
+        seen += found
+    assert set(seen) == {0, 1, 2}, "some captions are never drawn"
+    assert torch.equal(clips.batch([ts.draw(0, 7, 0)], 0.0).text, model.text([CAPTIONS[seen[7]]])), (
+        "a draw changes from one call to the next"
+    )
+
+
 def test_a_draw_belongs_to_seed_step_and_position() -> None:
     keys = [(s, t, p) for s in (0, 1) for t in (0, 1, 10) for p in (0, 1, 10)]
     noises = [ts.draw(*k).noise((2, 3)) for k in keys]
