@@ -7,6 +7,7 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 from collections.abc import Mapping
@@ -120,6 +121,7 @@ class Attribution(Model):
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
     hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
+    weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
     frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
     fps: float | None = Field(None, gt=0)
     height: int | None = Field(None, ge=8)
@@ -175,6 +177,37 @@ class Evaluate(Model):
     guidance: float = Field(5.0, ge=1)
 
 
+class Promote(Model):
+    """When a night's model takes the place of the one in use: its mean loss on held-out clips is lower, relatively by
+    more than `improvement`, with this confidence (one-sided t interval on differences paired by clip)."""
+
+    metric: Literal["masked_loss", "plain_loss"] = "masked_loss"
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+    improvement: float = Field(0.0, ge=0, lt=1)
+
+
+class Nightly(Model):
+    date: datetime.date | None = Field(None, description="the night, YYYY-MM-DD; null: today in UTC")
+    keep: int = Field(30, ge=1, description="nights whose results are kept; the model in use is never deleted")
+    drift_clips: int = Field(200, ge=0, description="clips whose features are taken with the model in use as well")
+    reattribute: bool = Field(False, description="let features of other attribution.weights give way, at their price")
+    promote: Promote = Promote()
+
+
+class Report(Model):
+    """What the page shows of the videos."""
+
+    pictures: bool = True
+    captions: bool = True
+
+
+class Purge(Model):
+    """For jobs.purge: the clips that go."""
+
+    clips: tuple[str, ...] = ()
+    file: str | None = Field(None, description="a text file of clip ids, one a line; local or s3://")
+
+
 class Pool(Model):
     """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
 
@@ -206,6 +239,9 @@ class Run(Model):
     ranking: Ranking = Ranking()
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
+    nightly: Nightly = Nightly()
+    report: Report = Report()
+    purge: Purge = Purge()
     resources: Resources = Resources()
 
     @model_validator(mode="after")

@@ -1,0 +1,81 @@
+"""How far a ranking of the same clips has moved: rank correlation, and how much of the top tenth stays.
+
+Between the features of the checkpoint that attributes and those of the model in use, on a random set of clips; and
+between one night's influence and the next's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arms import by_hash
+from pipeline.controls import spearman
+
+Floats = npt.NDArray[np.floating]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`spearman` and `overlap` (the share of the first ranking's top that is in the second's as well) with their 95 %
+    intervals; None where they are not defined."""
+
+    clips: int
+    spearman: float | None
+    spearman_interval: tuple[float, float] | None
+    top: int
+    overlap: float | None
+    overlap_interval: tuple[float, float] | None
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def drawn(seed: int, clip_ids: Iterable[str], count: int) -> list[str]:
+    """The clips on which drift is measured: random, by seed and id alone, so that most stay from night to night."""
+    return sorted(by_hash(seed, clip_ids)[:count])
+
+
+def compare(before: Floats, after: Floats, fraction: float = 0.1) -> Drift:
+    """Two scores [N] of the same clips in the same order. The top holds max(1, round(fraction * N)) clips."""
+    n = len(before)
+    top = max(1, round(fraction * n)) if n else 0
+    kept = len(set(_first(before, top)) & set(_first(after, top)))
+    found = spearman(before.astype(np.float64), after.astype(np.float64))
+    return Drift(
+        n,
+        found,
+        None if found is None else spearman_interval(found, n),
+        top,
+        kept / top if top else None,
+        wilson(kept, top) if top else None,
+    )
+
+
+def _first(score: Floats, count: int) -> list[int]:
+    found: list[int] = np.argsort(-score, kind="stable")[:count].tolist()
+    return found
+
+
+def spearman_interval(r: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Fisher's transformation with the variance (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000). The whole range
+    where n < 4."""
+    if n < 4:
+        return -1.0, 1.0
+    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((1 + r * r / 2) / (n - 3))
+    return math.tanh(z - reach), math.tanh(z + reach)
+
+
+def wilson(count: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's interval of a share count / n."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle, reach = count / n + z * z / (2 * n), z * math.sqrt(count / n * (1 - count / n) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - reach) / (1 + z * z / n)), min(1.0, (middle + reach) / (1 + z * z / n))

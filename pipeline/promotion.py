@@ -1,0 +1,63 @@
+"""Whether a night's model takes the place of the one in use: a one-sided t interval on losses paired clip by clip.
+
+Both models meet the same held-out clips with the same timesteps and noises, so most of a clip's loss cancels in the
+difference. Over many nights, rules of 95 % confidence will pass a model that is no better about once in twenty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from pipeline.config import Promote
+
+FEWEST = 2  # pairs that an interval takes
+
+Losses = Mapping[str, float]  # clip_id -> loss
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`improvement` is by how much the candidate's mean loss is lower, relative to the other's; `bound` its lower
+    confidence bound. Both are None where too few clips have a loss under both models."""
+
+    better: bool
+    reason: str
+    pairs: int
+    candidate: float | None
+    in_use: float | None
+    improvement: float | None
+    bound: float | None
+
+
+def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
+    """Hold two models' losses (lower is better) against the rule; clips that only one of them has are left out.
+
+    With d the differences and n their number, the bound is ``(mean d - t(confidence, n - 1) * sd d / sqrt n) / mean of
+    in_use``. Where all differences are equal, it is their mean.
+    """
+    shared = sorted(candidate.keys() & in_use.keys())
+    new, old = (np.array([losses[i] for i in shared], np.float64) for losses in (candidate, in_use))
+    n = len(shared)
+    if n < FEWEST or not old.mean() > 0:
+        reason = f"{n} held-out clips have a {rule.metric} under both models, too few to judge by; the old one stays."
+        return Verdict(False, reason, n, _mean(new), _mean(old), None, None)
+    difference, level = old - new, float(old.mean())
+    reach = float(stdtrit(n - 1, rule.confidence)) * float(difference.std(ddof=1)) / math.sqrt(n)
+    improvement, bound = float(difference.mean()) / level, (float(difference.mean()) - reach) / level
+    better = bound > rule.improvement
+    asked = f"more than {100 * rule.improvement:g} % is asked for"
+    reason = (
+        f"its mean {rule.metric} on {n} held-out clips is {abs(100 * improvement):.2f} % "
+        f"{'lower' if improvement >= 0 else 'higher'} than that of the model in use, and with "
+        f"{100 * rule.confidence:g} % confidence the improvement is at least {100 * bound:+.2f} %; {asked}."
+    )
+    return Verdict(better, reason, n, float(new.mean()), level, improvement, bound)
+
+
+def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:
+    return float(values.mean()) if len(values) else None
