@@ -162,8 +162,17 @@ class Finetune(Model):
     weight_decay: float = Field(0.01, ge=0)
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
     caption_dropout: float = Field(0.1, ge=0, le=1)
-    checkpoint_every: int = Field(100, ge=1)
+    sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: each worker holds its rows of the parameters")
     workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1, description="go on with as few when nodes are lost; null: `workers`")
+    checkpoint_every: int = Field(100, ge=1, description="a lost worker costs at most so many steps")
+    checkpoint_seconds: float = Field(600.0, gt=0, description="... and at most so long, and what an upload takes")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Finetune:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} must be at most workers={self.workers}")
+        return self
 
 
 class Evaluate(Model):

@@ -3,17 +3,19 @@
     encode_set(model, rows, frames_of, cache)           # latents and captions, once (training_set)
     training = begin(model, run.finetune, run.seed)     # every parameter, or LoRA
     for line in train(training, ClipSet(model, rows, cache), run.finetune, run.seed):
-        ...                                             # log it, save_state(training, path) now and then
+        ...                                             # log it, keep training_state.staged(training) now and then
     save_weights(training, folder)                      # what diffusers loads
 
 Clip, timestep, noise and caption dropout of a place in a batch belong to (seed, step, position) alone. So a resumed run
-equals an undisturbed one, workers may share a batch in any way, and every arm sees the same noise at the same step.
+equals an undisturbed one, workers may share a batch in any way, and every arm sees the same noise at the same step:
+bit for bit with as many workers, to the rounding of the sum over them otherwise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,11 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import stores
+from pipeline import sharding, stores
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel
@@ -61,6 +65,7 @@ class Training:
     parameters: dict[str, nn.Parameter]  # those that are trained, float32
     optimizer: torch.optim.Optimizer
     lora: bool
+    share: tuple[int, int] = (0, 1)  # which worker's rows of each parameter are held here, of how many workers
     step: int = 0  # steps done
 
     @property
@@ -81,17 +86,24 @@ class Line:
 
 
 def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
-    """Make a model trainable: float32 master weights, computed in bfloat16 where the model was loaded in it."""
+    """Make a model trainable: float32 master weights, computed in bfloat16 where the model was loaded in it.
+
+    With sharding "fsdp" all workers of the process group call it, and each keeps its rows of every parameter.
+    """
     module = model.transformer
     autocast = any(p.dtype == torch.bfloat16 for p in module.parameters())
     module.requires_grad_(config.lora_rank is None).train()
     if config.lora_rank is not None:
         _add_lora(module, config.lora_rank, seed)
+    share = (0, 1)
+    if config.sharding == "fsdp":
+        sharding.shard(module, autocast)
+        share = (dist.get_rank(), dist.get_world_size())
+    else:
+        sharding.masters(module)
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for parameter in parameters.values():
-        parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    return Training(Objective(model, autocast), module, parameters, optimizer, config.lora_rank is not None)
+    return Training(Objective(model, autocast), module, parameters, optimizer, config.lora_rank is not None, share)
 
 
 def _add_lora(module: nn.Module, rank: int, seed: int) -> None:
@@ -111,6 +123,13 @@ def _alone(loss: Tensor) -> Tensor:
     return loss
 
 
+def positions(clips: int, rank: int, workers: int) -> range:
+    """The places of a batch that a worker computes, as even as can be. ValueError if some worker has none."""
+    if clips < workers:
+        raise ValueError(f"a batch of {clips} clips cannot be shared by {workers} workers; raise finetune.batch")
+    return range(rank * clips // workers, (rank + 1) * clips // workers)
+
+
 def train(
     training: Training,
     clips: ClipSet,
@@ -124,21 +143,22 @@ def train(
 
     `mean` averages a loss over the workers. FloatingPointError if the loss is not finite.
     """
-    share, left = divmod(config.batch * config.accumulate * config.workers, workers)
-    if left:
-        raise ValueError(f"a batch of {share * workers + left} clips cannot be shared by {workers} workers evenly")
+    whole = config.batch * config.accumulate * config.workers
+    mine = positions(whole, rank, workers)
+    most = math.ceil(whole / workers)
+    passes = math.ceil(most / config.batch)
     while training.step < config.steps:
         start = time.monotonic()
-        draws = [draw(seed, training.step, rank * share + i) for i in range(share)]
         losses = []
-        for first in range(0, share, config.batch):
-            batch = clips.batch(draws[first : first + config.batch], config.caption_dropout)
-            last = first + config.batch >= share
-            with contextlib.nullcontext() if last or workers == 1 else training.objective.no_sync():  # type: ignore[operator]
-                inputs = (batch.latent, batch.text, batch.timestep, batch.noise)
-                with fastest_attention():
-                    loss = training.objective(*(t.to(training.device) for t in inputs)) * (len(batch.noise) / share)
-                    loss.backward()
+        for number in range(passes):
+            places = mine[number * config.batch : (number + 1) * config.batch]
+            # All workers make as many passes, for sharded parameters are gathered in each; one too many counts nothing.
+            draws = [draw(seed, training.step, place) for place in places or mine[-1:]]
+            batch = clips.batch(draws, config.caption_dropout)
+            inputs = (t.to(training.device) for t in (batch.latent, batch.text, batch.timestep, batch.noise))
+            with _summed_at(training.objective, number == passes - 1), fastest_attention():
+                loss = training.objective(*inputs) * (len(places) * workers / whole)
+                loss.backward()
             losses.append(loss.detach())
         found = float(mean(torch.stack(losses).sum()))
         if not np.isfinite(found):
@@ -150,53 +170,56 @@ def train(
         yield Line(training.step, found, round(time.monotonic() - start, 4))
 
 
-# --- state and result ------------------------------------------------------------------------------------------------
+def _summed_at(objective: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Replicated workers sum their gradients once a step; sharded ones in each pass, so as to hold only their rows."""
+    replicated = isinstance(objective, DistributedDataParallel)
+    return objective.no_sync() if replicated and not last else contextlib.nullcontext()  # type: ignore[operator]
 
 
-def save_state(training: Training, path: Path) -> None:
-    """Everything that going on needs, as one plain safetensors file: trained parameters, AdamW's moments, the step."""
-    state = {f"parameter.{name}": p.detach() for name, p in training.parameters.items()}
-    for index, moments in training.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
-    state["step"] = torch.tensor(training.step)
-    safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path)
-
-
-def load_state(training: Training, path: Path) -> None:
-    """Go on from a file of `save_state` of the same configuration."""
-    state = safetensors.torch.load_file(path)
-    with torch.no_grad():
-        for name, parameter in training.parameters.items():
-            parameter.copy_(state[f"parameter.{name}"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
-    training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": moments})
-    training.step = int(state["step"])
+# --- the result ------------------------------------------------------------------------------------------------------
 
 
 def save_weights(training: Training, folder: str) -> None:
     """What was trained, as diffusers loads it: transformer/ for from_pretrained, or LORA for load_lora_weights.
 
-    In float32: updates of a step are far below what bfloat16 tells apart. The folder may be s3://.
+    In float32: updates of a step are far below what bfloat16 tells apart. The folder may be s3://. With sharding "fsdp"
+    all workers call it, and the first one writes.
     """
-    from diffusers import WanPipeline
-    from diffusers.training_utils import _collate_lora_metadata
-    from peft import get_peft_model_state_dict
-
+    first = training.share[0] == 0
+    if training.lora:
+        found = sharding.gathered(training.parameters, keep=first)
+    else:
+        found = sharding.gathered(training.transformer.state_dict(), keep=first)
+    if not first:
+        return
     with tempfile.TemporaryDirectory() as local:
-        if training.lora:
-            layers = get_peft_model_state_dict(training.transformer)
-            metadata = _collate_lora_metadata({"transformer": training.transformer})
-            WanPipeline.save_lora_weights(local, transformer_lora_layers=layers, **metadata)
-        else:
-            training.transformer.save_pretrained(stores.join(local, "transformer"))  # type: ignore[operator]
+        _write_lora(training.transformer, found, local) if training.lora else _write(training.transformer, found, local)
         for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
             fs, bare = stores.place(stores.join(folder, str(file.relative_to(local))))
             fs.makedirs(bare.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(str(file), bare)
+
+
+def _write(transformer: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
+    """As diffusers' save_pretrained does, from weights that lie elsewhere than in the module."""
+    path = Path(folder) / "transformer"
+    path.mkdir()
+    config = json.loads(transformer.to_json_string())  # type: ignore[operator]
+    config["_class_name"] = sharding.class_name(transformer)
+    (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_torch_state_dict(
+        weights, path, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size="10GB"
+    )
+
+
+def _write_lora(transformer: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
+    from diffusers import WanPipeline
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import get_peft_model_state_dict
+
+    layers = get_peft_model_state_dict(transformer, state_dict=weights)
+    metadata = _collate_lora_metadata({"transformer": transformer})
+    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
 
 
 def load_weights(model: VideoModel, folder: str) -> None:

@@ -105,7 +105,8 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
 
 def _pool(run: Run, stage: str) -> Pool:
     pool: Pool = getattr(run.resources, stage)
-    return pool.model_copy(update={"actors": run.finetune.workers}) if stage == "finetune" else pool
+    fewest = run.finetune.min_workers or run.finetune.workers
+    return pool.model_copy(update={"actors": fewest}) if stage == "finetune" else pool
 
 
 class _Actor:

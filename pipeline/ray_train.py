@@ -3,18 +3,21 @@
 The loop itself is `finetuning.train`. Latents and captions are encoded once a run, by all workers together, into
 ``ROOT/finetuned/.latents``, which every arm shares; Ray's checkpoints live in ``ROOT/finetuned/.train`` until the arm
 is done. Both have to be reachable from every node, as the run's root has.
+
+A checkpoint is staged in main memory and written in the background, each worker its own part. Ray counts it once every
+worker has reported that its part is there, so one that was cut short is never gone on from; the last two are kept.
+When nodes go away, training goes on from the last one with `finetune.min_workers` or more.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +25,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchTrainer
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import finetuning, models, stores
+from pipeline import finetuning, models, stores, training_state
 from pipeline.config import Arm, Run
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
 from pipeline.workers import device_for
@@ -33,9 +41,11 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all, nothing
 
-DONE, METRICS, STATE = "done.json", "metrics.jsonl", "state.safetensors"
+DONE, METRICS = "done.json", "metrics.jsonl"
 MAX_FAILURES = 3
 POLL = 5.0  # seconds between two looks at an arm's metrics
+REGROW = 300.0  # seconds between two looks whether lost workers can be had again: each costs a restart
+WITHOUT_EFFECT = {"arm", "checkpoint_every", "checkpoint_seconds", "sharding", "min_workers"}  # on the result
 
 
 def frames_by_decoder(run: Run) -> FramesOf:
@@ -59,7 +69,7 @@ def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return run.finetune.model_dump(mode="json", exclude={"arm", "checkpoint_every"})
+    return run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
 
 
 def finished(run: Run, arm: Arm) -> str | None:
@@ -99,6 +109,7 @@ def finetune(
             "folder": folder,
             "cache": stores.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
             "name": name,
+            "checkpoints": stores.join(storage, name),
         }
         with _watched(stores.join(folder, METRICS), run.finetune.steps, report):
             _fit(run, told, name, storage)
@@ -119,7 +130,8 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
         _worker,
         train_loop_config=told,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.finetune.workers,
+            num_workers=_workers(run),
+            elastic_resize_monitor_interval_s=REGROW,
             use_gpu=pool.gpus > 0,
             resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus > 0 else {})},
         ),
@@ -139,59 +151,104 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
         ) from error
 
 
+def _workers(run: Run) -> int | tuple[int, int]:
+    fewest, most = run.finetune.min_workers, run.finetune.workers
+    return most if fewest in (None, most) else (fewest, most)
+
+
 def _worker(told: dict[str, Any]) -> None:
     """One worker's life: encode its share, go on from the last checkpoint, train, and on rank 0 write the result."""
-    from accelerate import Accelerator  # type: ignore[import-untyped]
-
     run, rows = Run.model_validate(told["run"]), told["rows"].to_pylist()
-    config, gpus = run.finetune, run.resources.finetune.gpus
-    device_for(gpus)
-    accelerator = Accelerator(cpu=not gpus)
-    rank, workers = accelerator.process_index, accelerator.num_processes
-    model = models.open_model(run.model, accelerator.device)
+    config = run.finetune
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    device = _device(run.resources.finetune.gpus)
+    model = models.open_model(run.model, device)
     needed = [rows[i] for i in drawn(rows, config, run.seed)]
     encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
-    accelerator.wait_for_everyone()
+    dist.barrier()
 
     training = finetuning.begin(model, config, run.seed)
     clips = ClipSet(model, rows, told["cache"])
     with tempfile.TemporaryDirectory() as scratch:
-        here = Path(scratch)
-        (here / METRICS).touch()
-        _resume(training, here)
-        training.objective = accelerator.prepare(training.objective)
-        mean = functools.partial(accelerator.reduce, reduction="mean")
-        for line in finetuning.train(training, clips, config, run.seed, rank, workers, mean):
-            with (here / METRICS).open("a") as file:
-                file.write(line.json() + "\n")
-            if line.step % config.checkpoint_every == 0 or line.step == config.steps:
-                _checkpoint(training, here, told["folder"], rank)
-        if rank == 0:
-            finetuning.save_weights(training, told["folder"])
-            done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
-            stores.write_bytes(stores.join(told["folder"], DONE), json.dumps(done).encode())
-    accelerator.wait_for_everyone()
+        checkpoints = Checkpoints(training, told, Path(scratch), rank)
+        checkpoints.resume()
+        if config.sharding == "none" and workers > 1:
+            training.objective = DistributedDataParallel(training.objective)
+        for line in finetuning.train(training, clips, config, run.seed, rank, workers, _mean):
+            checkpoints.lines += line.json() + "\n"
+            if checkpoints.due(line.step):
+                checkpoints.write()
+        finetuning.save_weights(training, told["folder"])
+        checkpoints.written.wait()
+    if rank == 0:
+        done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
+        stores.write_bytes(stores.join(told["folder"], DONE), json.dumps(done).encode())
+    dist.barrier()
 
 
-def _resume(training: finetuning.Training, here: Path) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return
-    with checkpoint.as_directory() as held:
-        finetuning.load_state(training, Path(held) / STATE)
-        shutil.copy(Path(held) / METRICS, here / METRICS)
+def _device(gpus: float) -> torch.device:
+    device_for(gpus)
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
-def _checkpoint(training: finetuning.Training, here: Path, folder: str, rank: int) -> None:
-    """Rank 0 hands Ray the state with the metrics up to it, and shows the metrics in the arm's folder."""
-    if rank:
-        ray.train.report({"step": training.step}, checkpoint=None)
-        return
-    stores.write_bytes(stores.join(folder, METRICS), (here / METRICS).read_bytes())
-    with tempfile.TemporaryDirectory() as held:
-        finetuning.save_state(training, Path(held) / STATE)
-        shutil.copy(here / METRICS, Path(held) / METRICS)
-        ray.train.report({"step": training.step}, checkpoint=ray.train.Checkpoint.from_directory(held))
+def _mean(value: Tensor) -> Tensor:
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+class Checkpoints:
+    """A worker's part of an arm's checkpoints, at most one of them on its way at a time.
+
+    `lines` is what metrics.jsonl holds so far. A part is written where this worker holds rows of its own, and the first
+    worker adds the metrics.
+    """
+
+    def __init__(self, training: finetuning.Training, told: dict[str, Any], scratch: Path, rank: int) -> None:
+        self.training, self.told, self.scratch, self.rank = training, told, scratch, rank
+        self.config = Run.model_validate(told["run"]).finetune
+        self.lines, self.last, self.written = "", time.monotonic(), threading.Event()
+        self.written.set()
+
+    def resume(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        folder = stores.join(self.told["checkpoints"], Path(checkpoint.path).name)
+        training_state.restore(self.training, folder)
+        self.lines = stores.read_bytes(stores.join(folder, METRICS)).decode()
+
+    def due(self, step: int) -> bool:
+        """Whether all workers checkpoint now: by the step, or by the first one's clock."""
+        late = torch.tensor(time.monotonic() - self.last > self.config.checkpoint_seconds, device=self.training.device)
+        dist.broadcast(late, src=0)
+        return step % self.config.checkpoint_every == 0 or step == self.config.steps or bool(late)
+
+    def write(self) -> None:
+        """Stage this worker's part and hand it to Ray's thread, once the checkpoint before it is there."""
+        self.written.wait()
+        self.last, step = time.monotonic(), {"step": self.training.step}
+        if self.rank == 0:
+            stores.write_bytes(stores.join(self.told["folder"], METRICS), self.lines.encode())
+        if self.rank > 0 and self.config.sharding == "none":
+            ray.train.report(step, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        self.written.clear()
+        state, lines, storage = training_state.staged(self.training), self.lines, ray.train.get_context().get_storage()
+
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                training_state.write(state, Path(checkpoint.path), *self.training.share)
+                if self.rank == 0:
+                    (Path(checkpoint.path) / METRICS).write_text(lines)
+                return storage.persist_current_checkpoint(checkpoint, name)
+            finally:
+                self.written.set()
+
+        part = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(dir=self.scratch))
+        ray.train.report(step, part, checkpoint_upload_mode=CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline import finetuning as ft
 from pipeline import training_set as ts
+from pipeline import training_state
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel, open_model
@@ -217,12 +218,12 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     first = ft.begin(model, config, seed=3)
     for line in ft.train(first, ts.ClipSet(model, rows(), cache), config, seed=3):
         if line.step == 4:
-            ft.save_state(first, tmp_path / "state.safetensors")
+            training_state.write(training_state.staged(first), tmp_path)
         if line.step == 5:
             break  # killed, one step after the state
     model = opened(checkpoint)
     second = ft.begin(model, config, seed=3)
-    ft.load_state(second, tmp_path / "state.safetensors")
+    training_state.restore(second, str(tmp_path))
     again = list(ft.train(second, ts.ClipSet(model, rows(), cache), config, seed=3))
     assert [(line.step, line.loss) for line in again] == [(5, losses[4]), (6, losses[5])]
     for name, parameter in whole.parameters.items():
@@ -235,8 +236,16 @@ def test_shares_of_a_batch_add_up_to_it(checkpoint: str, cache: str) -> None:
     assert accumulated == pytest.approx(losses, rel=1e-5)
     difference = max((p - parts.parameters[n]).abs().max().item() for n, p in whole.parameters.items())
     assert difference < 1e-5
-    with pytest.raises(ValueError, match="evenly"):
-        next(ft.train(whole, ts.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=3), 0, 0, 2))
+    with pytest.raises(ValueError, match="2 workers"):
+        next(ft.train(whole, ts.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=1), 0, 0, 2))
+
+
+def test_workers_share_a_batch_as_evenly_as_can_be() -> None:
+    for clips in range(1, 12):
+        for workers in range(1, clips + 1):
+            shares = [ft.positions(clips, rank, workers) for rank in range(workers)]
+            assert [place for share in shares for place in share] == list(range(clips)), "a place is missing or doubled"
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_the_loss_falls_on_a_set_that_can_be_learnt_by_heart(checkpoint: str, cache: str) -> None:
@@ -325,6 +334,6 @@ def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> No
 
 def test_state_is_plain_safetensors(checkpoint: str, cache: str, tmp_path: Path) -> None:
     training, _, _ = trained(checkpoint, cache, settings(steps=1))
-    ft.save_state(training, tmp_path / "state.safetensors")
-    kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / "state.safetensors")}
+    training_state.write(training_state.staged(training), tmp_path)
+    kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / training_state.file_name(0, 1))}
     assert kinds == {"parameter", "optimizer", "step"}
