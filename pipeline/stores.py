@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
 
 import fsspec
 
@@ -33,13 +36,36 @@ def write_bytes(path: str, data: bytes) -> None:
     if "file" not in fs.protocol:
         fs.pipe_file(bare, data)  # an object store shows an object when it is complete
         return
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: str) -> Iterator[IO[bytes]]:
+    """A file for what does not fit in memory: it appears whole when the block ends, and not at all where that raises or
+    is killed; then whatever was there before stays."""
+    fs, bare = place(path)
+    if "file" not in fs.protocol:
+        file = fs.open(bare, "wb", autocommit=False)  # a multipart upload, which shows nothing until it is committed
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            file.discard()
+            raise
+        file.commit()
+        return
     os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
     # Hidden, so that readers of the folder pass over what a killed writer left.
     part = os.path.join(os.path.dirname(bare), f".{os.path.basename(bare)}.{uuid.uuid4().hex}.tmp")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(part)
+        raise
     os.replace(part, bare)
 
 

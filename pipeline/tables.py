@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.schemas import plain
-from pipeline.stores import files, join, place, write_bytes
+from pipeline.stores import files, join, place, write_bytes, writing
 
 Fingerprint = Mapping[str, Any]
 Row = TypeVar("Row")
@@ -76,9 +76,35 @@ def in_parts(rows: Iterable[Row], whole: Callable[[], bool] = lambda: True) -> I
 
 
 def replace(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
-    """Put a table in the place of whatever the folder held: one part of a fixed name, so that readers see the old rows
-    or the new ones, never none or both, also after a kill."""
-    write_bytes(join(folder, _WHOLE), _encoded(table, fingerprint, metadata))
+    """Put a table in the place of whatever the folder held."""
+    replace_streamed(folder, table.schema, [table], fingerprint, **metadata)
+
+
+def replace_streamed(
+    folder: str, schema: pa.Schema, rows: Iterable[pa.Table], fingerprint: Fingerprint, **metadata: Any
+) -> None:
+    """Put tables that come one after the other in the place of whatever the folder held.
+
+    However large, they are one part of a fixed name, a row group each: readers see the old rows or the new ones, never
+    none or both, also after a kill.
+    """
+    held = {"fingerprint": dict(fingerprint), **metadata}
+    schema = schema.with_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
+    # Floats hardly repeat: a dictionary of them costs time and space, their bytes apart compress.
+    floats = [f"{f.name}.list.element" for f in schema if pa.types.is_fixed_size_list(f.type)]
+    words = [f.name for f in schema if pa.types.is_string(f.type)]
+    with (
+        writing(join(folder, _WHOLE)) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            use_dictionary=words,
+            column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+        ) as writer,
+    ):
+        for table in rows:
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
     fs, _ = place(folder)
     for path in parts(folder):
         if not path.endswith(f"/{_WHOLE}"):
@@ -179,7 +205,13 @@ def _keys(names: Sequence[str]) -> list[str]:
 
 
 def _latest(table: pa.Table) -> pa.Table:
-    """One row a clip_id, ordered by id: a result before an error, an error that stands before one that is retried."""
+    """One row a clip_id, ordered by id."""
+    return table.take(latest_rows(table.select(["clip_id", "error"])))
+
+
+def latest_rows(table: pa.Table) -> pa.Array:
+    """Which rows of a stage's table count, one a clip_id, ordered by id: a result before an error, an error that stands
+    before one that is retried. `table` needs no more than `clip_id` and `error`."""
     codes = pc.list_element(pc.split_pattern(table.column("error"), ":", max_splits=1), 0)
     again = pc.fill_null(pc.is_in(codes, pa.array(RETRIED)), False)
     order = pa.table(
@@ -193,7 +225,7 @@ def _latest(table: pa.Table) -> pa.Table:
     new = np.ones(len(ids), bool)
     if len(ids) > 1:
         new[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-    return table.take(order.column("row").filter(pa.array(new)))
+    return order.column("row").filter(pa.array(new)).combine_chunks()
 
 
 def drop(folder: str, ids: Iterable[str]) -> None:
