@@ -15,7 +15,7 @@ from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import arms, ray_data, tables
 from pipeline.config import ConfigError, Run
-from pipeline.selection import under_mask
+from pipeline.feature_table import under_mask
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def curate(run: Run) -> None:
     ray_data.check_resources(run, STAGES)
     generate_queries(run)
     _readable("queries", run.queries.videos, stages.index(run, "queries"))
-    _usable(run, *stages.attribute(run, "queries"))
+    _usable(run, stages.attribute(run, "queries")[0])
     _readable("data", run.data.videos, stages.index(run, "clips"))
     stages.attribute(run, "clips")
     rank_clips(run)
@@ -51,10 +51,9 @@ def _readable(key: str, videos: str | None, rows: pa.Table) -> None:
         )
 
 
-def _usable(run: Run, motion: pa.Table, features: pa.Table) -> None:
+def _usable(run: Run, motion: pa.Table) -> None:
     """Queries run first: those that cannot be used are a warning, and where none can, the clips are not touched."""
-    settings = [s.model_dump() for s in run.attribution.settings]
-    ids, _ = under_mask(features, settings, run.ranking.mask)
+    ids = under_mask(run.root, "queries", run.ranking.mask).clip_ids.to_pylist()
     unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
     if not ids:
         why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"

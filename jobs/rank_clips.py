@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import fingerprints, stores, tables
+from pipeline import fingerprints, schemas, tables
 from pipeline.config import Run
-from pipeline.selection import influence_table, neighbors_table, rank, selection_table, unranked
+from pipeline.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
+from pipeline.stores import join
 
 
 def rank_clips(run: Run) -> None:
     fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
     for name in ("clips", "queries"):
-        tables.check(stores.join(run.root, "features", name), fingerprints.features(run))
-    ranked = rank(run, run.ranking.mask, run.ranking.whiten)
+        tables.check(join(run.root, "features", name), fingerprints.features(run))
+    progress = command.Progress("rank_clips")
+    ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: progress(done, total, {}))
     command.record(run)
-    others = unranked(run, ranked)
-    found = {
-        "influence": influence_table(ranked),
-        "neighbors": neighbors_table(ranked, run.ranking.neighbors),
-        "selection": selection_table(ranked, run.ranking, others),
-    }
-    for name, table in found.items():
-        tables.replace(stores.join(run.root, name), table, fingerprint, query_ids=ranked.query_ids)
-    total = found["selection"].filter(pc.equal(found["selection"].column("group"), "all"))
-    decided = Counter(total.column("decision").to_pylist())
+    others, decided = unranked(run.root, ranked), Counter[str]()
+    schema = schemas.influence_schema(len(ranked.query_ids))
+    for name, columns, rows in (
+        ("influence", schema, influence_tables(ranked)),
+        ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors)]),
+        ("selection", schemas.SELECTION, _counted(selection_tables(ranked, run.ranking, others), decided)),
+    ):
+        folder = join(run.root, name)
+        tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)
     split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))
-    print(f"selection: {total.num_rows} clips = {split} ({len(others)} of them not ranked)")
+    print(f"selection: {decided.total()} clips = {split} ({others.num_rows} of them not ranked)")
+
+
+def _counted(found: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:
+    """The same tables; counts what is decided for all queries together as they pass."""
+    for table in found:
+        counts = table.filter(pc.equal(table.column("group"), "all")).column("decision").value_counts()
+        decided.update({row["values"]: row["counts"] for row in counts.to_pylist()})
+        yield table
 
 
 if __name__ == "__main__":

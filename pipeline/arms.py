@@ -28,7 +28,6 @@ import pyarrow.compute as pc
 
 from pipeline import schemas, stores, tables
 from pipeline.config import Arm, ConfigError, Run
-from pipeline.ranking import order
 from pipeline.selection import rank
 
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
@@ -145,8 +144,8 @@ def _descending(clip_ids: Sequence[str], score: npt.NDArray[np.floating]) -> lis
 
 def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> list[str]:
     ranked = rank(run, mask, whiten)
-    found = ranked.of(_known_group(run, ranked.groups))
-    return [ranked.clip_ids[i] for i in order(found, ranked.clip_ids, by, run.ranking.vote_fraction)]
+    found: list[str] = ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction).to_pylist()
+    return found
 
 
 def _by_decision(run: Run, clip_ids: Sequence[str]) -> dict[str, float]:

@@ -1,15 +1,30 @@
-"""From features to influence, votes and a selection: pure functions on arrays."""
+"""From features to influence, votes and a selection: pure functions on arrays.
+
+What is here for all clips at once, `selection` does for as many as a bucket holds, with the same pieces.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Ranking
 
 Array = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int32]
+
+BLOCK = 2048  # rows whose products are summed in float32 before they join a sum in float64
+CHUNK = 1 << 18  # rows of a selection that are put into words at a time
+
+
+# --- influence --------------------------------------------------------------------------------------------------------
 
 
 def unit_settings(features: Array, settings: int) -> Array:
@@ -18,9 +33,24 @@ def unit_settings(features: Array, settings: int) -> Array:
     The cosine of two rows is then the mean of their settings' cosines. A part of zeros stays zeros.
     """
     parts = features.reshape(len(features), settings, features.shape[1] // settings)
-    length = np.linalg.norm(parts, axis=2, keepdims=True)
-    unit = parts / np.where(length > 0, length, 1) / np.float32(np.sqrt(settings))
-    return unit.reshape(features.shape).astype(np.float32)
+    length = np.sqrt(np.vecdot(parts, parts) * np.float32(settings))
+    unit = parts * (1 / np.where(length > 0, length, np.float32(1)))[..., None]
+    return unit.reshape(features.shape).astype(np.float32, copy=False)
+
+
+def second_moment(phi: Array) -> Sums:
+    """Phi^T Phi of unit rows: [N, k] -> [k, k]. Sums of parts of the rows add up to that of all."""
+    total = np.zeros((phi.shape[1], phi.shape[1]))
+    for start in range(0, len(phi), BLOCK):
+        rows = phi[start : start + BLOCK]
+        total += rows.T @ rows  # one array twice: BLAS computes half of the product
+    return total
+
+
+def whitened(queries: Array, moment: Sums, count: int, whiten: float) -> Array:
+    """TRAK's preconditioner on unit rows: ``phi_q (moment / count + whiten * I)^-1``; [Q, k] -> [Q, k]."""
+    covariance = moment / count + whiten * np.eye(len(moment))
+    return np.ascontiguousarray(np.linalg.solve(covariance, queries.T.astype(np.float64)).T, np.float32)
 
 
 def influence(clips: Array, queries: Array, whiten: float | None = None) -> Array:
@@ -32,31 +62,59 @@ def influence(clips: Array, queries: Array, whiten: float | None = None) -> Arra
     """
     phi, q = unit_settings(clips, 1), unit_settings(queries, 1)
     if whiten is not None:
-        covariance = phi.T.astype(np.float64) @ phi / len(phi)
-        q = np.linalg.solve(covariance + whiten * np.eye(phi.shape[1]), q.T.astype(np.float64)).T
-    found: Array = phi @ q.T.astype(np.float32)
+        q = whitened(q, second_moment(phi), len(phi), whiten)
+    found: Array = phi @ q.T
     return found
 
 
-def votes(influence: Array, fraction: float = 0.1) -> npt.NDArray[np.int32]:
+# --- votes and order --------------------------------------------------------------------------------------------------
+
+
+def share(fraction: float, count: int) -> int:
+    """How many a fraction of `count` clips is: one at least."""
+    return max(1, round(fraction * count))
+
+
+def votes(influence: Array, fraction: float = 0.1) -> Counts:
     """How many queries have each clip above their own cutoff: [N, Q] -> [N].
 
     A query's cutoff leaves exactly max(1, round(fraction * N)) clips at or above it, ties aside.
     """
-    count = max(1, round(fraction * len(influence)))
-    cutoff = np.partition(influence, len(influence) - count, axis=0)[len(influence) - count]
-    found: npt.NDArray[np.int32] = (influence >= cutoff).sum(1, dtype=np.int32)
+    last = len(influence) - share(fraction, len(influence))
+    columns = np.ascontiguousarray(influence.T)
+    cutoff = np.partition(columns, last, axis=1)[:, last]
+    found: Counts = (columns >= cutoff[:, None]).sum(0, dtype=np.int32)
     return found
 
 
-def order(
-    influence: Array, clip_ids: Sequence[str], by: Literal["mean", "votes"], vote_fraction: float = 0.1
-) -> npt.NDArray[np.int64]:
+def mean_influence(influence: Array) -> Array:
+    """[N, Q] -> [N], summed in float64."""
+    found: Array = influence.mean(1, dtype=np.float64).astype(np.float32)
+    return found
+
+
+def placed(mean: Array, votes: Counts | None, clip_ids: pa.Array) -> Rows:
+    """The rows from best to worst: by votes where given, then mean influence, then clip_id. [N]"""
+    rows = np.lexsort((-mean,) if votes is None else (-mean, -votes))
+    same = mean[rows[1:]] == mean[rows[:-1]]
+    if votes is not None:
+        same &= votes[rows[1:]] == votes[rows[:-1]]
+    if same.any():  # ids are compared within a tie alone: to sort all of them takes longer than all else
+        tied = np.append(False, same) | np.append(same, False)
+        run = np.cumsum(np.append(True, ~same))[tied]
+        names = pa.table({"run": run, "clip_id": clip_ids.take(pa.array(rows[tied]))})
+        by = pc.sort_indices(names, sort_keys=[("run", "ascending"), ("clip_id", "ascending")])
+        rows[tied] = rows[tied][by.to_numpy()]
+    return rows
+
+
+def order(influence: Array, clip_ids: Sequence[str], by: Literal["mean", "votes"], vote_fraction: float = 0.1) -> Rows:
     """The clips from best to worst: by votes (or not), then mean influence, then clip_id. [N]"""
-    mean = influence.mean(1)
-    first = votes(influence, vote_fraction) if by == "votes" else np.zeros(len(mean), np.int32)
-    found: npt.NDArray[np.int64] = np.lexsort((np.asarray(clip_ids), -mean, -first))
-    return found
+    first = votes(influence, vote_fraction) if by == "votes" else None
+    return placed(mean_influence(influence), first, pa.array(clip_ids, pa.large_string()))
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
 
 
 def select(
@@ -77,32 +135,50 @@ def select(
     """
     if not len(influence):
         raise ValueError("influence: there is no clip with a feature, so there is nothing to select from")
-    placed = order(influence, clip_ids, by, vote_fraction)
-    mean, given = influence.mean(1)[placed], votes(influence, vote_fraction)[placed]
-    rank, n = np.arange(len(placed)), len(placed)
-    chosen = rank < max(1, round(fraction * n)) if above is None else mean > above
-    bad = (rank >= n - round(harmful * n)) & (mean < 0) if below is None else mean < below
-    bad &= ~chosen
-    positive = np.maximum(mean, 0)
-    weight = positive / max(float(positive.sum()), 1e-12)
-    rule = f"first {int(chosen.sum())} of {n} by {by}" if above is None else f"mean influence above {above:g}"
-    worst = f"last {round(harmful * n)} of {n} and negative" if below is None else f"mean influence below {below:g}"
-    reasons = np.select([chosen, bad], [rule, worst], "between the cuts")
-    queries = influence.shape[1]
-    return pa.table(
-        {
-            "clip_id": pa.array([clip_ids[i] for i in placed], pa.string()),
-            "votes": pa.array(given, pa.int32()),
-            "mean_influence": pa.array(mean, pa.float32()),
-            "rank": pa.array(rank, pa.int64()),
-            "decision": pa.array(np.select([chosen, bad], ["selected", "harmful"], "neutral").tolist(), pa.string()),
-            "weight": pa.array(weight, pa.float32()),
-            "reason": pa.array(
-                [
-                    f"{reason}: rank {r}, mean influence {m:+.4f}, {v} of {queries} votes"
-                    for reason, r, m, v in zip(reasons.tolist(), rank, mean, given, strict=True)
-                ],
-                pa.string(),
-            ),
-        }
-    )
+    rule = Ranking(by=by, fraction=fraction, harmful=harmful, vote_fraction=vote_fraction, above=above, below=below)
+    given, ids = votes(influence, vote_fraction), pa.array(clip_ids, pa.large_string())
+    tables = decisions(mean_influence(influence), given, ids, influence.shape[1], rule)
+    return pa.concat_tables(tables)
+
+
+def decisions(mean: Array, votes: Counts, clip_ids: pa.Array, queries: int, rule: Ranking) -> Iterator[pa.Table]:
+    """The tables of `select`, one after the other by rank, at most CHUNK rows each."""
+    rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
+    total = max(float(np.maximum(mean, 0).sum(dtype=np.float64)), 1e-12)
+    count = share(rule.fraction, n) if rule.above is None else int((mean > rule.above).sum())
+    first = f"first {count} of {n} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
+    last = round(rule.harmful * n)
+    worst = f"last {last} of {n} and negative" if rule.below is None else f"mean influence below {rule.below:g}"
+    for start in range(0, n, CHUNK):
+        here = rows[start : start + CHUNK]
+        rank, m, v = np.arange(start, start + len(here)), mean[here], votes[here]
+        chosen = rank < count if rule.above is None else m > rule.above
+        bad = (rank >= n - last) & (m < 0) if rule.below is None else m < rule.below
+        decided = np.where(chosen, 0, np.where(bad, 1, 2)).astype(np.int8)
+        yield pa.table(
+            {
+                "clip_id": clip_ids.take(pa.array(here)).cast(pa.string()),
+                "votes": pa.array(v, pa.int32()),
+                "mean_influence": pa.array(m, pa.float32()),
+                "rank": pa.array(rank, pa.int64()),
+                "decision": _words(decided, ["selected", "harmful", "neutral"]),
+                "weight": pa.array(np.maximum(m, 0) / total, pa.float32()),
+                "reason": _reasons(_words(decided, [first, worst, "between the cuts"]), rank, m, v, queries),
+            }
+        )
+
+
+def _words(index: npt.NDArray[np.int8], words: list[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(words, pa.string())).cast(pa.string())
+
+
+def _reasons(rule: pa.Array, rank: Rows, mean: Array, votes: Counts, queries: int) -> pa.Array:
+    """``RULE: rank 7, mean influence +0.1234, 3 of 50 votes`` for every row."""
+    parts = np.rint(np.abs(mean.astype(np.float64)) * 1e4).astype(np.int64)
+    sign = _words(np.signbit(mean).astype(np.int8), [", mean influence +", ", mean influence -"])
+    return pc.binary_join_element_wise(
+        rule, ": rank ", pa.array(rank).cast(pa.string()),
+        sign, pa.array(parts // 10000).cast(pa.string()), ".",
+        pc.ascii_lpad(pa.array(parts % 10000).cast(pa.string()), 4, "0"),
+        ", ", pa.array(votes).cast(pa.string()), f" of {queries} votes", "",
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +11,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline import schemas, tables
+from pipeline.columns import Columns
 from pipeline.config import ConfigError, Ranking
+from pipeline.feature_table import under_mask
 from pipeline.ranking import influence, order, select, unit_settings, votes
-from pipeline.selection import Ranked, neighbors_table, selection_table, under_mask
+from pipeline.selection import Ranked, neighbors_table, selection_tables
 
 Array = npt.NDArray[np.float32]
 
@@ -245,41 +248,48 @@ def features_table() -> tuple[pa.Table, Array]:
     return pa.table(arrays, schema=schemas.features_schema(3, 8)), features
 
 
-def test_features_under_a_mask_are_those_of_its_settings_and_of_moving_clips() -> None:
+def test_features_under_a_mask_are_those_of_its_settings_and_of_moving_clips(tmp_path: Path) -> None:
     table, features = features_table()
-    names, found = under_mask(table, SETTINGS, "motion")
-    assert names == ["a", "d"], f"still or failed clips have features under the motion mask: {names}"
-    assert np.allclose(found, unit_settings(features[[0, 3]][:, [0, 2]].reshape(2, -1), 2))
-    names, found = under_mask(table, SETTINGS, "none")
-    assert names == ["a", "b", "d"], f"still clips must keep their unmasked features: {names}"
-    assert np.allclose(found, unit_settings(features[[0, 1, 3]][:, 1], 1)), "a row was joined by its position"
+    tables.append(str(tmp_path / "features/clips"), table, {}, settings=SETTINGS)
+    found = under_mask(str(tmp_path), "clips", "motion")
+    assert found.clip_ids.to_pylist() == ["a", "d"], "still or failed clips have features under the motion mask"
+    rows = np.concatenate(list(found.map(lambda phi: phi)))
+    assert np.allclose(rows, unit_settings(features[[0, 3]][:, [0, 2]].reshape(2, -1), 2))
+    found = under_mask(str(tmp_path), "clips", "none")
+    assert found.clip_ids.to_pylist() == ["a", "b", "d"], "still clips must keep their unmasked features"
+    rows = np.concatenate(list(found.map(lambda phi: phi)))
+    assert np.allclose(rows, unit_settings(features[[0, 1, 3]][:, 1], 1)), "a row was joined by its position"
 
 
-def test_a_mask_that_no_setting_has_is_an_error() -> None:
+def test_a_mask_that_no_setting_has_is_an_error(tmp_path: Path) -> None:
+    tables.append(str(tmp_path / "features/clips"), features_table()[0], {}, settings=SETTINGS[::2])
     with pytest.raises(ConfigError, match="mask: none"):
-        under_mask(features_table()[0], SETTINGS[:1], "none")
+        under_mask(str(tmp_path), "clips", "none")
 
 
 def ranked() -> Ranked:
-    return Ranked(ids(12), ["q0", "q1", "q2"], ["spin", "spin", "roll"], normal(0, 12, 3))
+    columns = Columns(12, 3)
+    columns.add(normal(0, 12, 3))
+    return Ranked(pa.array(ids(12), pa.large_string()), ["q0", "q1", "q2"], ["spin", "spin", "roll"], columns)
 
 
 def test_neighbors_are_each_querys_nearest_and_farthest() -> None:
     for row in (found := neighbors_table(ranked(), 4).to_pylist()):
-        scores = ranked().influence[:, ["q0", "q1", "q2"].index(row["query_id"])]
-        placed = np.argsort(-scores) if row["sign"] == "positive" else np.argsort(scores)
-        assert row["clip_id"] == ids(12)[placed[row["rank"]]], f"wrong neighbour: {row}"
-        assert math.isclose(row["influence"], scores[placed[row["rank"]]], rel_tol=1e-6)
+        scores = normal(0, 12, 3)[:, ["q0", "q1", "q2"].index(row["query_id"])]
+        best = np.argsort(-scores) if row["sign"] == "positive" else np.argsort(scores)
+        assert row["clip_id"] == ids(12)[best[row["rank"]]], f"wrong neighbour: {row}"
+        assert math.isclose(row["influence"], scores[best[row["rank"]]], rel_tol=1e-6)
     assert len(found) == 3 * 2 * 4
 
 
 def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() -> None:
-    table = selection_table(ranked(), Ranking(fraction=0.25), {"still": "no_motion: still"})
+    others = pa.table({"clip_id": ["still"], "error": ["no_motion: still"]})
+    table = pa.concat_tables(selection_tables(ranked(), Ranking(fraction=0.25), others))
     assert table.schema.equals(schemas.SELECTION)
     for group, queries in (("all", [0, 1, 2]), ("spin", [0, 1]), ("roll", [2])):
         rows = {row["clip_id"]: row for row in table.to_pylist() if row["group"] == group}
         assert set(rows) == {*ids(12), "still"}, f"group {group} lacks clips"
-        mean = ranked().influence[:, queries].mean(1)
+        mean = normal(0, 12, 3)[:, queries].mean(1)
         chosen = {i for i, row in rows.items() if row["decision"] == "selected"}
         assert chosen == {ids(12)[i] for i in np.argsort(-mean)[:3]}, f"group {group} is ranked by other queries"
         assert rows["still"]["decision"] == "neutral"

@@ -1,0 +1,48 @@
+"""A matrix too large for memory, written by rows and read by columns."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+class Columns:
+    """Float32 [rows, columns] in an unnamed temporary file (TMPDIR), which goes with the object or the process.
+
+    ``columns[q]`` is a copy of column q, as ``a.T[q]`` is of an array `a`. Rows are added from the first to the last.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.rows, self.columns, self.filled = rows, columns, 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as this object)
+
+    def __len__(self) -> int:
+        return self.columns
+
+    def __getitem__(self, column: int) -> Array:
+        return self.read(column, 0, self.rows)
+
+    def read(self, column: int, start: int, stop: int) -> Array:
+        """Rows start ... stop-1 of a column. Safe from several threads."""
+        found = np.empty(stop - start, np.float32)
+        at, view = 4 * (column * self.rows + start), memoryview(found.data).cast("B")
+        while view:
+            got = os.preadv(self._file.fileno(), [view], at)
+            if not got:
+                raise EOFError(f"column {column}: rows {start} to {stop} were not all written")
+            at, view = at + got, view[got:]
+        return found
+
+    def add(self, values: Array) -> None:
+        """The next rows [n, columns]."""
+        for column, held in enumerate(np.ascontiguousarray(values.T)):
+            at, view = 4 * (column * self.rows + self.filled), memoryview(held.data).cast("B")
+            while view:
+                put = os.pwrite(self._file.fileno(), view, at)
+                at, view = at + put, view[put:]
+        self.filled += len(values)

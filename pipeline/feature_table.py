@@ -1,0 +1,112 @@
+"""The features of a run under one mask, streamed from their table part by part.
+
+Memory holds the clips' ids and one flag a row; of the features themselves a few parts' worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import tables
+from pipeline.config import ConfigError
+from pipeline.parallel import in_order
+from pipeline.ranking import unit_settings
+from pipeline.stores import join, place
+
+Array = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+R = TypeVar("R")
+
+BATCH = 4096  # rows decoded at a time
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The clips that have features under a mask: one row each, the row that counts where there are two."""
+
+    folder: str
+    settings: int  # of a row of the table
+    members: tuple[int, ...]  # those of them under the mask
+    parts: tuple[tuple[str, Flags], ...]  # each part and which of its rows are among the clips
+    clip_ids: pa.LargeStringArray  # of those rows, in the parts' order
+
+    def map(self, call: Callable[[Array], R]) -> Iterator[R]:
+        """`call` of the unit rows [n, members * k] of these clips, in the order of `clip_ids`, over all cores."""
+        fs, _ = place(self.folder)
+
+        def of_part(part: tuple[str, Flags]) -> list[R]:
+            path, kept = part
+            found, start = [], 0
+            # A buffer, or a whole row group's bytes would be held.
+            with pq.ParquetFile(path, filesystem=fs, buffer_size=1 << 20) as file:
+                for batch in file.iter_batches(BATCH, columns=["feature"], use_threads=False):
+                    here = kept[start : start + batch.num_rows]
+                    start += batch.num_rows
+                    if here.any():
+                        found.append(call(self._unit(batch.column(0), here)))
+            return found
+
+        for results in in_order(of_part, self.parts):
+            yield from results
+
+    def _unit(self, column: pa.FixedSizeListArray, kept: Flags) -> Array:
+        rows = column if kept.all() else column.filter(pa.array(kept))
+        values = rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), self.settings, -1)
+        chosen = values if len(self.members) == self.settings else values[:, list(self.members)]
+        return unit_settings(np.ascontiguousarray(chosen).reshape(len(rows), -1), len(self.members))
+
+
+def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]:
+    """The settings under a mask. Raises ConfigError where there is none."""
+    found = tuple(i for i, setting in enumerate(settings) if setting["mask"] == mask)
+    if not found:
+        raise ConfigError(f"attribution.settings has no setting with mask: {mask}; add one and extract features again.")
+    return found
+
+
+def under_mask(root: str, name: str, mask: str) -> FeatureTable:
+    """The features of `clips` or `queries` under a mask. A still clip has none under "motion".
+
+    Raises ConfigError where there is no such table, or no such setting.
+    """
+    folder = join(root, "features", name)
+    paths = tables.parts(folder)
+    if not paths:
+        raise ConfigError(f"root={root!r} has no table features/{name}; run extract_features first, or curate.")
+    settings = tables.metadata(folder)["settings"]
+    chosen, (fs, _) = members(settings, mask), place(folder)
+
+    def of_part(path: str) -> tuple[pa.Table, Flags]:
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            table = file.read(["clip_id", "error", "norm"], use_threads=False)
+        norm = table.column("norm").combine_chunks()
+        usable = table.column("error").is_null().to_numpy().copy()
+        values = norm.filter(pa.array(usable)).flatten().to_numpy().reshape(-1, len(settings))
+        usable[usable] = (values[:, list(chosen)] > 0).all(1)
+        return table.select(["clip_id", "error"]).replace_schema_metadata(), usable
+
+    found = list(in_order(of_part, paths))
+    rows = pa.concat_tables([table for table, _ in found])
+    kept = np.concatenate([usable for _, usable in found]) & _counting(rows)
+    starts = np.cumsum([0, *(len(usable) for _, usable in found)])
+    ids = rows.column("clip_id").filter(pa.array(kept)).cast(pa.large_string()).combine_chunks()
+    parts = tuple((path, kept[a:b]) for path, a, b in zip(paths, starts[:-1], starts[1:], strict=True))
+    return FeatureTable(folder, len(settings), chosen, tuple(p for p in parts if p[1].any()), ids)
+
+
+def _counting(rows: pa.Table) -> Flags:
+    """Which rows count. A clip has two where a run was killed between writing a merged part and removing the old ones;
+    else they need not be sorted to know it."""
+    if pc.count_distinct(rows.column("clip_id")).as_py() == rows.num_rows:
+        return np.ones(rows.num_rows, bool)
+    found = np.zeros(rows.num_rows, bool)
+    found[tables.latest_rows(rows).to_numpy()] = True
+    return found

@@ -1,0 +1,197 @@
+"""Ranking streamed from tables against ranking of the same features as arrays, and what it does to tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import config, feature_table, schemas, selection, tables
+from pipeline.columns import Columns
+from pipeline.config import Ranking, Run
+from pipeline.parallel import in_order
+from pipeline.ranking import influence, order, select, unit_settings, votes
+
+Array = npt.NDArray[np.float32]
+SETTINGS = [{"timestep": 751, "noise": 0, "mask": "motion"}, {"timestep": 501, "noise": 0, "mask": "motion"}]
+N, K = 3000, 32
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def rows(ids: list[str], features: Array, errors: list[str | None] | None = None) -> pa.Table:
+    errors = errors or [None] * len(ids)
+    valid, norm = np.array([e is None for e in errors]), np.ones((len(ids), 2), np.float32)
+    arrays = [
+        pa.array(ids),
+        pa.array(["v"] * len(ids)),
+        tables.vectors(features, valid),
+        tables.vectors(norm, valid),
+        tables.vectors(norm, valid),
+        pa.array([9] * len(ids), pa.int32()),
+        pa.array(errors, pa.string()),
+    ]
+    return pa.table(arrays, schema=schemas.features_schema(2, K))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """3,000 clips in parts of several sizes and no order, 6 queries in two groups; features with a shared direction."""
+    names = [f"clip{i:05d}" for i in np.random.default_rng(5).permutation(N)]
+    start = 0
+    for size in (1, 700, 999, 1300):
+        tables.append(
+            str(tmp_path / "features/clips"), rows(names[start : start + size], features()[start : start + size]), {},
+            settings=SETTINGS,
+        )  # fmt: skip
+        start += size
+    query_ids = [f"q{i}" for i in range(6)]
+    tables.append(str(tmp_path / "features/queries"), rows(query_ids, queries()), {}, settings=SETTINGS)
+    clips = {n: [None] * 6 for n in schemas.QUERIES.names}
+    grouped = pa.table({**clips, "clip_id": query_ids, "group": ["spin"] * 4 + ["roll"] * 2}, schema=schemas.QUERIES)
+    tables.append(str(tmp_path / "queries"), grouped, {})
+    return config.load("demo", {"root": str(tmp_path)})
+
+
+def features() -> Array:
+    return normal(0, N, 2 * K) + 2 * normal(3, 2 * K)
+
+
+def queries() -> Array:
+    return normal(1, 6, 2 * K) + 2 * normal(3, 2 * K)
+
+
+def ids() -> list[str]:
+    return [f"clip{i:05d}" for i in np.random.default_rng(5).permutation(N)]
+
+
+@pytest.mark.parametrize("whiten", [None, 0.01])
+def test_streamed_ranking_is_that_of_the_arrays(
+    run: Run, whiten: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_table, "BATCH", 256)
+    monkeypatch.setattr(selection, "HELD", 500)
+    whole = influence(unit_settings(features(), 2), unit_settings(queries(), 2), whiten)
+    ranked = selection.rank(run, "motion", whiten)
+    by_id = dict(zip(ids(), whole, strict=True))
+    expected = np.stack([by_id[i] for i in ranked.clip_ids.to_pylist()])
+    found = np.stack([ranked.influence[q] for q in range(6)], 1)
+    scale = float(np.abs(whole).max())
+    assert np.abs(found - expected).max() < 1e-6 * max(1, scale), "a streamed influence is not the array's"
+    for group, chosen in (("all", slice(6)), ("spin", slice(4)), ("roll", slice(4, 6))):
+        mean, given = ranked.score(group, ranked.cutoffs(0.1))
+        assert (given == votes(found[:, chosen], 0.1)).all(), f"votes of {group} are not exact"
+        assert np.allclose(mean, found[:, chosen].mean(1), rtol=1e-6, atol=1e-6)
+        for by in ("mean", "votes"):
+            names = ranked.clip_ids.to_pylist()
+            placed = [names[i] for i in order(found[:, chosen], names, by)]  # type: ignore[arg-type]
+            assert ranked.order(group, by, 0.1).to_pylist() == placed, f"{group} by {by}"  # type: ignore[arg-type]
+
+
+def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked = selection.rank(run, "motion", 0.01)
+    found = np.stack([ranked.influence[q] for q in range(6)], 1)
+    whole = select(found, ranked.clip_ids.to_pylist(), by="votes")
+    monkeypatch.setattr("pipeline.ranking.CHUNK", 700)
+    others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
+    streamed = pa.concat_tables(selection.selection_tables(ranked, Ranking(by="votes"), others))
+    streamed = streamed.filter(pa.compute.equal(streamed.column("group"), "all")).select(whole.column_names)
+    assert streamed.equals(whole), "rows differ between one chunk and several"
+
+
+def test_neighbors_are_exact_with_ties_by_id() -> None:
+    column = np.random.default_rng(0).integers(-4, 5, 400).astype(np.float32)  # full of ties
+    columns = Columns(400, 1)
+    columns.add(column[:, None])
+    names = [f"c{i:03d}" for i in np.random.default_rng(1).permutation(400)]
+    ranked = selection.Ranked(pa.array(names, pa.large_string()), ["q"], ["all"], columns)
+    found = selection.neighbors_table(ranked, 60).to_pylist()
+    whole = sorted(range(400), key=lambda i: (-column[i], names[i]))
+    for sign, expected in (("positive", whole[:60]), ("negative", whole[::-1][:60])):
+        assert [r["clip_id"] for r in found if r["sign"] == sign] == [names[i] for i in expected], sign
+    assert len(selection.neighbors_table(ranked, 1000)) == 800, "more neighbours are asked for than there are clips"
+
+
+def test_of_a_clips_two_rows_the_one_counts_that_tables_read_takes(run: Run) -> None:
+    """After a kill a merged part and its sources lie side by side; a failed clip that was tried again has an error."""
+    folder = str(Path(run.root) / "features/clips")
+    before = selection.rank(run, "motion", 0.01)
+    again = ids()[:5]
+    tables.append(folder, rows(again, normal(9, 5, 2 * K), ["read: gone"] * 5), {}, settings=SETTINGS)
+    tables.append(folder, rows([*ids()[5:300], "zz"], normal(9, 296, 2 * K), [None] * 295 + ["memory: x"]), {},
+                  settings=SETTINGS)  # fmt: skip
+    after = selection.rank(run, "motion", 0.01)
+    assert sorted(after.clip_ids.to_pylist()) == sorted(before.clip_ids.to_pylist()), "clips are doubled or lost"
+    read = tables.read(folder, ["clip_id", "feature"])
+    kept = dict(zip(read.column("clip_id").to_pylist(), read.column("feature").to_pylist(), strict=True))
+    used = np.concatenate(list(feature_table.under_mask(run.root, "clips", "motion").map(lambda phi: phi)))
+    expected = unit_settings(np.array([kept[i] for i in after.clip_ids.to_pylist()], np.float32), 2)
+    assert np.array_equal(used, expected), "another row than that of tables.read is ranked"
+    others = selection.unranked(run.root, after).to_pylist()
+    assert others == [{"clip_id": "zz", "error": "memory: x"}], f"not ranked: {others}"
+
+
+def test_why_a_clip_is_not_ranked_is_its_latest_error(run: Run) -> None:
+    motion = pa.table({"clip_id": ["x", "y", "clip00000"], "error": ["no_motion: x", None, "no_motion: stale"]})
+    clips = pa.table({"clip_id": ["x", "y", "w"], "error": [None, None, "decode: w"]})
+    tables.append(str(Path(run.root) / "motion/clips"), motion, {})
+    tables.append(str(Path(run.root) / "clips"), clips, {})
+    found = selection.unranked(run.root, selection.rank(run, "motion", None)).to_pylist()
+    assert found == [
+        {"clip_id": "w", "error": "decode: w"},
+        {"clip_id": "x", "error": "no_motion: x"},
+        {"clip_id": "y", "error": "it has no feature under the ranking's mask"},
+    ]
+
+
+def test_columns_are_those_of_the_matrix_and_what_is_missing_is_an_error() -> None:
+    values, columns = normal(0, 50, 3), Columns(50, 3)
+    columns.add(values[:20])
+    with pytest.raises(EOFError, match="were not all written"):
+        columns[2]
+    columns.add(values[20:])
+    assert all(np.array_equal(columns[q], values[:, q]) for q in range(3))
+    assert np.array_equal(columns.read(1, 10, 30), values[10:30, 1])
+
+
+def test_readers_see_the_old_rows_until_the_new_ones_are_whole(tmp_path: Path) -> None:
+    """Neither a reader while it is written nor one after it failed sees a mixture, or a file that is not whole."""
+    folder = str(tmp_path / "influence")
+    tables.replace(folder, pa.table({"clip_id": ["old"]}), {"a": 1})
+    schema = pa.schema([("clip_id", pa.string())])
+
+    def coming(fail: bool) -> Iterator[pa.Table]:
+        for i in range(3):
+            found = tables.read(folder)
+            assert found is not None
+            assert found.column("clip_id").to_pylist() == ["old"], "a reader sees rows of an unfinished table"
+            yield pa.table({"clip_id": [f"new{i}"]})
+        if fail:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tables.replace_streamed(folder, schema, coming(True), {"a": 2})
+    assert [p.name for p in (tmp_path / "influence").iterdir()] == ["part-all.parquet"], "leftovers of a failed writer"
+    assert tables.metadata(folder)["fingerprint"] == {"a": 1}
+    tables.replace_streamed(folder, schema, coming(False), {"a": 2}, query_ids=["q"])
+    assert pq.ParquetDataset(folder).read().column("clip_id").to_pylist() == ["new0", "new1", "new2"]
+    assert tables.metadata(folder) == {"fingerprint": {"a": 2}, "query_ids": ["q"]}
+
+
+def test_work_over_threads_comes_in_order_and_an_error_surfaces() -> None:
+    assert list(in_order(lambda i: i * i, range(50))) == [i * i for i in range(50)]
+
+    def call(i: int) -> int:
+        if i == 30:
+            raise ValueError("part 30 cannot be read")
+        return i
+
+    with pytest.raises(ValueError, match="part 30"):
+        list(in_order(call, range(50)))
