@@ -23,11 +23,12 @@ def rank_clips(run: Run) -> None:
     ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: progress(done, total, {}))
     command.record(run)
     others, decided = unranked(run.root, ranked), Counter[str]()
+    marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
     schema = schemas.influence_schema(len(ranked.query_ids))
     for name, columns, rows in (
         ("influence", schema, influence_tables(ranked)),
-        ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors)]),
-        ("selection", schemas.SELECTION, _counted(selection_tables(ranked, run.ranking, others), decided)),
+        ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors, marks)]),
+        ("selection", schemas.SELECTION, _counted(selection_tables(ranked, run.ranking, marks, others), decided)),
     ):
         folder = join(run.root, name)
         tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)

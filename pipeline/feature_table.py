@@ -6,7 +6,7 @@ Memory holds the clips' ids and one flag a row; of the features themselves a few
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +37,16 @@ class FeatureTable:
     members: tuple[int, ...]  # those of them under the mask
     parts: tuple[tuple[str, Flags], ...]  # each part and which of its rows are among the clips
     clip_ids: pa.LargeStringArray  # of those rows, in the parts' order
+
+    def split(self, rows: int) -> tuple[FeatureTable, FeatureTable]:
+        """The first parts with no more than so many clips in all, and the others."""
+        ends = np.cumsum([kept.sum() for _, kept in self.parts])
+        first = int(np.searchsorted(ends, rows, "right"))
+        count = int(ends[first - 1]) if first else 0
+        return (
+            replace(self, parts=self.parts[:first], clip_ids=self.clip_ids[:count]),
+            replace(self, parts=self.parts[first:], clip_ids=self.clip_ids[count:]),
+        )
 
     def map(self, call: Callable[[Array], R]) -> Iterator[R]:
         """`call` of the unit rows [n, members * k] of these clips, in the order of `clip_ids`, over all cores."""

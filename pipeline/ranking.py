@@ -20,7 +20,7 @@ Sums = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
 
-BLOCK = 2048  # rows whose products are summed in float32 before they join a sum in float64
+BLOCK = 4096  # rows whose products are summed in float32 before they join a sum in float64
 CHUNK = 1 << 18  # rows of a selection that are put into words at a time
 
 

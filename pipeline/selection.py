@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,23 @@ from pipeline.columns import Columns
 from pipeline.config import ConfigError, Ranking, Run
 from pipeline.feature_table import FeatureTable, under_mask
 from pipeline.parallel import in_order
-from pipeline.ranking import CHUNK, decisions, placed, second_moment, share, whitened
+from pipeline.ranking import CHUNK, Counts, Rows, decisions, placed, second_moment, share, whitened
 from pipeline.stores import join
 
 Array = npt.NDArray[np.float32]
-Counts = npt.NDArray[np.int32]
 Progress = Callable[[int, int], None]  # rows done, rows in all
 HELD = 1 << 16  # rows of influence gathered before they go to their columns
+RESIDENT = 1 << 30  # bytes of features that whitening keeps from its first pass for its second
 
 # --- influence --------------------------------------------------------------------------------------------------------
+
+
+class Marks(NamedTuple):
+    """Every query's influence at the last clip it votes for, its last neighbor and its last opposite: [Q] each."""
+
+    votes_from: Array
+    nearest_from: Array
+    farthest_to: Array
 
 
 @dataclass(frozen=True)
@@ -47,24 +55,30 @@ class Ranked:
     def all_groups(self) -> list[str]:
         return ["all", *sorted(set(self.groups) - {"all"})]
 
-    def cutoffs(self, fraction: float) -> Array:
-        """What influence a query votes from: exactly that of its max(1, round(fraction * N))-th clip. [Q]"""
-        last = len(self.clip_ids) - share(fraction, len(self.clip_ids))
-        return np.array(list(in_order(lambda q: np.partition(self.influence[q], last)[last], range(len(self.groups)))))
+    def marks(self, vote_fraction: float, neighbors: int = 1) -> Marks:
+        """The exact influence at three places of every query's order."""
+        count = len(self.clip_ids)
+        ends = min(neighbors, count)
+        places = [count - share(vote_fraction, count), count - ends, ends - 1]
 
-    def score(self, group: str, cutoffs: Array) -> tuple[Array, Counts]:
+        def of_query(query: int) -> Array:
+            return np.partition(self.influence[query], sorted(set(places)))[places]
+
+        return Marks(*np.array(list(in_order(of_query, range(len(self.query_ids))))).T)
+
+    def score(self, group: str, marks: Marks) -> tuple[Array, Counts]:
         """Mean influence on a group's queries, and how many of them vote for each clip: [N], [N]."""
         total, votes = np.zeros(len(self.clip_ids)), np.zeros(len(self.clip_ids), np.int32)
         queries = self.of(group)
         for query in queries:
             column = self.influence[query]
             total += column
-            votes += column >= cutoffs[query]
+            votes += column >= marks.votes_from[query]
         return (total / len(queries)).astype(np.float32), votes
 
     def order(self, group: str, by: Literal["mean", "votes"], vote_fraction: float) -> pa.LargeStringArray:
         """The clips' ids from best to worst for a group."""
-        mean, votes = self.score(group, self.cutoffs(vote_fraction))
+        mean, votes = self.score(group, self.marks(vote_fraction))
         return self.clip_ids.take(pa.array(placed(mean, votes if by == "votes" else None, self.clip_ids)))
 
 
@@ -96,23 +110,32 @@ def influence_columns(
 ) -> Columns:
     """`ranking.influence` of a table's clips on the queries' unit rows [Q, k], clip by clip in the table's order."""
     count, done = len(clips.clip_ids), 0
-    passes = 1 if whiten is None else 2
+    first, rest = clips.split(0 if whiten is None else RESIDENT // queries[0].nbytes)
+    reads = count if whiten is None else count + len(rest.clip_ids)
 
     def tell(rows: int) -> None:
         nonlocal done
         done += rows
         if progress:
-            progress(done, passes * count)
+            progress(done, reads)
 
     tell(0)
+    resident = list[Array]()
     if whiten is not None:
         moment = np.zeros((queries.shape[1], queries.shape[1]))
-        for rows, found in clips.map(lambda phi: (len(phi), second_moment(phi))):
+        for phi, found in first.map(lambda phi: (phi, second_moment(phi))):
+            resident.append(phi)
+            moment += found
+            tell(len(phi))
+        for rows, found in rest.map(lambda phi: (len(phi), second_moment(phi))):
             moment += found
             tell(rows)
         queries = whitened(queries, moment, count, whiten)
     columns, held = Columns(count, len(queries)), list[Array]()
-    for values in clips.map(lambda phi: phi @ queries.T):
+    for phi in resident:
+        columns.add(phi @ queries.T)
+    resident.clear()
+    for values in rest.map(lambda phi: phi @ queries.T):
         held.append(values)
         if sum(map(len, held)) >= HELD:
             columns.add(np.concatenate(held))
@@ -136,11 +159,14 @@ def influence_tables(ranked: Ranked) -> Iterator[pa.Table]:
         yield pa.table([ids, tables.vectors(values)], schema=schema)
 
 
-def neighbors_table(ranked: Ranked, count: int) -> pa.Table:
-    """Each query's nearest and farthest clips: rank 0 is the most positive, or the most negative."""
+def neighbors_table(ranked: Ranked, count: int, marks: Marks) -> pa.Table:
+    """Each query's nearest and farthest clips: rank 0 is the most positive, or the most negative. `marks` are those for
+    this count."""
 
     def of_query(query: int) -> list[dict[str, object]]:
         column = ranked.influence[query]
+        high = _placed(column, np.flatnonzero(column >= marks.nearest_from[query]), ranked.clip_ids)
+        low = _placed(column, np.flatnonzero(column <= marks.farthest_to[query]), ranked.clip_ids)[::-1]
         return [
             {
                 "query_id": ranked.query_ids[query],
@@ -149,30 +175,24 @@ def neighbors_table(ranked: Ranked, count: int) -> pa.Table:
                 "influence": float(column[n]),
                 "sign": sign,
             }
-            for sign, ends in zip(("positive", "negative"), _ends(column, ranked.clip_ids, count), strict=True)
-            for place, n in enumerate(ends.tolist())
+            for sign, ends in (("positive", high), ("negative", low))
+            for place, n in enumerate(ends[:count].tolist())
         ]
 
     rows = [row for found in in_order(of_query, range(len(ranked.query_ids))) for row in found]
     return pa.Table.from_pylist(rows, schema=schemas.NEIGHBORS)
 
 
-def _ends(column: Array, clip_ids: pa.LargeStringArray, count: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """The first and the last `count` rows of the order by influence, then clip_id; the last ones from the end."""
-    count = min(count, len(column))
-    marks = np.partition(column, (count - 1, len(column) - count))
-    high = np.flatnonzero(column >= marks[len(column) - count])
-    low = np.flatnonzero(column <= marks[count - 1])
-    first, last = (rows[placed(column[rows], None, clip_ids.take(pa.array(rows)))] for rows in (high, low))
-    return first[:count], last[::-1][:count]
+def _placed(column: Array, rows: Rows, clip_ids: pa.LargeStringArray) -> Rows:
+    """Some rows, ordered by influence, then clip_id."""
+    return rows[placed(column[rows], None, clip_ids.take(pa.array(rows)))]
 
 
-def selection_tables(ranked: Ranked, rule: Ranking, others: pa.Table) -> Iterator[pa.Table]:
+def selection_tables(ranked: Ranked, rule: Ranking, marks: Marks, others: pa.Table) -> Iterator[pa.Table]:
     """A decision on every clip for every group of queries, CHUNK rows at a time; the `others`, clip_id and why, are not
     ranked."""
-    cutoffs = ranked.cutoffs(rule.vote_fraction)
     for group in ranked.all_groups:
-        mean, votes = ranked.score(group, cutoffs)
+        mean, votes = ranked.score(group, marks)
         for table in decisions(mean, votes, ranked.clip_ids, len(ranked.of(group)), rule):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):

@@ -274,7 +274,7 @@ def ranked() -> Ranked:
 
 
 def test_neighbors_are_each_querys_nearest_and_farthest() -> None:
-    for row in (found := neighbors_table(ranked(), 4).to_pylist()):
+    for row in (found := neighbors_table(ranked(), 4, ranked().marks(0.1, 4)).to_pylist()):
         scores = normal(0, 12, 3)[:, ["q0", "q1", "q2"].index(row["query_id"])]
         best = np.argsort(-scores) if row["sign"] == "positive" else np.argsort(scores)
         assert row["clip_id"] == ids(12)[best[row["rank"]]], f"wrong neighbour: {row}"
@@ -284,7 +284,7 @@ def test_neighbors_are_each_querys_nearest_and_farthest() -> None:
 
 def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() -> None:
     others = pa.table({"clip_id": ["still"], "error": ["no_motion: still"]})
-    table = pa.concat_tables(selection_tables(ranked(), Ranking(fraction=0.25), others))
+    table = pa.concat_tables(selection_tables(ranked(), Ranking(fraction=0.25), ranked().marks(0.1), others))
     assert table.schema.equals(schemas.SELECTION)
     for group, queries in (("all", [0, 1, 2]), ("spin", [0, 1]), ("roll", [2])):
         rows = {row["clip_id"]: row for row in table.to_pylist() if row["group"] == group}

@@ -61,21 +61,23 @@ def run(tmp_path: Path) -> Run:
 
 
 def features() -> Array:
-    return normal(0, N, 2 * K) + 2 * normal(3, 2 * K)
+    return normal(0, N, 2 * K) + normal(3, 2 * K)
 
 
 def queries() -> Array:
-    return normal(1, 6, 2 * K) + 2 * normal(3, 2 * K)
+    return normal(1, 6, 2 * K) + normal(3, 2 * K)
 
 
 def ids() -> list[str]:
     return [f"clip{i:05d}" for i in np.random.default_rng(5).permutation(N)]
 
 
+@pytest.mark.parametrize("resident", [0, 1800 * 8 * K, 1 << 30])  # bytes: no part is kept, some are, all are
 @pytest.mark.parametrize("whiten", [None, 0.01])
 def test_streamed_ranking_is_that_of_the_arrays(
-    run: Run, whiten: float | None, monkeypatch: pytest.MonkeyPatch
+    run: Run, whiten: float | None, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(selection, "RESIDENT", resident)
     monkeypatch.setattr(feature_table, "BATCH", 256)
     monkeypatch.setattr(selection, "HELD", 500)
     whole = influence(unit_settings(features(), 2), unit_settings(queries(), 2), whiten)
@@ -86,7 +88,7 @@ def test_streamed_ranking_is_that_of_the_arrays(
     scale = float(np.abs(whole).max())
     assert np.abs(found - expected).max() < 1e-6 * max(1, scale), "a streamed influence is not the array's"
     for group, chosen in (("all", slice(6)), ("spin", slice(4)), ("roll", slice(4, 6))):
-        mean, given = ranked.score(group, ranked.cutoffs(0.1))
+        mean, given = ranked.score(group, ranked.marks(0.1))
         assert (given == votes(found[:, chosen], 0.1)).all(), f"votes of {group} are not exact"
         assert np.allclose(mean, found[:, chosen].mean(1), rtol=1e-6, atol=1e-6)
         for by in ("mean", "votes"):
@@ -101,7 +103,7 @@ def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatc
     whole = select(found, ranked.clip_ids.to_pylist(), by="votes")
     monkeypatch.setattr("pipeline.ranking.CHUNK", 700)
     others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
-    streamed = pa.concat_tables(selection.selection_tables(ranked, Ranking(by="votes"), others))
+    streamed = pa.concat_tables(selection.selection_tables(ranked, Ranking(by="votes"), ranked.marks(0.1), others))
     streamed = streamed.filter(pa.compute.equal(streamed.column("group"), "all")).select(whole.column_names)
     assert streamed.equals(whole), "rows differ between one chunk and several"
 
@@ -112,11 +114,13 @@ def test_neighbors_are_exact_with_ties_by_id() -> None:
     columns.add(column[:, None])
     names = [f"c{i:03d}" for i in np.random.default_rng(1).permutation(400)]
     ranked = selection.Ranked(pa.array(names, pa.large_string()), ["q"], ["all"], columns)
-    found = selection.neighbors_table(ranked, 60).to_pylist()
+    found = selection.neighbors_table(ranked, 60, ranked.marks(0.1, 60)).to_pylist()
     whole = sorted(range(400), key=lambda i: (-column[i], names[i]))
     for sign, expected in (("positive", whole[:60]), ("negative", whole[::-1][:60])):
         assert [r["clip_id"] for r in found if r["sign"] == sign] == [names[i] for i in expected], sign
-    assert len(selection.neighbors_table(ranked, 1000)) == 800, "more neighbours are asked for than there are clips"
+    assert len(selection.neighbors_table(ranked, 1000, ranked.marks(0.1, 1000))) == 800, (
+        "more neighbours are asked for than there are clips"
+    )
 
 
 def test_of_a_clips_two_rows_the_one_counts_that_tables_read_takes(run: Run) -> None:

@@ -100,9 +100,9 @@ def reading(root: str) -> None:
 def ranking(root: str, whiten: float | None) -> None:
     """Influence, exact cutoffs and votes, the order, and every query's nearest and farthest."""
     ranked = selection.rank(run_of(root, whiten), "motion", whiten)
-    mean, given = ranked.score("all", ranked.cutoffs(0.1))
-    placed(mean, given, ranked.clip_ids)
-    selection.neighbors_table(ranked, 20)
+    marks = ranked.marks(0.1, 20)
+    placed(*ranked.score("all", marks), ranked.clip_ids)
+    selection.neighbors_table(ranked, 20, marks)
 
 
 WAYS: dict[str, Callable[[str], None]] = {
@@ -186,7 +186,7 @@ def _seconds(call: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="20,000 clips, once")
+    parser.add_argument("--quick", action="store_true", help="100,000 clips, once")
     parser.add_argument("--clips", type=int, default=2_000_000, help="clips of the large table; 10 million take 20 GB")
     parser.add_argument("--part", type=int, default=10_000, help="rows of a part")
     parser.add_argument("--folder", default=None, help="where the tables are made for the time being")
@@ -196,7 +196,7 @@ def main() -> None:
     if given.way:
         print("\n" + json.dumps(measure(given.way, given.root)))
         return
-    clips, rounds = (20_000, 1) if given.quick else (given.clips, 3 if given.clips <= 2_000_000 else 1)
+    clips, rounds = (100_000, 1) if given.quick else (given.clips, 3 if given.clips <= 2_000_000 else 1)
     found = machine()
     print_machine(found)
     rate = matmul_rate("cpu")
