@@ -19,6 +19,7 @@ from pipeline import tables
 from pipeline.config import ConfigError
 from pipeline.parallel import in_order
 from pipeline.ranking import unit_settings
+from pipeline.schemas import plain
 from pipeline.stores import join, place
 
 Array = npt.NDArray[np.float32]
@@ -96,6 +97,7 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
 
     def of_part(path: str) -> tuple[pa.Table, Flags]:
         with pq.ParquetFile(path, filesystem=fs) as file:
+            plain(file.schema_arrow.empty_table())
             table = file.read(["clip_id", "error", "norm"], use_threads=False)
         norm = table.column("norm").combine_chunks()
         usable = table.column("error").is_null().to_numpy().copy()

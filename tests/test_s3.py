@@ -258,3 +258,29 @@ def test_without_credentials_the_error_says_what_to_give(store: Store, monkeypat
     with pytest.raises(PermissionError, match=r"NoCredentialsError.*a profile or a role"):
         stores.read_bytes(f"{ROOT}/file")
     assert time.monotonic() - begin < 5
+
+
+def test_a_table_that_streams_to_a_bucket_shows_when_it_is_whole(store: Store) -> None:
+    """A writer that fails, or dies, leaves the old object alone."""
+    folder, schema = f"{ROOT}/influence", pa.schema([("clip_id", pa.string()), ("text", pa.string())])
+    tables.replace(folder, pa.table([["old"], [""]], schema=schema), {})
+    text = np.random.default_rng(0).bytes(s3.BLOCK).hex()  # more than one part of an upload
+
+    def coming(fail: bool) -> Iterator[pa.Table]:
+        for i in range(3):
+            yield pa.table([[f"new{i}"], [text]], schema=schema)
+            found = tables.read(folder, ["clip_id"])
+            assert found is not None
+            assert found.column("clip_id").to_pylist() == ["old"]
+        if fail:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        tables.replace_streamed(folder, schema, coming(True), {})
+    found = tables.read(folder, ["clip_id"])
+    assert found is not None
+    assert found.column("clip_id").to_pylist() == ["old"]
+    tables.replace_streamed(folder, schema, coming(False), {})
+    found = tables.read(folder, ["clip_id"])
+    assert found is not None
+    assert found.column("clip_id").to_pylist() == ["new0", "new1", "new2"]
