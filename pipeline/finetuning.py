@@ -224,13 +224,11 @@ def _write_lora(transformer: nn.Module, weights: dict[str, Tensor], folder: str)
 
 def load_weights(model: VideoModel, folder: str) -> None:
     """Give a base model what `save_weights` wrote, local or s3://. FileNotFoundError if there is nothing."""
-    fs, bare = stores.place(folder)
     with tempfile.TemporaryDirectory() as local:
-        if fs.exists(stores.join(bare, LORA)):
-            fs.get_file(stores.join(bare, LORA), f"{local}/{LORA}")
+        stores.fetch_folder(folder, local)
+        if Path(local, LORA).exists():
             model.transformer.load_lora_adapter(local, prefix="transformer", weight_name=LORA)  # type: ignore[operator]
-        elif fs.exists(stores.join(bare, "transformer")):
-            fs.get(stores.join(bare, "transformer"), f"{local}/transformer", recursive=True)
+        elif Path(local, "transformer").exists():
             trained = type(model.transformer).from_pretrained(f"{local}/transformer", use_safetensors=True)  # type: ignore[attr-defined]
             model.transformer.load_state_dict(trained.state_dict())
         else:

@@ -100,7 +100,7 @@ def finetune(
     name = f"{run.finetune.arm}-{identity(run, rows, model_hash)}"
     storage = stores.join(root, "finetuned", ".train")
     if not _is_done(folder, name):
-        _remove(folder)
+        stores.remove(folder)
         kept = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
         told = {
             "run": run.model_dump(mode="json"),
@@ -115,14 +115,14 @@ def finetune(
             _fit(run, told, name, storage)
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
-    fs, bare = stores.place(storage)
-    for checkpoints in fs.glob(stores.join(bare, f"{run.finetune.arm}-*")):  # of earlier selections as well
-        fs.rm(checkpoints, recursive=True)
+    for held in (path.rsplit("/", 1)[-1] for path in stores.files(storage)):
+        if held.startswith(f"{run.finetune.arm}-"):  # of earlier selections as well
+            stores.remove(stores.join(storage, held))
     return folder
 
 
 def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
-    pool = run.resources.finetune
+    pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -137,7 +137,8 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
@@ -281,13 +282,6 @@ def _lines(path: str) -> int:
 def _is_done(folder: str, name: str) -> bool:
     path = stores.join(folder, DONE)
     return stores.exists(path) and json.loads(stores.read_bytes(path))["name"] == name
-
-
-def _remove(folder: str) -> None:
-    fs, bare = stores.place(folder)
-    fs.invalidate_cache()
-    if fs.exists(bare):
-        fs.rm(bare, recursive=True)
 
 
 def _absolute(root: str) -> str:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO
 
 import fsspec
+import pyarrow.fs
 
 
 def join(root: str, *names: str) -> str:
@@ -99,6 +100,23 @@ def remove(folder: str) -> None:
         return
     for path in fs.find(bare):  # not rm: it takes brackets and asterisks in a path for a pattern
         fs.rm_file(path)
+
+
+def fetch_folder(folder: str, local: str) -> None:
+    """Copy a folder with all below it, local or remote, to a local one."""
+    fs, bare = place(folder)
+    for path in fs.find(bare):  # not get: it takes brackets and asterisks in a path for a pattern
+        copy = os.path.join(local, str(path).removeprefix(bare.rstrip("/") + "/"))
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        fs.get_file(path, copy)
+
+
+def arrow(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The place as Arrow's and Ray's functions take it, with the same retries, credentials and endpoint."""
+    fs, bare = place(path)
+    if "file" in fs.protocol:
+        return pyarrow.fs.LocalFileSystem(), bare
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), bare
 
 
 def fetch(path: str, local: str) -> None:
