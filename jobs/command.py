@@ -35,7 +35,14 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = config.load(arguments.config, overrides(arguments.set))
-        with lease.held(run.root, job.__name__, submission()):
+        submitted = submission()
+        if submitted and "://" not in run.root and not os.path.isabs(run.root):
+            raise ConfigError(
+                f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
+                "cluster; give an absolute path that every node reaches, or s3://."
+            )
+        with lease.held(run.root, job.__name__, submitted):
+            stores.sweep(run.root)
             job(run)
     except (ConfigError, tables.FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,7 +50,7 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     except lease.LostError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
 

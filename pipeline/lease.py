@@ -180,7 +180,10 @@ def _renew(root: str, mine: Holder, over: threading.Event, lost: threading.Event
         try:
             if now - last > EXPIRY or not _there(root, mine):
                 lost.set()
-                os.kill(os.getpid(), signal.SIGTERM)
+                # To that thread: a signal to the process may go to any, and then not wake the one that has to stop.
+                main = threading.main_thread().ident
+                assert main is not None
+                signal.pthread_kill(main, signal.SIGTERM)
                 return
             _write(root, mine.model_copy(update={"renewed": time.time()}))
             last = now

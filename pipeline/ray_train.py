@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -143,6 +144,7 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -150,6 +152,9 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
             f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times: {error}\nOnce the cause is gone, "
             f"run it again: it goes on from its last checkpoint in {storage}/{name}."
         ) from error
+    finally:
+        if signal.getsignal(signal.SIGINT) is not interrupted:  # Ray's own handler of Ctrl-C outlives the training
+            signal.signal(signal.SIGINT, interrupted)
 
 
 def _workers(run: Run) -> int | tuple[int, int]:

@@ -6,7 +6,9 @@ what does not pass surfaces as an OSError whose text names the place and holds n
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,9 @@ from typing import IO
 
 import fsspec
 import pyarrow.fs
+
+ABANDONED = 3600.0  # seconds without a write after which nobody writes to a half-written file any more
+_HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
 
 def join(root: str, *names: str) -> str:
@@ -68,6 +73,19 @@ def writing(path: str) -> Iterator[IO[bytes]]:
         os.unlink(part)
         raise
     os.replace(part, bare)
+
+
+def sweep(root: str) -> None:
+    """Remove what killed writers left below a local folder, once it is so old that its writer must be gone. Object
+    stores show no half-written objects; their unfinished uploads end by a lifecycle rule of the bucket."""
+    fs, bare = place(root)
+    if "file" not in fs.protocol:
+        return
+    for folder, _, names in os.walk(bare):
+        for path in (os.path.join(folder, name) for name in names if re.fullmatch(_HALF_WRITTEN, name)):
+            with contextlib.suppress(FileNotFoundError):  # its writer is alive after all, and has just finished
+                if time.time() - os.stat(path).st_mtime > ABANDONED:
+                    os.unlink(path)
 
 
 def read_bytes(path: str) -> bytes:

@@ -170,3 +170,73 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/run"), lease.held(str(tmp_path / "file" / "run"), "curate"):
         pytest.fail("it was held")
+
+
+def job(root: Path, body: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """A job of these lines, through the command line that all jobs share; its lease's times are short."""
+    code = (
+        "import sys, time; from jobs import command; from pipeline import lease\n"
+        "from pipeline.config import ConfigError\n"
+        f"lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
+        "command.main(curate, None, default='demo')"
+    )
+    line = [sys.executable, "-c", code, "--set", f"root={root}", *options]
+    known = {**os.environ, **environment}
+    return subprocess.Popen(line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signals) -> None:
+    process = job(tmp_path, "time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    assert len(files(str(tmp_path))) == 1
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert said == "stopped; the same command continues from here\n"
+    assert files(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise ConfigError('seed=x is wrong')", 2, "error: seed=x is wrong\n"),
+        ("sys.exit(0)", 1, "stopped; the same command continues from here\n"),
+    ],
+)
+def test_exit_status_of_a_job(tmp_path: Path, body: str, status: int, said: str) -> None:
+    process = job(tmp_path / "run", body)
+    assert process.communicate(timeout=20)[1] == said
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == [], "something of the lease is left"
+
+
+def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
+    process = job(tmp_path, "time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "could not renew its lease" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
+    with lease.held(str(tmp_path), "nightly", "raysubmit_7"):
+        process = job(tmp_path, "pass")
+        began, said = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert began == ""
+    assert "nightly, running as raysubmit_7" in said
+
+
+def test_a_submitted_job_needs_a_root_that_stays(tmp_path: Path) -> None:
+    submitted = '{"metadata": {"job_submission_id": "raysubmit_7"}}'
+    process = job(Path("runs/nowhere"), "pass", RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
+    assert "root='runs/nowhere': a submitted job" in process.communicate(timeout=20)[1]
+    assert process.returncode == 2
