@@ -21,7 +21,7 @@ from pipeline.video import EXTENSIONS
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 16  # shards that are listed at the same time: on a store each member costs a request
+AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
 
 Row = dict[str, Any]
 Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by row
@@ -59,7 +59,7 @@ def _shards(
 ) -> Iterator[tuple[str, Found | None]]:
     """What each shard holds; None for a Parquet file without videos."""
     lists = partial(_shard, fs, root=root, base=base)
-    with _one_type(where, key), ThreadPoolExecutor(_AT_ONCE) as threads:
+    with _one_type(where, key), ThreadPoolExecutor(AT_ONCE) as threads:
         yield from zip(packed, threads.map(lists, packed.items()), strict=True)
 
 

@@ -9,6 +9,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -209,9 +210,10 @@ def _lines(text: str) -> pa.Table:
 
 def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str | None) -> list[Row]:
     """The row of every listed path. Paths are relative to the manifest's folder unless they are absolute or URLs. A
-    folder is listed once, instead of a request for each file."""
-    listings: dict[str, Mapping[str, Any]] = {}
-    files = []
+    folder is listed once, instead of a request for each file, unless it may not be listed."""
+    listings: dict[str, Mapping[str, Any] | None] = {}
+    files: list[Row] = []
+    unlisted: list[tuple[int, fsspec.AbstractFileSystem, str]] = []
     for path in paths:
         refused = refusals.of_text(path)
         if refused:
@@ -222,14 +224,22 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
         file_fs, bare = _resolved(fs, root, path)
         below = relative(bare, root)
         below = below if below != bare else path  # a path outside the root stays as it is written
+        info = None
         if not refusals.of_place(bare if "file" in file_fs.protocol else file_fs.unstrip_protocol(bare), base):
             folder = file_fs.unstrip_protocol(posixpath.dirname(bare))
             if folder not in listings:
                 listings[folder] = _files_in(file_fs, posixpath.dirname(bare)) if bare else {}
-            info = listings[folder].get(bare)
-        else:
-            info = None  # nothing outside the base is even asked for
+            listing = listings[folder]
+            info = listing.get(bare) if listing is not None else None
+            if listing is None:
+                unlisted.append((len(files), file_fs, bare))
         files.append(folders.of_file(file_fs, bare, below, info, base))
+    with ThreadPoolExecutor(folders.AT_ONCE) as threads:
+        for (at, file_fs, bare), info in zip(unlisted, threads.map(_asked, unlisted), strict=True):
+            if info is not None:
+                files[at] = folders.of_file(file_fs, bare, files[at]["relative"], info, base)
+            else:
+                files[at]["error"] = "read: it is not there, or may not be read"
     return files
 
 
@@ -242,8 +252,20 @@ def _resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fssp
     return fs, posixpath.normpath(join(root, path)) if path else ""
 
 
-def _files_in(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]]:
+def _files_in(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]] | None:
+    """The files of a folder by path; None where it may not be listed, which a bucket can be without being closed."""
     try:
         return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if folders.is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except PermissionError:
+        return None
+
+
+def _asked(file: tuple[int, fsspec.AbstractFileSystem, str]) -> Mapping[str, Any] | None:
+    """What a store says of one file; a bucket that may not be listed does not tell a missing one from a closed one."""
+    try:
+        info: Mapping[str, Any] = file[1].info(file[2])
+    except (FileNotFoundError, PermissionError):
+        return None
+    return info

@@ -135,6 +135,27 @@ def test_path_outside_the_root_stays_as_written(tmp_path: Path) -> None:
     assert table["error"].to_pylist() == [None]
 
 
+def test_a_bucket_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    names = (b"a.mp4", b"cats/b.mp4", b"gone.mp4")
+    fs.pipe_file("/closed/a.mp4", b"x")
+    fs.pipe_file("/closed/cats/b.mp4", b"xy")
+    fs.pipe_file("/list/l.jsonl", b"".join(b'{"path": "memory://closed/%s", "cap": "c"}\n' % n for n in names))
+
+    def denied(*_: Any, **__: Any) -> Any:
+        raise PermissionError("AccessDenied")
+
+    open_table = videos("memory://list/l.jsonl")
+    for name in ("ls", "find", "glob", "walk"):
+        monkeypatch.setattr(type(fs), name, denied)
+    table = videos("memory://list/l.jsonl")
+    assert [str(error).split(":")[0] for error in table["error"].to_pylist()] == ["None", "None", "read"]
+    for column in ("uri", "relative", "size", "caption"):
+        assert table[column].equals(open_table[column]), f"{column} depends on the right to list"
+    monkeypatch.undo()
+    fs.rm("/closed", recursive=True)
+
+
 def test_one_warning_without_captions(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _touch(tmp_path / "a.mp4")
     with caplog.at_level(logging.WARNING):
