@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.command import Progress, counts
-from pipeline import fingerprints, manifest, models, motion, ray_data, schemas, stores, tables
+from pipeline import fingerprints, manifest, models, motion, passed, ray_data, schemas, stores, tables
 from pipeline.config import ConfigError, Pool, Run
 from pipeline.indexing import IndexWorker
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
@@ -34,7 +34,8 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
     """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
-            _listed(run, name)
+            listed, folder = _listed(run, name), stores.join(run.root, name)
+            passed.check(listed.schema, tables.columns(folder), str(where(run, name)), SETS[name], folder)
     fingerprints.check_geometry(run)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
@@ -50,8 +51,10 @@ def index(run: Run, name: str) -> pa.Table:
     folder = stores.join(run.root, name)
     tables.merge(folder)
     listed = _listed(run, name)
-    passed = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
-    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *passed])
+    others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
+    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
+    told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
+    _give_way_to_words(run, name, [listed], told)
     videos = _new_videos(listed, folder)
     ray_data.stream(
         [videos],
@@ -66,6 +69,21 @@ def index(run: Run, name: str) -> pa.Table:
     table = _finished(folder, name)
     _drop_orphans(run, name, table)
     return table
+
+
+def _give_way_to_words(run: Run, name: str, listed: Iterable[pa.Table], names: list[str]) -> None:
+    """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
+    caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
+    folder = stores.join(run.root, name)
+    there = {column for schema in tables.columns(folder) for column in schema.names}
+    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
+    held = tables.read(folder, list(dict.fromkeys(wanted))) if there else None
+    if held is None:
+        return
+    recaptioned, reworded = passed.changed(listed, [held], [n for n in names if n != "captions"])
+    for stage in ("features", "motion"):
+        tables.drop(stores.join(run.root, stage, name), recaptioned)
+    tables.drop(folder, reworded)
 
 
 def _new_videos(listed: pa.Table, folder: str) -> pa.Table:

@@ -113,6 +113,7 @@ def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple
         rows.append({**{renamed[name]: row[name] for name in renamed}, **file, **own})
     _check_ids(rows, where, key)
     fields = [pa.field(new, _storable(known.schema.field(old).type)) for old, new in renamed.items()]
+    fields = [field for field in fields if not pa.types.is_null(field.type)]  # they say nothing, not even their type
     return rows, [*([pa.field("captions", pa.list_(pa.string()))] if several else []), *fields]
 
 
@@ -124,9 +125,7 @@ def _captions(own: Any, several: Any) -> list[str]:
 
 def _storable(kind: pa.DataType) -> pa.DataType:
     """A type that every reader of Parquet knows."""
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    return pa.string() if pa.types.is_null(kind) else kind
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _text(value: Any) -> str:

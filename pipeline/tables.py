@@ -150,6 +150,12 @@ def _read_part(path: str, fs: fsspec.AbstractFileSystem, columns: Sequence[str] 
         return plain(pq.ParquetFile(file).read(columns=None if columns is None else list(columns)))
 
 
+def columns(folder: str) -> list[pa.Schema]:
+    """The schema of every part of a table: those that a manifest passes through may differ from part to part."""
+    fs, _ = place(folder)
+    return [_schema(path, fs)[0] for path in parts(folder)]
+
+
 def metadata(folder: str) -> dict[str, Any]:
     """The metadata of a table (fingerprint, settings, query_ids, ...); empty where there is no table."""
     fs, _ = place(folder)

@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import stores, tables, world
+from pipeline import schemas, stores, tables, world
 from pipeline.config import Run
 from pipeline.video import write_mp4
 
@@ -103,6 +104,28 @@ def test_tables_are_plain_parquet(whole: Path) -> None:
         for column in table.columns:
             if pa.types.is_floating(column.type):
                 assert not pc.any(pc.is_nan(column)).as_py(), f"{folder} holds NaN"
+
+
+READS = """
+import sys
+def refuse(event, arguments):
+    if event == "pickle.find_class":
+        raise SystemExit(f"unpickled {arguments}")
+import pyarrow.parquet as pq
+sys.addaudithook(refuse)
+for path in sys.argv[1:]:
+    pq.ParquetFile(path).read().to_pylist()
+"""
+
+
+def test_tables_hold_no_pickles(whole: Path) -> None:
+    parts = [str(path) for path in whole.rglob("*.parquet")]
+    assert len(parts) > 8
+    for path in parts:
+        schemas.plain(pq.ParquetFile(path).read())
+        assert b"ARROW:extension" not in Path(path).read_bytes(), f"{path} needs Ray's types to be read"
+    done = subprocess.run([sys.executable, "-c", READS, *parts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:

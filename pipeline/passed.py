@@ -1,0 +1,91 @@
+"""What a manifest or shard says of its videos: columns keep one type from run to run, and changes are noticed.
+
+A video's version tells of its file alone. Whether its caption, group or another column is what its rows hold is seen by
+comparing texts: `told` of the listing's rows with `told` of a table's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import ConfigError
+
+Words = npt.NDArray[np.uint64]
+
+_BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
+
+
+def check(listed: pa.Schema, held: Iterable[pa.Schema], where: str, key: str, folder: str) -> None:
+    """Raise ConfigError if a column that passes through is of another type than in a table's parts."""
+    for schema in held:
+        for field in schema:
+            now = listed.field(field.name).type if field.name in listed.names else field.type
+            if pa.types.is_null(field.type) or now == field.type:
+                continue
+            raise ConfigError(
+                f"{key}={where!r}: its column {field.name!r} is of type {now}, but {folder} holds it as {field.type} "
+                "from an earlier run. Write it as it was, give it another name, or take another root."
+            )
+
+
+def told(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    """A text for each row that differs where its captions or any of these columns do; a column that is not there is
+    null."""
+    columns = [captions(rows), *(_text(_column(rows, name)) for name in names)]
+    return pc.binary_join_element_wise(*columns, _BETWEEN)
+
+
+def captions(rows: pa.Table) -> pa.ChunkedArray:
+    """A text for each row that differs where its captions do: those of `captions`, or its only one."""
+    own = pc.fill_null(_column(rows, "caption").cast(pa.string()), "")
+    several = _column(rows, "captions")
+    return own if pa.types.is_null(several.type) else pc.coalesce(pc.binary_join(several, _WITHIN), own)
+
+
+def _column(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    return rows.column(name) if name in rows.column_names else pa.chunked_array([pa.nulls(rows.num_rows)])
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if not (pa.types.is_primitive(kind) or pa.types.is_string(kind) or pa.types.is_null(kind)):
+        values = [None if v is None else json.dumps(v, default=str, sort_keys=True) for v in column.to_pylist()]
+        column = pa.chunked_array([pa.array(values, pa.string())])
+    return pc.fill_null(column.cast(pa.string()), _NOTHING)
+
+
+def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
+    among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
+    blocks = [_hashes(rows, names) for rows in listed]
+    uris, captioned, worded = (
+        np.unique(np.concatenate([np.empty(0, "<u8"), *found])) for found in zip(*blocks, strict=True)
+    )
+    recaptioned, reworded = list[str](), list[str]()
+    for rows in held:
+        uri, caption, words = _hashes(rows, names)
+        there, ids = np.isin(uri, uris), rows.column("clip_id")
+        recaptioned += ids.filter(pa.array(there & ~np.isin(caption, captioned))).to_pylist()
+        reworded += ids.filter(pa.array(there & ~np.isin(words, worded))).to_pylist()
+    return recaptioned, reworded
+
+
+def _hashes(rows: pa.Table, names: Sequence[str]) -> tuple[Words, Words, Words]:
+    """Of each row's uri, of uri and captions, and of uri, captions and columns."""
+    uri = rows.column("uri")
+    texts = (uri, *(pc.binary_join_element_wise(uri, words, _BETWEEN) for words in (captions(rows), told(rows, names))))
+    first, second, third = (_hash(text) for text in texts)
+    return first, second, third
+
+
+def _hash(texts: pa.ChunkedArray) -> Words:
+    return np.frombuffer(
+        b"".join(blake2b(t, digest_size=8).digest() for t in texts.cast(pa.binary()).to_pylist()), "<u8"
+    )
