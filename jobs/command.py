@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from pipeline import config, lease, stores, tables
 from pipeline.config import ConfigError, Run
+from pipeline.credentials import scrubbed
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
@@ -25,13 +26,15 @@ PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", 
 def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, 1 failed or stopped, 2 wrong
     usage or configuration, among it a run that another job holds."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(description=description)
     parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     parser.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
     )
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    told = logging.StreamHandler()
+    told.setFormatter(_Plain("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[told])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = config.load(arguments.config, overrides(arguments.set))
@@ -55,6 +58,18 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
         sys.exit(1)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(scrubbed(message))
+
+
+class _Plain(logging.Formatter):
+    """Messages without secrets, whoever logs them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
 def submission() -> str | None:
     """The id under which `ray job submit` started this process."""
     told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
@@ -68,11 +83,12 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--set {pair!r}: write key=value, for example --set motion.camera=subtract.")
+            raise ConfigError(f"--set {scrubbed(pair)!r}: write key=value, for example --set motion.camera=subtract.")
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair!r}: the value is not valid YAML: {error}") from error
+            text = scrubbed(f"--set {pair!r}: the value is not valid YAML: {error}")
+            raise ConfigError(text) from None
     return found
 
 

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import credentials
+
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
 NUMERICS = 2  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
@@ -291,19 +293,35 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: this is not valid YAML: {credentials.scrubbed(str(error))}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys (root, data, queries, model, ...).")
+    _refuse_credentials(dict(overrides or {}))  # before any message can repeat a value
     for key, value in (overrides or {}).items():
         _put(values, key, value)
     return parse(_packaged(values), str(path))
 
 
 def parse(values: Mapping[str, Any], source: str) -> Run:
+    _refuse_credentials(values)
     try:
         return Run.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}: " + " ".join(_explain(dict(e)) for e in error.errors())) from error
+
+
+def _refuse_credentials(value: Any, key: str = "") -> None:
+    """Raise ConfigError for an address that carries credentials: config.yaml, tables and logs repeat addresses."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, one in inner:
+        _refuse_credentials(one, f"{key}.{name}" if key else str(name))
+    kind = credentials.held(value) if isinstance(value, str) else None
+    if kind:
+        raise ConfigError(
+            f"{key}: this address holds {kind}, and it would be repeated in config.yaml, tables and logs. Write it "
+            "plainly (s3://bucket/path) and give credentials by the environment: AWS_ACCESS_KEY_ID and its companions, "
+            "a profile (AWS_PROFILE), or better the role of the machine or pod. Then renew what was written here."
+        )
 
 
 def _put(values: dict[str, Any], key: str, value: Any) -> None:

@@ -17,9 +17,12 @@ _NAMES = (
 # A colon that a port and a slash follow is no password's: http://host:9000/a@b.mp4 is an address.
 _USER = re.compile(r"(?P<begin>[a-z][a-z0-9+.-]*://)(?:[^\s/:@]*:(?!\d+/)[^\s@]*|[^\s/:@]+)@", re.IGNORECASE)
 _SIGNED = re.compile(rf"(?P<begin>\b(?:{_NAMES})=)[^\s&\"'<>)]+", re.IGNORECASE)
+SUSPECT = (
+    rf"://[^\s/@]*@|://[^\s/:@]*:[^\s@]*@|\b({_NAMES})=|\b(AKIA|ASIA|AROA|AIDA)[A-Z0-9]"  # as RE2 and Arrow read it
+)
 _KEY = re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b")
 _SETTING = re.compile(
-    r"(?P<begin>\b(?:aws_)?(?:secret_access_key|session_token|access_key_id|SecretAccessKey|SessionToken|AccessKeyId|"
+    r"(?P<begin>(?<![/\w])(?:aws_)?(?:secret_access_key|session_token|access_key_id|SecretAccessKey|SessionToken|AccessKeyId|"
     r"AWSAccessKeyId|StringToSign|SignatureProvided)\b[\"']?\s*[=:>]\s*[\"']?)[^\s\"',<>}]+",
     re.IGNORECASE,
 )

@@ -14,10 +14,11 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline import folders, refusals, shards
+from pipeline import credentials, folders, refusals, shards
 from pipeline.config import ConfigError
 from pipeline.folders import Row, relative
 from pipeline.schemas import CAPTIONS, CLIPS, caption_column, plain
@@ -93,6 +94,7 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base
 
 def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple[list[Row], list[pa.Field]]:
     """Files with what a manifest or shards say of them, row by row, and the fields of the further columns."""
+    known = _without_secrets(known, where, key)
     names = known.column_names
     caption = caption_column(names)
     ours = {caption, "captions", "source", "group", "id"}
@@ -115,6 +117,22 @@ def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple
     fields = [pa.field(new, _storable(known.schema.field(old).type)) for old, new in renamed.items()]
     fields = [field for field in fields if not pa.types.is_null(field.type)]  # they say nothing, not even their type
     return rows, [*([pa.field("captions", pa.list_(pa.string()))] if several else []), *fields]
+
+
+def _without_secrets(known: pa.Table, where: str, key: str) -> pa.Table:
+    """Presigned addresses and the like in columns that pass through would stay in the tables for good."""
+    for index, field in enumerate(known.schema):
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+            continue
+        column = known.column(index).combine_chunks()
+        suspect = pc.fill_null(pc.match_substring_regex(column, credentials.SUSPECT, ignore_case=True), False)
+        values = column.filter(suspect).to_pylist()
+        clean = [credentials.scrubbed(value) if credentials.held(value) else value for value in values]
+        if values != clean:
+            count = sum(old != new for old, new in zip(values, clean, strict=True))
+            log.warning("%s=%r: %d values of `%s` hold credentials; they are masked.", key, where, count, field.name)
+            known = known.set_column(index, field, pc.replace_with_mask(column, suspect, pa.array(clean, field.type)))
+    return known
 
 
 def _captions(own: Any, several: Any) -> list[str]:
@@ -217,7 +235,13 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
         refused = refusals.of_text(path)
         if refused:
             uri = refusals.plain(path)
-            row = {"uri": uri, "relative": path, "version": "", "size": 0, "error": f"refused: {refused}"}
+            row = {
+                "uri": uri,
+                "relative": credentials.scrubbed(path),
+                "version": "",
+                "size": 0,
+                "error": f"refused: {refused}",
+            }
             files.append({**row, "folder": posixpath.dirname(uri)})
             continue
         file_fs, bare = _resolved(fs, root, path)

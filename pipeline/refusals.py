@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from pipeline import credentials
 from pipeline.stores import place
 
 # Where videos are read from, as fsspec names it. No http: whoever writes a manifest could make the cluster ask anything
@@ -29,6 +30,9 @@ def of_text(path: str) -> str | None:
 
 def of_address(path: str) -> str | None:
     """Why an address is refused, whatever lies there."""
+    kind = credentials.held(path)
+    if kind:
+        return f"its address holds {kind}; list it plainly and give credentials by the environment or a role"
     scheme = _SCHEME.match(path)
     if scheme and scheme[1].lower() not in STORES:
         return f"videos are not read by {scheme[1].lower()}://; copy them to a folder or bucket and list them there"

@@ -21,6 +21,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 
 from pipeline.credentials import scrubbed
+from pipeline.stores import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,21 @@ _BROKEN = (
 )
 
 
-class StoreError(OSError):
-    """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
+class _MissingError(StoreError, FileNotFoundError):
+    pass
+
+
+class _ExistsError(StoreError, FileExistsError):
+    pass
+
+
+class _DeniedError(StoreError, PermissionError):
+    pass
 
 
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
-    """s3fs whose every request is tried TRIES times. FileNotFoundError, FileExistsError, PermissionError or StoreError
-    when that did not help."""
+    """s3fs whose every request is tried TRIES times, then raises StoreError; where it applies, one that also is a
+    FileNotFoundError, FileExistsError or PermissionError."""
 
     retries = 1
 
@@ -150,16 +159,14 @@ def _allowed(error: Exception) -> int:
     return DENIED_TRIES if status == 403 or code in {*_RENEWED, "AccessDenied"} else 1
 
 
-def _told(error: Exception, what: str, tries: int) -> OSError:
+def _told(error: Exception, what: str, tries: int) -> StoreError:
     """The error that surfaces: of the kind that callers know, its text scrubbed, its cause left behind."""
     again = f" (tried {tries} times)" if tries > 1 else ""
     text = scrubbed(f"{what}: {_sentence(error)}{again}")
-    for kind in (FileNotFoundError, FileExistsError, PermissionError):
-        if isinstance(error, kind):
-            return kind(text)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return PermissionError(f"{text}. Give the environment credentials: variables, a profile or a role.")
-    return StoreError(text)
+        return _DeniedError(f"{text}. Give the environment credentials: variables, a profile or a role.")
+    kinds = {FileNotFoundError: _MissingError, FileExistsError: _ExistsError, PermissionError: _DeniedError}
+    return next((told for kind, told in kinds.items() if isinstance(error, kind)), StoreError)(text)
 
 
 def _sentence(error: Exception) -> str:

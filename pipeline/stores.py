@@ -22,6 +22,22 @@ ABANDONED = 3600.0  # seconds without a write after which nobody writes to a hal
 _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
 
+class StoreError(OSError):
+    """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
+
+
+def failure(error: BaseException) -> StoreError | None:
+    """The store's failure that an error came of, if it was one; Ray wraps what its workers raise."""
+    seen: list[BaseException] = []
+    while not isinstance(error, StoreError):
+        seen.append(error)
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException) or inner in seen:
+            return None
+        error = inner
+    return error
+
+
 def join(root: str, *names: str) -> str:
     return "/".join([root.rstrip("/"), *names])
 

@@ -33,8 +33,8 @@ class Request:
 
 @dataclass
 class Store:
-    """`fault` is asked for every request and may answer "503", "500", "403", "404", "reset", "cut" (half of the body)
-    or a number of seconds to wait before going on; None lets it pass."""
+    """`fault` is asked for every request and may answer "503", "500", "403", "404", "expired", "reset", "cut" (half of
+    the body) or a number of seconds to wait before going on; None lets it pass."""
 
     endpoint: str
     moto: str
@@ -74,6 +74,7 @@ _CODES = {
     "500": (500, "InternalError"),
     "403": (403, "AccessDenied"),
     "404": (404, "NoSuchKey"),
+    "expired": (400, "ExpiredToken"),
 }
 
 

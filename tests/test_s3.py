@@ -74,7 +74,7 @@ def test_passing_faults_pass(store: Store, tmp_path: Path, operation: str, fault
 
 def test_tries_are_bounded_and_the_error_says_what_and_where(store: Store) -> None:
     store.fault = lambda request: "503"
-    with pytest.raises(s3.StoreError, match=r"put_object s3://bucket/a run/\[x\]/file: SlowDown: .*tried 10 times"):
+    with pytest.raises(stores.StoreError, match=r"put_object s3://bucket/a run/\[x\]/file: SlowDown: .*tried 10 times"):
         stores.write_bytes(f"{ROOT}/file", b"x")
     assert len(store.requests) == s3.TRIES
 
@@ -99,7 +99,7 @@ def test_a_connection_that_is_refused_and_an_answer_that_does_not_come(
     assert stores.read_bytes(f"{ROOT}/file") == b"data"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     s3.S3.clear_instance_cache()
-    with pytest.raises(s3.StoreError, match=r"EndpointConnectionError.*tried 10 times"):
+    with pytest.raises(stores.StoreError, match=r"EndpointConnectionError.*tried 10 times"):
         stores.read_bytes(f"{ROOT}/file")
 
 
@@ -227,7 +227,7 @@ def test_directory_markers_and_unfinished_uploads_are_no_rows(store: Store) -> N
 def test_a_write_that_fails_leaves_nothing_that_can_be_seen(store: Store) -> None:
     data = b"x" * (101 << 20)  # so large that it is sent in parts
     store.fault = lambda request: "503" if "partNumber=2" in request.path else None
-    with pytest.raises(s3.StoreError):
+    with pytest.raises(stores.StoreError):
         stores.write_bytes(f"{ROOT}/part-x.parquet", data)
     assert store.keys() == []
     assert not store.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads"), "what was sent was not taken back"
