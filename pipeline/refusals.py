@@ -68,6 +68,7 @@ def of_place(uri: str, base: str | None) -> str | None:
 
 def plain(uri: str) -> str:
     """A refused address without what may be a secret in it: user, password and query."""
+    uri = credentials.scrubbed(uri)  # first: a password may hold slashes
     scheme = _SCHEME.match(uri)
     if not scheme:
         return uri
