@@ -10,12 +10,9 @@ child killed in the middle of an answer leaves half a message in it, and every l
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -26,69 +23,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import ProcessError
 from multiprocessing.connection import Connection, Pipe
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import av
 import numpy as np
 
-from pipeline import seccomp
 from pipeline.credentials import scrubbed
+from pipeline.decoding import PING
 from pipeline.video import ClipError, Frames
-
-if TYPE_CHECKING:
-    from pipeline.config import Data
 
 log = logging.getLogger(__name__)
 
 MEMORY = 4 << 30  # bytes of address space of the child
 _START = 120.0  # seconds in which a child must have imported what it needs
-_PING = b"ready?"
 _LONGEST = 256 << 20  # bytes of an answer without its frames
-_GRACE = 10.0  # seconds after the time limit at which a child whose parent is gone ends itself
 _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")  # of the environment; the rest may hold secrets
-_OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
-    """The manifest's own id, with the start frame where a segment starts later; else a hash of relative path, size and
-    start frame: neither the place of the data nor the number of segments changes it."""
-    if video.get("id") is not None:
-        return f"{video['id']}-{start_frame}" if start_frame else str(video["id"])
-    name = "\0".join([str(video["relative"]), str(video["size"]), str(start_frame)])
-    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-
-
-def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
-    """The clip's caption: where its video has several, one of them that belongs to seed and clip."""
-    captions = video.get("captions") or [video.get("caption") or ""]
-    name = hashlib.blake2b(f"caption {seed} {clip_id}".encode(), digest_size=8).digest()
-    return str(captions[int.from_bytes(name, "little") % len(captions)])
-
-
-def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
-    """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
-    `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
-    passed = {k: v for k, v in video.items() if k not in _OWN}
-
-    def row(start_frame: int, found: Mapping[str, Any], error: str | None) -> dict[str, Any]:
-        name = clip_id(video, start_frame)
-        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **found, "error": error}
-
-    try:
-        if video.get("error"):
-            code, _, sentence = str(video["error"]).partition(": ")
-            raise ClipError(code, sentence)
-        found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
-    except ClipError as error:
-        empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
-        return [row(0, empty, str(error))]
-    return [row(segment["start_frame"], segment, None) for segment in found]
-
-
-# --- the parent's side -----------------------------------------------------------------------------------------------
 
 
 class Decoder:
@@ -166,8 +114,8 @@ class Decoder:
             return False
         with _limited(self._child, _START) as late:
             try:
-                self._link.send_bytes(_PING)
-                return self._link.recv_bytes() == _PING and not late.is_set()
+                self._link.send_bytes(PING)
+                return self._link.recv_bytes() == PING and not late.is_set()
             except (EOFError, OSError):
                 return False
 
@@ -181,7 +129,7 @@ class Decoder:
     def _start(self) -> None:
         self._stop()
         self._link, theirs = Pipe()
-        code = f"from pipeline.decoder import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
+        code = f"from pipeline.decoding import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         # One thread for numpy too: every thread of its BLAS takes address space.
@@ -193,7 +141,7 @@ class Decoder:
         with _limited(self._child, _START):
             try:
                 said = self._link.recv_bytes()  # when it has imported everything
-                if said != _PING:
+                if said != PING:
                     _warn_of_network(said.decode("utf-8", "replace"))
             except (EOFError, OSError) as error:
                 raise RuntimeError(
@@ -279,50 +227,3 @@ def _extension(name: str) -> str:
 
 def _name(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"status {code}"
-
-
-# --- the child's side ------------------------------------------------------------------------------------------------
-
-
-def serve(handle: int, memory: int, functions: str) -> None:
-    """The child's loop: answer calls until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    av.logging.set_level(None)
-    module = importlib.import_module(functions)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    link: Connection[Any, Any] = Connection(handle)
-    open_because = seccomp.seal()
-    link.send_bytes(_PING if open_because is None else open_because.encode())
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed or is gone
-        while True:
-            message = link.recv_bytes()
-            if message == _PING:
-                link.send_bytes(_PING)
-                continue
-            asked = json.loads(message)
-            # The default action of SIGALRM ends the process: should the parent die meanwhile, nothing else would.
-            signal.setitimer(signal.ITIMER_REAL, asked["timeout"] + _GRACE)
-            answer, frames = _answer(getattr(module, asked["function"]), asked["wanted"])
-            link.send_bytes(json.dumps(answer).encode())
-            if frames is not None:
-                link.send_bytes(frames.data.cast("B"))
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:
-    try:
-        found = function(**wanted)
-    except ClipError as error:
-        return {"code": error.code, "sentence": error.sentence}, None
-    except MemoryError:
-        return {"code": "memory", "sentence": "the decoder's memory limit is too small for it"}, None
-    except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
-        # PyAV's own errors, and what a hostile header makes of its numbers (a rate of 0, a size of 2^31).
-        return {"code": "decode", "sentence": f"it cannot be decoded ({type(error).__name__}: {_plain(error)})"}, None
-    return ({"frames": True}, found) if isinstance(found, np.ndarray) else ({"rows": found}, None)
-
-
-def _plain(error: Exception) -> str:
-    """An error's text without the path of the file, which may be a temporary one."""
-    return str(error.strerror or type(error).__name__) if isinstance(error, OSError | av.FFmpegError) else str(error)

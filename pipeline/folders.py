@@ -137,7 +137,10 @@ def of_file(
     local = "file" in fs.protocol
     uri = path if local else fs.unstrip_protocol(path)
     row = {"uri": uri, "relative": below, "version": "", "size": 0, "error": None}
-    refused = refusals.of_place(uri, base)
+    if not _text(path):
+        shown = {name: str(row[name]).encode("utf-8", "backslashreplace").decode() for name in ("uri", "relative")}
+        return {**row, **shown, "error": "refused: its name is no UTF-8 text; rename it"}
+    refused = refusals.of_address(uri) or refusals.of_place(uri, base)
     if refused:
         return {**row, "error": f"refused: {refused}"}
     if info is None:
@@ -147,6 +150,14 @@ def of_file(
     modified = os.stat(path).st_mtime_ns if local else info.get("LastModified") or info.get("mtime")
     version = str(etag).strip('"') if etag and not local else f"{info['size']}-{modified}"
     return {**row, "version": version, "size": int(info["size"])}
+
+
+def _text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 MISSING = "read: the manifest names this file, but it is not there"

@@ -1,14 +1,55 @@
-"""The body of the actors that index videos. It stands alone so that they start without torch."""
+"""Videos as rows of clips, and the body of the actors that make them. It stands alone: they start without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Run
-from pipeline.decoder import Decoder, index
+from pipeline.config import Data, Run
+from pipeline.decoder import Decoder
 from pipeline.tables import in_parts
+from pipeline.video import ClipError
+
+_OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
+
+
+def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
+    """The manifest's own id, with the start frame where a segment starts later; else a hash of relative path, size and
+    start frame: neither the place of the data nor the number of segments changes it."""
+    if video.get("id") is not None:
+        return f"{video['id']}-{start_frame}" if start_frame else str(video["id"])
+    name = "\0".join([str(video["relative"]), str(video["size"]), str(start_frame)])
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
+    """The clip's caption: where its video has several, one of them that belongs to seed and clip."""
+    captions = video.get("captions") or [video.get("caption") or ""]
+    name = hashlib.blake2b(f"caption {seed} {clip_id}".encode(), digest_size=8).digest()
+    return str(captions[int.from_bytes(name, "little") % len(captions)])
+
+
+def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
+    """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
+    `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
+    passed = {k: v for k, v in video.items() if k not in _OWN}
+
+    def row(start_frame: int, found: Mapping[str, Any], error: str | None) -> dict[str, Any]:
+        name = clip_id(video, start_frame)
+        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **found, "error": error}
+
+    try:
+        if video.get("error"):
+            code, _, sentence = str(video["error"]).partition(": ")
+            raise ClipError(code, sentence)
+        found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
+    except ClipError as error:
+        empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
+        return [row(0, empty, str(error))]
+    return [row(segment["start_frame"], segment, None) for segment in found]
 
 
 class IndexWorker:

@@ -102,7 +102,7 @@ def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple
     renamed = {name: f"manifest_{name}" if name in taken else name for name in names if name not in ours}
     rows, several = [], False
     for file, row in zip(files, known.to_pylist(), strict=True):
-        folder = file.get("folder", posixpath.dirname(file["relative"])) or "."
+        folder = file.pop("folder", posixpath.dirname(file["relative"])) or "."
         captions = _captions(row.get(caption), row.get("captions"))
         several = several or len(captions) > 1
         own = {

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import shards, world
 from pipeline.config import Data
-from pipeline.decoder import Decoder, index
+from pipeline.decoder import Decoder
+from pipeline.indexing import index
 from pipeline.manifest import videos
 from pipeline.video import write_mp4
 from tests.s3_store import BUCKET, Store, first, seen_by, served

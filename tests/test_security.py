@@ -20,8 +20,8 @@ import pytest
 
 from pipeline import config, report, schemas, stores, tables, world
 from pipeline.config import ConfigError, Data
-from pipeline.decoder import Decoder, index
-from pipeline.indexing import IndexWorker
+from pipeline.decoder import Decoder
+from pipeline.indexing import IndexWorker, index
 from pipeline.manifest import videos
 from pipeline.video import write_mp4
 
@@ -172,6 +172,33 @@ def test_a_hidden_playlist_leads_nowhere(
     error = index(_row(tmp_path / "a.mp4"), _data(), decoder)[0]["error"]
     assert error.split(":")[0] in ("refused", "decode")
     assert server[1] == []
+
+
+def test_files_of_odd_names_are_rows(tmp_path: Path, film: bytes, decoder: Decoder) -> None:
+    names = [
+        b"\xff.mp4",
+        b"a\nb.mp4",
+        b"c::d.mp4",
+        b"s.tar#0+9:e.mp4",
+        b"fine \xc3\xa9 #1 100%.mp4",
+        b"-i.mp4",
+        b"f|g.mp4",
+    ]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(film)
+    table = videos(str(tmp_path))
+    codes = dict(zip(table["relative"].to_pylist(), _codes(table), strict=True))
+    assert codes == {
+        "\\udcff.mp4": "refused",
+        "a\nb.mp4": "refused",
+        "c::d.mp4": "refused",
+        "s.tar#0+9:e.mp4": "refused",
+        "fine é #1 100%.mp4": "None",
+        "-i.mp4": "None",
+        "f|g.mp4": "None",
+    }
+    errors = [index(row, _data(), decoder)[0]["error"] for row in table.to_pylist()]
+    assert [str(error).split(":")[0] for error in errors] == _codes(table)
 
 
 def test_nothing_outside_the_base(tmp_path: Path, film: bytes) -> None:

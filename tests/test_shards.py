@@ -17,7 +17,8 @@ import pytest
 
 from pipeline import parquet_shards, shards, world
 from pipeline.config import ConfigError, Data
-from pipeline.decoder import Decoder, index
+from pipeline.decoder import Decoder
+from pipeline.indexing import index
 from pipeline.manifest import videos
 from pipeline.video import write_mp4
 

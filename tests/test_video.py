@@ -18,7 +18,8 @@ import pytest
 from pipeline import schemas, video, world
 from pipeline.config import Data
 from pipeline.cuts import cuts
-from pipeline.decoder import Decoder, clip_id, index
+from pipeline.decoder import Decoder
+from pipeline.indexing import clip_id, index
 from pipeline.video import ClipError, Frames
 
 KINDS = [

@@ -1,0 +1,65 @@
+"""The decoder's child process: answers calls until its parent is gone. It imports no more than it needs to decode."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import resource
+import signal
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import av
+import numpy as np
+
+from pipeline import seccomp
+from pipeline.video import ClipError, Frames
+
+PING = b"ready?"
+GRACE = 10.0  # seconds after the time limit at which a child whose parent is gone ends itself
+
+
+def serve(handle: int, memory: int, functions: str) -> None:
+    """The child's loop: answer calls until the parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    av.logging.set_level(None)
+    module = importlib.import_module(functions)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    link: Connection[Any, Any] = Connection(handle)
+    open_because = seccomp.seal()
+    link.send_bytes(PING if open_because is None else open_because.encode())
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed or is gone
+        while True:
+            message = link.recv_bytes()
+            if message == PING:
+                link.send_bytes(PING)
+                continue
+            asked = json.loads(message)
+            # The default action of SIGALRM ends the process: should the parent die meanwhile, nothing else would.
+            signal.setitimer(signal.ITIMER_REAL, asked["timeout"] + GRACE)
+            answer, frames = _answer(getattr(module, asked["function"]), asked["wanted"])
+            link.send_bytes(json.dumps(answer).encode())
+            if frames is not None:
+                link.send_bytes(frames.data.cast("B"))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:
+    try:
+        found = function(**wanted)
+    except ClipError as error:
+        return {"code": error.code, "sentence": error.sentence}, None
+    except MemoryError:
+        return {"code": "memory", "sentence": "the decoder's memory limit is too small for it"}, None
+    except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
+        # PyAV's own errors, and what a hostile header makes of its numbers (a rate of 0, a size of 2^31).
+        return {"code": "decode", "sentence": f"it cannot be decoded ({type(error).__name__}: {_plain(error)})"}, None
+    return ({"frames": True}, found) if isinstance(found, np.ndarray) else ({"rows": found}, None)
+
+
+def _plain(error: Exception) -> str:
+    """An error's text without the path of the file, which may be a temporary one."""
+    return str(error.strerror or type(error).__name__) if isinstance(error, OSError | av.FFmpegError) else str(error)
