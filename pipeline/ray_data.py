@@ -6,6 +6,7 @@ and every batch becomes a part that appears whole or not at all. Only ids and er
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -42,8 +43,9 @@ def connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
     else:
-        # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
-        ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        with _on_loopback():
+            # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
+            ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
     if callable(stop):  # Ray's own handler would wait 30 s for the node to drain before it lets go
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
@@ -51,6 +53,23 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts here listens on 127.0.0.1 alone: on Linux it would answer any host, and run what that sends.
+
+    `_node_ip_address="127.0.0.1"` does not do: Ray 2.60 replaces it by the machine's address. What it does on macOS and
+    Windows has no switch of its own on Linux.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def check_resources(run: Run, stages: list[str]) -> None:
