@@ -19,6 +19,7 @@ import yaml
 from pipeline import config, lease, stores, tables
 from pipeline.config import ConfigError, Run
 from pipeline.credentials import scrubbed
+from pipeline.throughput import Figures
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
@@ -116,8 +117,9 @@ class Progress:
             return
         self.last = spent
         left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
+        rate = f", {done / spent:.3g} a second" if done and spent else ""
         failed = "".join(f", {count} {code}" for code, count in errors.items())
-        line = f"{self.title:<18} {done:>7}/{total}  {duration(spent)}{left}{failed}"
+        line = f"{self.title:<18} {done:>7}/{total}  {duration(spent)}{rate}{left}{failed}"
         if self.terminal:
             bar = "#" * round(24 * done / max(total, 1))
             print(
@@ -137,6 +139,12 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def achieved(title: str, figures: Figures) -> None:
+    """What a stage did in this job: clips a second, how busy its actors were, bytes read, errors."""
+    if figures.rows:
+        print(f"{title}: {figures.line()}")
 
 
 def counts(title: str, table: Any) -> None:

@@ -13,7 +13,7 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import arms, ray_data, tables
+from pipeline import arms, ray_data, ray_resources, tables
 from pipeline.config import ConfigError, Run
 from pipeline.feature_table import under_mask
 
@@ -27,7 +27,7 @@ def curate(run: Run) -> None:
     arms.check(run)
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, STAGES)
+    ray_resources.check(run, STAGES)
     generate_queries(run)
     _readable("queries", run.queries.videos, stages.index(run, "queries"))
     _usable(run, stages.attribute(run, "queries")[0])

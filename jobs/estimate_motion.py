@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import ray_data
+from pipeline import ray_data, ray_resources
 from pipeline.config import Run
 
 
@@ -12,7 +12,7 @@ def estimate_motion(run: Run) -> None:
     stages.check(run, "estimate_motion", sets(run))
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, ["estimate_motion"])
+    ray_resources.check(run, ["estimate_motion"])
     for name in sets(run):
         stages.estimate_motion(run, name)
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.command import Progress
-from pipeline import fingerprints, ray_data, ray_train, stores, tables
+from pipeline import fingerprints, ray_data, ray_resources, ray_train, stores, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_file, video_tasks
 
@@ -22,7 +22,7 @@ def evaluate(run: Run) -> None:
     arms = [(arm, version(run, arm)) for arm in run.evaluate.arms]
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, ["evaluate"])
+    ray_resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
     tables.merge(folder)
     tasks: list[dict[str, Any]] = []
     if run.evaluate.videos:
@@ -33,7 +33,9 @@ def evaluate(run: Run) -> None:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     missing = _missing(tasks, folder)
-    ray_data.stream(
+    figures = ray_data.stream(
+        "evaluate",
+        run.root,
         [pa.Table.from_pylist(missing, schema=TASKS)],
         len(missing),
         run.resources.evaluate,
@@ -43,6 +45,7 @@ def evaluate(run: Run) -> None:
         {"evaluation": fingerprints.evaluation(run)},
         Progress("evaluate"),
     )
+    command.achieved("evaluate", figures)
     done = tables.read(folder, ["arm", "metric"])
     print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs import command, stages
-from pipeline import ray_data
+from pipeline import ray_data, ray_resources
 from pipeline.config import Run
 
 
@@ -11,7 +11,7 @@ def extract_features(run: Run) -> None:
     stages.check(run, "extract_features")
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, ["extract_features"])
+    ray_resources.check(run, ["extract_features"])
     for name in ("queries", "clips"):
         stages.extract_features(run, name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs import command, stages
-from pipeline import arms, ray_data, ray_train, stores
+from pipeline import arms, ray_data, ray_resources, ray_train, stores
 from pipeline.config import Arm, Run
 
 
@@ -20,7 +20,7 @@ def finetune(run: Run) -> None:
     stages.check(run, "finetune")
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, ["finetune"])
+    ray_resources.check(run, ["finetune"])
     folder = ray_train.finetune(run, rows, report=command.Progress(f"finetune {arm}"))
     arms.write_video_folder(stores.join(folder, "curated"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")

@@ -6,6 +6,7 @@ import json
 
 import pyarrow as pa
 
+from jobs import command
 from jobs.command import Progress
 from pipeline import models, ray_data, stores
 from pipeline.config import Run
@@ -18,7 +19,9 @@ def generate_queries(run: Run) -> None:
     folder = stores.join(run.root, "generated", "queries")
     rows = wanted(run, models.weights_hash(models.folder(run.model.id)))
     missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
-    ray_data.stream(
+    figures = ray_data.stream(
+        "generate queries",
+        run.root,
         [rows.filter(pa.array(missing))],
         sum(missing),
         run.resources.evaluate,
@@ -28,5 +31,6 @@ def generate_queries(run: Run) -> None:
         {},
         Progress("generate queries"),
     )
+    command.achieved("generate queries", figures)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist())
     stores.write_bytes(stores.join(folder, "metadata.jsonl"), lines.encode())

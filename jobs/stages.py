@@ -8,6 +8,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs import command
 from jobs.command import Progress, counts
 from pipeline import fingerprints, manifest, models, motion, passed, ray_data, schemas, stores, tables
 from pipeline.config import ConfigError, Pool, Run
@@ -56,7 +57,9 @@ def index(run: Run, name: str) -> pa.Table:
     told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
     _give_way_to_words(run, name, [listed], told)
     videos = _new_videos(listed, folder)
-    ray_data.stream(
+    figures = ray_data.stream(
+        f"index {name}",
+        run.root,
         [videos],
         videos.num_rows,
         run.resources.index_clips,
@@ -66,6 +69,7 @@ def index(run: Run, name: str) -> pa.Table:
         {"clips": fingerprints.clips(run)},
         Progress(f"index {name}"),
     )
+    command.achieved(f"index {name}", figures)
     table = _finished(folder, name)
     _drop_orphans(run, name, table)
     return table
@@ -194,7 +198,9 @@ def _stream(
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
     held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
-    ray_data.stream(
+    figures = ray_data.stream(
+        title,
+        run.root,
         [rows],
         rows.num_rows,
         pool,
@@ -205,6 +211,7 @@ def _stream(
         Progress(title),
         metadata=held,
     )
+    command.achieved(title, figures)
 
 
 def _projection(run: Run) -> str:

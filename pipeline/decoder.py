@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import ProcessError
 from multiprocessing.connection import Connection, Pipe
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -47,12 +47,16 @@ class Decoder:
     all is a RuntimeError.
     """
 
+    _bytes_read: ClassVar[int] = 0
+    _counting: ClassVar[threading.Lock] = threading.Lock()
+
     def __init__(self, timeout: float = 120.0, memory: int = MEMORY, functions: str = "pipeline.video") -> None:
         self._timeout, self._memory, self._functions = timeout, memory, functions
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
         self._child: subprocess.Popen[bytes] | None = None
         self._link: Connection[Any, Any] | None = None
         self._fetched: tuple[str, str] | None = None  # the last remote file: its uri and its local copy
+        self._read: str | None = None  # the last file that was counted as read
 
     def index(self, uri: str, frames: int, fps: float, stride: int | None = None) -> list[dict[str, Any]]:
         """`video.segments` of a local or remote file."""
@@ -70,6 +74,12 @@ class Decoder:
         wanted = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
         return self._thread.submit(self._call, "decode", uri, wanted)
 
+    @classmethod
+    def bytes_read(cls) -> int:
+        """Bytes of the video files that this process's decoders opened or fetched; segments of one file in a row count
+        once."""
+        return cls._bytes_read
+
     def close(self) -> None:
         """End the child. Calls that have not begun are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -84,6 +94,7 @@ class Decoder:
 
     def _call(self, function: str, uri: str, wanted: Mapping[str, Any]) -> Any:
         path = self._local(uri)
+        self._count(uri, path)
         if not self._alive():
             self._start()
         assert self._child is not None
@@ -107,6 +118,13 @@ class Decoder:
                 self._stop()  # what is left of its memory is in pieces
             raise ClipError(answer["code"], answer["sentence"])
         return answer["rows"] if frames is None else frames
+
+    def _count(self, uri: str, path: str) -> None:
+        if uri == self._read:
+            return
+        with contextlib.suppress(OSError), Decoder._counting:  # that it is not there is for the child to find
+            Decoder._bytes_read += os.path.getsize(path)
+            self._read = uri
 
     def _alive(self) -> bool:
         """Whether the child answers: that it was killed since the last call is no fault of the next clip."""

@@ -110,6 +110,11 @@ class EvaluationWorker:
             else:
                 yield self._losses(row, frames)
 
+    def refuse(self, tasks: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        for row in tasks.to_pylist():
+            log.warning("%s of clip %s, arm %s, left out: %s", row["kind"], row["clip_id"], row["arm"], error)
+        return {"evaluation": schemas.EVALUATION.empty_table()}
+
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
         """Mean masked and plain loss over the timesteps and noises, which are every arm's."""

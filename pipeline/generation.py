@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline import stores
 from pipeline.config import Run
 from pipeline.models import open_model
-from pipeline.video import write_mp4
+from pipeline.video import ClipError, write_mp4
 from pipeline.workers import device_for
 
 SCHEMA = pa.schema(
@@ -50,3 +50,7 @@ class GenerationWorker:
             frames = self.model.generate(row["caption"], size, row["seed"], e.steps, e.guidance)
             write_mp4(stores.join(self.folder, row["file_name"]), frames, d.fps)
             yield {}  # a video is a file of its own, no row of a table
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        """RuntimeError: without its queries a run has nothing to rank for."""
+        raise RuntimeError(f"no video could be made of the prompts {rows.column('caption').to_pylist()}: {error}")

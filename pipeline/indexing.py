@@ -62,3 +62,8 @@ class IndexWorker:
         found = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
         for group in in_parts(found):
             yield {"clips": pa.Table.from_pylist([row for rows in group for row in rows], schema=self.schema)}
+
+    def refuse(self, videos: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        failed = [{**video, "error": str(error)} for video in videos.to_pylist()]
+        rows = [row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed)]
+        return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}

@@ -12,24 +12,35 @@ import math
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import tables
-from pipeline.config import ConfigError, Pool, Run
-
-log = logging.getLogger(__name__)
+from pipeline import ray_journal, stores, tables, throughput
+from pipeline.attempts import LIMIT, STARTS
+from pipeline.config import Pool
+from pipeline.decoder import Decoder
+from pipeline.throughput import Figures
+from pipeline.video import ClipError
 
 WINDOW, WINDOW_OF_ACTOR = 100_000, 2_000  # rows in the object store at a time: all in all, or for each actor if more
+AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
+NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
 
 Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, errors by code
 
 
-# The bodies of workers.py: a batch of rows in, tables by name out, each as soon as it is worth a part.
-Worker = Callable[[pa.Table], Iterable[dict[str, pa.Table]]]
+class Worker(Protocol):
+    """The bodies of workers.py: a batch of rows in, tables by name out, each as soon as it is worth a part."""
+
+    def __call__(self, rows: pa.Table, /) -> Iterable[dict[str, pa.Table]]: ...
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        """The tables of rows that are not tried any more: each with this error."""
 
 
 def connect() -> None:
@@ -53,6 +64,7 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS
 
 
 @contextlib.contextmanager
@@ -72,86 +84,90 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def check_resources(run: Run, stages: list[str]) -> None:
-    """Raise ConfigError with a table of what is asked and what can be had, if a stage asks for more than there is.
-
-    Then wait, at most `resources.wait` seconds, until what the autoscaler must start is there.
-    """
-    reach = _within_reach()
-    pools = {stage: _pool(run, stage) for stage in stages}
-    lacking = [s for s, p in pools.items() if p.cpus > reach["CPU"] or p.gpus > reach["GPU"]]
-    lacking += [s for s, p in pools.items() if s not in lacking and p.gpus * p.actors > reach["GPU"]]
-    gang = pools.get("finetune")  # its workers start together or not at all
-    if gang is not None and "finetune" not in lacking and gang.cpus * gang.actors > reach["CPU"]:
-        lacking.append("finetune")
-    if lacking:
-        asked = "\n".join(
-            f"  resources.{stage}: {pool.actors} x ({pool.cpus:g} CPUs, {pool.gpus:g} GPUs)"
-            + ("   <- more than there is" if stage in lacking else "")
-            for stage, pool in pools.items()
-        )
-        raise ConfigError(
-            f"resources.{lacking[0]} asks for more than this cluster can reach. Asked for:\n{asked}\nWithin reach: "
-            f"{reach['CPU']:g} CPUs, {reach['GPU']:g} GPUs. Lower actors, cpus or gpus, or run on a larger cluster."
-        )
-    _wait_for(pools, run.resources.wait)
-
-
-def _within_reach() -> dict[str, float]:
-    """CPUs and GPUs of the cluster at its largest: the autoscaler's maximum where there is one, else what is up."""
-    from ray._private.state import state  # the only place that knows the autoscaler's maximum; Ray Train asks it too
-
-    most = state.get_max_resources_from_cluster_config() or {}
-    now = ray.cluster_resources()
-    return {kind: float(max(most.get(kind, 0), now.get(kind, 0))) for kind in ("CPU", "GPU")}
-
-
-def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        now = ray.cluster_resources()
-        short = [s for s, p in pools.items() if p.gpus > now.get("GPU", 0) or p.cpus > now.get("CPU", 0)]
-        if not short:
-            return
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for by then "
-                f"(there are {now.get('CPU', 0):g} CPUs and {now.get('GPU', 0):g} GPUs). Wait longer or ask for less."
-            )
-        log.warning("waiting for the cluster to start what %s asks for", ", ".join(short))
-        time.sleep(min(10.0, seconds))
-
-
-def _pool(run: Run, stage: str) -> Pool:
-    pool: Pool = getattr(run.resources, stage)
-    fewest = run.finetune.min_workers or run.finetune.workers
-    return pool.model_copy(update={"actors": fewest}) if stage == "finetune" else pool
-
-
 class _Actor:
-    """A worker with its tables: what it finds is written before the batch is called done."""
+    """A worker with its tables: what it finds is written before the batch is called done.
+
+    It tells the stage's journal what it begins and ends. A batch that the journal knows as begun and not ended took its
+    process with it: it is worked clip by clip, and a clip that did so alone LIMIT times becomes an error row.
+    """
 
     def __init__(
         self,
+        stage: str,
+        journal: Any,
         worker: Callable[..., Worker],
         arguments: tuple[Any, ...],
         folders: Mapping[str, str],
         fingerprints: Mapping[str, Mapping[str, Any]],
         metadata: Mapping[str, Mapping[str, Any]],
     ) -> None:
+        self.journal = ray_journal.Teller(journal)
+        self.place = self.journal.place
+        died = self.journal.tell("starts", self.place)
+        if died >= STARTS:
+            raise RuntimeError(
+                f"{stage}: an actor died {died} times in a row while it loaded what it needs, now on {self.place}. "
+                "Too little memory, or a driver or library that crashes? Ray's logs of that node say which."
+            )
+        self.meters = ray_journal.Meters(stage)
         self.worker = worker(*arguments)
         self.folders, self.fingerprints, self.metadata = folders, fingerprints, metadata
+        self.journal.tell("is_up")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        errors: dict[str, str] = {}  # a clip that fails in several tables of one pass is one error
-        for found in self.worker(rows):
+        errors = self._attempt(rows, of_batch=False)
+        return pa.table({"rows": pa.array([rows.num_rows]), "errors": pa.array([errors], pa.list_(pa.string()))})
+
+    def _attempt(self, rows: pa.Table, of_batch: bool) -> list[str]:
+        """Work these rows, or each of them alone if a process died over them; returns the errors that were written."""
+        names = _names(rows)
+        attempt = self.journal.tell("begins", names)
+        if attempt is None:  # it was finished by a process that died later
+            return []
+        deaths, torn = attempt
+        begun, read = time.monotonic(), Decoder.bytes_read()
+        if torn:  # parts of an attempt that did not end: its rows are worked again
+            for part in torn:
+                stores.remove(part)
+            self.journal.tell("removed", names)
+        if deaths and rows.num_rows > 1:
+            errors = [e for i in range(rows.num_rows) for e in self._attempt(rows.slice(i, 1), of_batch=True)]
+            work = Figures()
+        else:
+            found = self.worker(rows) if deaths < LIMIT else [self.worker.refuse(rows, self._died(deaths))]
+            errors = self._write(names, found)
+            codes = Counter(error.split(":")[0] for error in errors)
+            work = Figures(rows=rows.num_rows, errors=dict(codes), bytes_read=Decoder.bytes_read() - read)
+            self.meters.add(work, time.monotonic() - begun)
+        self.journal.tell("ends", names, work, of_batch)
+        return errors
+
+    def _write(self, names: list[str], parts: Iterable[dict[str, pa.Table]]) -> list[str]:
+        """Write the tables as they come. A clip that fails in several tables of one pass is one error."""
+        errors: dict[str, str] = {}
+        for found in parts:
+            self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in found.items()])
             for name, table in found.items():
                 tables.append(self.folders[name], table, self.fingerprints[name], **self.metadata.get(name, {}))
                 if "error" in table.column_names:
                     failed = table.select(["clip_id", "error"]).filter(table.column("error").is_valid())
                     errors |= {row["clip_id"]: row["error"] for row in failed.to_pylist()}
-        listed = pa.array([list(errors.values())], pa.list_(pa.string()))
-        return pa.table({"rows": pa.array([rows.num_rows]), "errors": listed})
+        return list(errors.values())
+
+    def _died(self, deaths: int) -> ClipError:
+        return ClipError(
+            "crashed",
+            f"the process that worked on this clip alone died {deaths} times, and it was given up on {self.place}: "
+            "native code that crashes, or a node without memory; Ray's logs say which",
+        )
+
+
+def _names(rows: pa.Table) -> list[str]:
+    """What the journal calls these rows; no address, which may carry a signature."""
+    held = rows.select(
+        [c for c in ("arm", "kind", "seed", "clip_id", "relative", "file_name") if c in rows.column_names]
+    )
+    return [" ".join(map(str, row.values())) for row in held.to_pylist()]
 
 
 def windows(blocks: Iterable[pa.Table], rows: int) -> Iterator[list[pa.Table]]:
@@ -168,6 +184,8 @@ def windows(blocks: Iterable[pa.Table], rows: int) -> Iterator[list[pa.Table]]:
 
 
 def stream(
+    stage: str,
+    root: str,
     blocks: Iterable[pa.Table],
     total: int,
     pool: Pool,
@@ -177,36 +195,47 @@ def stream(
     fingerprints: Mapping[str, Mapping[str, Any]],
     report: Report,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+) -> Figures:
     """Send `total` rows through `pool.actors` workers, `pool.batch` at a time, into the tables that `folders` names.
 
     `worker(*arguments)` is called once in each actor; its tables are named as the keys of `folders`. `report` hears of
-    every batch. Rows already in the tables must have been subtracted.
+    every batch. Rows already in the tables must have been subtracted. What the stage achieved is returned, and noted
+    under `root`. RuntimeError, naming the stage, where the pool fails or makes no progress for NO_PROGRESS seconds.
 
     The rows are drawn a window at a time, WINDOW of them or WINDOW_OF_ACTOR for each actor: no more are in the object
     store, and what Ray remembers of every block is forgotten with the window. At its end actors wait for the last of
     them and the next window's load their models again, a few minutes in the hours that an actor takes for its share.
     """
     if not total:
-        return
+        return Figures()
     report(0, total, {})
     done, errors = 0, dict[str, int]()
-    actor = (worker, arguments, folders, fingerprints, metadata or {})
-    for window in windows(blocks, max(WINDOW, WINDOW_OF_ACTOR * pool.actors)):
-        for batch in _through(pa.concat_tables(window), pool, actor):
-            done += sum(batch.column("rows").to_pylist())
-            for error in (e for row in batch.column("errors").to_pylist() for e in row):
-                code = str(error).split(":")[0]
-                errors[code] = errors.get(code, 0) + 1
-            report(done, total, errors)
+    journal = ray_journal.begin()
+    actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {})
+    with ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)), _named(stage, journal, pool):
+        for window in windows(blocks, max(WINDOW, WINDOW_OF_ACTOR * pool.actors)):
+            ray.get(journal.expects.remote(_actors(pool, sum(block.num_rows for block in window))))
+            for batch in _through(pa.concat_tables(window), pool, actor):
+                done += sum(batch.column("rows").to_pylist())
+                for error in (e for row in batch.column("errors").to_pylist() for e in row):
+                    code = str(error).split(":")[0]
+                    errors[code] = errors.get(code, 0) + 1
+                report(done, total, errors)
+        return ray_journal.figures(journal)
+
+
+def _actors(pool: Pool, rows: int) -> int:
+    """How many of a pool's actors have something to do."""
+    return min(pool.actors, math.ceil(rows / pool.batch))
 
 
 def _through(rows: pa.Table, pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.Table]:
     """One window through a pool of its own; a line comes back for each batch when it is written."""
-    actors = min(pool.actors, math.ceil(rows.num_rows / pool.batch))
+    actors = _actors(pool, rows.num_rows)
     size = min(pool.batch, math.ceil(rows.num_rows / actors))
     batches = [rows.slice(i, size).combine_chunks() for i in range(0, rows.num_rows, size)]
-    found = ray.data.from_arrow(batches).map_batches(
+    # Not from_arrow: it asks a task of one CPU about each batch and waits for them without a limit or a word.
+    found = ray.data.from_blocks(batches).map_batches(
         _Actor,
         fn_constructor_args=actor,
         batch_size=None,
@@ -217,3 +246,18 @@ def _through(rows: pa.Table, pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.
         num_gpus=pool.gpus,
     )
     yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+@contextlib.contextmanager
+def _named(stage: str, journal: Any, pool: Pool) -> Iterator[None]:
+    """Ray's errors with the stage's name first."""
+    try:
+        yield
+    except ExecutionTimeoutError as error:
+        raise RuntimeError(
+            f"stage {stage} failed: no progress for {NO_PROGRESS / 60:.0f} minutes. "
+            f"{ray_journal.describe(ray.get(journal.told.remote()), stage, pool)}\n{AGAIN}"
+        ) from error
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]  # what comes before is the traceback, which the chain keeps
+        raise RuntimeError(f"stage {stage} failed: {cause}\n{AGAIN}") from error

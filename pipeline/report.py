@@ -19,7 +19,7 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, comparison, config, controls, gallery, sections, stores, summary, tables
+from pipeline import charts, comparison, config, controls, gallery, sections, stores, summary, tables, throughput
 from pipeline.gallery import FramesOf, VideoOf
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -114,6 +114,7 @@ def _numbers(
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},
+        "throughput": throughput.by_stage(root),
         "fingerprint": {name: _fingerprint(root, name) for name in ("motion/clips", "features/clips", "selection")},
         "versions": _versions(),
     }

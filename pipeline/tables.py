@@ -56,10 +56,15 @@ def _part_name(table: pa.Table) -> str:
     return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
 
+def part(folder: str, table: pa.Table) -> str:
+    """The file to which `append` writes these rows."""
+    return join(folder, _part_name(table))
+
+
 def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
     """Add rows as one part, named by its ids: the same rows written twice are one file."""
     if table.num_rows:
-        write_bytes(join(folder, _part_name(table)), _encoded(table, fingerprint, metadata))
+        write_bytes(part(folder, table), _encoded(table, fingerprint, metadata))
 
 
 def in_parts(rows: Iterable[Row], whole: Callable[[], bool] = lambda: True) -> Iterator[list[Row]]:

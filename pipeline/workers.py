@@ -126,6 +126,10 @@ class MotionWorker:
         for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
             yield {"motion": pa.Table.from_pylist(rows, schema=schema)}
 
+    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        rows = [self.measure(row, error) for row in clips.to_pylist()]
+        return {"motion": pa.Table.from_pylist(rows, schema=schemas.motion_schema(clips.schema))}
+
 
 class FeatureWorker:
     """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
@@ -219,6 +223,9 @@ class FeatureWorker:
         for found in tables.in_parts(taken, self.projected):
             yield {"features": self.finish(found)}
 
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
+
 
 def featured(error: str | None) -> bool:
     """Whether a row of the motion table goes on to features: every result, and still clips for their unmasked ones."""
@@ -244,6 +251,9 @@ class AttributionWorker:
             moved = pa.Table.from_pylist([measured for measured, _ in found], schema=schema)
             gone_on = [taken for _, taken in found if taken is not None]
             yield {"motion": moved, "features": self.features.finish(gone_on)}
+
+    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        return self.motion.refuse(clips, error)
 
 
 class Captions:

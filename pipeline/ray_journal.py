@@ -1,0 +1,129 @@
+"""The journal of a stage: an actor beside the driver that every actor of the pool tells what it begins and ends.
+
+It is the only place that sees a process die in the middle of something, since Ray Data replaces the actor and sends the
+batch again without a word, for ever. `Attempts` says what follows from that. The driver asks it how the stage stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline import throughput
+from pipeline.attempts import Attempts, standstill
+from pipeline.config import Pool
+from pipeline.throughput import Figures
+
+log = logging.getLogger(__name__)
+
+QUIET = 60.0  # seconds without a finished batch after which the log says what the stage waits for; then twice as long
+LOOK = 5.0  # seconds between two looks
+SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed job leaves behind
+
+
+def begin() -> Any:
+    """A new stage's journal, on the driver's own node: while the driver lives, so does it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
+
+
+def figures(journal: Any) -> Figures:
+    """What the stage achieved so far."""
+    return Figures(**ray.get(journal.told.remote())["figures"])
+
+
+class Teller:
+    """One actor's side of the journal."""
+
+    def __init__(self, journal: Any) -> None:
+        context = ray.get_runtime_context()
+        self._journal, self._actor = journal, context.get_actor_id()  # the id outlives a restart
+        self.place = f"{ray.util.get_node_ip_address()} (node {context.get_node_id()[:8]}, process {os.getpid()})"
+
+    def tell(self, method: str, *told: Any) -> Any:
+        """Call a method of `Attempts` for this actor, and wait until it is noted."""
+        return ray.get(getattr(self._journal, method).remote(self._actor, *told))
+
+
+class Meters:
+    """What an actor does, for Ray's dashboard; each by stage, errors by code too. The rate of `busy_seconds` is the
+    number of actors at work."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = {"stage": stage}
+        keys = ("stage",)
+        self._rows = Counter("curation_rows", "rows that were finished", keys)
+        self._errors = Counter("curation_errors", "clips that became an error row", (*keys, "code"))
+        self._bytes_read = Counter("curation_bytes_read", "bytes of video files opened or fetched", keys)
+        self._busy = Counter("curation_busy_seconds", "seconds that actors spent in batches", keys)
+
+    def add(self, work: Figures, seconds: float) -> None:
+        for counter, value in ((self._rows, work.rows), (self._bytes_read, work.bytes_read), (self._busy, seconds)):
+            if value > 0:
+                counter.inc(value, self._stage)
+        for code, count in work.errors.items():
+            self._errors.inc(count, {**self._stage, "code": code})
+
+
+@contextmanager
+def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
+    """While the body runs, keep the stage's figures in `file` and in Ray's dashboard, and warn of a standstill: which
+    actor waits for what, and which clips are being worked."""
+    over = threading.Event()
+    share = Gauge("curation_busy_share", "of the time that a pool's actors were up, the share in batches", ("stage",))
+    states = Gauge("curation_actors", "actors of a pool by what they do", ("stage", "state"))
+
+    def note() -> dict[str, Any]:
+        told: dict[str, Any] = ray.get(journal.told.remote())
+        figures = Figures(**told["figures"])
+        share.set(figures.busy_share or 0.0, {"stage": stage})
+        held = {state: len(told[state]) for state in ("working", "waiting", "starting")}
+        for state, count in {**held, "missing": told["expected"] - sum(held.values())}.items():
+            states.set(count, {"stage": stage, "state": state})
+        return told
+
+    def watch() -> None:
+        quiet, saved = QUIET, time.monotonic()
+        while not over.wait(LOOK):
+            told = note()
+            if time.monotonic() - saved >= SAVE:
+                throughput.save(file, stage, Figures(**told["figures"]))
+                saved = time.monotonic()
+            if told["still"] < QUIET:
+                quiet = QUIET
+            elif told["still"] >= quiet:
+                log.warning("%s", describe(told, stage, pool))
+                quiet *= 2
+
+    thread = threading.Thread(target=watch, name="journal", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        throughput.save(file, stage, Figures(**note()["figures"]))
+
+
+def describe(told: dict[str, Any], stage: str, pool: Pool) -> str:
+    """What a stage waits for, with what the cluster has free. Actors whose node is gone wait for another one."""
+    gone = [f"node {node['NodeID'][:8]}," for node in ray.nodes() if not node["Alive"]]
+
+    def there(held: Any) -> bool:
+        return not any(node in (held if isinstance(held, str) else held[0]) for node in gone)
+
+    told = told | {state: [h for h in told[state] if there(h)] for state in ("working", "waiting", "starting")}
+    free, total = ray.available_resources(), ray.cluster_resources()
+    kinds = ("CPU", "GPU") if pool.gpus else ("CPU",)
+    asked = f"{pool.cpus:g} CPUs" + (f" and {pool.gpus:g} GPUs" if pool.gpus else "")
+    having = " and ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s free" for k in kinds)
+    return standstill(stage, told, asked, having)

@@ -1,0 +1,138 @@
+"""What the stages ask of the cluster, held against what its nodes have: said at once, instead of waiting for ever.
+
+Ray waits without a word for a resource that no node has, and an actor lives on one node: the sum over nodes says
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from pipeline.config import ConfigError, Pool, Run
+
+log = logging.getLogger(__name__)
+
+UNBOUNDED = 1 << 20  # nodes, where the autoscaler knows no limit
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """So many nodes of one kind."""
+
+    cpus: float
+    gpus: float
+    count: int = 1
+
+    def room(self, pool: Pool) -> int:
+        """How many actors of a pool these nodes hold, were nothing else on them."""
+        each = math.floor(self.cpus / pool.cpus + 1e-9)
+        if pool.gpus:
+            each = min(each, math.floor(self.gpus / pool.gpus + 1e-9))
+        return each * self.count
+
+
+def check(run: Run, stages: Iterable[str]) -> None:
+    """Raise ConfigError with a table of what is asked and what can be had, if a stage asks for more than there is.
+
+    Then wait, at most `resources.wait` seconds, until what the autoscaler must start is there.
+    """
+    pools = {stage: _pool(run, stage) for stage in stages}
+    groups, nodes = _groups(), _nodes()
+    lacking = beyond(pools, groups, nodes)
+    if lacking:
+        asked = "\n".join(
+            f"  resources.{stage}: {pool.actors} x ({pool.cpus:g} CPUs, {pool.gpus:g} GPUs)"
+            + (f"   <- {lacking[stage]}" if stage in lacking else "")
+            for stage, pool in pools.items()
+        )
+        there = "\n".join(f"  {_named(n)}" for n in [*groups, *nodes])
+        raise ConfigError(
+            f"resources.{next(iter(lacking))} asks for more than this cluster can reach. Asked for:\n{asked}\n"
+            f"Within reach:\n{there}\nLower actors, cpus or gpus, or run on a larger cluster."
+        )
+    _wait_for(pools, run.resources.wait)
+
+
+def beyond(pools: Mapping[str, Pool], groups: list[Nodes], nodes: list[Nodes]) -> dict[str, str]:
+    """The stages that neither the autoscaler's node groups nor the nodes that are up can ever hold, and why.
+
+    Actors on GPUs, and the workers of fine-tuning, which start together, must all find room; of those on CPUs one must.
+    """
+    found = {}
+    for stage, pool in pools.items():
+        room = max(sum(n.room(pool) for n in kind) for kind in (groups, nodes))
+        if not room:
+            found[stage] = "more than any one node has"
+        elif room < pool.actors and (pool.gpus or stage == "finetune"):
+            found[stage] = f"more than there is: room for {room}"
+    return found
+
+
+def _groups() -> list[Nodes]:
+    """The cluster at its largest, where there is an autoscaler."""
+    from ray._private.state import state  # the only place that knows the autoscaler's maximum; Ray Train asks it too
+
+    config = state.get_cluster_config()
+    return [
+        Nodes(float(g.resources.get("CPU", 0)), float(g.resources.get("GPU", 0)), g.max_count)
+        if g.max_count >= 0
+        else Nodes(float(g.resources.get("CPU", 0)), float(g.resources.get("GPU", 0)), UNBOUNDED)
+        for g in (config.node_group_configs if config is not None else ())
+    ]
+
+
+def _nodes() -> list[Nodes]:
+    """The nodes that are up."""
+    up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kinds = Counter((float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in up)
+    return [Nodes(cpus, gpus, count) for (cpus, gpus), count in sorted(kinds.items())]
+
+
+def _named(nodes: Nodes) -> str:
+    count = "any number of" if nodes.count == UNBOUNDED else f"{nodes.count}"
+    return f"{count} node{'' if nodes.count == 1 else 's'} of {nodes.cpus:g} CPUs, {nodes.gpus:g} GPUs"
+
+
+def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
+    """Until each pool's first actor, and all workers of fine-tuning, find room on the nodes that are up."""
+    deadline = time.monotonic() + seconds
+    needed = {stage: pool.actors if stage == "finetune" else 1 for stage, pool in pools.items()}
+    asked = False
+    try:
+        while True:
+            nodes = _nodes()
+            short = [s for s, p in pools.items() if sum(n.room(p) for n in nodes) < needed[s]]
+            if not short:
+                return
+            there = "; ".join(_named(n) for n in nodes)
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for by then "
+                    f"(there are {there}). Wait longer or ask for less."
+                )
+            log.warning("waiting for the cluster to start what %s asks for; there are %s", ", ".join(short), there)
+            _ask_for([pools[s] for s in short for _ in range(needed[s])])
+            asked = True
+            time.sleep(min(10.0, max(seconds, 0.1)))
+    finally:
+        if asked:
+            _ask_for([])
+
+
+def _ask_for(pools: list[Pool]) -> None:
+    """Tell the autoscaler, which starts nothing for a job that only waits; it remembers until it is told otherwise."""
+    request_resources(bundles=[{"CPU": p.cpus} | ({"GPU": p.gpus} if p.gpus else {}) for p in pools])
+
+
+def _pool(run: Run, stage: str) -> Pool:
+    pool: Pool = getattr(run.resources, stage)
+    fewest = run.finetune.min_workers or run.finetune.workers
+    return pool.model_copy(update={"actors": fewest}) if stage == "finetune" else pool
