@@ -77,7 +77,7 @@ class Queries(Model):
 
 
 class VideoModelConfig(Model):
-    id: str = Field(description="a diffusers folder, or a model id of the hub")
+    id: str = Field(description="a diffusers folder, local or s3://, or a model id of the hub")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
@@ -86,7 +86,9 @@ class VideoModelConfig(Model):
 
 class Motion(Model):
     flow: Literal["raft_large", "raft_small"] = "raft_large"
-    weights: str = Field("default", description="`default` (torchvision's), `C_T_V1`, or a .safetensors/.pth file")
+    weights: str = Field(
+        "default", description="`default` (torchvision's), `C_T_V1`, or a .safetensors/.pth file, local or s3://"
+    )
     height: int = Field(240, ge=128, multiple_of=8, description="working size of the flow")
     width: int = Field(416, ge=128, multiple_of=8)
     batch: int = Field(16, ge=1, description="pairs of frames at a time")

@@ -6,12 +6,12 @@ Paths, resources, batch sizes and library versions are no part of it; they are r
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from pipeline import models
 from pipeline.config import NUMERICS, ConfigError, Motion, Run
 from pipeline.gradients import manifest, manifest_hash
+from pipeline.motion import weights_file
 
 Fingerprint = dict[str, Any]
 
@@ -66,8 +66,8 @@ def evaluation(run: Run) -> Fingerprint:
 
 def flow_hash(config: Motion) -> str:
     """Official weights by name, which torchvision's file names tie to their content; local ones by content."""
-    path = Path(config.weights)
-    if not path.is_file():
+    path = weights_file(config)
+    if path is None:
         return f"{config.flow}:{config.weights}"
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 

@@ -13,23 +13,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import optical_flow
 
+from pipeline import fetched, stores
 from pipeline.config import ConfigError, Motion
 from pipeline.flow import clip_flow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def official(config: Motion) -> bool:
-    """Whether torchvision's own weights are meant, by name. Raises ConfigError for a file that is not there."""
+def weights_file(config: Motion) -> Path | None:
+    """The file with RAFT's weights, one at s3:// fetched once a machine; None where torchvision's own are meant, by
+    name. Raises ConfigError for a file that is not there."""
     kinds = _kinds(config)
     if config.weights == "default" or config.weights in kinds.__members__:
-        return True
+        return None
+    if config.weights.startswith(stores.S3):
+        try:
+            return fetched.local(config.weights)
+        except OSError as error:
+            raise ConfigError(f"motion.weights={config.weights!r}: this cannot be fetched ({error}).") from error
     if not Path(config.weights).is_file():
         raise ConfigError(
             f"motion.weights={config.weights!r}: this is neither a file nor a name of torchvision's weights of "
             f"{config.flow} (default, {', '.join(kinds.__members__)}); give a .safetensors or .pth file of it."
         )
-    return False
+    return Path(config.weights)
 
 
 def _kinds(config: Motion) -> Any:
@@ -38,9 +45,9 @@ def _kinds(config: Motion) -> Any:
 
 def load_raft(config: Motion, device: torch.device) -> nn.Module:
     """RAFT with the weights that `config` names: torchvision's official ones or a local file. Raises ConfigError."""
-    if official(config):
+    path = weights_file(config)
+    if path is None:
         return _official(config).to(device).eval()
-    path = Path(config.weights)
     model = getattr(optical_flow, config.flow)(weights=None)
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     try:
@@ -61,7 +68,8 @@ def _official(config: Motion) -> nn.Module:
     kinds = _kinds(config)
     weights = kinds["DEFAULT" if config.weights == "default" else config.weights]
     try:
-        return cast(nn.Module, getattr(optical_flow, config.flow)(weights=weights, progress=False))
+        with fetched.locked(f"torchvision {weights}", f"torchvision's weights of {config.flow}"):
+            return cast(nn.Module, getattr(optical_flow, config.flow)(weights=weights, progress=False))
     except OSError as error:
         raise ConfigError(
             f"motion.weights={config.weights!r}: torchvision could not fetch the weights of {config.flow} ({error}). "

@@ -22,6 +22,9 @@ ABANDONED = 3600.0  # seconds without a write after which nobody writes to a hal
 _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
 
+S3 = ("s3://", "s3a://")
+
+
 class StoreError(OSError):
     """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
 
@@ -44,10 +47,10 @@ def join(root: str, *names: str) -> str:
 
 def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem and bare path of a local path or URL."""
-    if path.startswith(("s3://", "s3a://")):
-        from pipeline.s3 import OPTIONS, S3  # here, because its import takes half a second that local runs need not
+    if path.startswith(S3):
+        from pipeline import s3  # here, because its import takes half a second that local runs need not
 
-        return S3(**OPTIONS), str(S3._strip_protocol(path))
+        return s3.S3(**s3.OPTIONS), str(s3.S3._strip_protocol(path))
     found = fsspec.core.url_to_fs(path)
     return found[0], found[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -15,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 
+from pipeline import fetched, stores
 from pipeline.config import ConfigError, VideoModelConfig
 
 
@@ -55,24 +57,41 @@ class VideoModel(Protocol):
 
 
 def folder(id: str) -> Path:
-    """The local folder of a diffusers pipeline: `id` itself, or the hub's snapshot of it. Raises ConfigError."""
-    path = Path(id)
+    """The local folder of a diffusers pipeline: `id` itself, or a copy of what lies at s3:// or on the hub, fetched
+    once a machine. Raises ConfigError."""
+    path = _stored(id) if id.startswith(stores.S3) else Path(id)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ConfigError(f"model.id={id!r}: the folder has no model_index.json, so it is no diffusers pipeline.")
         return path
     if path.is_absolute() or id.count("/") != 1 or id.startswith("."):
         raise ConfigError(
-            f"model.id={id!r}: this is neither a folder nor a hub id of the form owner/name. Give the folder of a "
-            "diffusers pipeline (it holds model_index.json)."
+            f"model.id={id!r}: this is neither a folder, nor an s3:// address, nor a hub id of the form owner/name. "
+            "Give the folder of a diffusers pipeline (it holds model_index.json)."
         )
     try:
-        return Path(snapshot_download(id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        return _snapshot(id)
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError) as error:
         raise ConfigError(
             f"model.id={id!r}: there is no such folder, and the hub could not be asked for it "
             f"({type(error).__name__}). Give a local folder, or run where the hub can be reached."
         ) from error
+
+
+def _stored(id: str) -> Path:
+    try:
+        return fetched.local(id)
+    except OSError as error:
+        raise ConfigError(
+            f"model.id={id!r}: no model can be fetched from there ({error}). Give the folder of a diffusers pipeline "
+            "(it holds model_index.json), which this job may list and read."
+        ) from error
+
+
+@cache  # for a process, a model does not change while it runs
+def _snapshot(id: str) -> Path:
+    with fetched.locked(id, id):
+        return Path(snapshot_download(id, allow_patterns=list(fetched.FILES)))
 
 
 def family(path: Path) -> str:
