@@ -257,6 +257,8 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
             if listing is None:
                 unlisted.append((len(files), file_fs, bare))
         files.append(folders.of_file(file_fs, bare, below, info, base))
+    if unlisted:
+        log.warning("%d listed files lie where nothing may be listed; they are asked for one by one.", len(unlisted))
     with ThreadPoolExecutor(folders.AT_ONCE) as threads:
         for (at, file_fs, bare), info in zip(unlisted, threads.map(_asked, unlisted), strict=True):
             if info is not None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-from pipeline import s3, stores, tables
+from pipeline import manifest, s3, stores, tables
 from pipeline.decoder import Decoder
 from pipeline.video import ClipError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, seen_by, served
@@ -231,6 +231,23 @@ def test_a_write_that_fails_leaves_nothing_that_can_be_seen(store: Store) -> Non
         stores.write_bytes(f"{ROOT}/part-x.parquet", data)
     assert store.keys() == []
     assert not store.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads"), "what was sent was not taken back"
+
+
+def test_a_manifest_in_a_bucket_that_may_not_be_listed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    raw = store.client()
+    names = [f"a {n}.mp4" for n in range(20)]
+    for name in names:
+        raw.put_object(Bucket=BUCKET, Key=f"closed/{name}", Body=name.encode())
+    lines = [f"path,caption\n{names[0]},x", *(f"s3://{BUCKET}/closed/{name},x" for name in names[1:]), "gone.mp4,x"]
+    raw.put_object(Bucket=BUCKET, Key="closed/m.csv", Body="\n".join(lines).encode())
+    listed = manifest.videos(f"s3://{BUCKET}/closed/m.csv")
+    passing = first(5, "503", "HEAD")
+    store.fault = lambda request: "403" if request.lists else passing(request)
+    asked = manifest.videos(f"s3://{BUCKET}/closed/m.csv")
+    assert asked.drop_columns("error").equals(listed.drop_columns("error")), "uri, version or size differ"
+    assert asked.column("error").to_pylist()[:-1] == [None] * 20
+    assert asked.column("error").to_pylist()[-1] == "read: it is not there, or may not be read"
+    assert caplog.text.count("asked for one by one") == 1
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

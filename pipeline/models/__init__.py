@@ -66,8 +66,8 @@ def folder(id: str) -> Path:
         return path
     if path.is_absolute() or id.count("/") != 1 or id.startswith("."):
         raise ConfigError(
-            f"model.id={id!r}: this is neither a folder, nor an s3:// address, nor a hub id of the form owner/name. "
-            "Give the folder of a diffusers pipeline (it holds model_index.json)."
+            f"model.id={id!r}: this is neither a folder nor a hub id of the form owner/name, nor at s3://. Give "
+            "the folder of a diffusers pipeline (it holds model_index.json)."
         )
     try:
         return _snapshot(id)
