@@ -12,28 +12,33 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from pipeline import lease, stores
 from pipeline.config import ConfigError
+from tests.s3_store import BUCKET, Store, seen_by, served
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path / "run")
-    else:
-        yield f"memory://{uuid.uuid4().hex}/run"
-        fsspec.filesystem("memory").store.clear()
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "s3":
+        seen_by(monkeypatch, request.getfixturevalue("store"))
+        return f"s3://{BUCKET}/{uuid.uuid4().hex}/run"
+    return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}/run"
 
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter times."""
-    for name, seconds in (("RENEWAL", 0.1), ("EXPIRY", 1.0), ("WATCH", 2.0)):
+    for name, seconds in (("RENEWAL", 0.1), ("EXPIRY", 30.0), ("WATCH", 2.0)):
         monkeypatch.setattr(lease, name, seconds)
 
 
@@ -155,7 +160,7 @@ def test_a_holder_that_stalled_too_long_ends(tmp_path: Path) -> None:
     process.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert "LostError" in said
 
 
@@ -163,7 +168,7 @@ def test_a_holder_whose_file_was_taken_away_ends(tmp_path: Path) -> None:
     process = holder(str(tmp_path))
     for path in files(str(tmp_path)):
         Path(path).unlink()
-    assert "LostError" in process.communicate(timeout=20)[1]
+    assert "LostError" in process.communicate(timeout=120)[1]
 
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -192,7 +197,7 @@ def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signa
     assert process.stdout.readline() == "began\n"
     assert len(files(str(tmp_path))) == 1
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert said == "stopped; the same command continues from here\n"
     assert files(str(tmp_path)) == []
@@ -208,7 +213,7 @@ def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signa
 )
 def test_exit_status_of_a_job(tmp_path: Path, body: str, status: int, said: str) -> None:
     process = job(tmp_path / "run", body)
-    assert process.communicate(timeout=20)[1] == said
+    assert process.communicate(timeout=120)[1] == said
     assert process.returncode == status
     assert list(tmp_path.iterdir()) == [], "something of the lease is left"
 
@@ -220,7 +225,7 @@ def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
     process.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     process.send_signal(signal.SIGCONT)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "could not renew its lease" in said
     assert "Traceback" not in said
@@ -229,7 +234,7 @@ def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
 def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
     with lease.held(str(tmp_path), "nightly", "raysubmit_7"):
         process = job(tmp_path, "pass")
-        began, said = process.communicate(timeout=20)
+        began, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert began == ""
     assert "nightly, running as raysubmit_7" in said
@@ -238,5 +243,5 @@ def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
 def test_a_submitted_job_needs_a_root_that_stays(tmp_path: Path) -> None:
     submitted = '{"metadata": {"job_submission_id": "raysubmit_7"}}'
     process = job(Path("runs/nowhere"), "pass", RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
-    assert "root='runs/nowhere': a submitted job" in process.communicate(timeout=20)[1]
+    assert "root='runs/nowhere': a submitted job" in process.communicate(timeout=120)[1]
     assert process.returncode == 2
