@@ -71,9 +71,9 @@ def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequenc
     recaptioned, reworded = list[str](), list[str]()
     for rows in held:
         uri, caption, words = _hashes(rows, names)
-        there, ids = np.isin(uri, uris), rows.column("clip_id")
-        recaptioned += ids.filter(pa.array(there & ~np.isin(caption, captioned))).to_pylist()
-        reworded += ids.filter(pa.array(there & ~np.isin(words, worded))).to_pylist()
+        there, ids = _among(uri, uris), rows.column("clip_id")
+        recaptioned += ids.filter(pa.array(there & ~_among(caption, captioned))).to_pylist()
+        reworded += ids.filter(pa.array(there & ~_among(words, worded))).to_pylist()
     return recaptioned, reworded
 
 
@@ -83,6 +83,13 @@ def _hashes(rows: pa.Table, names: Sequence[str]) -> tuple[Words, Words, Words]:
     texts = (uri, *(pc.binary_join_element_wise(uri, words, _BETWEEN) for words in (captions(rows), told(rows, names))))
     first, second, third = (_hash(text) for text in texts)
     return first, second, third
+
+
+def _among(sought: Words, known: Words) -> npt.NDArray[np.bool_]:
+    """Which of the words are among those known, which ascend."""
+    if not len(known):
+        return np.zeros(len(sought), bool)
+    return known[np.minimum(np.searchsorted(known, sought), len(known) - 1)] == sought
 
 
 def _hash(texts: pa.ChunkedArray) -> Words:
