@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import ConfigError
 
-Words = npt.NDArray[np.uint64]
+Words = npt.NDArray[np.int64]
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
@@ -64,35 +63,41 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
     among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
-    blocks = [_hashes(rows, names) for rows in listed]
-    uris, captioned, worded = (
-        np.unique(np.concatenate([np.empty(0, "<u8"), *found])) for found in zip(*blocks, strict=True)
-    )
+    known: list[list[Words]] = [[], [], []]
+    for rows in listed:
+        for found, text in zip(known, (_video(rows), _captioned(rows), _worded(rows, names)), strict=True):
+            found.append(_hash(text))
+    uris, captioned, worded = (np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in known)
     recaptioned, reworded = list[str](), list[str]()
     for rows in held:
-        uri, caption, words = _hashes(rows, names)
-        there, ids = _among(uri, uris), rows.column("clip_id")
-        recaptioned += ids.filter(pa.array(there & ~_among(caption, captioned))).to_pylist()
-        reworded += ids.filter(pa.array(there & ~_among(words, worded))).to_pylist()
+        others = rows.filter(pa.array(~_among(_worded(rows, names), worded)))
+        others = others.filter(pa.array(_among(_video(others), uris)))
+        reworded += others.column("clip_id").to_pylist()
+        recaptioned += others.column("clip_id").filter(pa.array(~_among(_captioned(others), captioned))).to_pylist()
     return recaptioned, reworded
 
 
-def _hashes(rows: pa.Table, names: Sequence[str]) -> tuple[Words, Words, Words]:
-    """Of each row's uri, of uri and captions, and of uri, captions and columns."""
-    uri = rows.column("uri")
-    texts = (uri, *(pc.binary_join_element_wise(uri, words, _BETWEEN) for words in (captions(rows), told(rows, names))))
-    first, second, third = (_hash(text) for text in texts)
-    return first, second, third
+def _video(rows: pa.Table) -> pa.ChunkedArray:
+    return rows.column("uri")
 
 
-def _among(sought: Words, known: Words) -> npt.NDArray[np.bool_]:
-    """Which of the words are among those known, which ascend."""
+def _captioned(rows: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(_video(rows), captions(rows), _BETWEEN)
+
+
+def _worded(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(_video(rows), told(rows, names), _BETWEEN)
+
+
+def _among(texts: pa.ChunkedArray, known: Words) -> npt.NDArray[np.bool_]:
+    """Which texts have a hash among those known, which ascend."""
     if not len(known):
-        return np.zeros(len(sought), bool)
-    return known[np.minimum(np.searchsorted(known, sought), len(known) - 1)] == sought
+        return np.zeros(len(texts), bool)
+    sought = _hash(texts)
+    found: npt.NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, sought), len(known) - 1)] == sought
+    return found
 
 
 def _hash(texts: pa.ChunkedArray) -> Words:
-    return np.frombuffer(
-        b"".join(blake2b(t, digest_size=8).digest() for t in texts.cast(pa.binary()).to_pylist()), "<u8"
-    )
+    """64 bits of each text, as this process hashes it: they are compared here and now, and kept nowhere."""
+    return np.fromiter(map(hash, texts.cast(pa.binary()).to_pylist()), np.int64, len(texts))
