@@ -28,16 +28,25 @@ def curate(run: Run) -> None:
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, STAGES)
-    generate_queries(run)
-    _readable("queries", run.queries.videos, stages.index(run, "queries"))
-    _usable(run, stages.attribute(run, "queries")[0])
-    _readable("data", run.data.videos, stages.index(run, "clips"))
+    attribute_queries(run)
+    index_data(run)
     stages.attribute(run, "clips")
     rank_clips(run)
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)
     report(run)
+
+
+def attribute_queries(run: Run) -> None:
+    """Queries run first: where none of them can be used, the clips are not touched."""
+    generate_queries(run)
+    _readable("queries", run.queries.videos, stages.index(run, "queries"))
+    _usable(run, stages.attribute(run, "queries")[0])
+
+
+def index_data(run: Run) -> None:
+    _readable("data", run.data.videos, stages.index(run, "clips"))
 
 
 def _readable(key: str, videos: str | None, rows: pa.Table) -> None:
@@ -52,7 +61,7 @@ def _readable(key: str, videos: str | None, rows: pa.Table) -> None:
 
 
 def _usable(run: Run, motion: pa.Table) -> None:
-    """Queries run first: those that cannot be used are a warning, and where none can, the clips are not touched."""
+    """Queries that cannot be used are a warning; ConfigError where there is no other."""
     ids = under_mask(run.root, "queries", run.ranking.mask).clip_ids.to_pylist()
     unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
     if not ids:

@@ -11,7 +11,7 @@ from jobs import command, stages
 from jobs.command import Progress
 from pipeline import fingerprints, ray_data, ray_resources, ray_train, stores, tables
 from pipeline.config import Arm, ConfigError, Run
-from pipeline.evaluation import TASKS, EvaluationWorker, held_out_tasks, prompt_file, video_tasks
+from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 
 
 def evaluate(run: Run) -> None:
@@ -19,7 +19,7 @@ def evaluate(run: Run) -> None:
     stages.check(run, "evaluate", ("queries", *held_out))
     folder = stores.join(run.root, "evaluation")
     tables.check(folder, fingerprints.evaluation(run))
-    arms = [(arm, version(run, arm)) for arm in run.evaluate.arms]
+    arms = [trained(run, arm) for arm in run.evaluate.arms]
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
@@ -32,6 +32,13 @@ def evaluate(run: Run) -> None:
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
+    measure(run, tasks, folder)
+    done = tables.read(folder, ["arm", "metric"])
+    print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
+
+
+def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
+    """Work those tasks that a table like evaluation/ has no rows of."""
     missing = _missing(tasks, folder)
     figures = ray_data.stream(
         "evaluate",
@@ -46,21 +53,19 @@ def evaluate(run: Run) -> None:
         Progress("evaluate"),
     )
     command.achieved("evaluate", figures)
-    done = tables.read(folder, ["arm", "metric"])
-    print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
 
 
-def version(run: Run, arm: Arm) -> str:
+def trained(run: Run, arm: Arm) -> Trained:
     """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
     if arm == "base":
-        return "base"
+        return Trained("base", "base", "")
     found = ray_train.finished(run, arm)
     if found is None:
         raise ConfigError(
             f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "
             f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
         )
-    return found
+    return Trained(arm, found, stores.join(run.root, "finetuned", arm))
 
 
 def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ between one night's influence and the next's.
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -15,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arms import by_hash
 from pipeline.controls import spearman
 
 Floats = npt.NDArray[np.floating]
@@ -40,7 +41,11 @@ class Drift:
 
 def drawn(seed: int, clip_ids: Iterable[str], count: int) -> list[str]:
     """The clips on which drift is measured: random, by seed and id alone, so that most stay from night to night."""
-    return sorted(by_hash(seed, clip_ids)[:count])
+    return sorted(heapq.nsmallest(count, clip_ids, key=lambda i: (_hash(f"drift {seed} {i}"), i)))
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def compare(before: Floats, after: Floats, fraction: float = 0.1) -> Drift:

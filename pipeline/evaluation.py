@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,18 +30,26 @@ FIRST_NOISE = 1 << 20  # evaluation's noises are not attribution's: those count 
 COMPARABLE = ("raft_large", "C_T_V1", 20)
 
 
-def held_out_tasks(arms: Iterable[tuple[str, str]], rows: Sequence[Row]) -> list[Row]:
-    """A task for each (arm, version) and held-out clip with a motion mask."""
+class Trained(NamedTuple):
+    """A model to evaluate: its arm's name, which training of it, and the folder of its weights (empty: the base)."""
+
+    arm: str
+    version: str
+    weights: str
+
+
+def held_out_tasks(arms: Iterable[Trained], rows: Sequence[Row]) -> list[Row]:
+    """A task for each arm and held-out clip with a motion mask."""
     columns = ("clip_id", "uri", "start_frame", "caption", "mask", "mask_shape")
     return [
-        {"arm": arm, "version": version, "kind": "loss", "seed": 0, **{c: row[c] for c in columns}}
-        for arm, version in arms
+        {**arm._asdict(), "kind": "loss", "seed": 0, **{c: row[c] for c in columns}}
+        for arm in arms
         for row in rows
         if row["error"] is None
     ]
 
 
-def video_tasks(arms: Iterable[tuple[str, str]], queries: Sequence[Row], count: int, seeds: Iterable[int]) -> list[Row]:
+def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, seeds: Iterable[int]) -> list[Row]:
     """A task for each arm, seed and one of `count` distinct query captions, taken from the groups in turn."""
     turns: dict[str, int] = {}
     placed = []
@@ -54,8 +62,8 @@ def video_tasks(arms: Iterable[tuple[str, str]], queries: Sequence[Row], count: 
     chosen = [row for *_, row in sorted(placed, key=lambda p: p[:2])[:count]]
     blank = {"uri": "", "start_frame": 0, "mask": None, "mask_shape": None}
     return [
-        {"arm": a, "version": v, "kind": "video", "seed": s, "clip_id": r["clip_id"], "caption": r["caption"], **blank}
-        for a, v in arms
+        {**arm._asdict(), "kind": "video", "seed": s, "clip_id": r["clip_id"], "caption": r["caption"], **blank}
+        for arm in arms
         for r in chosen
         for s in seeds
     ]
@@ -65,6 +73,7 @@ TASKS = pa.schema(
     [
         ("arm", pa.string()),
         ("version", pa.string()),
+        ("weights", pa.string()),
         ("kind", pa.string()),
         ("seed", pa.int32()),
         ("clip_id", pa.string()),
@@ -86,14 +95,15 @@ class EvaluationWorker:
         self.decoder = Decoder(run.data.decode_timeout)
         self._loaded: tuple[str, VideoModel, Captions] | None = None
 
-    def model(self, arm: str) -> tuple[VideoModel, Captions]:
-        if self._loaded is None or self._loaded[0] != arm:
+    def model(self, weights: str) -> tuple[VideoModel, Captions]:
+        """The base, with the weights that fine-tuning wrote into a folder if one is named."""
+        if self._loaded is None or self._loaded[0] != weights:
             self._loaded = None  # frees the last arm's model before the next one is there
             model = open_model(self.run.model, self.device)
-            if arm != "base":
-                finetuning.load_weights(model, stores.join(self.run.root, "finetuned", arm))
+            if weights:
+                finetuning.load_weights(model, weights)
             model.transformer.eval()
-            self._loaded = (arm, model, Captions(model.text))
+            self._loaded = (weights, model, Captions(model.text))
         return self._loaded[1:]
 
     def __call__(self, tasks: pa.Table) -> Iterator[dict[str, pa.Table]]:
@@ -118,7 +128,7 @@ class EvaluationWorker:
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
         """Mean masked and plain loss over the timesteps and noises, which are every arm's."""
-        model, text = self.model(row["arm"])
+        model, text = self.model(row["weights"])
         latent = model.encode(frames)
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
         losses = [
@@ -137,7 +147,7 @@ class EvaluationWorker:
 
     def _video(self, row: Row) -> list[Row]:
         """Generate, write in VBench's custom-input layout (the prompt is the file's name), and measure."""
-        model, _ = self.model(row["arm"])
+        model, _ = self.model(row["weights"])
         d, e = self.run.data, self.run.evaluate
         frames = model.generate(row["caption"], (d.frames, d.height, d.width), row["seed"], e.steps, e.guidance)
         uri = video_place(self.run.root, row["arm"], row["caption"], row["seed"])

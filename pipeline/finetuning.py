@@ -222,12 +222,18 @@ def _write_lora(transformer: nn.Module, weights: dict[str, Tensor], folder: str)
     WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
 
 
-def load_weights(model: VideoModel, folder: str) -> None:
-    """Give a base model what `save_weights` wrote, local or s3://. FileNotFoundError if there is nothing."""
+def load_weights(model: VideoModel, folder: str, merge: bool = False) -> None:
+    """Give a base model what `save_weights` wrote, local or s3://. FileNotFoundError if there is nothing.
+
+    `merge` adds adapters to the weights that they adapt, so that the model has the base's parameters and no others.
+    """
     with tempfile.TemporaryDirectory() as local:
         stores.fetch_folder(folder, local)
         if Path(local, LORA).exists():
             model.transformer.load_lora_adapter(local, prefix="transformer", weight_name=LORA)  # type: ignore[operator]
+            if merge:
+                model.transformer.fuse_lora()  # type: ignore[operator]
+                model.transformer.unload_lora()  # type: ignore[operator]
         elif Path(local, "transformer").exists():
             trained = type(model.transformer).from_pretrained(f"{local}/transformer", use_safetensors=True)  # type: ignore[attr-defined]
             model.transformer.load_state_dict(trained.state_dict())

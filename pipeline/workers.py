@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import motion, schemas, stores, tables
+from pipeline import finetuning, motion, schemas, stores, tables
 from pipeline.config import Run, Setting
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
@@ -139,6 +139,8 @@ class FeatureWorker:
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
+        if a.weights is not None:
+            finetuning.load_weights(self.model, a.weights, merge=True)
         restrict(self.model.transformer, a.parameters)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)

@@ -1,0 +1,114 @@
+"""The model in use: one small pointer in a root, and the folders of the models that were promoted.
+
+    ROOT/in_use.json               which night's model is in use, and its training's name; absent: the recipe's base
+    ROOT/nights/DATE/model/        what fine-tuning wrote, copied, for ROOT/finetuned/ARM gives way to the next selection
+    ROOT/nights/DATE/model/promoted.json    written last: the copy is complete; a hash of the weights
+
+The pointer is replaced atomically after the copy is complete, so that whoever follows it finds a whole model, on a disk
+and on an object store alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import stores
+from pipeline.config import ConfigError
+from pipeline.finetuning import LORA
+
+POINTER, PROMOTED = "in_use.json", "promoted.json"
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class InUse:
+    """`night` is None and `folder` empty for the recipe's base. `purged`: how many clips it was trained on that have
+    been purged since."""
+
+    night: str | None
+    version: str
+    folder: str
+    purged: int = 0
+
+
+def in_use(root: str) -> InUse:
+    path = stores.join(root, POINTER)
+    if not stores.exists(path):
+        return InUse(None, BASE, "")
+    held = json.loads(stores.read_bytes(path))
+    folder = model_folder(root, held["night"])
+    return InUse(held["night"], held["version"], folder, int(promoted(folder).get("purged", 0)))
+
+
+def model_folder(root: str, night: str) -> str:
+    return stores.join(root, "nights", night, "model")
+
+
+def put(root: str, night: str, version: str) -> None:
+    """Let a night's model, whose copy is complete, be the one in use."""
+    held = {"night": night, "version": version, "folder": f"nights/{night}/model"}
+    stores.write_bytes(stores.join(root, POINTER), json.dumps(held).encode())
+
+
+def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
+    """Copy what fine-tuning wrote into a folder that stays; returns it. A copy that was interrupted is made anew.
+
+    `base` is the hash of the weights that the training started from.
+    """
+    folder = model_folder(root, night)
+    if stores.exists(stores.join(folder, PROMOTED)):
+        return folder
+    stores.remove(folder)
+    source, bare = stores.place(trained)
+    target, there = stores.place(folder)
+    for path in sorted(str(p) for p in source.find(bare)):
+        copy = stores.join(there, path.removeprefix(bare.rstrip("/") + "/"))
+        target.makedirs(copy.rsplit("/", 1)[0], exist_ok=True)
+        target.cp_file(path, copy)
+    held = {"version": version, "base": base, "weights": weights_hash(folder)}
+    stores.write_bytes(stores.join(folder, PROMOTED), json.dumps(held).encode())
+    return folder
+
+
+def weights_hash(folder: str) -> str:
+    """A hash of the weights that fine-tuning wrote into a folder: transformer/ or the adapters' file."""
+    fs, bare = stores.place(folder)
+    digest = hashlib.blake2b(digest_size=16)
+    found = sorted(str(p) for p in fs.find(bare))
+    weights = [p for p in found if p.endswith(f"/{LORA}") or p.startswith(stores.join(bare, "transformer/"))]
+    if not weights:
+        raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}")
+    for path in weights:
+        digest.update(path.removeprefix(bare).encode())
+        with fs.open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def promoted(folder: str) -> dict[str, Any]:
+    """What is known of a promoted model: `version`, `base`, `weights`, and `purged` where clips of its were purged.
+
+    Raises ConfigError where the folder is no promoted model.
+    """
+    path = stores.join(folder, PROMOTED)
+    if not stores.exists(path):
+        raise ConfigError(
+            f"attribution.weights={folder!r}: there is no promoted model there (no {PROMOTED}). Name a folder "
+            "ROOT/nights/DATE/model that jobs.nightly has kept, or null for the model as it is."
+        )
+    held: dict[str, Any] = json.loads(stores.read_bytes(path))
+    return held
+
+
+def check_base(root: str, base: str) -> None:
+    """Raise ConfigError where the model in use was fine-tuned from other weights than the recipe's."""
+    now = in_use(root)
+    if now.night is not None and promoted(now.folder)["base"] != base:
+        raise ConfigError(
+            f"root={root!r}: the model in use ({now.folder}) was fine-tuned from another model than model.id names "
+            "now, so the two cannot be compared. Use the old model.id, or another root."
+        )

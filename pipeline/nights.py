@@ -1,0 +1,172 @@
+"""The dated results of a root, and what a night changed: ROOT/nights/YYYY-MM-DD/.
+
+    selection/       every clip's uri, version, mean influence, rank and decision of that night
+    evaluation/      losses of the base, the model in use and the night's candidate, clip by clip
+    decision.json    written once it is known which model is in use from now on
+    model/           the night's model, if it was promoted
+    drift/           features of a few clips under it
+    index.html, night.json    the page, and the numbers of it; night.json is written last: the night is done
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import drift, stores, tables
+from pipeline.config import ConfigError
+from pipeline.in_use import in_use
+
+RECORD, DECISION = "night.json", "decision.json"
+Record = Mapping[str, Any]
+
+SELECTION = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("mean_influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("decision", pa.string()),
+    ]
+)
+
+
+def folder(root: str, night: str) -> str:
+    return stores.join(root, "nights", night)
+
+
+def begun(root: str) -> list[str]:
+    """The dates that have a folder, finished or not, in order."""
+    names = [path.rsplit("/", 1)[-1] for path in stores.files(stores.join(root, "nights"))]
+    return [name for name in names if _is_date(name)]
+
+
+def _is_date(name: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(name).isoformat() == name
+    except ValueError:
+        return False
+
+
+def finished(root: str) -> list[dict[str, Any]]:
+    """The records of the nights that are done, in order."""
+    found = [read(root, night, RECORD) for night in begun(root)]
+    return [record for record in found if record is not None]
+
+
+def read(root: str, night: str, name: str) -> dict[str, Any] | None:
+    path = stores.join(folder(root, night), name)
+    found: dict[str, Any] | None = json.loads(stores.read_bytes(path)) if stores.exists(path) else None
+    return found
+
+
+def write(root: str, night: str, name: str, held: Record) -> None:
+    path = stores.join(folder(root, night), name)
+    stores.write_bytes(path, json.dumps(held, indent=2, allow_nan=False).encode())
+
+
+def check_date(night: str, today: datetime.date, history: Sequence[Record]) -> None:
+    """Raise ConfigError for a night in the future, or one that lies before the last that is done."""
+    if datetime.date.fromisoformat(night) > today + datetime.timedelta(days=1):
+        raise ConfigError(f"nightly.date={night}: it lies in the future (today is {today} in UTC); leave it out.")
+    if history and night < history[-1]["date"]:
+        raise ConfigError(
+            f"nightly.date={night}: the night of {history[-1]['date']} is done already, and nights are compared in "
+            "order. Leave nightly.date out, or name a later one."
+        )
+
+
+def missed(night: str, history: Sequence[Record]) -> list[str]:
+    """The dates between the last night that is done and this one; this one covers their videos."""
+    if not history:
+        return []
+    first, last = (datetime.date.fromisoformat(d) for d in (history[-1]["date"], night))
+    return [(first + datetime.timedelta(days=i)).isoformat() for i in range(1, (last - first).days)]
+
+
+def retain(root: str, keep: int, pinned: str | None) -> list[str]:
+    """Delete all but the last `keep` finished nights and what unfinished ones before them left; returns their dates.
+
+    The nights whose model is in use, or named by attribution.weights (`pinned`), stay.
+    """
+    done = [record["date"] for record in finished(root)]
+    if not done:
+        return []
+    spared = {*done[-keep:], in_use(root).night}
+    gone = [
+        night
+        for night in begun(root)
+        if night < done[-1] and night not in spared and not (pinned or "").rstrip("/").endswith(f"nights/{night}/model")
+    ]
+    for night in gone:
+        path = stores.join(folder(root, night), RECORD)
+        fs, bare = stores.place(path)
+        if stores.exists(path):
+            fs.rm_file(bare)  # first, so that a folder deleted in part is not taken for a night
+        stores.remove(folder(root, night))
+    return gone
+
+
+# --- what changed ----------------------------------------------------------------------------------------------------
+
+
+def selection_of(root: str, group: str) -> pa.Table:
+    """Every clip's place in the selection for a group, with the video it is of, by clip_id."""
+    table = tables.read(stores.join(root, "selection"))
+    clips = tables.read(stores.join(root, "clips"), ["clip_id", "uri", "version"])
+    if table is None or clips is None:
+        raise ConfigError(f"root={root!r}: it has no selection/ or no clips/; run the night from its beginning.")
+    table = table.filter(pc.equal(table.column("group"), group))
+    at = pc.index_in(table.column("clip_id"), clips.column("clip_id").combine_chunks())
+    for name in ("uri", "version"):
+        table = table.append_column(name, clips.column(name).take(at))
+    return table.select(SELECTION.names).cast(SELECTION).sort_by("clip_id")
+
+
+def arrivals(before: pa.Table | None, now: pa.Table) -> dict[str, int]:
+    """How many videos are new, changed (of another version) and vanished since the last night's selection."""
+    videos = _videos(now)
+    if before is None:
+        return {"all": videos.num_rows, "new": videos.num_rows, "changed": 0, "vanished": 0}
+    old = _videos(before)
+    at = pc.index_in(videos.column("uri"), old.column("uri").combine_chunks())
+    shared = int(pc.sum(pc.is_valid(at)).as_py() or 0)
+    same = pc.equal(videos.column("version_min"), old.column("version_min").take(at))
+    return {
+        "all": videos.num_rows,
+        "new": videos.num_rows - shared,
+        "changed": shared - int(pc.sum(same).as_py() or 0),
+        "vanished": old.num_rows - shared,
+    }
+
+
+def _videos(selection: pa.Table) -> pa.Table:
+    known = selection.filter(pc.is_valid(selection.column("uri")))
+    return known.group_by("uri").aggregate([("version", "min")])
+
+
+def changes(before: pa.Table | None, now: pa.Table) -> dict[str, Any]:
+    """What became of the selection: how many are selected, how many of them are new in it, how many left it; and how
+    far the influence of the clips ranked on both nights has moved."""
+    chosen = _selected(now)
+    if before is None:
+        return {"selected": len(chosen), "added": None, "removed": None, "influence": None}
+    old = _selected(before)
+    stayed = int(pc.sum(pc.is_in(chosen, old)).as_py() or 0)
+    at = pc.index_in(now.column("clip_id"), before.column("clip_id").combine_chunks())
+    both = pa.table({"now": now.column("mean_influence"), "before": before.column("mean_influence").take(at)})
+    both = both.filter(pc.and_(pc.is_valid(both.column("now")), pc.is_valid(both.column("before"))))
+    scores = [both.column(name).to_numpy().astype(np.float64) for name in ("before", "now")]
+    moved = drift.compare(*scores).record()
+    return {"selected": len(chosen), "added": len(chosen) - stayed, "removed": len(old) - stayed, "influence": moved}
+
+
+def _selected(table: pa.Table) -> pa.Array:
+    return table.filter(pc.equal(table.column("decision"), "selected")).column("clip_id").combine_chunks()
