@@ -122,3 +122,45 @@ def interval(value: float, error: float | None, reach: float, css: str, label: s
         found.append(_line(f"whisker {css}", x(value - 1.96 * error), 12, x(value + 1.96 * error), 12))
     dot = Markup('<circle class="{}" cx="{}%" cy="12" r="4.5"/>').format(css, f"{x(value):.3f}")
     return _svg(24, label, [*found, dot], "chart interval")
+
+
+Point = tuple[float, float | None, float | None]  # value, and its interval's ends where there is one
+
+
+def lines(labels: Sequence[str], series: Mapping[str, Sequence[Point | None]], y_label: str) -> Markup:
+    """Values over nights: css class -> a point for each label, or None where there is none, joined by lines."""
+    known = [v for points in series.values() for p in points if p is not None for v in p if v is not None]
+    if not known or not labels:
+        return Markup("")
+    low, high = min(known), max(known)
+    low, high = (low, high) if high > low else (low - abs(low) * 0.1 - 1e-6, high + abs(high) * 0.1 + 1e-6)
+    height, floor, ceiling = 220, 176.0, 30.0
+
+    def x(i: int) -> float:
+        return LEFT + (RIGHT - LEFT) * (i + 0.5) / len(labels)
+
+    def y(value: float) -> float:
+        return floor - (floor - ceiling) * (value - low) / (high - low)
+
+    found = [_line("grid", LEFT, y(t), RIGHT, y(t)) for t in ticks(low, high, 4)]
+    found += [_text("tick", LEFT - 0.8, y(t) + 4, number(t), "end") for t in ticks(low, high, 4)]
+    every = -(-len(labels) // 10)  # more dates than ten would run into one another
+    found += [_text("tick", x(i), floor + 18, label) for i, label in enumerate(labels) if i % every == 0]
+    for css, points in series.items():
+        before: tuple[float, float] | None = None
+        for i, point in enumerate(points):
+            if point is None:
+                continue
+            value, down, up = point
+            if down is not None and up is not None:
+                found.append(_line(f"whisker {css}", x(i), y(down), x(i), y(up)))
+            if before is not None:
+                found.append(_line(css, *before, x(i), y(value)))
+            before = x(i), y(value)
+            found.append(_dot(css, *before))
+    found.append(_text("axis-label", 0, 15, y_label, "start"))
+    return _svg(height, f"{y_label}, by night", found)
+
+
+def _dot(css: str, x: float, y: float) -> Markup:
+    return Markup('<circle class="{}" cx="{}%" cy="{}" r="3.5"/>').format(css, f"{x:.3f}", f"{y:.1f}")

@@ -49,6 +49,23 @@ class FeatureTable:
             replace(self, parts=self.parts[first:], clip_ids=self.clip_ids[count:]),
         )
 
+    def among(self, ids: Sequence[str]) -> FeatureTable:
+        """Those of the clips that `ids` names."""
+        wanted = pc.is_in(self.clip_ids, pa.array(ids, pa.large_string()))
+        flags, parts, start = wanted.to_numpy(zero_copy_only=False), [], 0
+        for path, kept in self.parts:
+            chosen, count = kept.copy(), int(kept.sum())
+            chosen[kept] = flags[start : start + count]
+            start += count
+            if chosen.any():
+                parts.append((path, chosen))
+        return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(wanted))
+
+    def rows(self) -> dict[str, Array]:
+        """The unit row [members * k] of every clip, all of them in memory."""
+        rows = [row for phi in self.map(lambda phi: phi) for row in phi]
+        return dict(zip(self.clip_ids.to_pylist(), rows, strict=True))
+
     def map(self, call: Callable[[Array], R]) -> Iterator[R]:
         """`call` of the unit rows [n, members * k] of these clips, in the order of `clip_ids`, over all cores."""
         fs, _ = place(self.folder)

@@ -59,15 +59,21 @@ class Plan:
         return frozenset({("queries", q["clip_id"]) for q in self.shown} | {("clips", i) for i in self.clips})
 
 
-def plan(root: str) -> Plan:
+def plan(root: str, captions: bool = True) -> Plan:
     queries = tables.read(stores.join(root, "queries"))
     rows: list[Row] = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
+    rows = rows if captions else [_unnamed(row) for row in rows]
     shown = choose([q for q in rows if q["error"] is None])
     chosen = {q["clip_id"] for q in shown}
     nearest = _neighbors(root)
     ids = {n["clip_id"] for q in chosen for side in nearest.get(q, {}).values() for n in side[:EACH]}
     others = sorted((q for q in rows if q["clip_id"] not in chosen), key=_by_group)
-    return Plan(shown, others, nearest, summary.by_id(root, "clips", ids))
+    clips = summary.by_id(root, "clips", ids)
+    return Plan(shown, others, nearest, clips if captions else {i: _unnamed(row) for i, row in clips.items()})
+
+
+def _unnamed(row: Row) -> dict[str, Any]:
+    return {**row, "caption": None}
 
 
 def _by_group(query: Row) -> tuple[str, str]:
@@ -102,10 +108,13 @@ class Studio:
         self._run, self._frames_of, self._masks = run, frames_of, masks
         self._limit = min(LARGEST, BYTES // max(1, pictures))
         self._taken: dict[str, Picture | None] = {}
+        self.pictures, self.captions = run.report.pictures, run.report.captions
 
     def clip(self, row: Row) -> Picture | None:
-        """The picture of a clip; None where it cannot be decoded."""
+        """The picture of a clip; None where it cannot be decoded, or where the page has no pictures."""
         clip_id = row["clip_id"]
+        if not self.pictures:
+            return None
         if clip_id not in self._taken:
             frames = self._frames_of(dict(row))
             self._taken[clip_id] = None if frames is None else self._picture(("clips", clip_id), frames, CLIP)
@@ -113,7 +122,8 @@ class Studio:
 
     def query(self, row: Row) -> tuple[Picture | None, Picture | None]:
         """The picture of a query, and its film strip; None where it cannot be decoded."""
-        frames, key = self._frames_of(dict(row)), ("queries", row["clip_id"])
+        key = ("queries", row["clip_id"])
+        frames = self._frames_of(dict(row)) if self.pictures else None
         if frames is None:
             return None, None
         return self._picture(key, frames, QUERY), self._picture(key, frames, FILM, 8)
@@ -173,11 +183,12 @@ def generated(
     shown: Sequence[tuple[str, Mapping[str, str]]], names: Sequence[str], root: str, studio: Studio, video_of: VideoOf
 ) -> list[Generated]:
     wanted = [clip_id for clip_id, _ in shown]
-    captions = summary.by_id(root, "clips", wanted, ["clip_id", "caption"])
-    captions |= summary.by_id(root, "queries", wanted, ["clip_id", "caption"])
+    captions: dict[str, dict[str, Any]] = {}
+    for name in ("clips", "queries") if studio.captions else ():
+        captions |= summary.by_id(root, name, wanted, ["clip_id", "caption"])
 
     def one(uri: str | None) -> Picture | None:
-        frames = None if uri is None else video_of(uri)
+        frames = None if uri is None or not studio.pictures else video_of(uri)
         return None if frames is None else studio.video(frames)
 
     return [

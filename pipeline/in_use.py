@@ -1,7 +1,7 @@
 """The model in use: one small pointer in a root, and the folders of the models that were promoted.
 
     ROOT/in_use.json               which night's model is in use, and its training's name; absent: the recipe's base
-    ROOT/nights/DATE/model/        what fine-tuning wrote, copied, for ROOT/finetuned/ARM gives way to the next selection
+    ROOT/nights/DATE/model/        a copy of what fine-tuning wrote: ROOT/finetuned/ARM gives way to the next selection
     ROOT/nights/DATE/model/promoted.json    written last: the copy is complete; a hash of the weights
 
 The pointer is replaced atomically after the copy is complete, so that whoever follows it finds a whole model, on a disk
@@ -40,7 +40,7 @@ def in_use(root: str) -> InUse:
         return InUse(None, BASE, "")
     held = json.loads(stores.read_bytes(path))
     folder = model_folder(root, held["night"])
-    return InUse(held["night"], held["version"], folder, int(promoted(folder).get("purged", 0)))
+    return InUse(held["night"], held["version"], folder, len(promoted(folder).get("purged", ())))
 
 
 def model_folder(root: str, night: str) -> str:
@@ -54,13 +54,18 @@ def put(root: str, night: str, version: str) -> None:
 
 
 def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
-    """Copy what fine-tuning wrote into a folder that stays; returns it. A copy that was interrupted is made anew.
+    """Copy what fine-tuning wrote into a folder that stays; returns it. A copy that was interrupted, or is of another
+    training, is made anew: nothing points to it before the night is decided.
 
     `base` is the hash of the weights that the training started from.
     """
     folder = model_folder(root, night)
-    if stores.exists(stores.join(folder, PROMOTED)):
-        return folder
+    note = stores.join(folder, PROMOTED)
+    if stores.exists(note):
+        if promoted(folder)["version"] == version:
+            return folder
+        fs, there = stores.place(note)
+        fs.rm_file(there)  # first, so that half a folder is never taken for a whole one
     stores.remove(folder)
     source, bare = stores.place(trained)
     target, there = stores.place(folder)
@@ -69,7 +74,7 @@ def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
         target.makedirs(copy.rsplit("/", 1)[0], exist_ok=True)
         target.cp_file(path, copy)
     held = {"version": version, "base": base, "weights": weights_hash(folder)}
-    stores.write_bytes(stores.join(folder, PROMOTED), json.dumps(held).encode())
+    stores.write_bytes(note, json.dumps(held).encode())
     return folder
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline import purged
 from pipeline.config import Data, Run
 from pipeline.decoder import Decoder
 from pipeline.tables import in_parts
@@ -53,17 +54,21 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
 
 
 class IndexWorker:
-    """Videos -> rows of clips."""
+    """Videos -> rows of clips, without those that were purged."""
 
     def __init__(self, run: Run, schema: pa.Schema) -> None:
         self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
+        self.purged = purged.digests(run.root)
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         found = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
         for group in in_parts(found):
-            yield {"clips": pa.Table.from_pylist([row for rows in group for row in rows], schema=self.schema)}
+            yield self._kept(row for rows in group for row in rows)
 
     def refuse(self, videos: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         failed = [{**video, "error": str(error)} for video in videos.to_pylist()]
-        rows = [row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed)]
-        return {"clips": pa.Table.from_pylist(rows, schema=self.schema)}
+        return self._kept(row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed))
+
+    def _kept(self, rows: Iterable[dict[str, Any]]) -> dict[str, pa.Table]:
+        kept = [row for row in rows if purged.digest(row["clip_id"]) not in self.purged]
+        return {"clips": pa.Table.from_pylist(kept, schema=self.schema)}

@@ -1,11 +1,11 @@
 """The dated results of a root, and what a night changed: ROOT/nights/YYYY-MM-DD/.
 
-    selection/       every clip's uri, version, mean influence, rank and decision of that night
-    evaluation/      losses of the base, the model in use and the night's candidate, clip by clip
-    decision.json    written once it is known which model is in use from now on
-    model/           the night's model, if it was promoted
-    drift/           features of a few clips under it
-    index.html, night.json    the page, and the numbers of it; night.json is written last: the night is done
+selection/       every clip's uri, version, mean influence, rank and decision of that night
+evaluation/      losses of the base, the model in use and the night's candidate, clip by clip
+decision.json    written once it is known which model is in use from now on
+model/           the night's model, if it was promoted
+drift/           features of a few clips under it
+index.html, night.json    the page, and the numbers of it; night.json is written last: the night is done
 """
 
 from __future__ import annotations
@@ -112,6 +112,17 @@ def retain(root: str, keep: int, pinned: str | None) -> list[str]:
             fs.rm_file(bare)  # first, so that a folder deleted in part is not taken for a night
         stores.remove(folder(root, night))
     return gone
+
+
+def headline(record: Record) -> str:
+    """The night in a few sentences."""
+    videos, chosen = record["videos"], record["selection"]
+    moved = "" if chosen["added"] is None else f", {chosen['added']} of them new in the selection"
+    return (
+        f"{record['date']}: {videos['new']} new, {videos['changed']} changed and {videos['vanished']} vanished videos; "
+        f"{chosen['selected']} of {record['ranked']} ranked clips are selected{moved}. The night's model is "
+        f"{'promoted' if record['promoted'] else 'not promoted'}: {record['reason']}"
+    )
 
 
 # --- what changed ----------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n; ``fingerprint``: table ->
     fingerprint; ``versions``. Unknown: null.
     """
-    root, found = run.root, gallery.plan(run.root)
+    root, found = run.root, gallery.plan(run.root, run.report.captions)
     selection = summary.selection(root)
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
@@ -65,7 +65,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     studio = gallery.Studio(run, frames_of, masks, gallery.count(found, evaluation))
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
     page = (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             run=run,
@@ -161,15 +161,20 @@ def _versions() -> dict[str, str]:
 
 def _configuration(run: config.Run) -> str:
     path = stores.join(run.root, "config.yaml")
-    if stores.exists(path):
-        return stores.read_bytes(path).decode("utf-8", "replace")
-    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    written = stores.read_bytes(path).decode("utf-8", "replace") if stores.exists(path) else None
+    if written is not None and run.report.captions:
+        return written
+    held = run.model_dump(mode="json") if written is None else yaml.safe_load(written)
+    if not run.report.captions:
+        for prompt in held["queries"]["prompts"]:
+            prompt["prompt"] = DASH
+    return yaml.safe_dump(held, sort_keys=False, allow_unicode=True)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     held = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -199,6 +199,17 @@ def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     return table if columns is None else table.select(list(columns))
 
 
+def of_clips(folder: str, ids: Iterable[str]) -> pa.Table | None:
+    """The rows of a few clips; only parts that have some of them are read whole. None where there is no table."""
+    fs, _ = place(folder)
+    wanted, found = pa.array(sorted(set(ids)), pa.string()), list[pa.Table]()
+    for path in parts(folder):
+        held = pc.is_in(_read_part(path, fs, ["clip_id"]).column("clip_id"), wanted)
+        if pc.any(held).as_py() or not found:
+            found.append(_read_part(path, fs, None).filter(held).replace_schema_metadata())
+    return _once(pa.concat_tables(found, promote_options="default")) if found else None
+
+
 def _once(table: pa.Table) -> pa.Table:
     """Every row once, though a part was merged into another and not yet deleted."""
     if "error" in table.column_names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,11 @@ def _file(cache: str, row: Row | None) -> str:
     """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
     known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
     return stores.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
+
+
+def encodings(rows: Iterable[Row]) -> set[str]:
+    """The names of these clips' files in a cache, the empty caption's among them."""
+    return {_file("", row).rsplit("/", 1)[-1] for row in (None, *rows)}
 
 
 def _named(row: Row) -> list[Any]:

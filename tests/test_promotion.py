@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from pathlib import Path
 
-from pipeline import drift, promotion
-from pipeline.config import Promote
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny_wan
+import torch
+
+from pipeline import config, drift, finetuning, fingerprints, in_use, promotion, stores, tables
+from pipeline.config import ConfigError, Promote
 
 
 def losses(values: np.ndarray) -> dict[str, float]:
@@ -78,3 +83,99 @@ def test_the_drawn_clips_stay_when_others_come() -> None:
     assert len(before) == 50
     assert len(before & after) >= 48
     assert drift.drawn(1, ids, 50) != drift.drawn(0, ids, 50)
+
+
+# --- the model in use ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["disk", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A root on a disk, and one on an object store (fsspec's in memory)."""
+    return str(tmp_path / "root") if request.param == "disk" else f"memory://{tmp_path.name}/root"
+
+
+def trained(root: str, weights: bytes) -> str:
+    folder = stores.join(root, "finetuned", "motive")
+    for name, data in {
+        "transformer/config.json": b"{}",
+        "transformer/diffusion_pytorch_model.safetensors": weights,
+        "done.json": b'{"name": "motive-1"}',
+        "curated/metadata.jsonl": b'{"clip_id": "clip-0"}\n',
+    }.items():
+        stores.write_bytes(stores.join(folder, *name.split("/")), data)
+    return folder
+
+
+def test_a_promoted_model_outlives_the_arm_that_it_was(root: str) -> None:
+    assert in_use.in_use(root) == in_use.InUse(None, "base", "")
+    folder = in_use.keep(root, "2026-01-02", trained(root, b"one"), "motive-1", "base-hash")
+    assert in_use.in_use(root).night is None, "a copy alone changes nothing"
+    in_use.put(root, "2026-01-02", "motive-1")
+    stores.remove(stores.join(root, "finetuned", "motive"))
+    now = in_use.in_use(root)
+    assert (now.night, now.version, now.folder) == ("2026-01-02", "motive-1", folder)
+    path = stores.join(folder, "transformer", "diffusion_pytorch_model.safetensors")
+    assert stores.read_bytes(path) == b"one"
+    assert in_use.promoted(folder)["weights"] == in_use.weights_hash(folder)
+    in_use.check_base(root, "base-hash")
+    with pytest.raises(ConfigError, match="another model"):
+        in_use.check_base(root, "other-hash")
+
+
+def test_half_a_copy_is_made_anew_and_a_whole_one_left(root: str) -> None:
+    folder = in_use.model_folder(root, "2026-01-02")
+    stores.write_bytes(stores.join(folder, "transformer", "of-another.safetensors"), b"left by a killed copy")
+    in_use.keep(root, "2026-01-02", trained(root, b"one"), "motive-1", "base-hash")
+    assert not stores.exists(stores.join(folder, "transformer", "of-another.safetensors"))
+    path = stores.join(folder, "transformer", "diffusion_pytorch_model.safetensors")
+    in_use.keep(root, "2026-01-02", trained(root, b"two"), "motive-1", "base-hash")
+    assert stores.read_bytes(path) == b"one", "a whole copy was made again"
+    in_use.keep(root, "2026-01-02", trained(root, b"two"), "motive-2", "base-hash")
+    assert stores.read_bytes(path) == b"two", "the copy is of another training"
+
+
+def test_what_was_not_promoted_cannot_attribute(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no promoted model"):
+        in_use.promoted(str(tmp_path))
+    run = config.load("demo", {"attribution.weights": str(tmp_path)})
+    with pytest.raises(ConfigError, match=r"attribution\.weights"):
+        fingerprints.features(run)
+
+
+def test_the_fingerprint_tells_promoted_models_apart_and_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    def of(weights: str | None) -> dict[str, object]:
+        return fingerprints.features(config.load("demo", {"attribution.weights": weights}))
+
+    one, two = (
+        in_use.keep(str(tmp_path / w), "2026-01-02", trained(str(tmp_path / w), w.encode()), w, "base")
+        for w in ("one", "two")
+    )
+    assert of(one)["attribution.weights"] != of(two)["attribution.weights"]
+    base = of(None)
+    tables.append(str(tmp_path / "t"), pa.table({"clip_id": ["a"]}), {k: v for k, v in base.items() if v is not None})
+    tables.check(str(tmp_path / "t"), base)  # tables from before there was such a key
+    with pytest.raises(tables.FingerprintError, match=r"attribution\.weights"):
+        tables.check(str(tmp_path / "t"), of(one))
+
+
+def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    path = tiny_wan.folder(tmp_path_factory)
+    model = tiny_wan.opened(path)
+    names = [name for name, _ in model.transformer.named_parameters()]
+    training = finetuning.begin(model, config.Finetune(lora_rank=2), 0)
+    with torch.no_grad():
+        for parameter in training.parameters.values():
+            parameter.add_(0.05)
+    finetuning.save_weights(training, str(tmp_path))
+    plain, apart, merged = (tiny_wan.opened(path) for _ in range(3))
+    finetuning.load_weights(apart, str(tmp_path))
+    finetuning.load_weights(merged, str(tmp_path), merge=True)
+    assert [name for name, _ in merged.transformer.named_parameters()] == names
+    torch.manual_seed(0)
+    noisy, text = torch.randn(1, plain.transformer.config.in_channels, 3, 4, 4), plain.text(["a ball"])
+    with torch.no_grad():
+        base, two, one = (m.velocity(noisy, torch.tensor([500.0]), text) for m in (plain, apart, merged))
+    assert not torch.allclose(base, two, atol=1e-4)
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)

@@ -376,3 +376,17 @@ def test_the_result_is_in_the_headline(written: tuple[dict[str, Any], str, Path]
 def test_ticks_are_round_and_inside() -> None:
     assert charts.ticks(-0.07, 0.21, 6) == [-0.05, 0.0, 0.05, 0.1, 0.15, 0.2]
     assert charts.ticks(3, 3) == [3]
+
+
+def test_a_page_without_pictures_and_captions_has_none(tmp_path: Path) -> None:
+    def no_frames(of: object) -> None:
+        raise AssertionError("a video was decoded for a page without pictures")
+
+    run = build(str(tmp_path))
+    run = run.model_copy(update={"report": config.Report(pictures=False, captions=False)})
+    report.write(run, no_frames, no_frames)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "data:image" not in page
+    captions = {r["caption"] for n in ("clips", "queries") for r in tables.read(str(tmp_path / n)).to_pylist()}
+    shown = [c for c in captions if c and c in text_of(page)]
+    assert not shown, f"captions on the page: {shown[:3]}"

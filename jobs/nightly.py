@@ -1,0 +1,283 @@
+"""One night: index what is new, rank everything, fine-tune, and use the new model if held-out clips say it is better.
+
+The date is the key of a night: run twice, it changes nothing; killed, the same command continues. A night that was
+missed is covered by the next.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import command, stages
+from jobs.curate import STAGES, attribute_queries, index_data
+from jobs.evaluate import measure, trained
+from jobs.finetune import finetune
+from jobs.index_clips import sets
+from jobs.rank_clips import rank_clips
+from jobs.report import report
+from pipeline import (
+    arms,
+    drift,
+    fingerprints,
+    in_use,
+    models,
+    night_page,
+    nights,
+    promotion,
+    ray_data,
+    reattribution,
+    stores,
+    tables,
+)
+from pipeline.config import ConfigError, Run
+from pipeline.evaluation import Trained, held_out_tasks
+from pipeline.in_use import BASE, InUse
+from pipeline.nights import DECISION, RECORD, Record
+
+CANDIDATE, IN_USE = "candidate", "in_use"
+
+
+def nightly(run: Run) -> None:
+    today = datetime.datetime.now(datetime.UTC).date()
+    night = (run.nightly.date or today).isoformat()
+    history = nights.finished(run.root)
+    done = next((record for record in history if record["date"] == night), None)
+    if done is not None:
+        print(f"the night of {night} is done already: {done['headline']}")
+        return
+    nights.check_date(night, today, history)
+    check(run, history)
+    command.record(run)
+    ray_data.connect()
+    ray_resources.check(run, STAGES)
+    for earlier in nights.begun(run.root):  # killed after its decision: it only has to be written down
+        if earlier < night and (not history or earlier > history[-1]["date"]) and _decided(run, earlier):
+            finish(run, earlier, history)
+            history = nights.finished(run.root)
+    if not _decided(run, night):
+        decide(run, night, history)
+    finish(run, night, history)
+
+
+def _decided(run: Run, night: str) -> bool:
+    return nights.read(run.root, night, DECISION) is not None
+
+
+def check(run: Run, history: Sequence[Record]) -> None:
+    """Everything that can be known to be wrong before long work starts. Raises ConfigError."""
+    if run.evaluate.videos is None:
+        raise ConfigError(
+            "evaluate.videos is null: a night holds its model against the one in use on videos that took no part in "
+            "the selection. Name a folder or manifest of videos that are neither in data.videos nor in queries.videos."
+        )
+    if run.finetune.arm == BASE:
+        raise ConfigError("finetune.arm='base' trains nothing, so there is nothing to promote; name another arm.")
+    arms.check(run, [run.finetune.arm])
+    in_use.check_base(run.root, models.weights_hash(models.folder(run.model.id)))
+    reattribute(run, history)
+    stages.check(run, "index_clips", sets(run))
+
+
+def reattribute(run: Run, history: Sequence[Record]) -> None:
+    """Let features of other weights give way where that was asked for; tell the price first."""
+    stale = reattribution.stale_parts(run)
+    if not stale:
+        return
+    told = reattribution.sentence(reattribution.price(sum(stale.values()), _measured(history)))
+    if not run.nightly.reattribute:
+        raise ConfigError(
+            f"attribution.weights={run.attribution.weights!r}: the features of this root were taken with others. "
+            f"{told} If that is what you want, set nightly.reattribute=true; else set attribution.weights back."
+        )
+    print(f"{told} They give way now, because nightly.reattribute is set.", flush=True)
+    for path in stale:
+        fs, _ = stores.place(run.root)
+        fs.rm_file(path)
+
+
+def _measured(history: Sequence[Record]) -> list[dict[str, Any]]:
+    return [record[key] for record in history for key in ("attributed", "drift_features") if record.get(key)]
+
+
+# --- until the decision ----------------------------------------------------------------------------------------------
+
+
+def decide(run: Run, night: str, history: Sequence[Record]) -> None:
+    """All stages, and what follows for the model in use: decision.json, after the copy of a model that is promoted."""
+    stages.index(run, "held_out")
+    attribute_queries(run)
+    index_data(run)
+    check_disjoint(run)
+    features = stores.join(run.root, "features", "clips")
+    before, start = _rows(features), time.monotonic()
+    stages.attribute(run, "clips")
+    attributed = {"clips": max(0, _rows(features) - before), "seconds": time.monotonic() - start}
+    rank_clips(run)
+    finetune(run)
+    now, new = in_use.in_use(run.root), trained(run, run.finetune.arm)
+    losses = evaluate(run, night, history, now, new)
+    against = BASE if now.night is None or now.purged else IN_USE
+    rule = run.nightly.promote
+    if new.version == now.version and not now.purged:
+        verdict = promotion.Verdict(False, "it is the model in use: the same clips and settings.", 0, *[None] * 4)
+    else:
+        verdict = promotion.judge(losses[CANDIDATE][rule.metric], losses[against][rule.metric], rule)
+    if verdict.better:
+        base = models.weights_hash(models.folder(run.model.id))
+        in_use.keep(run.root, night, new.weights, new.version, base)
+    held = {
+        "promoted": verdict.better,
+        "reason": verdict.reason + _purged(now, verdict.better),
+        "metric": rule.metric,
+        "against": against,
+        "arm": run.finetune.arm,
+        "candidate": new.version,
+        "before": now.night,
+        "pairs": verdict.pairs,
+        "improvement": verdict.improvement,
+        "bound": verdict.bound,
+        "losses": {name: {m: _mean(found) for m, found in by.items()} for name, by in losses.items()},
+        "attributed": attributed,
+    }
+    nights.write(run.root, night, DECISION, held)
+
+
+def _rows(folder: str) -> int:
+    table = tables.read(folder, ["clip_id"])
+    return 0 if table is None else len(table)
+
+
+def _purged(now: InUse, better: bool) -> str:
+    if not now.purged:
+        return ""
+    rest = "it gives way" if better else "it stays for want of a better one, and has to be replaced"
+    return f" The one in use was trained on {now.purged} clips purged since, so the base was the measure; {rest}."
+
+
+def _mean(losses: dict[str, float]) -> float | None:
+    return sum(losses.values()) / len(losses) if losses else None
+
+
+def check_disjoint(run: Run) -> None:
+    """Raise ConfigError where a held-out video is among the data or the queries: by its place, or its etag."""
+    held = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
+    for name in ("clips", "queries"):
+        table = tables.read(stores.join(run.root, name), ["uri", "version"])
+        if held is None or table is None:
+            continue
+        shared = held.filter(pc.is_in(held.column("uri"), table.column("uri").combine_chunks()))
+        remote = held.filter(pc.match_substring(held.column("uri"), "://"))
+        same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
+        found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
+        if found:
+            raise ConfigError(
+                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {stages.SETS[name]} as "
+                f"well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
+            )
+
+
+def evaluate(
+    run: Run, night: str, history: Sequence[Record], now: InUse, new: Trained
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Held-out losses of the base, the model in use and the candidate: model -> metric -> clip_id -> loss.
+
+    What an earlier night measured of the same training is taken over.
+    """
+    folder = stores.join(nights.folder(run.root, night), "evaluation")
+    known = [Trained(BASE, BASE, "")]
+    known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
+    known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
+    rows = [row for row in stages.estimate_motion(run, "held_out").to_pylist() if row["error"] is None]
+    fingerprint = fingerprints.evaluation(run)
+    tables.check(folder, fingerprint)
+    if history and not tables.parts(folder):
+        last = stores.join(nights.folder(run.root, history[-1]["date"]), "evaluation")
+        if tables.metadata(last).get("fingerprint") == fingerprint:
+            tables.append(folder, _taken_over(tables.read(last), known), fingerprint)
+    measure(run, held_out_tasks(known, rows), folder)
+    found = tables.read(folder)
+    ids = {row["clip_id"] for row in rows}
+    losses: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in known}
+    for row in [] if found is None else found.to_pylist():
+        if row["clip_id"] in ids and row["arm"] in losses:
+            losses[row["arm"]][row["metric"]][row["clip_id"]] = row["value"]
+    return losses
+
+
+def _taken_over(table: pa.Table, known: Sequence[Trained]) -> pa.Table:
+    """Rows of an earlier night, under the names that their trainings have tonight."""
+    found = []
+    for model in known:
+        rows = table.filter(pc.equal(table.column("version"), model.version))
+        arm = pa.array([model.arm] * rows.num_rows, pa.string())
+        found.append(rows.set_column(rows.schema.get_field_index("arm"), "arm", arm))
+    return pa.concat_tables(found)
+
+
+# --- after it --------------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run, night: str, history: Sequence[Record]) -> None:
+    """Carry a decision out and write the night down: the pointer, the selection, drift, the page, the record."""
+    decision = nights.read(run.root, night, DECISION)
+    assert decision is not None
+    if decision["promoted"]:
+        in_use.put(run.root, night, decision["candidate"])
+    now = in_use.in_use(run.root)
+    here = nights.folder(run.root, night)
+    selection = nights.selection_of(run.root, run.finetune.group)
+    tables.replace(stores.join(here, "selection"), selection, fingerprints.features(run))
+    last = stores.join(nights.folder(run.root, history[-1]["date"]), "selection") if history else None
+    before = None if last is None else tables.read(last)
+    record: dict[str, Any] = {
+        "date": night,
+        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "missed": nights.missed(night, history),
+        "videos": nights.arrivals(before, selection),
+        "clips": selection.num_rows,
+        "ranked": len(selection) - selection.column("rank").null_count,
+        "selection": nights.changes(before, selection),
+        **{key: value for key, value in decision.items() if key != "attributed"},
+        "attributed": decision["attributed"],
+        "in_use": now.night,
+        **measure_drift(run, now, selection),
+    }
+    features = sum(_rows(stores.join(run.root, "features", name)) for name in reattribution.SETS)
+    record["price"] = reattribution.price(features, _measured([*history, record]))
+    record["headline"] = nights.headline(record)
+    night_page.write(run, [*history, record])
+    report(run)
+    nights.write(run.root, night, RECORD, record)
+    for gone in nights.retain(run.root, run.nightly.keep, run.attribution.weights):
+        print(f"the night of {gone} is deleted: nightly.keep={run.nightly.keep}")
+    print(f"{record['headline']}\npage: {stores.join(here, 'index.html')}")
+
+
+def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
+    """Features of a few clips and the queries with the model in use, kept in its folder, and how rankings agree."""
+    nothing = {"drift": None, "drift_features": None}
+    pinned = fingerprints.features(run)[reattribution.FIELD]
+    if now.night is None or not run.nightly.drift_clips or in_use.promoted(now.folder)["weights"] == pinned:
+        return nothing
+    ranked = selection.filter(pc.is_valid(selection.column("rank"))).column("clip_id").to_pylist()
+    ids = drift.drawn(run.seed, ranked, run.nightly.drift_clips)
+    other = reattribution.with_weights(run, now.folder, stores.join(nights.folder(run.root, now.night), "drift"))
+    start, before, after = time.monotonic(), 0, 0
+    for name in reattribution.SETS:
+        folder = stores.join(run.root, "motion", name)
+        motion = tables.of_clips(folder, ids) if name == "clips" else tables.read(folder)
+        tables.replace(stores.join(other.root, "motion", name), motion, fingerprints.motion(run))
+        before += _rows(stores.join(other.root, "features", name))
+        after += stages.extract_features(other, name).num_rows
+    taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
+    return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
+
+
+if __name__ == "__main__":
+    command.main(nightly, __doc__)

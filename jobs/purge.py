@@ -1,0 +1,50 @@
+"""Take clips out of a run by id (`purge.clips`, `purge.file`): out of every table, cache and page, and for good."""
+
+from __future__ import annotations
+
+from jobs import command
+from jobs.report import report
+from pipeline import in_use, purged, purging, stores
+from pipeline.config import ConfigError, Run
+
+
+def purge(run: Run) -> None:
+    ids = wanted(run)
+    before = purged.digests(run.root)
+    unknown = sorted(i for i in ids - purging.known(run.root, ids) if purged.digest(i) not in before)
+    if unknown:
+        raise ConfigError(
+            f"purge: {len(unknown)} of the {len(ids)} ids, such as {unknown[0]!r}, are in no table of "
+            f"root={run.root!r}; nothing was removed. Correct them, or leave them out."
+        )
+    now = in_use.in_use(run.root)
+    found = purging.purge(run.root, ids)
+    for table, rows in sorted(found.rows.items()):
+        print(f"{table}: {rows} rows")
+    for folder, count in sorted(found.files.items()):
+        print(f"{folder}: {count} files")
+    for model, count in sorted(found.models.items()):
+        used = " (in use)" if now.night is not None and model == f"nights/{now.night}/model" else ""
+        print(f"{model}{used}: trained on {count} of these clips. Weights cannot forget them: train it again.")
+    if stores.exists(stores.join(run.root, "report", "index.html")):
+        report(run)
+    print(
+        f"purged: {len(ids)} ids; no later run of this root will have them. The ranking still stems from the clips as "
+        "they were: run the same curate or nightly again. Source videos are yours to delete."
+    )
+
+
+def wanted(run: Run) -> set[str]:
+    """The ids that the configuration names. Raises ConfigError where there are none."""
+    ids = set(run.purge.clips)
+    if run.purge.file is not None:
+        if not stores.exists(run.purge.file):
+            raise ConfigError(f"purge.file={run.purge.file!r}: there is no such file; write one id a line.")
+        ids |= {line.strip() for line in stores.read_bytes(run.purge.file).decode().split("\n")} - {""}
+    if not ids:
+        raise ConfigError("purge.clips is empty and purge.file names none: name the ids of the clips that are to go.")
+    return ids
+
+
+if __name__ == "__main__":
+    command.main(purge, __doc__)

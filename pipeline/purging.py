@@ -1,0 +1,246 @@
+"""Take clips out of a run: out of every table below its root, and of all that was derived from them but the weights.
+
+What a model learnt from a clip cannot be taken out of its weights; the models that were trained on purged clips are
+named, and carry a note of it, until they are trained again without them.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import purged, schemas, stores, training_set
+from pipeline.in_use import PROMOTED
+
+KEYS = ("clip_id", "query_id")
+CURATED = "curated/metadata.jsonl"
+NOTES = (PROMOTED, "done.json")  # where a model says what it was trained on
+ROWS = 1 << 16
+
+
+@dataclass
+class Removed:
+    """What went: rows by table, files by folder (both relative to the root), and the models trained on the clips."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    models: dict[str, int] = field(default_factory=dict)  # folder -> how many of the clips
+
+
+@dataclass(frozen=True)
+class _Part:
+    path: str
+    keys: tuple[str, ...]
+    query_ids: tuple[str, ...] | None  # of a table with a column of influence on each
+
+
+def known(root: str, ids: Collection[str]) -> set[str]:
+    """Those of the ids that some table below the root still has."""
+    fs, bare = stores.place(root)
+    found = set[str]()
+    for part in _parts(fs, bare):
+        for batch in _batches(fs, part, part.keys):
+            for key in part.keys:
+                found.update(set(batch.column(key).to_pylist()) & set(ids))
+        found.update(set(part.query_ids or ()) & set(ids))
+    return found
+
+
+def purge(root: str, ids: Collection[str]) -> Removed:
+    """Remove clips (or queries, or held-out clips) from everything below a root. Run again, it goes on.
+
+    The ids are remembered first, so that no later run brings them back, whatever becomes of this one. The page is for
+    `report` to write anew; rankings of the remaining clips still stem from the old corpus until they are made again.
+    """
+    purged.remember(root, ids)
+    removed, (fs, bare) = Removed(), stores.place(root)
+    for path in _files(fs, bare):
+        if path.endswith(f"/{CURATED}"):
+            _from_list(fs, bare, path, ids, removed)
+    videos = set[str]()
+    for part in _parts(fs, bare):
+        videos |= _from_part(fs, bare, part, ids, removed)
+    _generated(fs, bare, ids, videos, removed)
+    _latents(fs, bare, root, removed)
+    for path in _files(fs, bare):
+        name = posixpath.basename(path)
+        if name.startswith(".") and name.endswith(".tmp"):  # what a killed writer left
+            _remove(fs, bare, path, removed)
+    checkpoints = stores.join(bare, "finetuned", ".train")
+    if any(path.startswith(f"{checkpoints}/") for path in _files(fs, bare)):
+        removed.files["finetuned/.train"] += 1  # of trainings that have not ended, on clips that nothing names
+        stores.remove(stores.join(root, "finetuned", ".train"))
+    return removed
+
+
+def _files(fs: fsspec.AbstractFileSystem, bare: str) -> list[str]:
+    fs.invalidate_cache()
+    return sorted(str(path) for path in fs.find(bare))
+
+
+def _relative(path: str, bare: str) -> str:
+    return path.removeprefix(bare.rstrip("/") + "/")
+
+
+def _remove(fs: fsspec.AbstractFileSystem, bare: str, path: str, removed: Removed) -> None:
+    fs.rm_file(path)
+    removed.files[posixpath.dirname(_relative(path, bare))] += 1
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
+    found = []
+    for path in _files(fs, bare):
+        name = posixpath.basename(path)
+        if not (name.startswith("part-") and name.endswith(".parquet")):
+            continue
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            schema = file.schema_arrow
+        keys = tuple(k for k in KEYS if k in schema.names)
+        queries = (schema.metadata or {}).get(b"query_ids") if "influence" in schema.names else None
+        listed = "influence" in schema.names and pa.types.is_fixed_size_list(schema.field("influence").type)
+        found.append(_Part(path, keys, tuple(json.loads(queries)) if queries and listed else None))
+    return [part for part in found if part.keys]
+
+
+def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str] | None) -> Any:
+    with pq.ParquetFile(part.path, filesystem=fs) as file:
+        schemas.plain(file.schema_arrow.empty_table())  # no pickles: a part of another hand is not opened further
+        yield from file.iter_batches(ROWS, columns=None if columns is None else list(columns))
+
+
+def _gone(batch: pa.RecordBatch, keys: Collection[str], wanted: pa.Array) -> pa.Array:
+    found = pa.array(np.zeros(batch.num_rows, bool))
+    for key in keys:
+        found = pc.or_(found, pc.fill_null(pc.is_in(batch.column(key), wanted), False))
+    return found
+
+
+def _from_part(
+    fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Collection[str], removed: Removed
+) -> set[str]:
+    """Rewrite a part without the clips; returns the uris of those of its rows that a model generated."""
+    wanted, uris = pa.array(sorted(ids), pa.string()), set[str]()
+    queries = [i for i, q in enumerate(part.query_ids or ()) if q in set(ids)]
+    count, rows = 0, 0
+    for batch in _batches(fs, part, part.keys):
+        count += int(pc.sum(_gone(batch, part.keys, wanted)).as_py() or 0)
+        rows += batch.num_rows
+    if not count and not queries:
+        return uris
+    removed.rows[posixpath.dirname(_relative(part.path, bare))] += count
+    with pq.ParquetFile(part.path, filesystem=fs) as file:
+        schema = _without_queries(file.schema_arrow, part, queries)
+    writes = "uri" in schema.names and "arm" in schema.names
+    if writes:
+        for batch in _batches(fs, part, (*part.keys, "uri")):
+            uris |= set(batch.column("uri").filter(_gone(batch, part.keys, wanted)).to_pylist())
+    if count == rows:
+        fs.rm_file(part.path)
+        return uris
+    with stores.writing(_whole(fs, part.path)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for batch in _batches(fs, part, None):
+            table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, part.keys, wanted)))])
+            writer.write_table(_narrowed(table, schema, queries))
+    return uris
+
+
+def _whole(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    return path if "file" in fs.protocol else str(fs.unstrip_protocol(path))
+
+
+def _without_queries(schema: pa.Schema, part: _Part, queries: list[int]) -> pa.Schema:
+    if not queries:
+        return schema
+    kept = [q for i, q in enumerate(part.query_ids or ()) if i not in queries]
+    at = schema.get_field_index("influence")
+    schema = schema.set(at, pa.field("influence", pa.list_(pa.float32(), len(kept))))
+    return schema.with_metadata({**(schema.metadata or {}), b"query_ids": json.dumps(kept).encode()})
+
+
+def _narrowed(table: pa.Table, schema: pa.Schema, queries: list[int]) -> pa.Table:
+    """A table of influence without some queries' columns."""
+    if queries:
+        column = table.column("influence").combine_chunks()
+        width = column.type.list_size
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+        values = np.ascontiguousarray(np.delete(values, queries, axis=1))
+        rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        table = table.set_column(table.column_names.index("influence"), schema.field("influence"), rows)
+    return table.replace_schema_metadata(schema.metadata)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collection[str], removed: Removed) -> None:
+    """Take clips out of the list of what a model was trained on, once the model carries a note of it."""
+    lines = [line for line in fs.cat_file(path).decode().split("\n") if line]
+    held = [json.loads(line).get("clip_id") for line in lines]
+    gone = {i for i in held if i in set(ids)}
+    if not gone:
+        return
+    model = path.removesuffix(f"/{CURATED}")
+    for note in (n for n in NOTES if fs.exists(stores.join(model, n))):
+        place = stores.join(model, note)
+        told: dict[str, Any] = json.loads(fs.cat_file(place))
+        told["purged"] = sorted({*told.get("purged", []), *map(purged.digest, gone)})
+        stores.write_bytes(_whole(fs, place), json.dumps(told).encode())
+    removed.models[_relative(model, bare)] = len(gone)
+    kept = "".join(f"{line}\n" for line, i in zip(lines, held, strict=True) if i not in gone)
+    stores.write_bytes(_whole(fs, path), kept.encode())
+
+
+def _generated(
+    fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str], videos: Collection[str], removed: Removed
+) -> None:
+    """Videos generated from a purged query's caption, and query videos made from prompts."""
+    folder = stores.join(bare, "generated")
+    names = {f"{i}.mp4" for i in ids}
+    wanted = {stores.place(uri)[1] for uri in videos if uri}
+    gone = set[str]()
+    for path in _files(fs, folder):
+        made = posixpath.dirname(path) == f"{folder}/queries" and posixpath.basename(path) in names
+        if made or path in wanted:
+            gone.add(path)
+            _remove(fs, bare, path, removed)
+    prompts = f"{folder}/prompts.json"
+    if fs.exists(prompts):
+        told: Mapping[str, str] = json.loads(fs.cat_file(prompts))
+        kept = {uri: caption for uri, caption in told.items() if stores.place(uri)[1] not in gone}
+        if len(kept) < len(told):
+            stores.write_bytes(_whole(fs, prompts), json.dumps(kept, indent=1, ensure_ascii=False).encode())
+    made_from = f"{folder}/queries/metadata.jsonl"
+    if fs.exists(made_from):
+        lines = [line for line in fs.cat_file(made_from).decode().split("\n") if line]
+        kept_lines = [line for line in lines if json.loads(line).get("id") not in ids]
+        if len(kept_lines) < len(lines):
+            stores.write_bytes(_whole(fs, made_from), "".join(f"{line}\n" for line in kept_lines).encode())
+
+
+def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Removed) -> None:
+    """Encoded clips that no clip of the index names any more: those of purged ones are among them."""
+    cache = [path for path in _files(fs, bare) if path.startswith(stores.join(bare, "finetuned", ".latents/"))]
+    if not cache:
+        return
+    named = training_set.encodings([])
+    for part in _parts(fs, stores.join(bare, "clips")):
+        with pq.ParquetFile(part.path, filesystem=fs) as file:
+            columns = [c for c in ("clip_id", "version", "caption", "captions") if c in file.schema_arrow.names]
+        for batch in _batches(fs, part, columns):
+            named |= training_set.encodings(batch.to_pylist())
+    for path in cache:
+        if posixpath.basename(path) not in named:
+            _remove(fs, bare, path, removed)

@@ -1,0 +1,83 @@
+"""Features taken with other weights: what it would cost to take all of them, and how far a few say that ranks move.
+
+Promoting a model changes no feature. Features are of the model that the recipe pins (model.id, and attribution.weights
+where it is set); when the rankings have drifted too far, naming the promoted model there is asked for explicitly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline import drift, fingerprints, stores, tables
+from pipeline.config import Run
+from pipeline.drift import Drift
+from pipeline.feature_table import under_mask
+from pipeline.ranking import influence
+
+SETS = ("queries", "clips")
+FIELD = "attribution.weights"
+
+
+def stale_parts(run: Run) -> dict[str, int]:
+    """The parts of features/ that were computed with other attribution.weights than this run's, and their rows."""
+    wanted, found = fingerprints.features(run)[FIELD], dict[str, int]()
+    for name in SETS:
+        folder = stores.join(run.root, "features", name)
+        fs, _ = stores.place(folder)
+        for path in tables.parts(folder):
+            with pq.ParquetFile(path, filesystem=fs) as file:
+                held = json.loads((file.schema_arrow.metadata or {}).get(b"fingerprint", b"{}"))
+                if held.get(FIELD) != wanted:
+                    found[path] = file.metadata.num_rows
+    return found
+
+
+def price(clips: int, measured: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What features of so many clips and queries take, from the largest number of clips that was measured: `clips`,
+    `seconds_a_clip`, `seconds`, `measured_on`; None where nothing was measured."""
+    known = [m for m in measured if m is not None and m["clips"] > 0]
+    best = max(known, key=lambda m: m["clips"], default=None)
+    each = None if best is None else best["seconds"] / best["clips"]
+    return {
+        "clips": clips,
+        "seconds_a_clip": each,
+        "seconds": None if each is None else each * clips,
+        "measured_on": None if best is None else best["clips"],
+    }
+
+
+def sentence(price: Mapping[str, Any]) -> str:
+    what = f"Taking the features of {price['clips']:,} clips and queries anew"
+    if price["seconds"] is None:
+        return f"{what} costs what they cost the first time; no night has measured it yet."
+    return (
+        f"{what} takes about {price['seconds'] / 3600:,.2f} hours of the pool resources.extract_features "
+        f"({price['seconds_a_clip']:.2f} s a clip, its actors' start included, measured on {price['measured_on']:,})."
+    )
+
+
+def with_weights(run: Run, weights: str | None, root: str) -> Run:
+    """The same run with features of other weights, in a root of its own."""
+    attribution = run.attribution.model_copy(update={"weights": weights})
+    return run.model_copy(update={"root": root, "attribution": attribution})
+
+
+def measure(run: Run, other: Run, clip_ids: list[str]) -> Drift:
+    """How the ranking of a few clips by `run`'s features and by `other`'s agree: mean influence over the queries that
+    have features under both, computed among these clips alone (whitening included)."""
+    mask = run.ranking.mask
+    pairs = []
+    for name, ids in (("clips", clip_ids), ("queries", None)):
+        found = [under_mask(root, name, mask) for root in (run.root, other.root)]
+        rows = [(table if ids is None else table.among(ids)).rows() for table in found]
+        shared = sorted(rows[0].keys() & rows[1].keys())
+        pairs.append([np.stack([r[i] for i in shared]) if shared else np.zeros((0, 1), np.float32) for r in rows])
+    if not len(pairs[0][0]) or not len(pairs[1][0]):
+        return drift.compare(np.zeros(0), np.zeros(0))
+    scores = [influence(clips, queries, run.ranking.whiten).mean(1) for clips, queries in zip(*pairs, strict=True)]
+    return drift.compare(*scores)
