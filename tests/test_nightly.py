@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+import jobs.nightly
 from jobs.nightly import nightly
-from pipeline import nights
-from pipeline.config import Run
+from pipeline import fingerprints, in_use, nights, reattribution, schemas, stores, tables
+from pipeline.config import ConfigError, Run
+from pipeline.evaluation import Trained
+from pipeline.reattribution import FIELD
 
 MakeRun = Callable[..., Run]
 FIRST, SECOND, THIRD = "2026-03-02", "2026-03-04", "2026-03-05"  # nobody ran on the third
@@ -75,8 +80,295 @@ def three(make: Callable[..., Run], world: Path, small_world: Path, cluster: Non
     return {r["date"]: r for r in nights.finished(str(root))}
 
 
-def test_a_night_finds_what_is_new_changed_and_gone(three: dict[str, dict[str, Any]]) -> None:
+def test_a_night_finds_what_is_new_changed_and_gone(three: dict[str, dict[str, Any]], world: Path) -> None:
+    first = json.loads((world.parent / "after_first" / "nights" / FIRST / "night.json").read_text())
+    assert first["videos"] == {"all": 16, "new": 16, "changed": 0, "vanished": 0}
+    assert first["missed"] == []
     assert three[SECOND]["videos"] == {"all": 21, "new": 6, "changed": 1, "vanished": 1}
-    assert three[SECOND]["attributed"]["clips"] <= 7, "clips that were there were attributed again"
+    assert 0 < three[SECOND]["attributed"]["clips"] <= 7, "clips that were there were attributed again"
     assert three[SECOND]["missed"] == ["2026-03-03"]
-    print(json.dumps(three, indent=1))
+    assert three[SECOND]["selection"]["influence"]["clips"] >= 10
+
+
+def test_nothing_new_changes_nothing(three: dict[str, dict[str, Any]], world: Path) -> None:
+    third = three[THIRD]
+    assert third["videos"] == {"all": 21, "new": 0, "changed": 0, "vanished": 0}
+    assert third["attributed"]["clips"] == 0
+    assert (third["selection"]["added"], third["selection"]["removed"]) == (0, 0)
+    assert third["selection"]["influence"]["spearman"] == pytest.approx(1)
+    assert third["candidate"] == three[SECOND]["candidate"], "the same selection was trained on again"
+    root = world.parent / "root"
+    assert parts(root / "features" / "clips") == parts(world.parent / "features_of_second" / "clips")
+
+
+def test_features_mean_the_same_whatever_is_in_use(three: dict[str, dict[str, Any]], world: Path) -> None:
+    before, now = (tables.read(str(world.parent / r / "features" / "clips")) for r in ("after_first", "root"))
+    known = dict(zip(before.column("clip_id").to_pylist(), before.column("feature").to_pylist(), strict=True))
+    kept = [(i, f) for i, f in zip(now["clip_id"].to_pylist(), now["feature"].to_pylist(), strict=True) if i in known]
+    assert len(kept) >= 10
+    assert all(known[i] == f for i, f in kept)
+    assert tables.metadata(str(world.parent / "root" / "features" / "clips"))["fingerprint"][FIELD] is None
+
+
+def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, Any]], world: Path) -> None:
+    root = str(world.parent / "root")
+    first = json.loads((world.parent / "after_first" / "nights" / FIRST / "night.json").read_text())
+    used = None
+    for record in (first, three[SECOND], three[THIRD]):
+        losses = {name: held["masked_loss"] for name, held in record["losses"].items()}
+        assert record["before"] == used
+        if record["pairs"]:
+            improvement = (losses[record["against"]] - losses["candidate"]) / losses[record["against"]]
+            assert record["improvement"] == pytest.approx(improvement)
+            assert record["promoted"] == (record["bound"] > 0)
+        else:
+            assert not record["promoted"]
+        used = record["date"] if record["promoted"] else used
+        assert record["in_use"] == used
+    assert used is not None, "no night was promoted: the test shows nothing"
+    now = in_use.in_use(root)
+    assert now.night == used
+    assert (Path(now.folder) / "transformer" / "config.json").is_file()
+    assert (Path(now.folder) / "curated" / "metadata.jsonl").is_file()
+
+
+def test_drift_is_measured_on_random_clips_with_an_interval(three: dict[str, dict[str, Any]], world: Path) -> None:
+    root = world.parent / "root"
+    held = three[THIRD]["drift"]
+    assert held["clips"] == 6
+    low, high = held["spearman_interval"]
+    assert -1 <= low <= held["spearman"] <= high <= 1
+    now = in_use.in_use(str(root))
+    features = tables.read(str(Path(now.folder).parent / "drift" / "features" / "clips"))
+    pinned = tables.read(str(root / "features" / "clips"))
+    same = dict(zip(pinned["clip_id"].to_pylist(), pinned["feature"].to_pylist(), strict=True))
+    pairs = zip(features["clip_id"].to_pylist(), features["feature"].to_pylist(), strict=True)
+    assert any(same[i] != f for i, f in pairs), "the model in use gave the base's features"
+    assert three[THIRD]["price"]["seconds_a_clip"] > 0
+
+
+def test_a_finished_night_run_again_changes_no_file(
+    three: dict[str, dict[str, Any]], make: Callable[..., Run], world: Path
+) -> None:
+    before = files(world.parent / "root")
+    nightly(make(THIRD))
+    assert files(world.parent / "root") == before
+
+
+def test_old_nights_go_but_not_the_model_in_use(three: dict[str, dict[str, Any]], world: Path) -> None:
+    root = str(world.parent / "root")
+    used = in_use.in_use(root).night
+    assert nights.begun(root) == sorted({SECOND, THIRD} | {used})
+
+
+def test_the_page_compares_the_nights_and_names_no_clip(three: dict[str, dict[str, Any]], world: Path) -> None:
+    root = world.parent / "root"
+    page = (root / "nights" / THIRD / "index.html").read_text()
+    assert page.count("<svg") == 3
+    assert f'href="../{SECOND}/index.html"' in page
+    assert three[THIRD]["reason"] in page.replace("&#39;", "'")
+    assert not re.search(r"\b(nan|None|undefined)\b", page)
+    ids = tables.read(str(root / "clips"), ["clip_id"]).column("clip_id").to_pylist()
+    assert not [i for i in ids if i in page]
+    assert (root / "report" / "index.html").is_file()
+
+
+# --- the order of a night, with stages that cost nothing --------------------------------------------------------------
+
+
+class Stages:
+    """Stands in for the stages: `clips` is what they would have left, `losses` what evaluation would find."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+        self.root, self.losses, self.version, self.trainings = root, {"base": 1.0}, "motive-1", 0
+        for name in ("index", "attribute"):
+            monkeypatch.setattr(jobs.nightly.stages, name, lambda *_: None)
+        for name in ("attribute_queries", "index_data", "report", "check"):
+            monkeypatch.setattr(jobs.nightly, name, lambda *_: None)
+        monkeypatch.setattr(jobs.nightly.ray_data, "connect", lambda: None)
+        monkeypatch.setattr(jobs.nightly.ray_data, "check_resources", lambda *_: None)
+        held = pa.table({"clip_id": [f"held-{i}" for i in range(5)], "error": pa.array([None] * 5, pa.string())})
+        monkeypatch.setattr(jobs.nightly.stages, "estimate_motion", lambda *_: held)
+        monkeypatch.setattr(jobs.nightly, "held_out_tasks", lambda known, rows: [(m, r) for m in known for r in rows])
+        monkeypatch.setattr(jobs.nightly, "measure", self.measure)
+        monkeypatch.setattr(jobs.nightly, "finetune", self.finetune)
+        monkeypatch.setattr(jobs.nightly, "rank_clips", self.rank)
+        monkeypatch.setattr(jobs.nightly, "measure_drift", lambda *_: {"drift": None, "drift_features": None})
+        folder = root / "finetuned" / "motive_whitened"
+        monkeypatch.setattr(jobs.nightly, "trained", lambda *_: Trained("motive_whitened", self.version, str(folder)))
+
+    def rank(self, run: Run) -> None:
+        table = pa.table({"clip_id": ["a", "b"], "uri": ["/a", "/b"], "version": ["1", "1"]})
+        tables.replace(str(self.root / "clips"), table, {})
+        rows = [{"clip_id": i, "group": "all", "rank": n, "mean_influence": 0.5 - n} for n, i in enumerate("ab")]
+        tables.replace(str(self.root / "selection"), pa.Table.from_pylist(rows, schemas.SELECTION), {})
+
+    def finetune(self, run: Run) -> None:
+        self.trainings += 1
+        stores.write_bytes(str(self.root / "finetuned/motive_whitened/transformer/weights"), self.version.encode())
+
+    def measure(self, run: Run, tasks: list[tuple[Trained, dict[str, str]]], folder: str) -> None:
+        held = tables.read(folder)
+        known = (
+            set() if held is None else set(zip(held["version"].to_pylist(), held["clip_id"].to_pylist(), strict=True))
+        )
+        rows = [
+            {"arm": m.arm, "clip_id": r["clip_id"], "metric": metric, "version": m.version, "seed": 0, "uri": ""}
+            | {"value": self.losses[m.version] + i / 1000}
+            for i, (m, r) in enumerate(tasks)
+            for metric in ("masked_loss", "plain_loss")
+            if (m.version, r["clip_id"]) not in known
+        ]
+        self.measured = len(rows)
+        tables.append(folder, pa.Table.from_pylist(rows, schemas.EVALUATION), fingerprints.evaluation(run))
+
+
+@pytest.fixture
+def staged(
+    make: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Stages, Callable[..., Run]]:
+    root = tmp_path / "root"
+
+    def run(night: str, **overrides: Any) -> Run:
+        return make(night, **overrides).model_copy(update={"root": str(root)})
+
+    return Stages(monkeypatch, root), run
+
+
+def test_the_model_in_use_stays_until_a_better_one_comes(staged: tuple[Stages, Callable[..., Run]]) -> None:
+    stages, run = staged
+    told = []
+    for day, (version, loss) in enumerate((("one", 1.1), ("two", 0.8), ("three", 0.9), ("four", 0.7)), 10):
+        stages.version, stages.losses[version] = version, loss
+        nightly(run(f"2026-03-{day}", nightly__keep=1))
+        told.append((nights.finished(str(stages.root))[-1]["promoted"], in_use.in_use(str(stages.root)).version))
+    assert told == [(False, "base"), (True, "two"), (False, "two"), (True, "four")]
+    assert nights.begun(str(stages.root)) == ["2026-03-13"]
+    assert (stages.root / "nights/2026-03-13/model/transformer/weights").read_text() == "four"
+
+
+def test_an_earlier_nights_losses_are_taken_over(staged: tuple[Stages, Callable[..., Run]]) -> None:
+    stages, run = staged
+    stages.losses |= {"one": 0.9, "two": 0.8}
+    stages.version = "one"
+    nightly(run("2026-03-10"))
+    assert stages.measured == 20
+    stages.version = "two"
+    nightly(run("2026-03-11"))
+    assert stages.measured == 10, "base and the model in use were measured again"
+    nightly(run("2026-03-12"))
+    last = nights.finished(str(stages.root))[-1]
+    assert stages.measured == 0
+    assert not last["promoted"]
+    assert "it is the model in use" in last["reason"]
+
+
+def test_a_model_trained_on_purged_clips_is_no_measure(staged: tuple[Stages, Callable[..., Run]]) -> None:
+    stages, run = staged
+    stages.losses |= {"one": 0.5, "two": 0.9}
+    stages.version = "one"
+    nightly(run("2026-03-10"))
+    note = stages.root / "nights/2026-03-10/model" / in_use.PROMOTED
+    note.write_text(json.dumps({**json.loads(note.read_text()), "purged": ["x"]}))
+    stages.version = "two"
+    nightly(run("2026-03-11"))
+    last = nights.finished(str(stages.root))[-1]
+    assert (last["promoted"], last["against"], last["in_use"]) == (True, "base", "2026-03-11")
+    assert "purged" in last["reason"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (jobs.nightly, "rank_clips"),
+        (jobs.nightly, "measure"),
+        (in_use, "weights_hash"),
+        (in_use, "put"),
+        (nights, "selection_of"),
+        (jobs.nightly, "measure_drift"),
+        (jobs.nightly, "report"),
+        (nights, "retain"),
+    ],
+)
+@pytest.mark.parametrize("later", ["2026-03-11", "2026-03-13"])
+def test_a_killed_night_is_continued(
+    staged: tuple[Stages, Callable[..., Run]], monkeypatch: pytest.MonkeyPatch, module: Any, name: str, later: str
+) -> None:
+    """By the same command, or by the next night's where its decision was made."""
+    stages, run = staged
+    stages.losses |= {"one": 0.9, "two": 0.8}
+    stages.version = "one"
+    nightly(run("2026-03-10"))
+    stages.version = "two"
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            nightly(run("2026-03-11"))
+    nightly(run(later))
+    done = nights.finished(str(stages.root))
+    dates = [record["date"] for record in done]
+    assert dates[-1] == later
+    assert set(dates) <= {"2026-03-10", "2026-03-11", later}
+    assert "2026-03-11" in dates or done[-1]["missed"] == ["2026-03-11", "2026-03-12"]
+    assert sum(record["candidate"] == "two" and record["promoted"] for record in done) == 1
+    assert in_use.in_use(str(stages.root)).version == "two"
+    assert stores.exists(str(Path(in_use.in_use(str(stages.root)).folder) / "transformer" / "weights"))
+    before = files(stages.root)
+    nightly(run(later))
+    assert files(stages.root) == before
+
+
+# --- what a night refuses, and a re-attribution ----------------------------------------------------------------------
+
+
+def test_a_night_refuses_what_cannot_be_judged(make: Callable[..., Run], world: Path, tmp_path: Path) -> None:
+    def refused(match: str, **overrides: Any) -> None:
+        run = make("2026-03-06", **overrides).model_copy(update={"root": str(tmp_path)})
+        with pytest.raises(ConfigError, match=match):
+            nightly(run)
+
+    refused("took no part in the selection", evaluate__videos=None)
+    refused("nothing to promote", finetune__arm="base")
+    refused("in the future", nightly__date="2999-01-01")
+    nights.write(str(tmp_path), "2026-03-07", "night.json", {"date": "2026-03-07"})
+    refused("done already", nightly__date="2026-03-06")
+
+
+def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
+    for name, uri in (("clips", "/a.mp4"), ("queries", "/b.mp4"), ("held_out", "/a.mp4")):
+        tables.append(str(tmp_path / name), pa.table({"clip_id": [name], "uri": [uri], "version": ["1"]}), {})
+    with pytest.raises(ConfigError, match=r"data\.videos as well, such as /a\.mp4"):
+        jobs.nightly.check_disjoint(run)
+    for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
+        table = pa.table({"clip_id": [name], "uri": [uri], "version": ["an-etag"]})
+        tables.replace(str(tmp_path / name), table, {})
+    with pytest.raises(ConfigError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
+        jobs.nightly.check_disjoint(run)
+
+
+def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:
+    run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
+    folder = str(tmp_path / "features" / "clips")
+    tables.append(folder, pa.table({"clip_id": ["a", "b"]}), fingerprints.features(run))
+    trained = tmp_path / "finetuned" / "motive" / "transformer"
+    trained.mkdir(parents=True)
+    (trained / "model.safetensors").write_bytes(b"weights")
+    model = in_use.keep(str(tmp_path), "2026-03-05", str(trained.parent), "motive-1", "base")
+    other = reattribution.with_weights(run, model, run.root)
+    history = [{"attributed": {"clips": 10, "seconds": 20.0}, "drift_features": {"clips": 100, "seconds": 90.0}}]
+    with pytest.raises(ConfigError, match=r"features of 2 clips and queries anew takes .*0\.90 s a clip.*on 100"):
+        jobs.nightly.reattribute(other, history)
+    assert tables.read(folder).num_rows == 2
+    jobs.nightly.reattribute(run, history)
+    assert tables.read(folder).num_rows == 2, "features of the pinned model were dropped"
+    asked = other.model_copy(update={"nightly": other.nightly.model_copy(update={"reattribute": True})})
+    jobs.nightly.reattribute(asked, history)
+    assert tables.read(folder) is None
+    tables.append(folder, pa.table({"clip_id": ["a"]}), fingerprints.features(asked))
+    jobs.nightly.reattribute(asked, history)
+    assert tables.read(folder).num_rows == 1, "a re-attribution that had begun was begun again"
