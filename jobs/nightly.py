@@ -31,6 +31,7 @@ from pipeline import (
     nights,
     promotion,
     ray_data,
+    ray_resources,
     reattribution,
     stores,
     tables,

@@ -183,10 +183,10 @@ class Stages:
         self.root, self.losses, self.version, self.trainings = root, {"base": 1.0}, "motive-1", 0
         for name in ("index", "attribute"):
             monkeypatch.setattr(jobs.nightly.stages, name, lambda *_: None)
-        for name in ("attribute_queries", "index_data", "report", "check"):
+        for name in ("attribute_queries", "index_data", "report", "check", "check_disjoint"):
             monkeypatch.setattr(jobs.nightly, name, lambda *_: None)
         monkeypatch.setattr(jobs.nightly.ray_data, "connect", lambda: None)
-        monkeypatch.setattr(jobs.nightly.ray_data, "check_resources", lambda *_: None)
+        monkeypatch.setattr(jobs.nightly.ray_resources, "check", lambda *_: None)
         held = pa.table({"clip_id": [f"held-{i}" for i in range(5)], "error": pa.array([None] * 5, pa.string())})
         monkeypatch.setattr(jobs.nightly.stages, "estimate_motion", lambda *_: held)
         monkeypatch.setattr(jobs.nightly, "held_out_tasks", lambda known, rows: [(m, r) for m in known for r in rows])
