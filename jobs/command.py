@@ -147,9 +147,8 @@ def achieved(title: str, figures: Figures) -> None:
         print(f"{title}: {figures.line()}")
 
 
-def counts(title: str, table: Any) -> None:
+def counts(title: str, rows: int, errors: dict[str, int]) -> None:
     """The last line of a stage: how many rows, how many of them failed and why."""
-    errors = tables.errors_by_code(table)
     failed = sum(errors.values())
     listed = f" ({', '.join(f'{n} {code}' for code, n in errors.items())})" if errors else ""
-    print(f"{title}: {table.num_rows} rows = {table.num_rows - failed} results + {failed} errors{listed}")
+    print(f"{title}: {rows} rows = {rows - failed} results + {failed} errors{listed}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import pyarrow as pa
-
 from jobs import command, stages
 from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
@@ -13,7 +11,7 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import arms, ray_data, ray_resources, tables
+from pipeline import arms, ray_data, ray_resources, stores, tables
 from pipeline.config import ConfigError, Run
 from pipeline.feature_table import under_mask
 
@@ -42,27 +40,30 @@ def attribute_queries(run: Run) -> None:
     """Queries run first: where none of them can be used, the clips are not touched."""
     generate_queries(run)
     _readable("queries", run.queries.videos, stages.index(run, "queries"))
-    _usable(run, stages.attribute(run, "queries")[0])
+    stages.attribute(run, "queries")
+    _usable(run)
 
 
 def index_data(run: Run) -> None:
     _readable("data", run.data.videos, stages.index(run, "clips"))
 
 
-def _readable(key: str, videos: str | None, rows: pa.Table) -> None:
+def _readable(key: str, videos: str | None, found: stages.Counted) -> None:
     """Raise ConfigError where not one segment could be indexed."""
-    errors = tables.errors_by_code(rows)
-    if sum(errors.values()) == rows.num_rows:
-        why = ", ".join(f"{n} {code}" for code, n in errors.items())
+    if sum(found.errors.values()) == found.rows:
+        why = ", ".join(f"{n} {code}" for code, n in found.errors.items())
         raise ConfigError(
-            f"{key}.videos={videos!r}: none of its {rows.num_rows} videos could be used ({why}); the rows of its table "
+            f"{key}.videos={videos!r}: none of its {found.rows} videos could be used ({why}); the rows of its table "
             "say why, one by one. Give videos that can be decoded and are long enough for data.frames at data.fps."
         )
 
 
-def _usable(run: Run, motion: pa.Table) -> None:
+def _usable(run: Run) -> None:
     """Queries that cannot be used are a warning; ConfigError where there is no other."""
-    ids = under_mask(run.root, "queries", run.ranking.mask).clip_ids.to_pylist()
+    motion = tables.read(stores.join(run.root, "motion", "queries"))
+    assert motion is not None, "attribute has just written it"
+    featured = bool(tables.parts(stores.join(run.root, "features", "queries")))
+    ids = under_mask(run.root, "queries", run.ranking.mask).clip_ids.to_pylist() if featured else []
     unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
     if not ids:
         why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.command import Progress
-from pipeline import fingerprints, ray_data, ray_resources, ray_train, stores, tables
+from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, stores, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 
@@ -23,11 +23,13 @@ def evaluate(run: Run) -> None:
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
-    tables.merge(folder)
+    merging.merge(folder)
     tasks: list[dict[str, Any]] = []
     if run.evaluate.videos:
         stages.index(run, "held_out")
-        tasks += held_out_tasks(arms, stages.estimate_motion(run, "held_out").to_pylist())
+        stages.estimate_motion(run, "held_out")
+        moving = tables.read(stores.join(run.root, "motion", "held_out"))
+        tasks += held_out_tasks(arms, moving.to_pylist() if moving else [])
     queries = tables.read(stores.join(run.root, "queries"))
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
@@ -76,7 +78,7 @@ def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
     done = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in table.to_pylist()}
     now = {t["arm"]: t["version"] for t in tasks}
     stale = [arm for arm, version in {(d[0], d[3]) for d in done} if now.get(arm, version) != version]
-    tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())))
+    tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())), ["arm"])
     return [t for t in tasks if t["arm"] in stale or (t["arm"], t["clip_id"], t["seed"], t["version"]) not in done]
 
 

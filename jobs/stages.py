@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
@@ -10,9 +11,14 @@ import pyarrow.compute as pc
 
 from jobs import command
 from jobs.command import Progress, counts
-from pipeline import fingerprints, manifest, models, motion, passed, ray_data, schemas, stores, tables
+from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, stores, tables
 from pipeline.config import ConfigError, Pool, Run
 from pipeline.indexing import IndexWorker
+from pipeline.listing import Listing
+from pipeline.merging import merge
+from pipeline.scanning import Held, Rows
+from pipeline.shuffling import Shuffled
+from pipeline.subtraction import lacking
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
@@ -26,17 +32,18 @@ def where(run: Run, name: str) -> str | None:
     return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
 
 
-def _listed(run: Run, name: str) -> pa.Table:
+def _listed(run: Run, name: str) -> tuple[str, str, str | None]:
+    """Where a set's videos are, the key that says so, and the folder they must lie in."""
     ours = name == "queries" and run.queries.videos is None  # made from prompts: they lie under the run's own root
-    return manifest.videos(str(where(run, name)), SETS[name], None if ours else run.data.base)
+    return str(where(run, name)), SETS[name], None if ours else run.data.base
 
 
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
     """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
-            listed, folder = _listed(run, name), stores.join(run.root, name)
-            passed.check(listed.schema, tables.columns(folder), str(where(run, name)), SETS[name], folder)
+            place, folder = _listed(run, name), stores.join(run.root, name)
+            passed.check(listing.check(*place), tables.columns(folder), *place[:2], folder)
     fingerprints.check_geometry(run)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
@@ -47,21 +54,29 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
             tables.check(stores.join(run.root, "features", name), fingerprints.features(run))
 
 
-def index(run: Run, name: str) -> pa.Table:
+@dataclass(frozen=True)
+class Counted:
+    """How many rows a table has, and how many of them failed, by code."""
+
+    rows: int
+    errors: dict[str, int]
+
+
+def index(run: Run, name: str) -> Counted:
     """Find a set's videos and cut them into segments."""
     folder = stores.join(run.root, name)
-    tables.merge(folder)
-    listed = _listed(run, name)
+    merge(folder)
+    listed = Listing(*_listed(run, name))
     others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
     told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
-    _give_way_to_words(run, name, [listed], told)
-    videos = _new_videos(listed, folder)
+    _give_way_to_words(run, name, listed, told)
+    listed.subtract(folder)
     figures = ray_data.stream(
         f"index {name}",
         run.root,
-        [videos],
-        videos.num_rows,
+        listed.videos,
+        listed.videos.num_rows,
         run.resources.index_clips,
         IndexWorker,
         (run, schema),
@@ -70,125 +85,91 @@ def index(run: Run, name: str) -> pa.Table:
         Progress(f"index {name}"),
     )
     command.achieved(f"index {name}", figures)
-    table = _finished(folder, name)
-    _drop_orphans(run, name, table)
-    return table
+    held = Held(folder)
+    _drop_orphans(run, name, held)
+    return _counted(held, name)
 
 
-def _give_way_to_words(run: Run, name: str, listed: Iterable[pa.Table], names: list[str]) -> None:
+def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
     """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
     caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
     folder = stores.join(run.root, name)
     there = {column for schema in tables.columns(folder) for column in schema.names}
-    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
-    held = tables.read(folder, list(dict.fromkeys(wanted))) if there else None
-    if held is None:
+    if not there:
         return
-    recaptioned, reworded = passed.changed(listed, [held], [n for n in names if n != "captions"])
+    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
+    held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
+    recaptioned, reworded = passed.changed(listed.videos, held, [n for n in names if n != "captions"])
     for stage in ("features", "motion"):
         tables.drop(stores.join(run.root, stage, name), recaptioned)
     tables.drop(folder, reworded)
 
 
-def _new_videos(listed: pa.Table, folder: str) -> pa.Table:
-    """The videos without rows of their present version. Rows of older versions, of videos that are not listed any more,
-    and errors worth another try, go."""
-    known = tables.read(folder, ["clip_id", "uri", "version", "error"])
-    if known is None:
-        return listed
-    versions = dict(zip(listed.column("uri").to_pylist(), listed.column("version").to_pylist(), strict=True))
-    stale, done = [], set()
-    for row in known.to_pylist():
-        again = row["error"] is not None and row["error"].split(":")[0] in tables.RETRIED
-        if again or versions.get(row["uri"]) != row["version"]:
-            stale.append(row["clip_id"])
-        else:
-            done |= {row["uri"], row["clip_id"]}
-    tables.drop(folder, stale)
-    names = zip(listed.column("id").to_pylist(), listed.column("uri").to_pylist(), strict=True)
-    return listed.filter(pa.array([(own or uri) not in done for own, uri in names], pa.bool_()))
-
-
-def _drop_orphans(run: Run, name: str, clips: pa.Table) -> None:
+def _drop_orphans(run: Run, name: str, clips: Held) -> None:
     """What was computed for clips that the index no longer has, or has in another version, gives way."""
-    now = {(row["clip_id"], row["version"]) for row in clips.select(["clip_id", "version"]).to_pylist()}
     for stage in ("features", "motion"):
         folder = stores.join(run.root, stage, name)
-        held = tables.read(folder, ["clip_id", "version"])
-        gone = [r["clip_id"] for r in held.to_pylist() if (r["clip_id"], r["version"]) not in now] if held else []
-        tables.drop(folder, gone)
+        tables.drop_where(folder, lambda rows: pa.array(~clips.knows(rows)), ["clip_id", "version"])
 
 
-def estimate_motion(run: Run, name: str) -> pa.Table:
+def estimate_motion(run: Run, name: str) -> Counted:
     """Flow, masks and motion statistics of a set's clips."""
     folder = stores.join(run.root, "motion", name)
-    tables.merge(folder)
+    merge(folder)
     pool = run.resources.estimate_motion
-    _stream(
-        run,
-        pool,
-        partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus),
-        _outdated(_segments(run, name), folder),
-        {"motion": folder},
-        f"motion {name}",
-    )
-    return _finished(folder, f"motion/{name}")
+    worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
+    _stream(run, pool, worker, lacking(_segments(run, name), [folder]), {"motion": folder}, f"motion {name}")
+    return _counted(Held(folder), f"motion/{name}")
 
 
-def extract_features(run: Run, name: str) -> pa.Table:
+def extract_features(run: Run, name: str) -> Counted:
     """Projected gradients of a set's clips, from the motion table."""
     folder = stores.join(run.root, "features", name)
-    tables.merge(folder)
-    rows = tables.read(stores.join(run.root, "motion", name))
-    if rows is None:
-        raise ConfigError(f"root={run.root!r} has no table motion/{name}; run estimate_motion first, or curate.")
-    rows = rows.filter(pa.array([featured(e) for e in rows.column("error").to_pylist()], pa.bool_()))
-    _stream(
-        run,
-        run.resources.extract_features,
-        partial(FeatureWorker, run, fingerprints.features(run)),
-        _outdated(rows, folder),
-        {"features": folder},
-        f"features {name}",
-    )
-    return _finished(folder, f"features/{name}")
+    merge(folder)
+    worker = partial(FeatureWorker, run, fingerprints.features(run))
+    rows = lacking(_moving(run, name), [folder])
+    _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}")
+    return _counted(Held(folder), f"features/{name}")
 
 
-def attribute(run: Run, name: str) -> tuple[pa.Table, pa.Table]:
+def attribute(run: Run, name: str) -> tuple[Counted, Counted]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
     folders = {"motion": stores.join(run.root, "motion", name), "features": stores.join(run.root, "features", name)}
     for folder in folders.values():
-        tables.merge(folder)
-    lacking = _outdated(_outdated(_segments(run, name), folders["motion"]), folders["features"])
+        merge(folder)
+    rows = lacking(_segments(run, name), list(folders.values()))
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
     worker = partial(AttributionWorker, run, strides, fingerprints.features(run))
-    _stream(run, pool, worker, lacking, folders, f"attribute {name}")
+    _stream(run, pool, worker, rows, folders, f"attribute {name}")
     return estimate_motion(run, name), extract_features(run, name)
 
 
-def _segments(run: Run, name: str) -> pa.Table:
+def _segments(run: Run, name: str) -> Rows:
     """The clips of a set that could be indexed."""
-    rows = tables.read(stores.join(run.root, name))
-    if rows is None:
+    folder = stores.join(run.root, name)
+    if not tables.parts(folder):
         raise ConfigError(f"root={run.root!r} has no table {name}; run index_clips first, or curate.")
-    return rows.filter(pc.is_null(rows.column("error")))
+    return Rows(folder, lambda rows: pc.is_null(rows.column("error")))
 
 
-def _outdated(rows: pa.Table, folder: str) -> pa.Table:
-    """The rows that a table lacks. Rows that it has of them, of an older version or to be tried again, are dropped."""
-    found = tables.pending(rows, folder)
-    held = tables.read(folder, ["clip_id"])
-    if held is not None and found.num_rows:
-        tables.drop(folder, set(held.column("clip_id").to_pylist()) & set(found.column("clip_id").to_pylist()))
-    return found
+def _moving(run: Run, name: str) -> Rows:
+    """The rows of a motion table that go on to features, without their masks, which workers look up."""
+    folder = stores.join(run.root, "motion", name)
+    if not tables.parts(folder):
+        raise ConfigError(f"root={run.root!r} has no table motion/{name}; run estimate_motion first, or curate.")
+    return Rows(folder, _goes_on, without=FeatureWorker.LOOKED_UP)
+
+
+def _goes_on(rows: pa.Table) -> pa.Array:
+    return pa.array([featured(error) for error in rows.column("error").to_pylist()], pa.bool_())
 
 
 def _stream(
     run: Run,
     pool: Pool,
     worker: Callable[[], ray_data.Worker],
-    rows: pa.Table,
+    rows: Shuffled,
     folders: dict[str, str],
     title: str,
 ) -> None:
@@ -201,7 +182,7 @@ def _stream(
     figures = ray_data.stream(
         title,
         run.root,
-        [rows],
+        rows,
         rows.num_rows,
         pool,
         worker,
@@ -221,9 +202,6 @@ def _projection(run: Run) -> str:
     return f"{a.projection.kind} projection to {a.projection.dim} numbers, {how}"
 
 
-def _finished(folder: str, title: str) -> pa.Table:
-    table = tables.read(folder)
-    if table is None:
-        table = schemas.CLIPS.empty_table()
-    counts(title, table)
-    return table
+def _counted(held: Held, title: str) -> Counted:
+    counts(title, len(held), held.errors)
+    return Counted(len(held), held.errors)

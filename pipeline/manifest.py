@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
     + [("size", pa.int64())]
     + [(name, pa.string()) for name in ("source", "caption", "id", "group", "error")]
 )
-_TEXTS = (*PATHS, *CAPTIONS, "source", "group", "id")
+TEXTS = (*PATHS, *CAPTIONS, "source", "group", "id")
 
 
 def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.Table:
@@ -48,7 +48,7 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
 
     Raises ConfigError, naming `key`.
     """
-    fs, bare = _place(where, key)
+    fs, bare = place_of(where, key)
     try:
         files, known = _listed(fs, bare, where, key, base)
     except PermissionError as error:
@@ -60,7 +60,7 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
 
 
-def _place(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def place_of(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
     refused = refusals.of_address(where)
     if refused:
         raise ConfigError(f"{key}={refusals.plain(where)!r}: this kind of place cannot be read: {refused}.")
@@ -74,9 +74,8 @@ def _place(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> folders.Found:
     if fs.exists(bare):
-        listed = [bare] if fs.isfile(bare) else [join(bare, f"metadata{end}") for end in MANIFESTS]
-        manifest = next((path for path in listed if path.endswith(MANIFESTS) and fs.isfile(path)), None)
-        if manifest and not (manifest.endswith(".parquet") and shards.holds_videos(fs, manifest)):
+        manifest = manifest_of(fs, bare)
+        if manifest is not None:
             return _manifest(fs, manifest, where, key, base)
         return folders.found(fs, bare, where, key, base)
     if any(c in bare for c in "*?[{"):
@@ -87,6 +86,13 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base
         f"{key}={where!r}: there is no such file or folder. Name a folder of videos or shards, a glob, or a manifest "
         f"({', '.join(MANIFESTS)})."
     )
+
+
+def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
+    """The manifest that a place is, or that lies in it; None where it is a folder, a video or shards."""
+    listed = [bare] if fs.isfile(bare) else [join(bare, f"metadata{end}") for end in MANIFESTS]
+    found = next((path for path in listed if path.endswith(MANIFESTS) and fs.isfile(path)), None)
+    return None if found is None or (found.endswith(".parquet") and shards.holds_videos(fs, found)) else found
 
 
 # --- what is known of each video -------------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple
         }
         rows.append({**{renamed[name]: row[name] for name in renamed}, **file, **own})
     _check_ids(rows, where, key)
-    fields = [pa.field(new, _storable(known.schema.field(old).type)) for old, new in renamed.items()]
+    fields = [pa.field(new, storable(known.schema.field(old).type)) for old, new in renamed.items()]
     fields = [field for field in fields if not pa.types.is_null(field.type)]  # they say nothing, not even their type
     return rows, [*([pa.field("captions", pa.list_(pa.string()))] if several else []), *fields]
 
@@ -141,7 +147,7 @@ def _captions(own: Any, several: Any) -> list[str]:
     return list(dict.fromkeys(text for text in map(_text, listed) if text))
 
 
-def _storable(kind: pa.DataType) -> pa.DataType:
+def storable(kind: pa.DataType) -> pa.DataType:
     """A type that every reader of Parquet knows."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
@@ -168,9 +174,20 @@ def _check_ids(rows: list[Row], where: str, key: str) -> None:
 
 def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> folders.Found:
     table = _read(fs, bare, where, key)
-    names = table.column_names
-    path_column = next((name for name in PATHS if name in names), None)
-    if path_column is None:
+    listed = path_column(table.column_names, where, key)
+    if not table.num_rows:
+        raise ConfigError(f"{key}={where!r}: the manifest has no rows. List at least one video.")
+    paths = [_text(path) for path in table.column(listed).to_pylist()]
+    try:
+        return _files(fs, posixpath.dirname(bare), paths, base), table.drop_columns([listed])
+    except ImportError as error:
+        raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+
+
+def path_column(names: list[str], where: str, key: str) -> str:
+    """The column of a manifest that holds the videos' paths. Raises ConfigError where it has none, or no captions."""
+    found = next((name for name in PATHS if name in names), None)
+    if found is None:
         raise ConfigError(
             f"{key}={where!r}: the manifest has no column with the videos' paths. It has {', '.join(names) or 'none'}; "
             f"call one of them {' | '.join(PATHS)}."
@@ -180,13 +197,7 @@ def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, ba
             f"{key}={where!r}: the manifest has no column with captions, which the model is conditioned on. It has "
             f"{', '.join(names)}; call one of them {' | '.join(CAPTIONS)} (captions: lists), or add an empty one."
         )
-    if not table.num_rows:
-        raise ConfigError(f"{key}={where!r}: the manifest has no rows. List at least one video.")
-    paths = [_text(path) for path in table.column(path_column).to_pylist()]
-    try:
-        return _files(fs, posixpath.dirname(bare), paths, base), table.drop_columns([path_column])
-    except ImportError as error:
-        raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+    return found
 
 
 def _read(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) -> pa.Table:
@@ -199,7 +210,7 @@ def _read(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) -> pa.
                 io.BytesIO(data),
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
                 # Else an id of "007" would become the number 7.
-                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.string())),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(TEXTS, pa.string())),
             )
         return _lines(data.decode())
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -244,7 +255,7 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
             }
             files.append({**row, "folder": posixpath.dirname(uri)})
             continue
-        file_fs, bare = _resolved(fs, root, path)
+        file_fs, bare = resolved(fs, root, path)
         below = relative(bare, root)
         below = below if below != bare else path  # a path outside the root stays as it is written
         info = None
@@ -268,7 +279,7 @@ def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str
     return files
 
 
-def _resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" in path:
         path_fs, bare = place(path)
         return path_fs, posixpath.normpath(bare) if "file" in path_fs.protocol else bare

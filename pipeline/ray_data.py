@@ -24,10 +24,12 @@ from pipeline import ray_journal, stores, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.config import Pool
 from pipeline.decoder import Decoder
+from pipeline.merging import merge
 from pipeline.throughput import Figures
 from pipeline.video import ClipError
 
-WINDOW, WINDOW_OF_ACTOR = 100_000, 2_000  # rows in the object store at a time: all in all, or for each actor if more
+ROWS = 500_000  # in the object store at a time, at most
+BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
 
@@ -202,9 +204,9 @@ def stream(
     every batch. Rows already in the tables must have been subtracted. What the stage achieved is returned, and noted
     under `root`. RuntimeError, naming the stage, where the pool fails or makes no progress for NO_PROGRESS seconds.
 
-    The rows are drawn a window at a time, WINDOW of them or WINDOW_OF_ACTOR for each actor: no more are in the object
-    store, and what Ray remembers of every block is forgotten with the window. At its end actors wait for the last of
-    them and the next window's load their models again, a few minutes in the hours that an actor takes for its share.
+    The rows are drawn a window at a time: no more than ROWS are in the object store, and what Ray remembers of every
+    batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
+    models again: a minute or two in the hour or more that an actor takes for 500 batches of clips.
     """
     if not total:
         return Figures()
@@ -212,8 +214,11 @@ def stream(
     done, errors = 0, dict[str, int]()
     journal = ray_journal.begin()
     actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {})
+    most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
     with ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)), _named(stage, journal, pool):
-        for window in windows(blocks, max(WINDOW, WINDOW_OF_ACTOR * pool.actors)):
+        for window in windows(blocks, most):
+            for folder in folders.values() if done else ():
+                merge(folder)  # a part for each batch: else the next job would have to open them all
             ray.get(journal.expects.remote(_actors(pool, sum(block.num_rows for block in window))))
             for batch in _through(pa.concat_tables(window), pool, actor):
                 done += sum(batch.column("rows").to_pylist())

@@ -29,6 +29,7 @@ Row = TypeVar("Row")
 _KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
 _WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
 RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
+ROW_GROUP = 8 << 20  # bytes
 PART_SECONDS, PART_ROWS = 60.0, 1000  # finished rows wait no longer for the next before they are written
 
 
@@ -44,7 +45,8 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
     held = {"fingerprint": dict(fingerprint), **metadata}
     table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    rows = max(1, ROW_GROUP * table.num_rows // max(table.nbytes, 1))  # so that a row is found without reading the part
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -116,27 +118,6 @@ def replace_streamed(
             fs.rm_file(path)
 
 
-def merge(folder: str, small: int = 256) -> None:
-    """Merge parts of fewer than `small` rows into one, dropping rows that give way to newer ones.
-
-    The merged part is written before the small ones go, so a kill between the two leaves rows twice, which `read`
-    resolves; nothing is lost.
-    """
-    fs, _ = place(folder)
-    found = [p for p in parts(folder) if _schema(p, fs)[1] < small]
-    if len(found) < 2:
-        return
-    with_metadata = [_read_part(p, fs, None) for p in found]
-    merged = pa.concat_tables([t.replace_schema_metadata() for t in with_metadata], promote_options="default")
-    merged = _once(merged)
-    held = {k.decode(): json.loads(v) for k, v in (with_metadata[0].schema.metadata or {}).items()}
-    append(folder, merged, held.pop("fingerprint", {}), **held)
-    kept = _part_name(merged)
-    for path in found:
-        if not path.endswith(kept):
-            fs.rm_file(path)
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +176,7 @@ def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     needed = ("clip_id", "error") if "error" in names else _keys(names) if "arm" in names else ()
     wanted = None if columns is None else list(dict.fromkeys([*columns, *needed]))
     tables = [_read_part(p, fs, wanted).replace_schema_metadata() for p in found]
-    table = _once(pa.concat_tables(tables, promote_options="default"))
+    table = once(pa.concat_tables(tables, promote_options="default"))
     return table if columns is None else table.select(list(columns))
 
 
@@ -207,10 +188,10 @@ def of_clips(folder: str, ids: Iterable[str]) -> pa.Table | None:
         held = pc.is_in(_read_part(path, fs, ["clip_id"]).column("clip_id"), wanted)
         if pc.any(held).as_py() or not found:
             found.append(_read_part(path, fs, None).filter(held).replace_schema_metadata())
-    return _once(pa.concat_tables(found, promote_options="default")) if found else None
+    return once(pa.concat_tables(found, promote_options="default")) if found else None
 
 
-def _once(table: pa.Table) -> pa.Table:
+def once(table: pa.Table) -> pa.Table:
     """Every row once, though a part was merged into another and not yet deleted."""
     if "error" in table.column_names:
         return _latest(table)
@@ -234,8 +215,7 @@ def _latest(table: pa.Table) -> pa.Table:
 def latest_rows(table: pa.Table) -> pa.Array:
     """Which rows of a stage's table count, one a clip_id, ordered by id: a result before an error, an error that stands
     before one that is retried. `table` needs no more than `clip_id` and `error`."""
-    codes = pc.list_element(pc.split_pattern(table.column("error"), ":", max_splits=1), 0)
-    again = pc.fill_null(pc.is_in(codes, pa.array(RETRIED)), False)
+    again = retried(table.column("error"))
     order = pa.table(
         {
             "id": table.column("clip_id"),
@@ -251,45 +231,25 @@ def latest_rows(table: pa.Table) -> pa.Array:
 
 
 def drop(folder: str, ids: Iterable[str]) -> None:
-    """Take the rows of these clips out of a table: they give way to rows of a newer version of their video."""
+    """Take the rows of these clips out of a table."""
     gone = pa.array(sorted(set(ids)), pa.string())
     if len(gone):
-        drop_where(folder, lambda table: pc.is_in(table.column("clip_id"), gone))
+        drop_where(folder, lambda rows: pc.is_in(rows.column("clip_id"), gone), ["clip_id"])
 
 
-def drop_where(folder: str, gone: Callable[[pa.Table], pa.ChunkedArray]) -> None:
-    """Take the rows out of a table for which `gone` is true, part by part."""
+def drop_where(folder: str, gone: Callable[[pa.Table], pa.Array | pa.ChunkedArray], columns: Sequence[str]) -> None:
+    """Take the rows out of a table for which `gone`, which sees these columns, is true. Parts without such a row are
+    not read any further."""
     fs, _ = place(folder)
     for path in parts(folder):
-        table = _read_part(path, fs, None)
-        kept = table.filter(pc.invert(gone(table)))
-        if kept.num_rows == table.num_rows:
+        left = gone(_read_part(path, fs, columns))
+        if not pc.any(left).as_py():
             continue
-        if kept.num_rows:
-            held = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
-            append(folder, kept, held.pop("fingerprint", {}), **held)
+        table = _read_part(path, fs, None)
+        kept = table.filter(pc.invert(left))
+        held = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
+        append(folder, kept, held.pop("fingerprint", {}), **held)
         fs.rm_file(path)
-
-
-def pending(rows: pa.Table, folder: str) -> pa.Table:
-    """The rows that a table has no row for yet, or one of another version, or one whose error may be tried again."""
-    schema_names = rows.column_names
-    columns = ["clip_id", "error"] + (["version"] if "version" in schema_names else [])
-    done = read(folder, columns)
-    if done is None:
-        return rows
-    versions = done.column("version").to_pylist() if "version" in columns else [None] * len(done)
-    kept = {
-        clip_id: version
-        for clip_id, error, version in zip(
-            done.column("clip_id").to_pylist(), done.column("error").to_pylist(), versions, strict=True
-        )
-        if error is None or error.split(":")[0] not in RETRIED
-    }
-    wanted = rows.column("version").to_pylist() if "version" in columns else [None] * len(rows)
-    missing = object()
-    ids = rows.column("clip_id").to_pylist()
-    return rows.filter(pa.array([kept.get(i, missing) != v for i, v in zip(ids, wanted, strict=True)], pa.bool_()))
 
 
 def matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
@@ -305,6 +265,16 @@ def vectors(values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
     mask = None if valid is None else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
+
+
+def codes(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The code that each error starts with; null for a result."""
+    return pc.list_element(pc.split_pattern(errors, ":", max_splits=1), 0)
+
+
+def retried(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each is an error that the next run tries once more."""
+    return pc.fill_null(pc.is_in(codes(errors), pa.array(RETRIED)), False)
 
 
 def errors_by_code(table: pa.Table) -> dict[str, int]:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import finetuning, motion, schemas, stores, tables
+from pipeline import finetuning, motion, scanning, schemas, stores, tables
 from pipeline.config import Run, Setting
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
@@ -134,6 +134,8 @@ class MotionWorker:
 class FeatureWorker:
     """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
 
+    LOOKED_UP = ("mask", "mask_shape")  # columns that are too large to travel; they are read from the table here
+
     def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
         self.run = run
         a = run.attribution
@@ -221,6 +223,7 @@ class FeatureWorker:
         return self.gradients.waiting < len(self.run.attribution.settings)
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        rows = scanning.lookup(rows, self.LOOKED_UP)
         taken = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
         for found in tables.in_parts(taken, self.projected):
             yield {"features": self.finish(found)}

@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ray_data, tables
+from pipeline import long_manifest, manifest, ray_data, scanning, schemas, tables
+from pipeline.config import ConfigError
+from pipeline.listing import Listing
+from pipeline.merging import merge
+from pipeline.scanning import Held, Rows, lookup
+from pipeline.shuffling import Shuffled, keys
+from pipeline.subtraction import lacking
+
+SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "table") if request.param == "local" else f"memory://{uuid.uuid4().hex}/table"
+
+
+def rows(*ids: str, error: str | None = None, version: str | None = "v1", value: int = 0) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"clip_id": i, "version": version, "value": value, "error": error} for i in ids], schema=SCHEMA
+    )
+
+
+def everything(table: pa.Table) -> pa.Array:
+    return pa.array([True] * len(table), pa.bool_())
+
+
+def drawn(shuffled: Shuffled) -> list[str]:
+    return [i for block in shuffled for i in block.column("clip_id").to_pylist()]
+
 
 # --- parts in time ---------------------------------------------------------------------------------------------------
 
@@ -63,3 +98,254 @@ def test_blocks_are_drawn_a_window_at_a_time() -> None:
     assert sum(block.num_rows for block in next(windows)) == 30
     assert drawn == [0, 1, 2], "blocks of a later window are in memory already"
     assert [sum(b.num_rows for b in window) for window in windows] == [30, 10], "rows are lost between windows"
+
+
+# --- the shuffled order ----------------------------------------------------------------------------------------------
+
+
+def shuffled(*blocks: pa.Table) -> Shuffled:
+    found = Shuffled(SCHEMA)
+    for block in blocks:
+        found.put(block, keys(block.column("clip_id")))
+    return found
+
+
+def test_the_order_belongs_to_the_ids_alone() -> None:
+    ids = [f"clip-{i}" for i in range(3000)]
+    order = drawn(shuffled(rows(*ids)))
+    assert sorted(order) == sorted(ids), "rows are lost or doubled"
+    blocks = [rows(*ids[i : i + 7]) for i in range(0, 3000, 7)]
+    assert drawn(shuffled(*reversed(blocks))) == order, "the order depends on how the rows came in"
+    half = set(ids[::2])
+    assert drawn(shuffled(rows(*ids[::2]))) == [i for i in order if i in half], "other clips change who comes first"
+
+
+def test_a_stopped_run_is_a_uniform_sample() -> None:
+    """Of 20,000 numbered clips the first 2,000 drawn have their mean number within four standard errors."""
+    order = drawn(shuffled(rows(*(f"{i:05d}" for i in range(20_000)))))
+    numbers = np.array([int(i) for i in order[:2000]])
+    assert abs(numbers.mean() - 9999.5) < 4 * 20_000 / np.sqrt(12 * 2000)
+    assert abs((numbers < 5000).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 2000)
+
+
+def test_a_clip_is_drawn_once_and_its_result_before_its_error() -> None:
+    found = shuffled(rows("a", "b", error="no_motion: still"), rows("a", "c", value=5), rows("c", "c", value=6))
+    assert found.num_rows == 3
+    held = {row["clip_id"]: (row["value"], row["error"]) for block in found for row in block.to_pylist()}
+    assert held == {"a": (5, None), "b": (0, "no_motion: still"), "c": (5, None)}
+
+
+def test_nothing_to_draw_is_no_block() -> None:
+    found = shuffled(rows("a"))
+    found.keep(lambda pairs: np.zeros(len(pairs), bool))
+    assert (found.num_rows, drawn(found), drawn(shuffled())) == (0, [], [])
+
+
+# --- what a table holds and lacks ------------------------------------------------------------------------------------
+
+
+def test_what_is_held_is_counted_as_it_is_read(folder: str) -> None:
+    tables.append(folder, rows("a", "b", error="read: gone"), {})
+    tables.append(folder, rows("a", "c"), {})
+    tables.append(folder, rows("b", "d", error="decode: broken"), {})
+    held, table = Held(folder), tables.read(folder)
+    assert len(held) == table.num_rows == 4
+    assert held.errors == tables.errors_by_code(table) == {"decode": 2}, "b stands as decode, not as read"
+    assert len(Held(folder + "-none")) == 0
+
+
+def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
+    source = f"{folder}-source"
+    tables.append(source, rows("new", "done", "failed", "again", "broken"), {})
+    tables.append(source, rows("changed", version="v2"), {})
+    tables.append(folder, rows("done", "changed", "other"), {})
+    tables.append(folder, rows("failed", error="decode: broken"), {})
+    tables.append(folder, rows("again", error="crashed: killed"), {})
+    tables.append(folder, rows("broken", error="no_motion: still"), {})
+    found = lacking(Rows(source, everything), [folder])
+    assert sorted(drawn(found)) == ["again", "changed", "new"]
+    left = tables.read(folder).column("clip_id").to_pylist()
+    assert left == ["broken", "done", "failed", "other"], "old rows are still there, or others have gone with them"
+
+
+def test_a_pass_for_two_tables_takes_only_what_both_lack(folder: str) -> None:
+    source, other = f"{folder}-source", f"{folder}-other"
+    tables.append(source, rows("a", "b", "c", "d"), {})
+    tables.append(folder, rows("a", "b"), {})
+    tables.append(other, rows("a", "c"), {})
+    assert drawn(lacking(Rows(source, everything), [folder, other])) == ["d"]
+
+
+def test_rows_without_a_version_are_not_changed_ones(folder: str) -> None:
+    tables.append(folder, rows("a", version=None), {})
+    table = rows("a", "b", version=None)
+    assert Held(folder).lacks(keys(table.column("clip_id")), table.column("version"))[0].tolist() == [False, True]
+
+
+def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
+    schema = pa.schema(
+        [("clip_id", pa.string()), ("version", pa.string()), ("mask", pa.binary()), ("error", pa.string())]
+    )
+    for part in ("xyz", "abc"):
+        table = [
+            {"clip_id": f"{part}{i:04d}", "version": "v", "mask": f"{part}{i}".encode() * 5000} for i in range(500)
+        ]
+        tables.append(folder, pa.Table.from_pylist(table, schema=schema), {})
+    assert pq.ParquetFile(tables.parts(folder)[0]).num_row_groups > 1 if "://" not in folder else True
+    narrow = Rows(folder, everything, without=["mask"])
+    blocks = list(narrow)
+    assert (
+        [block.schema.names for block in blocks]
+        == [["clip_id", "version", "error", "part"]] * 2
+        == [narrow.schema.names] * 2
+    )
+    some = pa.concat_tables([blocks[0].slice(490), blocks[1].slice(3, 2)]).take([11, 3, 0, 10])
+    found = lookup(some, ["mask"]).to_pylist()
+    assert [row["clip_id"] for row in found] == some.column("clip_id").to_pylist()
+    assert all(row["mask"] == f"{row['clip_id'][:3]}{int(row['clip_id'][3:])}".encode() * 5000 for row in found)
+    with pytest.raises(RuntimeError, match="gone-with-it"):
+        lookup(some.set_column(0, "clip_id", pa.array(["gone-with-it"] * 4)), ["mask"])
+
+
+def test_dropping_rewrites_only_the_parts_that_hold_the_rows(tmp_path: Path) -> None:
+    for name in "abc":
+        tables.append(str(tmp_path), rows(f"{name}1", f"{name}2"), {})
+    before = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
+    tables.drop(str(tmp_path), ["b1", "none"])
+    after = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
+    assert len(before.items() & after.items()) == 2
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def test_merged_parts_are_of_bounded_size_and_not_read_again(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(60):
+        tables.append(folder, rows(*(f"{i:02d}-{j}" for j in range(7))), {"numerics": 1}, settings=["s"])
+    merge(folder, rows=100)
+    sizes = sorted(part.rows for part in scanning.footers(folder))
+    assert sum(sizes) == 420
+    assert sizes[1:] == [98] * 4, "parts are not of about the size asked for"
+    assert tables.metadata(folder) == {"fingerprint": {"numerics": 1}, "settings": ["s"]}
+    left = tables.parts(folder)
+    merge(folder, rows=100)
+    assert tables.parts(folder) == left, "what is large is merged again"
+
+
+def test_parts_are_merged_by_their_bytes_too(folder: str) -> None:
+    schema = pa.schema([("clip_id", pa.string()), ("mask", pa.binary()), ("error", pa.string())])
+    random = np.random.default_rng(0)
+    for i in range(20):
+        row = {"clip_id": f"{i}", "mask": random.bytes(10_000), "error": None}
+        tables.append(folder, pa.Table.from_pylist([row], schema=schema), {})
+    merge(folder, size=50_000)
+    assert sorted(part.rows for part in scanning.footers(folder)) == [4] * 5
+    assert all(part.size <= 50_000 for part in scanning.footers(folder))
+
+
+# --- long manifests --------------------------------------------------------------------------------------------------
+
+
+def manifest_file(tmp_path: Path, kind: str, columns: dict[str, list[Any]]) -> str:
+    path, table = tmp_path / f"list.{kind}", pa.table(columns)
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=3)
+    elif kind == "csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return str(path)
+
+
+PATHS = [
+    "a/1.mp4",
+    "2.mp4",
+    " b/../3.mp4 ",
+    "/elsewhere/4.mp4",
+    "",
+    "concat:a|b",
+    "http://host/5.mp4",
+    "x.m3u8",
+    "a//6.mp4",
+]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_path: Path, kind: str) -> None:
+    count = len(PATHS)
+    told: dict[str, list[Any]] = {
+        "path": PATHS,
+        "caption": [f" a ball {i}" for i in range(count)],
+        "group": ["g", ""] + ["h"] * (count - 2),
+        "width": list(range(count)),
+        "speaker": [f"s{i}" for i in range(count)],
+        "id": [f"id{i}" for i in range(count)],
+    }
+    short = manifest.videos(manifest_file(tmp_path, kind, told))
+    where = manifest_file(tmp_path, kind, {**told, "version": [f"v{i}" for i in range(count)], "size": [7] * count})
+    found = long_manifest.read(where, "data.videos", None)
+    assert found is not None
+    schema, blocks = found
+    table = pa.concat_tables(blocks)
+    assert table.schema.equals(schema)
+    assert schema.names == short.schema.names
+    same = [name for name in schema.names if name not in ("version", "size", "error")]
+    assert table.select(same).to_pylist() == short.select(same).to_pylist()
+    refused = [(e or "").startswith("refused") for e in short.column("error").to_pylist()]
+    assert [(e or "").startswith("refused") for e in table.column("error").to_pylist()] == refused
+    assert any(refused)
+    assert set(table.column("size").to_pylist()) == {7}
+    assert table.column("version").to_pylist()[:2] == ["v0", "v1"]
+
+
+def test_manifests_that_tell_less_are_read_as_before(tmp_path: Path) -> None:
+    videos = {"path": ["1.mp4"], "caption": ["c"]}
+    for columns in (videos, {**videos, "version": ["v"]}, {**videos, "id": ["i"]}):
+        assert long_manifest.read(manifest_file(tmp_path, "parquet", columns), "data.videos", None) is None
+    assert long_manifest.read(str(tmp_path), "data.videos", None) is None
+
+
+def test_paths_of_a_long_manifest_stay_inside_the_base(tmp_path: Path) -> None:
+    columns = {"path": ["in/1.mp4", "../2.mp4"], "caption": ["", ""], "version": ["v", "v"], "id": ["1", "2"]}
+    found = long_manifest.read(manifest_file(tmp_path, "parquet", columns), "data.videos", str(tmp_path))
+    assert found is not None
+    errors = pa.concat_tables(found[1]).column("error").to_pylist()
+    assert errors[0] is None
+    assert errors[1].startswith("refused: it lies outside data.base")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_video_listed_twice_is_an_error_that_names_it(tmp_path: Path, own: bool) -> None:
+    columns: dict[str, list[Any]] = {"path": ["1.mp4", "2.mp4", "1.mp4"], "caption": [""] * 3, "version": ["v"] * 3}
+    columns |= {"id": ["x", "y", "x"]} if own else {"size": [1, 2, 1]}
+    with pytest.raises(ConfigError, match="x" if own else "1.mp4"):
+        Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+
+
+def clips(*found: tuple[str, str, str, str | None]) -> pa.Table:
+    names = ("clip_id", "uri", "version", "error")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in found], schema=schemas.CLIPS)
+
+
+def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> None:
+    """Without ids: known by their uri, however many clips a video has."""
+    columns = {"path": [f"{i}.mp4" for i in range(5)], "caption": [""] * 5, "version": ["v"] * 5, "size": [1] * 5}
+    listed = Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+    table, at = str(tmp_path / "clips"), [f"{tmp_path}/{i}.mp4" for i in range(6)]
+    tables.append(table, clips(("a", at[0], "v", None), ("b", at[0], "v", None), ("c", at[1], "old", None)), {})
+    tables.append(
+        table, clips(("d", at[2], "v", "read: gone"), ("e", at[3], "v", "decode: x"), ("f", at[5], "v", None)), {}
+    )
+    listed.subtract(table)
+    assert sorted(r["relative"] for block in listed.videos for r in block.to_pylist()) == ["1.mp4", "2.mp4", "4.mp4"]
+    assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["a", "b", "e"]
+
+
+def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
+    columns = {"path": ["1.mp4"] * 3, "id": ["x", "y", "z"], "caption": [""] * 3, "version": ["v"] * 3}
+    listed = Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+    table, uri = str(tmp_path / "clips"), f"{tmp_path}/1.mp4"
+    tables.append(table, clips(("x", uri, "v", None), ("x-16", uri, "v", None), ("y", uri, "old", None)), {})
+    listed.subtract(table)
+    assert sorted(i for block in listed.videos for i in block.column("id").to_pylist()) == ["y", "z"]
+    assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["x", "x-16"]

@@ -19,6 +19,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import schemas, stores, tables
+from pipeline.merging import merge
+from pipeline.scanning import Held
+from pipeline.shuffling import keys
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 PRINT = {"numerics": 1, "data.frames": 9}
@@ -61,6 +64,11 @@ def contents(folder: str) -> dict[str, tuple[int, str | None]]:
     assert len(ids) == len(set(ids)), f"rows are doubled: {ids}"
     assert ids == sorted(ids), f"rows are not in the order of their ids: {ids}"
     return {row["clip_id"]: (row["value"], row["error"]) for row in found}
+
+
+def pending(wanted: pa.Table, folder: str) -> pa.Table:
+    """The rows that a table has no row for yet, or one of another version, or one whose error may be tried again."""
+    return wanted.filter(pa.array(Held(folder).lacks(keys(wanted.column("clip_id")), wanted.column("version"))[0]))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -152,32 +160,32 @@ def test_an_error_that_stands_counts_before_one_that_is_tried_again(folder: str)
     for ids, error in ((("a", "b"), "read: gone"), (("a",), "decode: broken"), (("a", "c"), "crashed: x")):
         tables.append(folder, rows(*ids, error=error), PRINT)
     assert contents(folder)["a"] == (0, "decode: broken"), "a clip that cannot be decoded is tried again for ever"
-    assert tables.pending(rows("a", "b", "c"), folder).column("clip_id").to_pylist() == ["b", "c"]
+    assert pending(rows("a", "b", "c"), folder).column("clip_id").to_pylist() == ["b", "c"]
 
 
 def test_pending_are_the_rows_without_a_row(folder: str) -> None:
     wanted = rows("a", "b", "c")
-    assert tables.pending(wanted, folder).equals(wanted), "without a table everything is pending"
+    assert pending(wanted, folder).equals(wanted), "without a table everything is pending"
     tables.append(folder, rows("b"), PRINT)
-    assert tables.pending(wanted, folder).column("clip_id").to_pylist() == ["a", "c"]
+    assert pending(wanted, folder).column("clip_id").to_pylist() == ["a", "c"]
 
 
 def test_pending_are_clips_whose_video_changed(folder: str) -> None:
     tables.append(folder, rows("a", "b", version="v1"), PRINT)
     wanted = pa.concat_tables([rows("a", version="v1"), rows("b", version="v2")])
-    assert tables.pending(wanted, folder).column("clip_id").to_pylist() == ["b"]
+    assert pending(wanted, folder).column("clip_id").to_pylist() == ["b"]
 
 
 @pytest.mark.parametrize("code", ["read", "crashed", "memory"])
 def test_errors_that_may_pass_are_pending_again(folder: str, code: str) -> None:
     tables.append(folder, rows("a", error=f"{code}: once"), PRINT)
-    assert tables.pending(rows("a"), folder).num_rows == 1, f"{code} is not tried again"
+    assert pending(rows("a"), folder).num_rows == 1, f"{code} is not tried again"
 
 
 @pytest.mark.parametrize("code", ["decode", "too_short", "no_motion", "not_finite", "timeout", "refused"])
 def test_errors_of_the_clip_itself_stand(folder: str, code: str) -> None:
     tables.append(folder, rows("a", error=f"{code}: for good, read: not a code"), PRINT)
-    assert tables.pending(rows("a"), folder).num_rows == 0, f"{code} is computed again in every run"
+    assert pending(rows("a"), folder).num_rows == 0, f"{code} is computed again in every run"
 
 
 def test_dropped_rows_are_gone_and_the_others_stay(folder: str) -> None:
@@ -209,7 +217,7 @@ def test_merging_loses_and_doubles_nothing(folder: str) -> None:
         tables.append(folder, rows(f"{i:02d}", "shared", value=i), PRINT, settings=["s"])
     tables.append(folder, rows("03", error="read: gone"), PRINT, settings=["s"])
     before = contents(folder)
-    tables.merge(folder)
+    merge(folder)
     assert len(tables.parts(folder)) == 1, "small parts are left after a merge"
     assert contents(folder) == before, "a merge has changed the rows"
     assert tables.metadata(folder) == {"fingerprint": PRINT, "settings": ["s"]}, "a merge loses the metadata"
@@ -220,7 +228,7 @@ def test_merging_leaves_large_parts_alone(folder: str) -> None:
     (large,) = tables.parts(folder)
     for i in range(3):
         tables.append(folder, rows(f"{i}"), PRINT)
-    tables.merge(folder, small=10)
+    merge(folder, rows=20)
     assert len(tables.parts(folder)) == 2
     assert large in tables.parts(folder)
     assert len(contents(folder)) == 13
@@ -229,7 +237,7 @@ def test_merging_leaves_large_parts_alone(folder: str) -> None:
 def test_a_merge_into_ids_that_one_part_already_had_keeps_them(folder: str) -> None:
     tables.append(folder, rows("a", "b", value=1), PRINT)
     tables.append(folder, rows("a", error="read: gone"), PRINT)
-    tables.merge(folder)
+    merge(folder)
     assert contents(folder) == {"a": (1, None), "b": (1, None)}, "the merge has deleted its own part"
 
 
@@ -241,11 +249,11 @@ def test_a_merge_killed_at_any_deletion_loses_and_doubles_nothing(tmp_path: Path
     tables.append(folder, rows("0", "1", error="read: gone"), PRINT)
     before = contents(folder)
     shutil.copytree(folder, copies)
-    tables.merge(folder)
+    merge(folder)
     for file in sorted(copies.iterdir())[killed_after:]:
         shutil.copy(file, folder)
     assert contents(folder) == before, "after a kill during a merge rows are lost or doubled"
-    tables.merge(folder)
+    merge(folder)
     assert contents(folder) == before, "the merge after a killed merge loses or doubles rows"
     assert len(tables.parts(folder)) == 1
 
@@ -259,7 +267,7 @@ def test_evaluation_rows_are_not_doubled_by_a_killed_merge() -> None:
             written.append(row)
             tables.append(folder, pa.Table.from_pylist([row], schema=schemas.EVALUATION), PRINT)
     with pytest.raises(ConnectionError):
-        tables.merge(folder)
+        merge(folder)
     assert len(tables.parts(folder)) == 5, "this test needs the merged part beside the four small ones"
     found = tables.read(folder).to_pylist()
     assert sorted(map(str, found)) == sorted(map(str, written)), "a killed merge counts an evaluation twice"

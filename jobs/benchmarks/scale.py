@@ -1,0 +1,205 @@
+"""Ten million videos listed, subtracted from a table that has half of them, and scheduled: seconds and peak memory.
+
+``--quick`` takes 200,000. Two cases, a process each: `index` holds a manifest of n videos against the clips of half of
+them; `attribute` holds a table of n clips against the motion of half of them. What is lacking then streams through
+Ray to an actor that does nothing. The ceiling of both is to read the same Parquet and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.benchmarks import ceilings
+from pipeline import ray_data, schemas, tables
+from pipeline.config import Pool
+from pipeline.listing import Listing
+from pipeline.scanning import Rows
+from pipeline.shuffling import Shuffled, keys
+from pipeline.subtraction import lacking
+from pipeline.video import ClipError
+
+PART = 50_000  # rows of the parts that are there
+POOL = Pool(batch=1000)
+LIMITS = {"seconds": 300.0, "bytes": float(2 << 30)}
+Spent = dict[str, float]
+
+
+# --- ten million videos ----------------------------------------------------------------------------------------------
+
+
+def videos(numbers: range) -> dict[str, pa.Array]:
+    """What a manifest says of these videos, the columns of `schemas.CLIPS` that it is about."""
+    n = np.arange(numbers.start, numbers.stop, numbers.step)
+    digits = pc.utf8_lpad(pa.array(n).cast(pa.string()), 9, "0")
+    folder = pc.utf8_lpad(pa.array(n // 10_000).cast(pa.string()), 5, "0")
+    return {
+        "path": pc.binary_join_element_wise("batch-", folder, "/video-", digits, ".mp4", ""),
+        "clip_id": pc.binary_join_element_wise("clip-", digits, ""),
+        "version": pc.binary_join_element_wise("2718281-17000", digits, "000000000", ""),
+        "source": pc.binary_join_element_wise("batch-", folder, ""),
+        "caption": pc.binary_join_element_wise("someone throws a ball to the left, take ", digits, ""),
+    }
+
+
+def write_manifest(path: Path, count: int) -> None:
+    schema = pa.schema([(name, pa.string()) for name in ("path", "id", "version", "source", "caption")])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start in range(0, count, PART):
+            found = videos(range(start, min(start + PART, count)))
+            writer.write_table(pa.table({"id": found.pop("clip_id"), **found}).select(schema.names))
+
+
+def write_clips(folder: Path, numbers: range, root: Path, motion: bool) -> None:
+    """A table of clips of these videos, or of their motion, whose masks are small."""
+    schema = schemas.motion_schema(schemas.CLIPS) if motion else schemas.CLIPS
+    for start in range(0, len(numbers), PART):
+        found = videos(numbers[start : start + PART])
+        rows = len(found["path"])
+        columns = {**found, "uri": pc.binary_join_element_wise(f"{root}/", found["path"], "")}
+        whole = {"start_frame": 0, "num_frames": 81, "fps": 16.0, "height": 480, "width": 832}
+        filled = [
+            columns[f.name]
+            if f.name in columns
+            else pa.repeat(pa.scalar(whole[f.name], f.type), rows)
+            if f.name in whole
+            else pa.nulls(rows, f.type)
+            for f in schema
+        ]
+        tables.append(str(folder), pa.table(filled, schema=schema), {})
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+class Nothing:
+    """An actor that finds nothing in any clip."""
+
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        yield {}
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        raise error
+
+
+class Watch:
+    """Seconds and peak memory of each step, printed as it ends."""
+
+    def __init__(self, case: str) -> None:
+        self.case, self.start, self.spent = case, time.monotonic(), Spent()
+
+    def __call__(self, step: str) -> None:
+        now = time.monotonic()
+        self.spent[step], self.start = now - self.start, now
+        print(
+            f"{self.case:<10} {step:<10} {self.spent[step]:7.1f} s   peak so far {peak() / 2**20:6.0f} MiB", flush=True
+        )
+
+
+def peak() -> float:
+    """The largest memory this process has had, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+
+def index(root: Path, count: int) -> Spent:
+    watch = Watch("index")
+    for batch in pq.ParquetFile(root / "manifest.parquet").iter_batches(PART):
+        del batch
+    watch("ceiling")
+    listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
+    watch("list")
+    listed.subtract(str(root / "indexed"))
+    watch("subtract")
+    return scheduled(listed.videos, "uri", count, watch)
+
+
+def attribute(root: Path, count: int) -> Spent:
+    watch = Watch("attribute")
+    for path in tables.parts(str(root / "clips")):
+        pq.read_table(path)
+    watch("ceiling")
+    found = lacking(Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion")])
+    watch("subtract")
+    return scheduled(found, "clip_id", count, watch)
+
+
+def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
+    """Stream what is lacking, and see that it is the odd half, in the order of its hash."""
+    seen = {"rows": 0, "last": 0, "bytes": 0.0}
+
+    def blocks() -> Iterator[pa.Table]:
+        for rows in found:
+            numbers = pc.cast(
+                pc.utf8_slice_codeunits(pc.replace_substring(rows.column(name), ".mp4", ""), -9), pa.int64()
+            )
+            assert (numbers.to_numpy() % 2 == 1).all(), "a clip is scheduled that the table has"
+            if name == "clip_id":
+                first = keys(rows.column(name))[:, 0]
+                assert first[0] > seen["last"], "blocks are not in the order of the hash"
+                assert (np.diff(first.view(np.int64) ^ np.int64(-(2**63))) > 0).all(), "rows are not in that order"
+                seen["last"] = int(first[-1])
+            seen["rows"] += rows.num_rows
+            seen["bytes"] += rows.nbytes
+            yield rows
+
+    ray_data.connect()
+    with tempfile.TemporaryDirectory(prefix="scale-") as root:
+        ray_data.stream("scale", root, blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
+    watch("schedule")
+    assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
+    window = min(ray_data.ROWS, found.num_rows) * seen["bytes"] / seen["rows"]
+    whole = sum(seconds for step, seconds in watch.spent.items() if step != "ceiling")
+    return {**watch.spent, "whole": whole, "peak_bytes": peak(), "window_bytes": window}
+
+
+def alone(case: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process of its own: its peak of memory is not another's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(case, *arguments).result()
+
+
+def make(root: Path, count: int) -> None:
+    write_manifest(root / "manifest.parquet", count)
+    write_clips(root / "indexed", range(0, count, 2), root, motion=False)
+    write_clips(root / "clips", range(count), root, motion=False)
+    write_clips(root / "motion", range(0, count, 2), root, motion=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="200,000 videos instead of ten million")
+    count = 200_000 if parser.parse_args().quick else 10_000_000
+    machine = ceilings.machine()
+    ceilings.print_machine(machine)
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        alone(make, Path(folder), count)
+        print(f"{count:,} videos and their tables: {_size(Path(folder)) / 2**20:.0f} MiB on disk", flush=True)
+        found = {case.__name__: alone(case, Path(folder), count) for case in (index, attribute)}
+    for name, spent in found.items():
+        print(
+            f"{name}: {spent['whole']:.0f} s of {LIMITS['seconds']:.0f} allowed, {spent['peak_bytes'] / 2**20:.0f} MiB "
+            f"of {LIMITS['bytes'] / 2**20:.0f} allowed, {spent['window_bytes'] / 2**20:.0f} MiB in the object store"
+        )
+    ceilings.print_json({"benchmark": "scale", "videos": count, "machine": machine, "limits": LIMITS, "found": found})
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+if __name__ == "__main__":
+    from jobs.benchmarks import scale  # by this name Ray's actors find what is sent to them, which __main__ is not
+
+    scale.main()

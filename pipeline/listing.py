@@ -1,0 +1,95 @@
+"""The videos of a set against the table that has their clips, whatever their number: which are new, which clips go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import long_manifest, manifest, tables
+from pipeline.config import ConfigError
+from pipeline.scanning import Flags, Keys
+from pipeline.shuffling import Pairs, Shuffled, keys
+
+BLOCK = 100_000  # videos in memory at a time
+
+
+class Listing:
+    """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
+    40 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
+
+    Raises ConfigError, naming `key`.
+    """
+
+    def __init__(self, where: str, key: str, base: str | None) -> None:
+        self.schema, blocks = _read(where, key, base)
+        self.videos = Shuffled(self.schema)
+        names, uris, versions = list[Pairs](), list[Pairs](), [np.empty(0, np.uint64)]
+        for block in blocks:
+            uris.append(keys(block.column("uri")))
+            own = block.column("id")
+            names.append(uris[-1] if own.null_count == len(own) else keys(pc.coalesce(own, block.column("uri"))))
+            versions.append(keys(block.column("version"))[:, 0])
+            self.videos.put(block, names[-1])
+        listed = np.concatenate([np.empty((0, 2), np.uint64), *uris])
+        order = np.argsort(listed[:, 0])
+        self._uris, self._versions = Keys(listed[:, 0], listed[:, 1], order), np.concatenate(versions)[order]
+        self._check_names(names, where, key)
+
+    def _check_names(self, blocks: list[Pairs], where: str, key: str) -> None:
+        """Raise ConfigError where an id, or a file without one, is listed more than once."""
+        first = np.concatenate([np.empty(0, np.uint64), *(pairs[:, 0] for pairs in blocks)])
+        first.sort()
+        twice = first[1:][first[1:] == first[:-1]]
+        if not len(twice):
+            return
+        names = set[str]()
+        for rows in self.videos:
+            column = pc.coalesce(rows.column("id"), rows.column("uri"))
+            names |= set(column.filter(pa.array(np.isin(keys(column)[:, 0], twice))).to_pylist())
+        some = ", ".join(sorted(names)[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        raise ConfigError(
+            f"{key}={where!r}: in the manifest, {some} is listed more than once. List every file once, or give its "
+            "rows ids of their own in a column `id`; every id must be its own."
+        )
+
+    def subtract(self, folder: str) -> None:
+        """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
+        of videos that are not listed any more, and errors worth another try, are dropped from it."""
+        done = list[Pairs]()
+
+        def stale(rows: pa.Table) -> pa.Array:
+            stands = self._stands(rows)
+            kept = rows.filter(pa.array(stands))
+            done.extend([keys(kept.column("uri")), keys(kept.column("clip_id"))])
+            return pa.array(~stands)
+
+        tables.drop_where(folder, stale, ["clip_id", "uri", "version", "error"])
+        known = Keys.of(done)
+        self.videos.keep(lambda pairs: ~known.has(pairs))
+
+    def _stands(self, rows: pa.Table) -> Flags:
+        """Whether each clip's video is listed in the same version and its row is no error worth another try."""
+        at = self._uris.find(keys(rows.column("uri")))
+        stands = at >= 0
+        stands[stands] = self._versions[at[stands]] == keys(rows.column("version"))[stands, 0]
+        again: Flags = tables.retried(rows.column("error")).to_numpy()
+        return stands & ~again
+
+
+def check(where: str, key: str, base: str | None) -> pa.Schema:
+    """Read a listing to its end, for its columns. Raises ConfigError."""
+    schema, blocks = _read(where, key, base)
+    for _ in blocks:
+        pass
+    return schema
+
+
+def _read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    found = long_manifest.read(where, key, base)
+    if found is not None:
+        return found
+    table = manifest.videos(where, key, base)
+    return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

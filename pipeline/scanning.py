@@ -1,0 +1,237 @@
+"""Tables of any size: which rows count, what a table holds of every clip and what it lacks, some 30 bytes a clip.
+
+`tables.read` is for tables that fit into memory with all they hold; here narrow columns are read part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import tables
+from pipeline.parallel import in_order
+from pipeline.shuffling import Pairs, keys
+from pipeline.stores import place
+
+BLOCK_ROWS, BLOCK_BYTES = 100_000, 64 << 20  # rows of a table that are in memory at a time, and their bytes
+PART = "part"  # a column that says in which part a row lies
+
+_NARROW = pa.schema([(name, pa.string()) for name in ("clip_id", "version", "error")])
+
+Flags = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+class Keys:
+    """The keys of texts, sorted, so that other texts are found among them: 16 bytes a text."""
+
+    def __init__(self, first: Words, second: Words, order: Places | None = None) -> None:
+        """Both halves of the keys; `order`, where it is given, sorts them and may leave some out."""
+        order = np.argsort(first) if order is None else order
+        self._first, self._second = first[order], second[order]
+
+    @classmethod
+    def of(cls, blocks: Sequence[Pairs]) -> Keys:
+        found = np.concatenate([np.empty((0, 2), np.uint64), *blocks])
+        return cls(found[:, 0], found[:, 1])
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def find(self, pairs: Pairs) -> Places:
+        """The place of each among the sorted keys; -1 where it is none of them."""
+        if not len(self):
+            return np.full(len(pairs), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._first, pairs[:, 0]), len(self) - 1)
+        return np.where((self._first[at] == pairs[:, 0]) & (self._second[at] == pairs[:, 1]), at, -1)
+
+    def has(self, pairs: Pairs) -> Flags:
+        return self.find(pairs) >= 0
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What is known of a part without reading its rows."""
+
+    path: str
+    schema: pa.Schema
+    rows: int
+    columns: dict[str, int]  # bytes of each when it is decompressed
+
+    @property
+    def size(self) -> int:
+        return sum(self.columns.values())
+
+
+def footers(folder: str) -> list[Footer]:
+    fs, _ = place(folder)
+    return list(in_order(lambda path: _footer(path, fs), tables.parts(folder)))
+
+
+def _footer(path: str, fs: fsspec.AbstractFileSystem) -> Footer:
+    with fs.open(path, "rb") as file:
+        found = pq.ParquetFile(file)
+        sizes: dict[str, int] = {}
+        for group in range(found.metadata.num_row_groups):
+            for i in range(found.metadata.num_columns):
+                column = found.metadata.row_group(group).column(i)
+                name = column.path_in_schema.split(".")[0]
+                sizes[name] = sizes.get(name, 0) + column.total_uncompressed_size
+        return Footer(path, found.schema_arrow, found.metadata.num_rows, sizes)
+
+
+def schema(found: Sequence[Footer]) -> pa.Schema:
+    """The columns of all parts: those that a manifest passes through may differ from part to part."""
+    return pa.unify_schemas([part.schema.remove_metadata() for part in found]) if found else pa.schema([])
+
+
+def _blocks(part: Footer, fs: fsspec.AbstractFileSystem, wanted: pa.Schema) -> Iterator[pa.Table]:
+    """A part's rows in bounded blocks, with the wanted columns; those that it lacks are null."""
+    names = [name for name in wanted.names if name in part.schema.names]
+    bytes_each = sum(part.columns[name] for name in names) / max(part.rows, 1)
+    rows = int(min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(bytes_each, 1))))
+    with fs.open(part.path, "rb") as file:
+        for batch in pq.ParquetFile(file).iter_batches(rows, columns=names):
+            columns = [
+                batch.column(f.name).cast(f.type) if f.name in names else pa.nulls(len(batch), f.type) for f in wanted
+            ]
+            yield pa.table(columns, schema=wanted)
+
+
+def blocks(folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of all rows of a table, in bounded blocks; also of rows that give way to another of their clip."""
+    fs, _ = place(folder)
+    parts = footers(folder)
+    wanted = pa.schema([schema(parts).field(name) for name in names])
+    for part in parts:
+        yield from _blocks(part, fs, wanted)
+
+
+class Rows:
+    """The rows of a table that are `kept`, in bounded blocks; a clip may have two of them.
+
+    Columns that are left out, because they are large, can be added by `lookup` where they are used: the rows have a
+    column more instead, the part that each lies in.
+    """
+
+    def __init__(self, folder: str, kept: Callable[[pa.Table], pa.Array], without: Sequence[str] = ()) -> None:
+        self._fs, _ = place(folder)
+        self._kept, self._parts = kept, footers(folder)
+        self._columns = pa.schema([field for field in schema(self._parts) if field.name not in without])
+        self.schema = self._columns.append(pa.field(PART, pa.string())) if without else self._columns
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for part in self._parts:
+            path = self._fs.unstrip_protocol(part.path)
+            for rows in _blocks(part, self._fs, self._columns):
+                kept = rows.filter(self._kept(rows))
+                yield kept.append_column(PART, pa.repeat(path, len(kept))) if PART in self.schema.names else kept
+
+
+def lookup(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Add columns that `Rows` left out, by clip_id. Parts are in the order of their ids, so
+    that only the row groups that hold one are read."""
+    found = []
+    for path in rows.column(PART).unique().to_pylist():
+        fs, bare = place(path)
+        ids = rows.filter(pc.equal(rows.column(PART), path)).column("clip_id").to_pylist()
+        with fs.open(bare, "rb") as file:
+            found.append(pq.read_table(file, columns=["clip_id", *columns], filters=[("clip_id", "in", ids)]))
+    held = pa.concat_tables([table.replace_schema_metadata() for table in found]).combine_chunks()
+    at = pc.index_in(rows.column("clip_id"), held.column("clip_id"))
+    if at.null_count:
+        lost = rows.column("clip_id").filter(pc.is_null(at))[0]
+        raise RuntimeError(f"clip {lost} is no longer in the table it was read from: is another job writing it?")
+    for name in columns:
+        rows = rows.append_column(name, held.column(name).take(at))
+    return rows.drop_columns([PART])
+
+
+# --- what a table holds ----------------------------------------------------------------------------------------------
+
+
+class Held:
+    """What a table holds of every clip: its version, and whether it is a result or an error of which code.
+
+    Of several rows of a clip one counts, as for `tables.read`: a result before an error, an error that stands before
+    one that is tried again. In memory are 25 bytes a clip.
+    """
+
+    def __init__(self, folder: str) -> None:
+        fs, _ = place(folder)
+        parts = footers(folder)
+        count = sum(part.rows for part in parts)
+        first, second, versions = (np.empty(count, np.uint64) for _ in range(3))
+        codes, self._names = np.empty(count, np.uint8), [""]
+        start = 0
+        for rows in (
+            rows for found in in_order(lambda part: list(_blocks(part, fs, _NARROW)), parts) for rows in found
+        ):
+            here = slice(start, start := start + rows.num_rows)
+            first[here], second[here] = keys(rows.column("clip_id")).T
+            versions[here] = keys(rows.column("version"))[:, 0]
+            codes[here] = self._coded(rows.column("error"))
+        self._again = np.array([name in tables.RETRIED for name in self._names])
+        order = _winners(first, second, codes.astype(bool).astype(np.uint8) + self._again[codes])
+        self._keys, self._versions, self._codes = Keys(first, second, order), versions[order], codes[order]
+
+    def _coded(self, errors: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+        """The code of each error, as its place among the names of all; 0 for a result."""
+        listed = tables.codes(pc.fill_null(errors, "")).combine_chunks().dictionary_encode()
+        found = listed.dictionary.to_pylist()
+        self._names += [name for name in found if name not in self._names]
+        places = np.array([self._names.index(name) for name in found], np.uint8)
+        coded: npt.NDArray[np.uint8] = places[listed.indices.to_numpy()]
+        return coded
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How many clips failed, by the code their error starts with."""
+        counts = np.bincount(self._codes, minlength=len(self._names)).tolist()
+        return dict(sorted((name, n) for name, n in zip(self._names[1:], counts[1:], strict=True) if n))
+
+    def lacks(self, pairs: Pairs, versions: pa.ChunkedArray) -> tuple[Flags, Flags]:
+        """Of clips with these keys: those without a row of this version that stands, and those of them that have
+        another row, which gives way."""
+        at = self._keys.find(pairs)
+        there = at >= 0
+        stands = self._of_version(at, versions)
+        stands[stands] = ~self._again[self._codes[at[stands]]]
+        return ~stands, there & ~stands
+
+    def knows(self, rows: pa.Table) -> Flags:
+        """Whether each row, of another table, is of a clip that is here in the same version."""
+        return self._of_version(self._keys.find(keys(rows.column("clip_id"))), rows.column("version"))
+
+    def _of_version(self, at: Places, versions: pa.ChunkedArray) -> Flags:
+        same = at >= 0
+        same[same] = self._versions[at[same]] == keys(versions.filter(pa.array(same)))[:, 0]
+        return same
+
+
+def _winners(first: Words, second: Words, ranks: npt.NDArray[np.uint8]) -> Places:
+    """The rows that count, in the order of their keys: of those of one key the first of the lowest rank."""
+    order = np.argsort(first)
+    if not (first[order[1:]] == first[order[:-1]]).any():
+        return order
+    order = np.lexsort((ranks, second, first))  # stable: of equal rows the first
+    new = np.ones(len(order), bool)
+    new[1:] = (first[order[1:]] != first[order[:-1]]) | (second[order[1:]] != second[order[:-1]])
+    return order[new]

@@ -1,0 +1,92 @@
+"""Memory of a long run is flat, and no frame enters the object store: `make soak`."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+from jobs import stages
+from pipeline import tables
+from pipeline.config import Run
+
+CLIPS = 2000
+MIB = 1 << 20
+
+
+class Memory:
+    """Bytes of this process, of Ray's, of its actors and of their decoders, and of the object store, every second."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        this = psutil.Process()
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        while not self._ended.wait(1.0):
+            now, sums = time.monotonic(), defaultdict(int)
+            sums["driver"] = this.memory_full_info().uss
+            for process in this.children(recursive=True):
+                try:
+                    line, own = " ".join(process.cmdline()), process.memory_full_info().uss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue  # it has just ended
+                kind = "decoders" if "pipeline.decoder" in line else "actors" if "_Actor" in line else "ray"
+                sums[kind] += own
+            sums["store"] = get_memory_info_reply(state).store_stats.object_store_bytes_used
+            for kind, size in sums.items():
+                self.found[kind].append((now, size))
+
+    def growth(self, kind: str) -> float:
+        """Bytes that the last fifth of the time has more than the second fifth: medians, by which all is loaded."""
+        sizes = np.array([size for _, size in self.found[kind]], float)
+        fifth = len(sizes) // 5
+        return float(np.median(sizes[-fifth:]) - np.median(sizes[fifth : 2 * fifth]))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_memory_of_a_long_run_is_flat(
+    small_run: Callable[..., Run], small_world: Path, cluster: None, tmp_path: Path
+) -> None:
+    files = sorted((small_world / "clips").rglob("*.mp4"))
+    lines = [{"file_name": str(files[i % len(files)]), "caption": f"take {i}", "id": f"clip-{i}"} for i in range(CLIPS)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = small_run(tmp_path / "run", data__videos=str(tmp_path / "metadata.jsonl"))
+    for stage in (stages.index, stages.attribute):
+        with Memory() as memory:
+            stage(run, "clips")
+        for kind, sizes in memory.found.items():
+            print(
+                f"{stage.__name__}: {kind} {sizes[-1][1] / MIB:.0f} MiB at the end, at most "
+                f"{max(size for _, size in sizes) / MIB:.1f}, grown by {memory.growth(kind) / MIB:+.1f} MiB in "
+                f"{sizes[-1][0] - sizes[0][0]:.0f} s"
+            )
+        assert len(memory.found["actors"]) > 20, "this was too short to tell"
+        for kind in ("driver", "actors", "decoders"):
+            assert memory.growth(kind) < 24 * MIB, f"{stage.__name__}: {kind} grow with every clip"
+        most = max(size for _, size in memory.found["store"])
+        assert most < 16 * MIB, f"{stage.__name__}: {most / MIB:.0f} MiB in the object store, where only rows belong"
+    for name in ("clips", "motion/clips", "features/clips"):
+        held = tables.read(f"{run.root}/{name}", ["clip_id"])
+        assert held is not None
+        assert held.num_rows == CLIPS, f"{name} has {held.num_rows} of {CLIPS} rows"
