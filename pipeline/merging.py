@@ -12,7 +12,7 @@ from pipeline.parallel import in_order
 from pipeline.scanning import Footer, footers
 from pipeline.stores import place
 
-ROWS, BYTES = 50_000, 256 << 20  # a part is merged up to; bytes are those of decompressed columns
+ROWS, BYTES = 50_000, 128 << 20  # a part is merged up to; bytes are those of decompressed columns
 
 
 def merge(folder: str, rows: int = ROWS, size: int = BYTES) -> None:

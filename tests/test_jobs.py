@@ -23,7 +23,7 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import schemas, stores, tables, world
+from pipeline import ray_data, schemas, stores, tables, world
 from pipeline.config import Run
 from pipeline.video import write_mp4
 
@@ -160,9 +160,11 @@ def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun, capsys: 
     assert "0/" not in capsys.readouterr().err, "a stage streamed rows that were there"
 
 
-def test_each_stage_alone_gives_the_same_bits_at_any_batch_and_pool(
-    whole: Path, small_run: MakeRun, tmp_path: Path
+def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
+    whole: Path, small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_data, "BATCHES", 2)  # windows of few clips: between them parts are merged
+    monkeypatch.setattr(ray_data, "BATCHES_OF_ACTOR", 1)
     run = small_run(
         tmp_path,
         resources__extract_features={"actors": 1, "cpus": 1, "batch": 7},
@@ -173,6 +175,9 @@ def test_each_stage_alone_gives_the_same_bits_at_any_batch_and_pool(
     stages.index(run, "clips")
     stages.estimate_motion(run, "clips")
     stages.extract_features(run, "clips")
+    assert len(tables.parts(f"{tmp_path}/features/clips")) < 5, (
+        "the parts of each window are not merged before the next"
+    )
     assert masks(tmp_path) == masks(whole), "masks depend on the stage, batch or pool"
     assert features(tmp_path) == features(whole), "features depend on the stage, batch, pool or on hold"
 

@@ -14,6 +14,7 @@ import pyarrow.fs
 import pytest
 
 from pipeline import manifest, s3, stores, tables
+from pipeline.merging import merge
 from pipeline.decoder import Decoder
 from pipeline.video import ClipError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, seen_by, served
@@ -216,7 +217,7 @@ def test_directory_markers_and_unfinished_uploads_are_no_rows(store: Store) -> N
     assert tables.metadata(folder) == {}
     tables.append(folder, table(["a"]), {"numerics": 1})
     tables.append(folder, table(["b"]), {"numerics": 1})
-    tables.merge(folder)
+    merge(folder)
     found = tables.read(folder)
     assert found is not None
     assert found.column("clip_id").to_pylist() == ["a", "b"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import long_manifest, manifest, ray_data, scanning, schemas, tables
-from pipeline.config import ConfigError
+from jobs.benchmarks import scale
+from pipeline import long_manifest, manifest, models, ray_data, scanning, schemas, tables
+from pipeline.config import ConfigError, Run
 from pipeline.listing import Listing
 from pipeline.merging import merge
 from pipeline.scanning import Held, Rows, lookup
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking
+from pipeline.workers import AttributionWorker
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 
@@ -81,6 +83,27 @@ def test_a_part_waits_for_gradients_that_are_held(monkeypatch: pytest.MonkeyPatc
 
     groups = list(tables.in_parts(take(), lambda: len(taken) % 3 == 0))
     assert groups == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_parts_in_time_change_no_bit_of_a_feature(
+    small_run: Callable[..., Run], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips of two losses each, of which four share a generation of the projection: a part is due after every clip, and
+    written after every second one."""
+    run = small_run(tmp_path, attribution__hold=4)
+    files = sorted((small_world / "clips").rglob("*.mp4"))[:5]
+    whole = {"version": "v", "start_frame": 0, "num_frames": run.data.frames, "caption": "a ball", "fps": run.data.fps}
+    videos = [{**whole, "clip_id": file.stem, "uri": str(file)} for file in files]
+    table = pa.Table.from_pylist(videos, schema=schemas.CLIPS)
+    worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {})
+    (at_once,) = worker(table)
+    monkeypatch.setattr(tables, "PART_SECONDS", 0.0)
+    in_time = list(worker(table))
+    for name in ("motion", "features"):
+        assert pa.concat_tables(found[name] for found in in_time).equals(at_once[name]), f"{name} depend on the parts"
+    moving = at_once["motion"].column("error").is_null().to_pylist()
+    assert all(moving), "this test needs clips of two losses each"
+    assert [found["motion"].num_rows for found in in_time] == [2, 2, 1]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -349,3 +372,16 @@ def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
     listed.subtract(table)
     assert sorted(i for block in listed.videos for i in block.column("id").to_pylist()) == ["y", "z"]
     assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["x", "x-16"]
+
+
+# --- the benchmark ---------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_schedules_the_half_that_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but Ray; the benchmark itself sees that it is the odd half, each once, in the order of its hash."""
+    monkeypatch.setattr(ray_data, "connect", lambda: None)
+    monkeypatch.setattr(ray_data, "stream", lambda stage, root, blocks, *_: [None for _ in blocks])
+    monkeypatch.setattr(scale, "PART", 300)
+    scale.make(tmp_path, 1000)
+    for case in (scale.index, scale.attribute):
+        assert case(tmp_path, 1000)["whole"] > 0
