@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline import long_manifest, manifest, tables
 from pipeline.config import ConfigError
-from pipeline.scanning import Flags, Keys
+from pipeline.scanning import Flags, Keys, halves
 from pipeline.shuffling import Pairs, Shuffled, keys
 
 BLOCK = 100_000  # videos in memory at a time
@@ -18,7 +18,7 @@ BLOCK = 100_000  # videos in memory at a time
 
 class Listing:
     """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
-    40 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
+    some 50 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
 
     Raises ConfigError, naming `key`.
     """
@@ -26,23 +26,25 @@ class Listing:
     def __init__(self, where: str, key: str, base: str | None) -> None:
         self.schema, blocks = _read(where, key, base)
         self.videos = Shuffled(self.schema)
-        names, uris, versions = list[Pairs](), list[Pairs](), [np.empty(0, np.uint64)]
+        self._own = False  # whether videos have ids of their own
+        uris, versions = list[Pairs](), [np.empty(0, np.uint64)]
         for block in blocks:
-            uris.append(keys(block.column("uri")))
             own = block.column("id")
-            names.append(uris[-1] if own.null_count == len(own) else keys(pc.coalesce(own, block.column("uri"))))
-            versions.append(keys(block.column("version"))[:, 0])
-            self.videos.put(block, names[-1])
-        listed = np.concatenate([np.empty((0, 2), np.uint64), *uris])
-        order = np.argsort(listed[:, 0])
-        self._uris, self._versions = Keys(listed[:, 0], listed[:, 1], order), np.concatenate(versions)[order]
-        self._check_names(names, where, key)
+            uris.append(keys(block.column("uri")))
+            versions.append(keys(block.column("version"))[:, 0].copy())
+            if own.null_count == len(own):
+                self.videos.put(block, uris[-1])
+            else:
+                self._own = True
+                self.videos.put(block, keys(pc.coalesce(own, block.column("uri"))))
+        self._check_names(where, key)
+        first, second = halves(uris)
+        order = np.argsort(first)
+        self._uris, self._versions = Keys(first, second, order), np.concatenate(versions)[order]
 
-    def _check_names(self, blocks: list[Pairs], where: str, key: str) -> None:
+    def _check_names(self, where: str, key: str) -> None:
         """Raise ConfigError where an id, or a file without one, is listed more than once."""
-        first = np.concatenate([np.empty(0, np.uint64), *(pairs[:, 0] for pairs in blocks)])
-        first.sort()
-        twice = first[1:][first[1:] == first[:-1]]
+        twice = self.videos.twice()
         if not len(twice):
             return
         names = set[str]()
@@ -59,15 +61,17 @@ class Listing:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
         of videos that are not listed any more, and errors worth another try, are dropped from it."""
         done = list[Pairs]()
+        names = ("uri", "clip_id") if self._own else ("uri",)
 
         def stale(rows: pa.Table) -> pa.Array:
             stands = self._stands(rows)
             kept = rows.filter(pa.array(stands))
-            done.extend([keys(kept.column("uri")), keys(kept.column("clip_id"))])
+            done.extend(keys(kept.column(name)) for name in names)
             return pa.array(~stands)
 
         tables.drop_where(folder, stale, ["clip_id", "uri", "version", "error"])
         known = Keys.of(done)
+        self._uris, self._versions = Keys.of([]), self._versions[:0]  # they have served, and are large
         self.videos.keep(lambda pairs: ~known.has(pairs))
 
     def _stands(self, rows: pa.Table) -> Flags:

@@ -62,14 +62,18 @@ class Shuffled:
     def num_rows(self) -> int:
         """How many rows are drawn. No more may be put then."""
         if self._count is None:
-            first = np.concatenate([np.empty(0, np.uint64), *self._first])
-            first.sort()
-            if (first[1:] == first[:-1]).any():
+            self._count = sum(map(len, self._first))
+            if len(self.twice()):
                 self.keep(lambda pairs: np.ones(len(pairs), bool))
-            else:
-                self._count = len(first)
-            self._first.clear()
-        return self._count or 0
+        return self._count
+
+    def twice(self) -> npt.NDArray[np.uint64]:
+        """The keys, their first halves, that more than one row has."""
+        first = np.concatenate([np.empty(0, np.uint64), *self._first])
+        self._first = [first]
+        first.sort()
+        found: npt.NDArray[np.uint64] = first[1:][first[1:] == first[:-1]]
+        return found
 
     def _write(self, bucket: int, rows: pa.Table) -> None:
         sink = pa.BufferOutputStream()

@@ -71,7 +71,13 @@ def test_memory_of_a_long_run_is_flat(
     files = sorted((small_world / "clips").rglob("*.mp4"))
     lines = [{"file_name": str(files[i % len(files)]), "caption": f"take {i}", "id": f"clip-{i}"} for i in range(CLIPS)]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run = small_run(tmp_path / "run", data__videos=str(tmp_path / "metadata.jsonl"))
+    run = small_run(
+        tmp_path / "run",
+        data__videos=str(tmp_path / "metadata.jsonl"),
+        attribution__hold=1,
+        attribution__projection__kind="sketched_gaussian",  # a dense one would take hours
+        resources__extract_features__batch=16,
+    )
     for stage in (stages.index, stages.attribute):
         with Memory() as memory:
             stage(run, "clips")
