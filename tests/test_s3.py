@@ -14,8 +14,8 @@ import pyarrow.fs
 import pytest
 
 from pipeline import manifest, s3, stores, tables
-from pipeline.merging import merge
 from pipeline.decoder import Decoder
+from pipeline.merging import merge
 from pipeline.video import ClipError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, seen_by, served
 
