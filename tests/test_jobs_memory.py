@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class Memory:
-    """Bytes of this process, of Ray's, of its actors and of their decoders, and of the object store, every half second."""
+    """Bytes of this process, of Ray, of its actors, of their decoders and of the object store, every half second."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[tuple[float, int]]] = defaultdict(list)
