@@ -194,7 +194,9 @@ def evaluate(
     known = [Trained(BASE, BASE, "")]
     known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
     known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
-    rows = [row for row in stages.estimate_motion(run, "held_out").to_pylist() if row["error"] is None]
+    stages.estimate_motion(run, "held_out")
+    moving = tables.read(stores.join(run.root, "motion", "held_out"))
+    rows = [row for row in (moving.to_pylist() if moving else []) if row["error"] is None]
     fingerprint = fingerprints.evaluation(run)
     tables.check(folder, fingerprint)
     if history and not tables.parts(folder):
@@ -275,7 +277,7 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
         motion = tables.of_clips(folder, ids) if name == "clips" else tables.read(folder)
         tables.replace(stores.join(other.root, "motion", name), motion, fingerprints.motion(run))
         before += _rows(stores.join(other.root, "features", name))
-        after += stages.extract_features(other, name).num_rows
+        after += stages.extract_features(other, name).rows
     taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
     return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
 
