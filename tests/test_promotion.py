@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, drift, finetuning, fingerprints, in_use, promotion, stores, tables
+from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, stores, tables
 from pipeline.config import ConfigError, Promote
+from tests.s3_store import BUCKET, Store, seen_by, served
 
 
 def losses(values: np.ndarray) -> dict[str, float]:
@@ -88,10 +90,18 @@ def test_the_drawn_clips_stay_when_others_come() -> None:
 # --- the model in use ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["disk", "store"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A root on a disk, and one on an object store (fsspec's in memory)."""
-    return str(tmp_path / "root") if request.param == "disk" else f"memory://{tmp_path.name}/root"
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "disk":
+        return str(tmp_path / "root [1]")
+    seen_by(monkeypatch, request.getfixturevalue("store"))
+    return f"s3://{BUCKET}/{tmp_path.name}/root [1]"
 
 
 def trained(root: str, weights: bytes) -> str:
@@ -132,6 +142,19 @@ def test_half_a_copy_is_made_anew_and_a_whole_one_left(root: str) -> None:
     assert stores.read_bytes(path) == b"one", "a whole copy was made again"
     in_use.keep(root, "2026-01-02", trained(root, b"two"), "motive-2", "base-hash")
     assert stores.read_bytes(path) == b"two", "the copy is of another training"
+
+
+def test_old_nights_are_deleted_but_for_the_models_in_use_and_pinned(root: str) -> None:
+    for day in range(1, 8):
+        night = f"2026-01-0{day}"
+        in_use.keep(root, night, trained(root, night.encode()), night, "base-hash")
+        if day != 6:  # which was killed
+            nights.write(root, night, nights.RECORD, {"date": night})
+    in_use.put(root, "2026-01-02", "2026-01-02")
+    assert nights.retain(root, 2, f"{root}/nights/2026-01-03/model/") == ["2026-01-01", "2026-01-04", "2026-01-06"]
+    assert nights.begun(root) == ["2026-01-02", "2026-01-03", "2026-01-05", "2026-01-07"]
+    assert nights.retain(root, 2, None) == ["2026-01-03"]
+    assert nights.retain(root, 2, None) == []
 
 
 def test_what_was_not_promoted_cannot_attribute(tmp_path: Path) -> None:

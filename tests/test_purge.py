@@ -16,6 +16,7 @@ from jobs import purge as job
 from pipeline import in_use, manifest, purged, purging, schemas, stores, tables, training_set
 from pipeline.config import ConfigError, Run
 from pipeline.indexing import IndexWorker
+from tests.s3_store import BUCKET, seen_by, served
 
 MakeRun = Callable[..., Run]
 CLIPS, QUERIES = [f"clip-{i}" for i in range(8)], ["query-a", "query-b"]
@@ -126,6 +127,21 @@ def test_a_killed_purge_is_continued(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     purging.purge(str(root), {GONE})
     assert GONE not in texts(root)
+
+
+def test_a_root_on_s3_is_purged_likewise(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served() as store:
+        seen_by(monkeypatch, store)
+        there = f"s3://{BUCKET}/a run [1]"
+        fs, bare = stores.place(there)
+        for path in (p for p in root.rglob("*") if p.is_file()):
+            fs.put_file(str(path), f"{bare}/{path.relative_to(root)}")
+        expected = purging.purge(str(root), {GONE})
+        found = purging.purge(there, {GONE})
+        assert (found.rows, found.models) == (expected.rows, expected.models)
+        stores.fetch_folder(there, str(tmp_path / "back"))
+        assert GONE not in texts(tmp_path / "back")
+        assert purging.known(there, {GONE, CLIPS[0]}) == {CLIPS[0]}
 
 
 def test_the_index_does_not_bring_it_back(small_run: MakeRun, small_world: Path, tmp_path: Path) -> None:
