@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command, stages
+from jobs import command, held_out, stages
 from jobs.curate import STAGES, attribute_queries, index_data
-from jobs.evaluate import measure, trained
+from jobs.evaluate import trained
 from jobs.finetune import finetune
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
@@ -37,11 +37,8 @@ from pipeline import (
     tables,
 )
 from pipeline.config import ConfigError, Run
-from pipeline.evaluation import Trained, held_out_tasks
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import DECISION, RECORD, Record
-
-CANDIDATE, IN_USE = "candidate", "in_use"
 
 
 def nightly(run: Run) -> None:
@@ -114,7 +111,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     stages.index(run, "held_out")
     attribute_queries(run)
     index_data(run)
-    check_disjoint(run)
+    held_out.check_disjoint(run)
     features = stores.join(run.root, "features", "clips")
     before, start = _rows(features), time.monotonic()
     stages.attribute(run, "clips")
@@ -122,13 +119,13 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     rank_clips(run)
     finetune(run)
     now, new = in_use.in_use(run.root), trained(run, run.finetune.arm)
-    losses = evaluate(run, night, history, now, new)
-    against = BASE if now.night is None or now.purged else IN_USE
+    losses = held_out.losses(run, night, history, now, new)
+    against = BASE if now.night is None or now.purged else held_out.IN_USE
     rule = run.nightly.promote
-    if new.version == now.version and not now.purged:
+    if new.version == now.version:
         verdict = promotion.Verdict(False, "it is the model in use: the same clips and settings.", 0, *[None] * 4)
     else:
-        verdict = promotion.judge(losses[CANDIDATE][rule.metric], losses[against][rule.metric], rule)
+        verdict = promotion.judge(losses[held_out.CANDIDATE][rule.metric], losses[against][rule.metric], rule)
     if verdict.better:
         base = models.weights_hash(models.folder(run.model.id))
         in_use.keep(run.root, night, new.weights, new.version, base)
@@ -163,64 +160,6 @@ def _purged(now: InUse, better: bool) -> str:
 
 def _mean(losses: dict[str, float]) -> float | None:
     return sum(losses.values()) / len(losses) if losses else None
-
-
-def check_disjoint(run: Run) -> None:
-    """Raise ConfigError where a held-out video is among the data or the queries: by its place, or its etag."""
-    held = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
-    for name in ("clips", "queries"):
-        table = tables.read(stores.join(run.root, name), ["uri", "version"])
-        if held is None or table is None:
-            continue
-        shared = held.filter(pc.is_in(held.column("uri"), table.column("uri").combine_chunks()))
-        remote = held.filter(pc.match_substring(held.column("uri"), "://"))
-        same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
-        found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
-        if found:
-            raise ConfigError(
-                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {stages.SETS[name]} as "
-                f"well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
-            )
-
-
-def evaluate(
-    run: Run, night: str, history: Sequence[Record], now: InUse, new: Trained
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Held-out losses of the base, the model in use and the candidate: model -> metric -> clip_id -> loss.
-
-    What an earlier night measured of the same training is taken over.
-    """
-    folder = stores.join(nights.folder(run.root, night), "evaluation")
-    known = [Trained(BASE, BASE, "")]
-    known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
-    known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
-    stages.estimate_motion(run, "held_out")
-    moving = tables.read(stores.join(run.root, "motion", "held_out"))
-    rows = [row for row in (moving.to_pylist() if moving else []) if row["error"] is None]
-    fingerprint = fingerprints.evaluation(run)
-    tables.check(folder, fingerprint)
-    if history and not tables.parts(folder):
-        last = stores.join(nights.folder(run.root, history[-1]["date"]), "evaluation")
-        if tables.metadata(last).get("fingerprint") == fingerprint:
-            tables.append(folder, _taken_over(tables.read(last), known), fingerprint)
-    measure(run, held_out_tasks(known, rows), folder)
-    found = tables.read(folder)
-    ids = {row["clip_id"] for row in rows}
-    losses: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in known}
-    for row in [] if found is None else found.to_pylist():
-        if row["clip_id"] in ids and row["arm"] in losses:
-            losses[row["arm"]][row["metric"]][row["clip_id"]] = row["value"]
-    return losses
-
-
-def _taken_over(table: pa.Table, known: Sequence[Trained]) -> pa.Table:
-    """Rows of an earlier night, under the names that their trainings have tonight."""
-    found = []
-    for model in known:
-        rows = table.filter(pc.equal(table.column("version"), model.version))
-        arm = pa.array([model.arm] * rows.num_rows, pa.string())
-        found.append(rows.set_column(rows.schema.get_field_index("arm"), "arm", arm))
-    return pa.concat_tables(found)
 
 
 # --- after it --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Held-out losses of a night's models: the base, the model in use and the candidate, on clips that the selection never
+saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import stages
+from jobs.evaluate import measure
+from pipeline import fingerprints, nights, stores, tables
+from pipeline.config import ConfigError, Run
+from pipeline.evaluation import Trained, held_out_tasks
+from pipeline.in_use import BASE, InUse
+from pipeline.nights import Record
+
+CANDIDATE, IN_USE = "candidate", "in_use"
+
+
+def check_disjoint(run: Run) -> None:
+    """Raise ConfigError where a held-out video is among the data or the queries: by its place, or its etag."""
+    held = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
+    for name in ("clips", "queries"):
+        table = tables.read(stores.join(run.root, name), ["uri", "version"])
+        if held is None or table is None:
+            continue
+        shared = held.filter(pc.is_in(held.column("uri"), table.column("uri").combine_chunks()))
+        remote = held.filter(pc.match_substring(held.column("uri"), "://"))
+        same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
+        found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
+        if found:
+            raise ConfigError(
+                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {stages.SETS[name]} as "
+                f"well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
+            )
+
+
+def losses(
+    run: Run, night: str, history: Sequence[Record], now: InUse, new: Trained
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Held-out losses of the base, the model in use and the candidate: model -> metric -> clip_id -> loss.
+
+    What an earlier night measured of the same training is taken over.
+    """
+    folder = stores.join(nights.folder(run.root, night), "evaluation")
+    known = [Trained(BASE, BASE, "")]
+    known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
+    known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
+    stages.estimate_motion(run, "held_out")
+    moving = tables.read(stores.join(run.root, "motion", "held_out"))
+    rows = [row for row in (moving.to_pylist() if moving else []) if row["error"] is None]
+    fingerprint = fingerprints.evaluation(run)
+    tables.check(folder, fingerprint)
+    if history and not tables.parts(folder):
+        last = stores.join(nights.folder(run.root, history[-1]["date"]), "evaluation")
+        if tables.metadata(last).get("fingerprint") == fingerprint:
+            tables.append(folder, _taken_over(tables.read(last), known), fingerprint)
+    measure(run, held_out_tasks(known, rows), folder)
+    found = tables.read(folder)
+    ids = {row["clip_id"] for row in rows}
+    values: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in known}
+    for row in [] if found is None else found.to_pylist():
+        if row["clip_id"] in ids and row["arm"] in values:
+            values[row["arm"]][row["metric"]][row["clip_id"]] = row["value"]
+    return values
+
+
+def _taken_over(table: pa.Table, known: Sequence[Trained]) -> pa.Table:
+    """Rows of an earlier night, under the names that their trainings have tonight."""
+    found = []
+    for model in known:
+        rows = table.filter(pc.equal(table.column("version"), model.version))
+        arm = pa.array([model.arm] * rows.num_rows, pa.string())
+        found.append(rows.set_column(rows.schema.get_field_index("arm"), "arm", arm))
+    return pa.concat_tables(found)
