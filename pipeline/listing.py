@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline import long_manifest, manifest, tables
 from pipeline.config import ConfigError
-from pipeline.scanning import Flags, Keys, halves
+from pipeline.scanning import Flags, Keys
 from pipeline.shuffling import Pairs, Shuffled, keys
 
 BLOCK = 100_000  # videos in memory at a time
@@ -18,7 +18,7 @@ BLOCK = 100_000  # videos in memory at a time
 
 class Listing:
     """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
-    some 50 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
+    some 40 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
 
     Raises ConfigError, naming `key`.
     """
@@ -27,20 +27,14 @@ class Listing:
         self.schema, blocks = _read(where, key, base)
         self.videos = Shuffled(self.schema)
         self._own = False  # whether videos have ids of their own
-        uris, versions = list[Pairs](), [np.empty(0, np.uint64)]
+        versions = list[Pairs]()
         for block in blocks:
             own = block.column("id")
-            uris.append(keys(block.column("uri")))
-            versions.append(keys(block.column("version"))[:, 0].copy())
-            if own.null_count == len(own):
-                self.videos.put(block, uris[-1])
-            else:
-                self._own = True
-                self.videos.put(block, keys(pc.coalesce(own, block.column("uri"))))
+            self._own = self._own or own.null_count < len(own)
+            self.videos.put(block, keys(pc.coalesce(own, block.column("uri"))))
+            versions.append(keys(_versions(block)))
         self._check_names(where, key)
-        first, second = halves(uris)
-        order = np.argsort(first)
-        self._uris, self._versions = Keys(first, second, order), np.concatenate(versions)[order]
+        self._versions = Keys.of(versions)
 
     def _check_names(self, where: str, key: str) -> None:
         """Raise ConfigError where an id, or a file without one, is listed more than once."""
@@ -71,16 +65,18 @@ class Listing:
 
         tables.drop_where(folder, stale, ["clip_id", "uri", "version", "error"])
         known = Keys.of(done)
-        self._uris, self._versions = Keys.of([]), self._versions[:0]  # they have served, and are large
+        self._versions = Keys.of([])  # they have served, and are large
         self.videos.keep(lambda pairs: ~known.has(pairs))
 
     def _stands(self, rows: pa.Table) -> Flags:
         """Whether each clip's video is listed in the same version and its row is no error worth another try."""
-        at = self._uris.find(keys(rows.column("uri")))
-        stands = at >= 0
-        stands[stands] = self._versions[at[stands]] == keys(rows.column("version"))[stands, 0]
         again: Flags = tables.retried(rows.column("error")).to_numpy()
-        return stands & ~again
+        return self._versions.has(keys(_versions(rows))) & ~again
+
+
+def _versions(rows: pa.Table) -> pa.ChunkedArray:
+    """Each video's address and version as one text."""
+    return pc.binary_join_element_wise(rows.column("uri"), pc.fill_null(rows.column("version"), ""), "\0")
 
 
 def check(where: str, key: str, base: str | None) -> pa.Schema:

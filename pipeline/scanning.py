@@ -33,13 +33,6 @@ Words = npt.NDArray[np.uint64]
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def halves(blocks: list[Pairs]) -> tuple[Words, Words]:
-    """Both halves of the keys in the blocks, which are taken out of their list: memory does not hold them twice."""
-    first, second = (np.concatenate([np.empty(0, np.uint64), *(block[:, i] for block in blocks)]) for i in (0, 1))
-    blocks.clear()
-    return first, second
-
-
 class Keys:
     """The keys of texts, sorted, so that other texts are found among them: 16 bytes a text."""
 
@@ -50,8 +43,10 @@ class Keys:
 
     @classmethod
     def of(cls, blocks: list[Pairs]) -> Keys:
-        """Those of the blocks, which are taken out of their list."""
-        return cls(*halves(blocks))
+        """Those of the blocks, which are taken out of their list: memory does not hold them twice."""
+        first, second = (np.concatenate([np.empty(0, np.uint64), *(block[:, i] for block in blocks)]) for i in (0, 1))
+        blocks.clear()
+        return cls(first, second)
 
     def __len__(self) -> int:
         return len(self._first)

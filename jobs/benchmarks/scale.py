@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
-from pipeline import ray_data, schemas, tables
+from pipeline import passed, ray_data, schemas, tables
 from pipeline.config import Pool
 from pipeline.listing import Listing
-from pipeline.scanning import Rows
+from pipeline.scanning import Rows, blocks
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking
 from pipeline.video import ClipError
@@ -121,6 +121,9 @@ def index(root: Path, count: int) -> Spent:
     watch("ceiling")
     listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
     watch("list")
+    held = blocks(str(root / "indexed"), ["clip_id", "uri", "caption", "source"])
+    assert passed.changed(listed.videos, held, ["source"]) == ([], []), "the manifest says the same as the table"
+    watch("compare")
     listed.subtract(str(root / "indexed"))
     watch("subtract")
     return scheduled(listed.videos, "uri", count, watch)
@@ -140,7 +143,7 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
     """Stream what is lacking, and see that it is the odd half, in the order of its hash."""
     seen = {"rows": 0, "last": 0, "bytes": 0.0}
 
-    def blocks() -> Iterator[pa.Table]:
+    def seen_blocks() -> Iterator[pa.Table]:
         for rows in found:
             numbers = pc.cast(
                 pc.utf8_slice_codeunits(pc.replace_substring(rows.column(name), ".mp4", ""), -9), pa.int64()
@@ -157,11 +160,11 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
 
     ray_data.connect()
     with tempfile.TemporaryDirectory(prefix="scale-") as root:
-        ray_data.stream("scale", root, blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
+        ray_data.stream("scale", root, seen_blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
     watch("schedule")
     assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
     window = min(ray_data.ROWS, found.num_rows) * seen["bytes"] / seen["rows"]
-    steps = [step for step in ("list", "subtract", "schedule") if step in watch.spent]
+    steps = [step for step in ("list", "compare", "subtract", "schedule") if step in watch.spent]
     whole = {f"whole{kind}": sum(watch.spent[step + kind] for step in steps) for kind in ("", "_cpu")}
     return {**watch.spent, **whole, "peak_bytes": peak(), "window_bytes": window}
 
