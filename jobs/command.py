@@ -24,6 +24,9 @@ from pipeline.throughput import Figures
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
 
+CONTINUED = "Once the store can be used again, the same command goes on from here."
+
+
 def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, 1 failed or stopped, 2 wrong
     usage or configuration, among it a run that another job holds."""
@@ -33,9 +36,9 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
         "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
     )
     arguments = parser.parse_args()
-    told = logging.StreamHandler()
-    told.setFormatter(_Plain("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[told])
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = config.load(arguments.config, overrides(arguments.set))
@@ -53,6 +56,13 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
         sys.exit(2)
     except lease.LostError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        failed = stores.failure(error)
+        if failed is None:
+            raise
+        told = "" if error is failed else f"{str(error).splitlines()[0]}\n"  # the stage's name, where there is one
+        print(f"error: {scrubbed(told)}{failed}\n{CONTINUED}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C
         print("stopped; the same command continues from here", file=sys.stderr)

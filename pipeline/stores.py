@@ -25,20 +25,25 @@ _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 S3 = ("s3://", "s3a://")
 
 
+_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3\.\w+Error|stores\.StoreError): (.*)$", re.MULTILINE)
+
+
 class StoreError(OSError):
     """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
 
 
-def failure(error: BaseException) -> StoreError | None:
-    """The store's failure that an error came of, if it was one; Ray wraps what its workers raise."""
-    seen: list[BaseException] = []
-    while not isinstance(error, StoreError):
+def failure(error: BaseException | None) -> StoreError | None:
+    """The store's failure that an error came of, if it was one. Of what its workers raise, Ray keeps the text alone."""
+    seen = []
+    while error is not None and error not in seen:
+        told = _TOLD.search(str(error))
+        if told:
+            return StoreError(told[1])
+        if isinstance(error, StoreError):
+            return error
         seen.append(error)
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException) or inner in seen:
-            return None
-        error = inner
-    return error
+        error = error.__cause__
+    return None
 
 
 def join(root: str, *names: str) -> str:

@@ -30,6 +30,7 @@ OWN = ("uri", "version")  # what differs between a disk and a bucket
 class Done:
     store: Store
     local: str  # the root of the same run on disk
+    broken: subprocess.CompletedProcess[str]  # a first run, whose features the store did not take
     output: str
     logs: list[Path]  # Ray's
     failed: int  # requests
@@ -74,14 +75,19 @@ def done(small_run: Callable[..., Run], small_world: Path, tmp_path_factory: pyt
             "queries__videos": f"s3://{BUCKET}/data/queries",
             "evaluate__videos": f"s3://{BUCKET}/data/held_out",
         }
+        run, variables = small_run(ROOT, **places, **small), {"RAY_TMPDIR": ray, **environment(store)}
+        store.fault = lambda request: "403" if request.method == "PUT" and "/features/" in request.path else None
+        broken = curate(run, folder, **variables)
+        store.requests.clear()
         store.fault = flaky(40, 20)
-        remote = curate(small_run(ROOT, **places, **small), folder, RAY_TMPDIR=ray, **environment(store))
+        remote = curate(run, folder, **variables)
         store.fault = lambda request: None
         local = curate(small_run(folder / "local", **small), folder)
         assert remote.returncode == 0, remote.stdout
         assert local.returncode == 0, local.stdout
         failed = len(store.requests) // 40
-        yield Done(store, str(folder / "local"), remote.stdout, list(Path(ray).rglob("*.*")), failed)
+        output = broken.stdout + remote.stdout
+        yield Done(store, str(folder / "local"), broken, output, list(Path(ray).rglob("*.*")), failed)
     shutil.rmtree(ray)
 
 
@@ -96,6 +102,15 @@ def rows(root: str, name: str) -> pa.Table:
     found = tables.read(stores.join(root, name))
     assert found is not None, f"{root} has no table {name}"
     return found.select([c for c in found.column_names if c not in OWN]).sort_by("clip_id").combine_chunks()
+
+
+def test_a_table_that_cannot_be_written_ends_the_run_with_one_sentence(done: Done) -> None:
+    assert done.broken.returncode == 1, done.broken.stdout
+    last = done.broken.stdout.strip().splitlines()[-2:]
+    assert last[0].startswith("error: put_object s3://bucket/runs/a run [1]/features/queries/part-"), done.broken.stdout
+    assert "AccessDenied" in last[0]
+    assert "the same command goes on from here" in last[1]
+    assert "Traceback" not in done.broken.stdout
 
 
 @pytest.mark.parametrize("name", TABLES)
