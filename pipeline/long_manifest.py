@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline import manifest, refusals
 from pipeline.config import ConfigError
 from pipeline.folders import relative
+from pipeline.located import resolved
 from pipeline.schemas import CLIPS, caption_column, plain
 
 BLOCK = 100_000  # rows of Parquet
@@ -144,8 +145,8 @@ class _Described:
     def _one(self, path: str) -> tuple[str, str, str | None]:
         refused = refusals.of_text(path)
         if refused:
-            return refusals.plain(path), path, f"refused: {refused}"
-        fs, bare = manifest.resolved(self.fs, self.root, path)
+            return refusals.plain(path), refusals.plain(path), f"refused: {refused}"
+        fs, bare = resolved(self.fs, self.root, path)
         uri = bare if "file" in fs.protocol else fs.unstrip_protocol(bare)
         below = relative(bare, self.root)
         refused = refusals.of_place(uri, self.base) or refusals.of_missing(path)

@@ -8,8 +8,6 @@ import logging
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec
@@ -20,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pipeline import credentials, folders, refusals, shards
 from pipeline.config import ConfigError
-from pipeline.folders import Row, relative
+from pipeline.folders import Row
+from pipeline.located import located
 from pipeline.schemas import CAPTIONS, CLIPS, caption_column, plain
 from pipeline.stores import join, place
 
@@ -179,7 +178,7 @@ def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, ba
         raise ConfigError(f"{key}={where!r}: the manifest has no rows. List at least one video.")
     paths = [_text(path) for path in table.column(listed).to_pylist()]
     try:
-        return _files(fs, posixpath.dirname(bare), paths, base), table.drop_columns([listed])
+        return located(fs, posixpath.dirname(bare), paths, base), table.drop_columns([listed])
     except ImportError as error:
         raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
 
@@ -234,74 +233,3 @@ def _lines(text: str) -> pa.Table:
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
-
-
-def _files(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str | None) -> list[Row]:
-    """The row of every listed path. Paths are relative to the manifest's folder unless they are absolute or URLs. A
-    folder is listed once, instead of a request for each file, unless it may not be listed."""
-    listings: dict[str, Mapping[str, Any] | None] = {}
-    files: list[Row] = []
-    unlisted: list[tuple[int, fsspec.AbstractFileSystem, str]] = []
-    for path in paths:
-        refused = refusals.of_text(path)
-        if refused:
-            uri = refusals.plain(path)
-            row = {
-                "uri": uri,
-                "relative": credentials.scrubbed(path),
-                "version": "",
-                "size": 0,
-                "error": f"refused: {refused}",
-            }
-            files.append({**row, "folder": posixpath.dirname(uri)})
-            continue
-        file_fs, bare = resolved(fs, root, path)
-        below = relative(bare, root)
-        below = below if below != bare else path  # a path outside the root stays as it is written
-        info = None
-        if not refusals.of_place(bare if "file" in file_fs.protocol else file_fs.unstrip_protocol(bare), base):
-            folder = file_fs.unstrip_protocol(posixpath.dirname(bare))
-            if folder not in listings:
-                listings[folder] = _files_in(file_fs, posixpath.dirname(bare)) if bare else {}
-            listing = listings[folder]
-            info = listing.get(bare) if listing is not None else None
-            if listing is None:
-                unlisted.append((len(files), file_fs, bare))
-        files.append(folders.of_file(file_fs, bare, below, info, base))
-    if unlisted:
-        log.warning("%d listed files lie where nothing may be listed; they are asked for one by one.", len(unlisted))
-    with ThreadPoolExecutor(folders.AT_ONCE) as threads:
-        for (at, file_fs, bare), info in zip(unlisted, threads.map(_asked, unlisted), strict=True):
-            if info is not None:
-                files[at] = folders.of_file(file_fs, bare, files[at]["relative"], info, base)
-            else:
-                files[at]["error"] = "read: it is not there, or may not be read"
-    return files
-
-
-def resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    if "://" in path:
-        path_fs, bare = place(path)
-        return path_fs, posixpath.normpath(bare) if "file" in path_fs.protocol else bare
-    if path.startswith("/") and "file" in fs.protocol:
-        return fs, posixpath.normpath(path)
-    return fs, posixpath.normpath(join(root, path)) if path else ""
-
-
-def _files_in(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]] | None:
-    """The files of a folder by path; None where it may not be listed, which a bucket can be without being closed."""
-    try:
-        return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if folders.is_file(entry)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except PermissionError:
-        return None
-
-
-def _asked(file: tuple[int, fsspec.AbstractFileSystem, str]) -> Mapping[str, Any] | None:
-    """What a store says of one file; a bucket that may not be listed does not tell a missing one from a closed one."""
-    try:
-        info: Mapping[str, Any] = file[1].info(file[2])
-    except (FileNotFoundError, PermissionError):
-        return None
-    return info
