@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -58,7 +59,7 @@ def connect() -> None:
     else:
         with _on_loopback():
             # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
-            ray.init(num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
     if callable(stop):  # Ray's own handler would wait 30 s for the node to drain before it lets go
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
@@ -264,5 +265,11 @@ def _named(stage: str, journal: Any, pool: Pool) -> Iterator[None]:
             f"{ray_journal.describe(ray.get(journal.told.remote()), stage, pool)}\n{AGAIN}"
         ) from error
     except ray.exceptions.RayError as error:
-        cause = str(error).strip().splitlines()[-1]  # what comes before is the traceback, which the chain keeps
-        raise RuntimeError(f"stage {stage} failed: {cause}\n{AGAIN}") from error
+        raise RuntimeError(f"stage {stage} failed: {cause(str(error))}\n{AGAIN}") from error
+
+
+def cause(text: str) -> str:
+    """The line of Ray's text that says what happened: the last that names an exception, but for Ray's own wrapping."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "UserCodeException" not in line]
+    return named[-1] if named else lines[-1]

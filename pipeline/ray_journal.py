@@ -122,8 +122,23 @@ def describe(told: dict[str, Any], stage: str, pool: Pool) -> str:
         return not any(node in (held if isinstance(held, str) else held[0]) for node in gone)
 
     told = told | {state: [h for h in told[state] if there(h)] for state in ("working", "waiting", "starting")}
+    return standstill(stage, told, _asked(pool), _free(pool))
+
+
+def gang(pool: Pool) -> str | None:
+    """What workers that start together wait for, if Ray finds no place for them; None where none wait."""
+    for group in ray.util.placement_group_table().values():
+        bundles = list(group["bundles"].values())
+        if group["state"] in ("PENDING", "RESCHEDULING") and all(b.get("CPU") == pool.cpus for b in bundles):
+            return f"{len(bundles)} workers wait for {_asked(pool)} each, together; the cluster has {_free(pool)}."
+    return None
+
+
+def _asked(pool: Pool) -> str:
+    return f"{pool.cpus:g} CPUs" + (f" and {pool.gpus:g} GPUs" if pool.gpus else "")
+
+
+def _free(pool: Pool) -> str:
     free, total = ray.available_resources(), ray.cluster_resources()
     kinds = ("CPU", "GPU") if pool.gpus else ("CPU",)
-    asked = f"{pool.cpus:g} CPUs" + (f" and {pool.gpus:g} GPUs" if pool.gpus else "")
-    having = " and ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s free" for k in kinds)
-    return standstill(stage, told, asked, having)
+    return " and ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s free" for k in kinds)

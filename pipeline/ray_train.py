@@ -33,7 +33,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import finetuning, models, stores, training_state
+from pipeline import finetuning, models, ray_journal, stores, training_state
 from pipeline.config import Arm, Run
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
 from pipeline.workers import device_for
@@ -112,7 +112,7 @@ def finetune(
             "name": name,
             "checkpoints": stores.join(storage, name),
         }
-        with _watched(stores.join(folder, METRICS), run.finetune.steps, report):
+        with _watched(stores.join(folder, METRICS), run, report):
             _fit(run, told, name, storage)
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
@@ -258,16 +258,24 @@ class Checkpoints:
 
 
 @contextmanager
-def _watched(metrics: str, steps: int, report: Report | None) -> Iterator[None]:
-    """Tell `report` how far an arm is, by its metrics file, while the body waits for the workers."""
+def _watched(metrics: str, run: Run, report: Report | None) -> Iterator[None]:
+    """Tell `report` how far an arm is, by its metrics file, while the body waits for the workers; and the log, what the
+    workers wait for where the cluster has no place for them."""
     if report is None:
         yield
         return
-    over = threading.Event()
+    over, steps = threading.Event(), run.finetune.steps
 
     def watch() -> None:
+        placed, quiet = time.monotonic(), ray_journal.QUIET
         while not over.wait(POLL):
             report(_lines(metrics), steps, {})
+            waits = ray_journal.gang(run.resources.finetune)
+            if waits is None:
+                placed, quiet = time.monotonic(), ray_journal.QUIET
+            elif time.monotonic() - placed >= quiet:
+                log.warning("finetune %s, for %.0f s: %s", run.finetune.arm, time.monotonic() - placed, waits)
+                quiet *= 2
 
     report(0, steps, {})
     thread = threading.Thread(target=watch, daemon=True)

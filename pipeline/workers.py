@@ -208,7 +208,7 @@ class FeatureWorker:
             [
                 pa.array([row["clip_id"] for row in rows], pa.string()),
                 pa.array([row["version"] for row in rows], pa.string()),
-                tables.vectors(features.reshape(len(rows), -1), valid),
+                tables.vectors(features.reshape(len(rows), settings * dim), valid),
                 tables.vectors(norms, valid),
                 tables.vectors(losses, valid),
                 pa.array([row["num_frames"] for row in rows], pa.int32()),

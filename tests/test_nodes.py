@@ -97,9 +97,24 @@ def remove(head: Any, node: Any) -> None:
         head.remove_node(node, allow_graceful=False)
 
 
+class Holder:
+    """Holds a CPU until it is killed."""
+
+    def holds(self) -> bool:
+        return True
+
+
 @contextmanager
 def removed(head: Any, node: Any, when: Callable[[], bool]) -> Iterator[None]:
-    """While the body runs, take a node away as soon as `when` holds, and bring another one."""
+    """While the body runs, take a node away as soon as `when` holds, and give another one free."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # Only the main thread can start a node, so that the other one is there already, with its CPU held.
+    spare = head.add_node(num_cpus=1, object_store_memory=80 << 20)
+    there = NodeAffinitySchedulingStrategy(spare.node_id, soft=False)
+    holder = ray.remote(num_cpus=1, scheduling_strategy=there)(Holder).remote()
+    assert ray.get(holder.holds.remote())
     over = threading.Event()
 
     def watch() -> None:
@@ -107,7 +122,7 @@ def removed(head: Any, node: Any, when: Callable[[], bool]) -> Iterator[None]:
             if over.wait(0.01):
                 raise AssertionError("the node was to go while the stage was at work")
         remove(head, node)
-        head.add_node(wait=False, num_cpus=1, object_store_memory=80 << 20)
+        ray.kill(holder)
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)

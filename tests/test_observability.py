@@ -123,6 +123,7 @@ def metrics() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -195,3 +196,19 @@ def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
     waits = "1 of 1 actors wait for 1.5 CPUs each; the cluster has 0 of 2 CPUs free."
     assert waits in str(error.value)
     assert any("nothing was finished for 1 s" in r.message and waits in r.message for r in caplog.records)
+
+
+def test_workers_that_find_no_place_together_are_told_of(metrics: str) -> None:
+    import ray
+
+    pool = Pool(cpus=1.5)
+    assert ray_journal.gang(pool) is None
+    group = ray.util.placement_group([{"CPU": 1.5}] * 2)
+    deadline = time.monotonic() + 20
+    while ray_journal.gang(pool) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    said = ray_journal.gang(pool)
+    ray.util.remove_placement_group(group)
+    assert said is not None
+    assert said.startswith("2 workers wait for 1.5 CPUs each, together; the cluster has ")
+    assert said.endswith(" of 2 CPUs free.")
