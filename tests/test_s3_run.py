@@ -20,6 +20,8 @@ from pipeline import s3, stores, tables
 from pipeline.config import Run
 from tests.s3_store import BUCKET, KEY, SECRET, TOKEN, Request, Store, environment, seen_by, served
 
+pytestmark = pytest.mark.timeout(1800)  # three runs; a busy machine takes minutes for each
+
 ROOT = f"s3://{BUCKET}/runs/a run [1]"
 CHECKOUT = Path(__file__).parents[1]
 TABLES = ("clips", "queries", "motion/clips", "motion/queries", "features/clips", "features/queries", "influence")
@@ -57,7 +59,7 @@ def curate(run: Run, folder: Path, **variables: str) -> subprocess.CompletedProc
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=500,
+        timeout=900,
     )
 
 
