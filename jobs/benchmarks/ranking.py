@@ -130,6 +130,7 @@ def in_a_process(way: str, root: str) -> dict[str, float]:
     if done.returncode:
         raise RuntimeError(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {way}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
     return found
 
 
