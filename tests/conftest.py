@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -57,6 +58,28 @@ def small_run(small_world: Path) -> Callable[..., Run]:
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
         return config.load("demo", values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(small_world: Path, small_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``tiny_run(root)``: the small run on 12 clips, two at a time, with one arm of four steps."""
+    clips = tmp_path_factory.mktemp("tiny") / "clips.jsonl"
+    rows = [json.loads(line) for line in (small_world / "clips" / "metadata.jsonl").read_text().splitlines()[:12]]
+    named = [{**row, "file_name": str(small_world / "clips" / row["file_name"])} for row in rows]
+    clips.write_text("".join(json.dumps(row) + "\n" for row in named))
+
+    def make(root: Path | str) -> Run:
+        pool = {"actors": 1, "cpus": 1, "batch": 2}
+        return small_run(
+            root,
+            data__videos=str(clips),
+            evaluate__arms=["base"],
+            evaluate__generate=1,
+            resources__evaluate=pool,
+            resources__extract_features=pool,
+        )
 
     return make
 
