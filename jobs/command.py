@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline import config, lease, stores, tables
+from pipeline import config, lease, stores, tables, webhook
 from pipeline.config import ConfigError, Run
 from pipeline.credentials import scrubbed
 from pipeline.throughput import Figures
@@ -48,7 +48,7 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
-        with lease.held(run.root, job.__name__, submitted):
+        with webhook.on_failure(run, job.__name__), lease.held(run.root, job.__name__, submitted):
             stores.sweep(run.root)
             job(run)
     except (ConfigError, tables.FingerprintError) as error:

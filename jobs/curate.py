@@ -11,7 +11,7 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import arms, ray_data, ray_resources, stores, tables
+from pipeline import arms, ray_data, ray_resources, stores, tables, tracking
 from pipeline.config import ConfigError, Run
 from pipeline.feature_table import under_mask
 
@@ -23,6 +23,7 @@ STAGES = ["index_clips", "estimate_motion", "extract_features", "finetune", "eva
 def curate(run: Run) -> None:
     stages.check(run, "index_clips", sets(run))
     arms.check(run)
+    tracking.check(run)
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, STAGES)

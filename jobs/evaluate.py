@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.command import Progress
-from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, stores, tables
+from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, stores, tables, tracking
+from pipeline.comparison import comparison
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 
@@ -17,6 +18,7 @@ from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks
 def evaluate(run: Run) -> None:
     held_out = ("held_out",) if run.evaluate.videos else ()
     stages.check(run, "evaluate", ("queries", *held_out))
+    tracking.check(run)
     folder = stores.join(run.root, "evaluation")
     tables.check(folder, fingerprints.evaluation(run))
     arms = [trained(run, arm) for arm in run.evaluate.arms]
@@ -35,7 +37,9 @@ def evaluate(run: Run) -> None:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     measure(run, tasks, folder)
-    done = tables.read(folder, ["arm", "metric"])
+    done = tables.read(folder)
+    if done is not None:
+        tracking.evaluated(run, {arm.arm: arm.version for arm in arms}, comparison(done))
     print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from jobs import command, stages
-from pipeline import arms, ray_data, ray_resources, ray_train, stores
+from pipeline import arms, ray_data, ray_resources, ray_train, stores, tracking
 from pipeline.config import Arm, Run
 
 
@@ -18,12 +20,37 @@ def finetune(run: Run) -> None:
         print("finetuned/base: the base model as it is, nothing to train")
         return
     stages.check(run, "finetune")
+    tracking.check(run)
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, ["finetune"])
-    folder = ray_train.finetune(run, rows, report=command.Progress(f"finetune {arm}"))
+    folder = _followed(run, rows)
     arms.write_video_folder(stores.join(folder, "curated"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
+
+
+def _followed(run: Run, rows: pa.Table) -> str:
+    """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
+    config = run.finetune
+    progress = command.Progress(f"finetune {config.arm}")
+    metrics = stores.join(run.root, "finetuned", config.arm, ray_train.METRICS)
+    version = "" if run.tracking.kind == "none" else ray_train.version(run, rows)
+    print(
+        f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "
+        f"{config.checkpoint_every} steps or {command.duration(config.checkpoint_seconds)} of work are done again, and "
+        "what it takes to write a checkpoint"
+    )
+    with tracking.opened(run, config.arm, version) as tracked:
+        if tracked is not None:
+            print(f"finetuned/{config.arm}: tracked at {tracked.url}")
+
+        def report(done: int, total: int, errors: dict[str, int]) -> None:
+            progress(done, total, errors)
+            tracking.follow(tracked, metrics)
+
+        folder = ray_train.finetune(run, rows, report=report)
+        tracking.follow(tracked, metrics)
+    return folder
 
 
 if __name__ == "__main__":

@@ -239,6 +239,19 @@ class Resources(Model):
     wait: float = Field(600.0, ge=0, description="seconds to wait for the autoscaler")
 
 
+class Tracking(Model):
+    """Where fine-tuning is followed. Keys and addresses come from the environment, never from here."""
+
+    kind: Literal["none", "mlflow", "wandb"] = "none"
+    project: str = Field("motion-curation", min_length=1, description="MLflow's experiment, W&B's project")
+
+
+class Webhook(Model):
+    variable: str | None = Field(
+        None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="the environment variable that holds the URL; null: none"
+    )
+
+
 class Run(Model):
     """A complete configuration."""
 
@@ -256,6 +269,8 @@ class Run(Model):
     report: Report = Report()
     purge: Purge = Purge()
     resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    webhook: Webhook = Webhook()
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
@@ -356,6 +371,8 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"`{key}` is missing; set it in the file or with --set {key}=..."
     message = str(error["msg"]).removeprefix("Value error, ")
+    if key == "webhook.variable":  # what was given may be the URL itself, a secret
+        return f"{key}: it must be the name of an environment variable that holds the URL, not the URL."
     return f"{key}={error['input']!r}: {message}." if key else f"{message}."
 
 

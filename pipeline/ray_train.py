@@ -69,6 +69,15 @@ def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
     return hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
+def version(run: Run, rows: pa.Table) -> str:
+    """The name of an arm's training on these rows, as `finished` tells it once it is done."""
+    return _name(run, rows, models.weights_hash(models.folder(run.model.id)))
+
+
+def _name(run: Run, rows: pa.Table, model_hash: str) -> str:
+    return f"{run.finetune.arm}-{identity(run, rows, model_hash)}"
+
+
 def _settings(run: Run) -> dict[str, Any]:
     return run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
 
@@ -98,7 +107,7 @@ def finetune(
     root = _absolute(run.root)
     folder = stores.join(root, "finetuned", run.finetune.arm)
     model_hash = models.weights_hash(models.folder(run.model.id))
-    name = f"{run.finetune.arm}-{identity(run, rows, model_hash)}"
+    name = _name(run, rows, model_hash)
     storage = stores.join(root, "finetuned", ".train")
     if not _is_done(folder, name):
         stores.remove(folder)

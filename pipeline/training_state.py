@@ -101,7 +101,7 @@ def _opened(path: str) -> Iterator[Any]:
     fs, bare = stores.place(path)
     with tempfile.TemporaryDirectory() as scratch:
         if "file" not in fs.protocol:
-            fs.get_file(bare, f"{scratch}/part")
+            stores.fetch(path, f"{scratch}/part")
             bare = f"{scratch}/part"
         with safe_open(bare, framework="pt") as file:
             yield file

@@ -1,0 +1,128 @@
+"""The webhook, against an HTTP server on loopback."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import command
+from pipeline import config, webhook
+from pipeline.config import ConfigError, Run
+
+SECRET = "T0KEN-in-the-path"
+
+
+class Listener:
+    """Keeps what is posted; answers with `answers` in turn, then 200."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, str]] = []
+        self.answers: list[int] = []
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                told.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(told.answers.pop(0) if told.answers else 200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hooks/{SECRET}"
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    found = Listener()
+    monkeypatch.setenv("CURATION_HOOK", found.url)
+    monkeypatch.setattr(webhook, "WAIT", 0.01)
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def configured(**overrides: object) -> Run:
+    return config.load("demo", {"root": "runs/x", "webhook.variable": "CURATION_HOOK", **overrides})
+
+
+def test_a_failure_is_told_with_its_first_line_and_no_secret(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
+    with pytest.raises(RuntimeError, match="broke"), webhook.on_failure(configured(), "curate"):
+        raise RuntimeError(f"broke at {listener.url} with 0123456789abcdef0123\nand more lines")
+    (told,) = listener.got
+    assert {k: told[k] for k in ("job", "root", "state")} == {"job": "curate", "root": "runs/x", "state": "failed"}
+    assert told["error"] == "broke at **** with ****"
+    assert set(told) == {"job", "root", "state", "stage", "error", "time"}
+    assert SECRET not in json.dumps(told) + caplog.text
+
+
+def test_what_is_wrong_usage_is_not_told(listener: Listener) -> None:
+    with pytest.raises(ConfigError), webhook.on_failure(configured(), "curate"):
+        raise ConfigError("data.videos: nothing there")
+    with webhook.on_failure(configured(), "curate"):
+        pass
+    assert listener.got == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "tries", "taken"), [([503, 429], 3, True), ([503, 503, 503], 3, False), ([404], 1, False)]
+)
+def test_it_tries_a_bounded_number_of_times_and_then_warns(
+    listener: Listener, caplog: pytest.LogCaptureFixture, answers: list[int], tries: int, taken: bool
+) -> None:
+    listener.answers = list(answers)
+    with caplog.at_level(logging.WARNING):
+        assert webhook.post(configured(), "nightly", "finished") is taken
+    assert len(listener.got) == tries
+    assert ("CURATION_HOOK" in caplog.text) is not taken
+    assert SECRET not in caplog.text
+
+
+def test_nobody_there_leaves_the_job_its_own_failure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CURATION_HOOK", f"http://127.0.0.1:9/{SECRET}")
+    monkeypatch.setattr(webhook, "WAIT", 0.01)
+    with pytest.raises(RuntimeError, match="its own"), webhook.on_failure(configured(), "curate"):
+        raise RuntimeError("its own")
+    assert "cannot be reached" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_job_tells_its_stage(listener: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ["job", "--config", "demo", "--set", f"root={tmp_path}", "--set", "webhook.variable=CURATION_HOOK"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(command, "PACKAGES", ("no-such-package",))
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        command.main(command.record, None)
+    (told,) = listener.got
+    assert (told["job"], told["stage"], told["root"]) == ("record", "record", str(tmp_path))
+    assert "no-such-package" in told["error"]
+
+
+@pytest.mark.parametrize("value", [None, "", "ftp://x", "file:///etc/passwd"])
+def test_a_variable_without_a_url_is_wrong_usage(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("CURATION_HOOK", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CURATION_HOOK", value)
+    with pytest.raises(ConfigError, match="CURATION_HOOK"), webhook.on_failure(configured(), "curate"):
+        pass
+
+
+def test_a_url_in_the_configuration_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigError, match="not the URL") as error:
+        configured(**{"webhook.variable": f"https://hooks.example.com/{SECRET}"})
+    assert SECRET not in str(error.value)
