@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from jobs import command, stages
-from pipeline import arms, ray_data, ray_resources, ray_train, stores, tracking
+from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, stores, tracking
 from pipeline.config import Arm, Run
 
 
@@ -33,7 +33,7 @@ def _followed(run: Run, rows: pa.Table) -> str:
     """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
     config = run.finetune
     progress = command.Progress(f"finetune {config.arm}")
-    metrics = stores.join(run.root, "finetuned", config.arm, ray_train.METRICS)
+    metrics = stores.join(run.root, "finetuned", config.arm, ray_checkpoints.METRICS)
     version = "" if run.tracking.kind == "none" else ray_train.version(run, rows)
     print(
         f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "

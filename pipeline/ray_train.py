@@ -4,9 +4,7 @@ The loop itself is `finetuning.train`. Latents and captions are encoded once a r
 ``ROOT/finetuned/.latents``, which every arm shares; Ray's checkpoints live in ``ROOT/finetuned/.train`` until the arm
 is done. Both have to be reachable from every node, as the run's root has.
 
-A checkpoint is staged in main memory and written in the background, each worker its own part. Ray counts it once every
-worker has reported that its part is there, so one that was cut short is never gone on from; the last two are kept.
-When nodes go away, training goes on from the last one with `finetune.min_workers` or more.
+When nodes go away, training goes on from the last checkpoint (ray_checkpoints) with `finetune.min_workers` or more.
 """
 
 from __future__ import annotations
@@ -18,23 +16,21 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import finetuning, models, ray_journal, stores, training_state
+from pipeline import finetuning, models, ray_journal, stores
 from pipeline.config import Arm, Run
+from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
 from pipeline.workers import device_for
 
@@ -42,7 +38,7 @@ log = logging.getLogger(__name__)
 
 Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all, nothing
 
-DONE, METRICS = "done.json", "metrics.jsonl"
+DONE = "done.json"
 MAX_FAILURES = 3
 POLL = 5.0  # seconds between two looks at an arm's metrics
 REGROW = 300.0  # seconds between two looks whether lost workers can be had again: each costs a restart
@@ -185,7 +181,7 @@ def _worker(told: dict[str, Any]) -> None:
     training = finetuning.begin(model, config, run.seed)
     clips = ClipSet(model, rows, told["cache"])
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(training, told, Path(scratch), rank)
+        checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch)
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
             training.objective = DistributedDataParallel(training.objective)
@@ -212,58 +208,6 @@ def _device(gpus: float) -> torch.device:
 def _mean(value: Tensor) -> Tensor:
     dist.all_reduce(value)
     return value / dist.get_world_size()
-
-
-class Checkpoints:
-    """A worker's part of an arm's checkpoints, at most one of them on its way at a time.
-
-    `lines` is what metrics.jsonl holds so far. A part is written where this worker holds rows of its own, and the first
-    worker adds the metrics.
-    """
-
-    def __init__(self, training: finetuning.Training, told: dict[str, Any], scratch: Path, rank: int) -> None:
-        self.training, self.told, self.scratch, self.rank = training, told, scratch, rank
-        self.config = Run.model_validate(told["run"]).finetune
-        self.lines, self.last, self.written = "", time.monotonic(), threading.Event()
-        self.written.set()
-
-    def resume(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return
-        folder = stores.join(self.told["checkpoints"], Path(checkpoint.path).name)
-        training_state.restore(self.training, folder)
-        self.lines = stores.read_bytes(stores.join(folder, METRICS)).decode()
-
-    def due(self, step: int) -> bool:
-        """Whether all workers checkpoint now: by the step, or by the first one's clock."""
-        late = torch.tensor(time.monotonic() - self.last > self.config.checkpoint_seconds, device=self.training.device)
-        dist.broadcast(late, src=0)
-        return step % self.config.checkpoint_every == 0 or step == self.config.steps or bool(late)
-
-    def write(self) -> None:
-        """Stage this worker's part and hand it to Ray's thread, once the checkpoint before it is there."""
-        self.written.wait()
-        self.last, step = time.monotonic(), {"step": self.training.step}
-        if self.rank == 0:
-            stores.write_bytes(stores.join(self.told["folder"], METRICS), self.lines.encode())
-        if self.rank > 0 and self.config.sharding == "none":
-            ray.train.report(step, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
-            return
-        self.written.clear()
-        state, lines, storage = training_state.staged(self.training), self.lines, ray.train.get_context().get_storage()
-
-        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-            try:
-                training_state.write(state, Path(checkpoint.path), *self.training.share)
-                if self.rank == 0:
-                    (Path(checkpoint.path) / METRICS).write_text(lines)
-                return storage.persist_current_checkpoint(checkpoint, name)
-            finally:
-                self.written.set()
-
-        part = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(dir=self.scratch))
-        ray.train.report(step, part, checkpoint_upload_mode=CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload)
 
 
 @contextmanager

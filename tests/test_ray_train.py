@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def configured(root: Path, checkpoint: str, **finetune: object) -> Run:
+def configured(root: Path | str, checkpoint: str, **finetune: object) -> Run:
     values = {
         "root": str(root),
         "data": {"videos": "none", "frames": 5, "fps": 8, "height": 8, "width": 8},

@@ -1,0 +1,81 @@
+"""Checkpoints of fine-tuning under Ray Train: each worker's own part, written in the background.
+
+A part is staged in main memory and handed to Ray's thread, which writes it while training goes on. Ray counts a
+checkpoint once every worker has reported that its part is there, so one that was cut short is never gone on from.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import CheckpointUploadMode
+
+from pipeline import stores, training_state
+from pipeline.config import Finetune
+from pipeline.finetuning import Training
+
+METRICS = "metrics.jsonl"
+
+
+class Checkpoints:
+    """A worker's part of an arm's checkpoints, at most one of them on its way at a time.
+
+    `storage` is the folder in which Ray keeps them, `folder` the arm's, where the metrics are shown. `lines` is what
+    metrics.jsonl holds so far. A part is written where this worker holds rows of its own, and the first worker adds the
+    metrics.
+    """
+
+    def __init__(self, training: Training, config: Finetune, storage: str, folder: str, scratch: str) -> None:
+        self.training, self.config, self.storage, self.folder = training, config, storage, folder
+        self.scratch, self.rank, self.lines = scratch, dist.get_rank(), ""
+        self.last, self.written = time.monotonic(), threading.Event()
+        self.notice: Any = None  # Ray's last word of a node that is about to go
+        self.written.set()
+
+    def resume(self) -> None:
+        """Go on from the last complete checkpoint, if there is one."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        folder = stores.join(self.storage, Path(checkpoint.path).name)
+        training_state.restore(self.training, folder)
+        self.lines = stores.read_bytes(stores.join(folder, METRICS)).decode()
+
+    def due(self, step: int) -> bool:
+        """Whether all workers checkpoint now: by the step, by the first one's clock, or as a node is about to go."""
+        late = torch.tensor(time.monotonic() - self.last > self.config.checkpoint_seconds, device=self.training.device)
+        dist.broadcast(late, src=0)
+        before, self.notice = self.notice, ray.train.get_preemption_info()  # the same for all; of a spot node, mostly
+        going = self.notice is not None and self.notice != before
+        return step % self.config.checkpoint_every == 0 or step == self.config.steps or bool(late) or going
+
+    def write(self) -> None:
+        """Stage this worker's part and hand it to Ray's thread, once the checkpoint before it is there."""
+        self.written.wait()
+        self.last, step = time.monotonic(), {"step": self.training.step}
+        if self.rank == 0:
+            stores.write_bytes(stores.join(self.folder, METRICS), self.lines.encode())
+        if self.rank > 0 and self.config.sharding == "none":
+            ray.train.report(step, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+            return
+        self.written.clear()
+        state, lines, storage = training_state.staged(self.training), self.lines, ray.train.get_context().get_storage()
+
+        def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+            try:
+                training_state.write(state, Path(checkpoint.path), *self.training.share)
+                if self.rank == 0:
+                    (Path(checkpoint.path) / METRICS).write_text(lines)
+                return storage.persist_current_checkpoint(checkpoint, name)
+            finally:
+                self.written.set()
+
+        part = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(dir=self.scratch))
+        ray.train.report(step, part, checkpoint_upload_mode=CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload)
