@@ -128,11 +128,32 @@ def finetune(
 
 
 def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
-    pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
+    """Train until it is done, also through many lost nodes: only failures without a step between them are counted."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    trainer = TorchTrainer(
+    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(told["folder"], METRICS), -1
+    try:
+        while (steps := _lines(metrics)) > reached:
+            reached = steps
+            try:
+                _trainer(run, told, name, storage).fit()
+                return
+            except ray.train.TrainingFailedError as error:
+                failed = error
+                log.warning("fine-tuning failed %d times after step %d: %s", MAX_FAILURES + 1, _lines(metrics), error)
+    finally:
+        if signal.getsignal(signal.SIGINT) is not interrupted:  # Ray's own handler of Ctrl-C outlives the training
+            signal.signal(signal.SIGINT, interrupted)
+    raise RuntimeError(
+        f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times without coming further: {failed}\nOnce "
+        f"the cause is gone, run it again: it goes on from its last checkpoint in {storage}/{name}."
+    ) from failed
+
+
+def _trainer(run: Run, told: dict[str, Any], name: str, storage: str) -> TorchTrainer:
+    pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
+    return TorchTrainer(
         _worker,
         train_loop_config=told,
         scaling_config=ray.train.ScalingConfig(
@@ -149,17 +170,6 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    interrupted = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RuntimeError(
-            f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times: {error}\nOnce the cause is gone, "
-            f"run it again: it goes on from its last checkpoint in {storage}/{name}."
-        ) from error
-    finally:
-        if signal.getsignal(signal.SIGINT) is not interrupted:  # Ray's own handler of Ctrl-C outlives the training
-            signal.signal(signal.SIGINT, interrupted)
 
 
 def _workers(run: Run) -> int | tuple[int, int]:
