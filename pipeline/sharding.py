@@ -68,7 +68,9 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            found[name] = whole.detach().cpu().contiguous()
+            held = whole.detach().cpu().contiguous()
+            padded = held.untyped_storage().nbytes() > held.nbytes  # by shards of uneven rows; files hold no such views
+            found[name] = held.clone() if padded else held
     return found
 
 

@@ -157,6 +157,14 @@ def test_bfloat16_blocks_keep_float32_weights(checkpoint: str, cache: str, lora_
     assert found == pytest.approx(losses, rel=0.05)
 
 
+def test_gathered_tensors_hold_nothing_but_themselves() -> None:
+    padded = torch.arange(8.0)[:3]  # as the whole of three rows is, that two workers hold
+    found = sharding.gathered({"a": padded}, keep=True)["a"]
+    assert torch.equal(found, padded)
+    assert found.untyped_storage().nbytes() == found.nbytes
+    assert sharding.gathered({"a": padded}, keep=False) == {}
+
+
 def test_a_module_that_does_not_name_its_blocks_cannot_be_sharded() -> None:
     with pytest.raises(ValueError, match="Linear does not name its blocks"):
         sharding.blocks(torch.nn.Linear(2, 2))
