@@ -221,6 +221,23 @@ class Purge(Model):
     file: str | None = Field(None, description="a text file of clip ids, one a line; local or s3://")
 
 
+class Plan(Model):
+    clips: int = Field(50, ge=2, description="videos of the pilot that jobs.plan runs, one clip of each")
+
+
+class Prices(Model):
+    """What an hour and a gigabyte cost where the recipe runs; zero: not known."""
+
+    gpu_hour: float = Field(0.0, ge=0)
+    cpu_hour: float = Field(0.0, ge=0)
+    gb_month: float = Field(0.0, ge=0, description="of storage, for a gigabyte and month")
+    currency: str = "USD"
+
+    @property
+    def known(self) -> bool:
+        return self.gpu_hour > 0 or self.cpu_hour > 0
+
+
 class Pool(Model):
     """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
 
@@ -268,6 +285,8 @@ class Run(Model):
     nightly: Nightly = Nightly()
     report: Report = Report()
     purge: Purge = Purge()
+    plan: Plan = Plan()
+    prices: Prices = Prices()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     webhook: Webhook = Webhook()

@@ -1,0 +1,132 @@
+"""What this recipe will cost on these videos, by a pilot of `plan.clips` random ones through every stage.
+
+Prints seconds a clip, GPU-hours, storage, and money at the recipe's `prices`, for the recipe as it stands and for its
+cheaper variants; the same in ROOT/plan/plan.json. Nothing else of the run is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from math import prod
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import command, stages
+from jobs.index_clips import sets
+from pipeline import costs, manifest, models, pilot, ray_data, stores, tables
+from pipeline.config import ConfigError, Pool, Run
+
+AT_A_TIME = 10  # clips that an actor of the pilot is handed
+_UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+TRAINED = 8  # clips whose latents the steps of fine-tuning draw from
+
+
+def plan(run: Run) -> None:
+    stages.check(run, "index_clips", sets(run))
+    listed = manifest.videos(run.data.videos, "data.videos", run.data.base)
+    command.record(run)
+    ray_data.connect()
+    ray_data.check_resources(run, ["extract_features", "finetune"])
+    folder = stores.join(run.root, "plan")
+    stores.remove(folder)
+    chosen = drawn(listed, run.plan.clips, run.seed)
+    pool = run.resources.extract_features
+    _stream(run, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
+    clips = tables.read(stores.join(folder, "clips"))
+    good = None if clips is None else clips.filter(pc.is_null(clips.column("error")))
+    if good is None or not good.num_rows:
+        raise ConfigError(
+            f"data.videos={run.data.videos!r}: none of the pilot's {chosen.num_rows} videos could be used; the table "
+            f"{folder}/pilot says why, one by one. Run index_clips to see all of them, or raise plan.clips."
+        )
+    alone = run.resources.finetune.model_copy(update={"actors": 1})
+    _stream(run, good.slice(0, TRAINED), alone, pilot.TrainingPilot, "pilot, fine-tuning", ("pilot",))
+    _tell(run, _size(run, listed.num_rows, good.num_rows / chosen.num_rows), folder)
+
+
+def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
+    """So many of the videos, by a hash of their path: at random, and the same ones every time."""
+
+    def place(relative: str) -> bytes:
+        return hashlib.blake2b(f"pilot {seed} {relative}".encode(), digest_size=8).digest()
+
+    names = videos.column("relative").to_pylist()
+    return videos.take(pa.array(sorted(range(len(names)), key=lambda i: place(names[i]))[:count], pa.int64()))
+
+
+def _stream(run: Run, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]) -> None:
+    folders = {name: stores.join(run.root, "plan", name) for name in names}
+    ray_data.stream(
+        [rows],
+        rows.num_rows,
+        pool.model_copy(update={"batch": AT_A_TIME}),
+        worker,
+        (run.model_copy(update={"root": stores.join(run.root, "plan")}),),
+        folders,
+        {name: {} for name in names},
+        command.Progress(title),
+    )
+
+
+def _size(run: Run, videos: int, segments: float) -> costs.Size:
+    """What there is to do. The held-out videos are listed; of clips, a video has as many as one of the pilot's."""
+    path = models.folder(run.model.id)
+    module = models.skeleton(path)
+    temporal, spatial = models.strides(path)
+
+    def grid(frames: int, height: int, width: int) -> int:
+        return prod(((frames - 1) // temporal + 1, height // spatial, width // spatial))
+
+    d, (frames, _, height, width) = run.data, run.geometry
+    held_out = run.evaluate.videos
+    return costs.Size(
+        videos=videos,
+        clips=videos * segments,
+        held_out=manifest.videos(held_out, "evaluate.videos", d.base).num_rows if held_out else 0,
+        parameters=sum(p.numel() for p in module.parameters()),
+        latent_numbers=int(module.config["in_channels"]) * grid(d.frames, d.height, d.width),  # type: ignore[index]
+        mask_numbers=grid(frames, height, width),
+    )
+
+
+def _tell(run: Run, size: costs.Size, folder: str) -> None:
+    rows = tables.read(stores.join(folder, "pilot"))
+    assert rows is not None
+    parts = costs.seconds_by_part(rows, pilot.AS_IT_IS)
+    own, kept = costs.stages(run, size, parts), costs.storage(run, size)
+    print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
+    each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
+    print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
+    _print([*costs.table(own, run.prices), costs.total(own, run.prices)])
+    cheaper = [
+        costs.attribution(name, costs.seconds_by_part(rows, name), size.clips, run.resources.extract_features)
+        for name in pilot.variants(run)
+    ]
+    print("\nattribution (motion and features) and its cheaper variants")
+    _print(costs.table(cheaper, run.prices))
+    print("\nstorage, before compression")
+    _print([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
+    if run.prices.gb_month:
+        print(f"storage costs {sum(kept.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
+    found = costs.summary([*own, *cheaper[1:]], kept, run.prices)
+    stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(found, indent=1).encode())
+
+
+def _bytes(count: float) -> str:
+    unit = next(u for u in ("TB", "GB", "MB", "kB") if count >= _UNITS[u] or u == "kB")
+    return f"{count / _UNITS[unit]:,.1f} {unit}"
+
+
+def _print(rows: list[list[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print("  " + "  ".join(cells).rstrip())
+
+
+if __name__ == "__main__":
+    command.main(plan, __doc__)

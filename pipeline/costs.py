@@ -1,0 +1,138 @@
+"""What a run will cost: a pilot's seconds (`pilot`) multiplied out to hours, bytes and money. Arithmetic only.
+
+A clip holds its actor for the sum of its parts, or for its decoding where that takes longer: decoders work ahead, one
+for each CPU of the actor but one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import Pool, Prices, Run
+
+PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
+_TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments
+_KEPT = 2  # checkpoints at a time
+
+Seconds = Mapping[str, list[float]]  # of each part, clip by clip
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`count` times `seconds` on an actor of that many GPUs and CPUs; `error` is the standard error of `seconds`."""
+
+    what: str
+    count: float
+    seconds: float
+    gpus: float
+    cpus: float
+    error: float | None = None
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.count * self.seconds * self.gpus / 3600
+
+    @property
+    def cpu_hours(self) -> float:
+        return self.count * self.seconds * self.cpus / 3600
+
+    def money(self, prices: Prices) -> float:
+        return self.gpu_hours * prices.gpu_hour + self.cpu_hours * prices.cpu_hour
+
+
+@dataclass(frozen=True)
+class Size:
+    """What there is to do: videos and clips found, held-out clips, and numbers of the model."""
+
+    videos: int
+    clips: float  # an estimate: videos times what one of the pilot's gave
+    held_out: int
+    parameters: int
+    latent_numbers: int  # of a clip at the training geometry
+    mask_numbers: int  # of a clip at that of attribution
+
+
+def seconds_by_part(rows: pa.Table, variant: str) -> dict[str, list[float]]:
+    """The pilot's seconds of a variant; what went wrong does not count."""
+    found: dict[str, list[float]] = {}
+    for row in rows.to_pylist():
+        if row["variant"] == variant and row["problem"] is None:
+            found.setdefault(row["metric"], []).append(row["seconds"])
+    return found
+
+
+def attribution(name: str, parts: Seconds, clips: float, pool: Pool) -> Cost:
+    """Motion and features of every clip."""
+    mean = {part: fmean(parts[part]) for part in PARTS if parts.get(part)}
+    decoding = mean.pop("decode", 0.0) / max(1, int(pool.cpus) - 1)
+    spread = [stdev(parts[part]) ** 2 / len(parts[part]) for part in mean if len(parts[part]) > 1]
+    return Cost(name, clips, max(sum(mean.values()), decoding), pool.gpus, pool.cpus, sum(spread) ** 0.5)
+
+
+def stages(run: Run, size: Size, parts: Seconds) -> list[Cost]:
+    """Every stage of `curate` for the recipe as it stands."""
+    r, e, f = run.resources, run.evaluate, run.finetune
+    mean = {part: fmean(found) for part, found in parts.items()}
+    found = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
+    found.append(attribution("estimate_motion, extract_features", parts, size.clips, r.extract_features))
+    arms = [arm for arm in dict.fromkeys([f.arm, *e.arms]) if arm != "base"]
+    if arms and "step" in mean:
+        steps = len(arms) * f.steps * f.workers
+        found.append(Cost(f"finetune, {len(arms)} arms", steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
+    if "denoising" in mean:
+        forward = mean["denoising"] / (2 if e.guidance > 1 else 1)
+        losses = len(e.arms) * size.held_out * len(e.timesteps) * e.noises
+        videos = len(e.arms) * e.generate * len(e.seeds)
+        video = mean["video"] + e.steps * mean["denoising"]
+        found.append(Cost("evaluate, held-out losses", losses, forward, r.evaluate.gpus, r.evaluate.cpus))
+        found.append(Cost("evaluate, videos", videos, video, r.evaluate.gpus, r.evaluate.cpus))
+    return found
+
+
+def storage(run: Run, size: Size) -> dict[str, float]:
+    """Bytes of what a run keeps, before compression."""
+    a, f = run.attribution, run.finetune
+    arms = len([arm for arm in dict.fromkeys([f.arm, *run.evaluate.arms]) if arm != "base"])
+    drawn = min(size.clips, f.steps * f.batch * f.accumulate * f.workers)
+    whole = f.lora_rank is None
+    return {
+        "features": size.clips * 4 * len(a.settings) * (a.projection.dim + 2),
+        "masks": size.clips * size.mask_numbers,
+        "latents of clips that arms train on": arms * drawn * 4 * size.latent_numbers,
+        "fine-tuned arms": arms * 4 * size.parameters if whole else 0,
+        "checkpoints": _KEPT * _TRAINED * size.parameters if whole else 0,
+    }
+
+
+def table(costs: Sequence[Cost], prices: Prices) -> list[list[str]]:
+    """Rows of text: what, how often, seconds each, GPU-hours, CPU-hours, money."""
+    rows = [["", "times", "seconds each", "GPU-hours", "CPU-hours", prices.currency]]
+    for cost in costs:
+        error = f" +- {cost.error:.2g}" if cost.error else ""
+        rows.append([cost.what, f"{cost.count:,.0f}", f"{cost.seconds:.3g}{error}", *_sums([cost], prices)])
+    return rows
+
+
+def total(costs: Sequence[Cost], prices: Prices) -> list[str]:
+    return ["all", "", "", *_sums(costs, prices)]
+
+
+def _sums(costs: Sequence[Cost], prices: Prices) -> list[str]:
+    gpu, cpu = sum(c.gpu_hours for c in costs), sum(c.cpu_hours for c in costs)
+    money = sum(c.money(prices) for c in costs)
+    return [f"{gpu:,.2f}", f"{cpu:,.2f}", f"{money:,.2f}" if prices.known else "-"]
+
+
+def summary(costs: Sequence[Cost], bytes_kept: Mapping[str, float], prices: Prices) -> dict[str, Any]:
+    """The plan as plain values, for plan.json."""
+    listed = [
+        {"what": c.what, "count": c.count, "seconds": c.seconds, "gpu_hours": c.gpu_hours, "cpu_hours": c.cpu_hours}
+        | ({"money": c.money(prices)} if prices.known else {})
+        for c in costs
+    ]
+    return {"stages": listed, "bytes": dict(bytes_kept), "currency": prices.currency if prices.known else None}

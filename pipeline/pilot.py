@@ -1,0 +1,226 @@
+"""A pilot: a few clips through every stage, each part timed alone. What it takes is multiplied out in `costs`. No Ray.
+
+The parts are timed one after the other on an actor of the stage's own size, so that a sum of parts is what an actor
+needs for a clip, but for decoding, which runs beside the rest in processes of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+
+from pipeline import finetuning, models, motion, schemas
+from pipeline.config import Finetune, Run, Setting
+from pipeline.decoder import Decoder, clip_id, index
+from pipeline.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.models import VideoModel, open_model
+from pipeline.projection import Projection
+from pipeline.training_set import ClipSet, encode_set
+from pipeline.video import ClipError
+from pipeline.workers import MotionWorker, device_for
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+AS_IT_IS = "as it stands"
+# Many rows a clip: so `problem` and not `error`, by which tables with one row a clip are told.
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("clip_id", "variant", "metric")]
+    + [("seconds", pa.float64()), ("problem", pa.string())]
+)
+VARIED = 3  # clips of a batch that the cheaper variants are timed on
+STEPS = 4  # of fine-tuning; the first warms up and does not count
+DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a step
+
+
+def variants(run: Run) -> dict[str, Run]:
+    """The recipe as it stands, and what is cheaper: one setting, smaller geometry, part of the blocks, all of these."""
+    found: dict[str, dict[str, Any]] = {}
+    if len(run.attribution.settings) > 1:
+        found["one setting"] = {"settings": (_main_setting(run),)}
+    smaller = _smaller(run)
+    if smaller != dict(zip(("frames", "height", "width"), _size(run), strict=True)):
+        found["half the frames, height and width"] = smaller
+    if run.attribution.parameters == ".*":
+        found["the last third of the blocks"] = {"parameters": _last_third(run)}
+    if len(found) > 1:
+        found["all of these"] = {key: value for change in found.values() for key, value in change.items()}
+    changed = {name: run.attribution.model_copy(update=change) for name, change in found.items()}
+    return {AS_IT_IS: run} | {name: run.model_copy(update={"attribution": a}) for name, a in changed.items()}
+
+
+def _main_setting(run: Run) -> Setting:
+    return next(s for s in run.attribution.settings if s.mask == run.ranking.mask)
+
+
+def _size(run: Run) -> tuple[int, int, int]:
+    frames, _, height, width = run.geometry
+    return frames, height, width
+
+
+def _smaller(run: Run) -> dict[str, int]:
+    """Half of frames, height and width, as near as the model's strides let it be."""
+    path = models.folder(run.model.id)
+    temporal, spatial = models.strides(path)
+    _, rows, columns = models.patch(path)
+    frames, height, width = _size(run)
+    return {
+        "frames": max(1, (frames - 1) // 2 // temporal) * temporal + 1,
+        "height": max(1, height // 2 // (spatial * rows)) * spatial * rows,
+        "width": max(1, width // 2 // (spatial * columns)) * spatial * columns,
+    }
+
+
+def _last_third(run: Run) -> str:
+    config = json.loads((models.folder(run.model.id) / "transformer" / "config.json").read_text())
+    blocks = int(config["num_layers"])
+    last = range(blocks - max(1, blocks // 3), blocks)
+    return rf"^blocks\.({'|'.join(map(str, last))})\."
+
+
+class AttributionPilot:
+    """Videos -> their clips, and seconds of indexing, decoding, motion, encoding, captions and gradients of one clip of
+    each."""
+
+    def __init__(self, run: Run) -> None:
+        pool = run.resources.extract_features
+        self.runs, self.device = variants(run), device_for(pool.gpus)
+        self.model: VideoModel = open_model(run.model, self.device)
+        strides = models.strides(models.folder(run.model.id))
+        self.motion = {name: MotionWorker(r, strides, pool.gpus, 1) for name, r in self.runs.items()}
+
+    def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        run = self.runs[AS_IT_IS]
+        rows, found = list[Row](), list[list[Row]]()
+        with Decoder(run.data.decode_timeout) as decoder:
+            for video in videos.to_pylist():
+                clips, seconds = timed(partial(index, video, run.data, decoder, run.seed), self.device)
+                rows.append(line(clips[0]["clip_id"], AS_IT_IS, "index", seconds, clips[0]["error"]))
+                found.append(clips)
+        every = pa.Table.from_pylist([clip for clips in found for clip in clips], schema=schemas.CLIPS)
+        yield {"clips": every, "pilot": table(rows)}
+        first = [clips[0] for clips in found if clips[0]["error"] is None]
+        shares = {name: first if name == AS_IT_IS else first[:VARIED] for name in self.runs}
+        yield {"pilot": table([row for name, share in shares.items() for row in self._attributed(name, share)])}
+
+    def refuse(self, videos: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        """Rows of videos whose pilot killed its process."""
+        named = [clip_id(video, 0) for video in videos.to_pylist()]
+        return {"pilot": table([line(name, AS_IT_IS, "index", 0.0, str(error)) for name in named])}
+
+    def _attributed(self, name: str, clips: list[Row]) -> list[Row]:
+        """Each clip's parts under a variant. The last stage of the projection is shared by them."""
+        a = self.runs[name].attribution
+        restrict(self.model.transformer, a.parameters)
+        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
+        gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
+        rows, taken = list[Row](), list[str]()
+        for clip in clips:
+            try:
+                seconds = self._parts(name, clip, gradients, warm=bool(taken))
+            except ClipError as error:
+                rows.append(line(clip["clip_id"], name, "decode", 0.0, str(error)))
+                continue
+            if seconds["gradient"] > 0:
+                taken.append(clip["clip_id"])
+            rows += [line(clip["clip_id"], name, part, taken_by) for part, taken_by in seconds.items()]
+        if taken:
+            _, last = timed(gradients.collect, self.device)
+            rows += [line(i, name, "projection", last / len(taken)) for i in taken]
+        gradients.close()
+        return rows
+
+    def _parts(self, name: str, clip: Row, gradients: ProjectedGradients, warm: bool) -> dict[str, float]:
+        """Seconds of every part of a clip. A still clip that has no unmasked setting takes no time for gradients."""
+        run, worker = self.runs[name], self.motion[name]
+        found: dict[str, float] = {}
+
+        def clock(part: str, call: Callable[..., T], *inputs: Any) -> T:
+            result, found[part] = timed(partial(call, *inputs), self.device)
+            return result
+
+        frames, fps, height, width = run.geometry
+        where = (clip["uri"], clip["start_frame"], frames, fps, height, width)
+        video = clock("decode", lambda: worker.decoder.submit_frames(*where).result())
+        measured = clock("motion", worker.measure, clip, video)
+        latent = clock("encode", self.model.encode, video)
+        text = clock("caption", self.model.text, [clip["caption"] or ""])
+        mask = None
+        if measured["mask"] is not None:
+            mask = motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)
+        take = partial(take_clip, gradients, self.model, run.attribution.settings, latent, text, mask, run.seed)
+        if not warm and take():  # compiles, and chooses algorithms
+            gradients.collect()
+        if not clock("gradient", take):
+            found["gradient"] = 0.0
+        return found
+
+
+class TrainingPilot:
+    """Clips -> seconds of a step of fine-tuning, of a forward pass, of a generated video and of a step of denoising."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.device = run, device_for(run.resources.finetune.gpus)
+        self.model: VideoModel = open_model(run.model, self.device)
+        self.decoder = Decoder(run.data.decode_timeout)
+
+    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        rows = clips.to_pylist()
+        yield {"pilot": table([*self._generated(rows[0]), *self._trained(rows)])}
+
+    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        """Rows that say that the steps could not be timed."""
+        return {"pilot": table([line(row["clip_id"], AS_IT_IS, "step", 0.0, str(error)) for row in clips.to_pylist()])}
+
+    def _generated(self, row: Row) -> list[Row]:
+        d, e = self.run.data, self.run.evaluate
+        size, caption = (d.frames, d.height, d.width), row["caption"] or ""
+        self.model.generate(caption, size, 0, 1, e.guidance)
+        taken = [
+            timed(partial(self.model.generate, caption, size, 0, n, e.guidance), self.device)[1] for n in DENOISING
+        ]
+        step = max(0.0, taken[1] - taken[0]) / (DENOISING[1] - DENOISING[0])
+        parts = {"denoising": step, "video": max(0.0, taken[0] - DENOISING[0] * step)}
+        return [line(row["clip_id"], AS_IT_IS, part, seconds) for part, seconds in parts.items()]
+
+    def _trained(self, rows: list[Row]) -> list[Row]:
+        """Steps of one worker with its own batch; gradients of several workers are not averaged here."""
+        d = self.run.data
+        alone = {"steps": STEPS, "workers": 1, "min_workers": None, "sharding": "none"}
+        config: Finetune = self.run.finetune.model_copy(update=alone)
+
+        def frames_of(row: Mapping[str, Any]) -> Any:
+            return self.decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
+
+        with tempfile.TemporaryDirectory() as cache:
+            encode_set(self.model, rows, frames_of, cache)
+            clips = ClipSet(self.model, rows, cache)
+            training = finetuning.begin(self.model, config, self.run.seed)
+            lines = list(finetuning.train(training, clips, config, self.run.seed))
+        return [line(rows[0]["clip_id"], AS_IT_IS, "step", step.seconds) for step in lines[1:]]
+
+
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What a call returns and its seconds, from an idle device to an idle device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, time.perf_counter() - start
+
+
+def line(clip_id: str, variant: str, part: str, seconds: float, problem: str | None = None) -> Row:
+    return {"clip_id": clip_id, "variant": variant, "metric": part, "seconds": seconds, "problem": problem}
+
+
+def table(rows: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)

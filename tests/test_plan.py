@@ -1,0 +1,81 @@
+"""What a run will cost: the pilot's parts, the arithmetic, and the job from videos to plan.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import config, costs, pilot, tables
+from pipeline.config import Pool, Prices, Run
+from pipeline.costs import Cost
+
+PARTS = {"index": [0.5], "decode": [1.0, 1.0], "motion": [0.2, 0.4], "encode": [0.1], "gradient": [2.0, 4.0]}
+SIZE = costs.Size(videos=100, clips=200, held_out=10, parameters=1000, latent_numbers=64, mask_numbers=16)
+
+
+def test_a_clip_holds_its_actor_for_its_parts_or_for_its_decoding() -> None:
+    near = costs.attribution("a", PARTS, 200, Pool(cpus=2, gpus=1))
+    assert near.seconds == pytest.approx(0.3 + 0.1 + 3.0)  # one decoder of one second is never waited for
+    slow = costs.attribution("a", PARTS | {"decode": [30.0]}, 200, Pool(cpus=4, gpus=1))
+    assert slow.seconds == pytest.approx(10.0)  # three decoders share it
+    assert near.gpu_hours == pytest.approx(200 * 3.4 / 3600)
+    assert near.error == pytest.approx((0.02 / 2 + 2.0 / 2) ** 0.5)
+
+
+def test_hours_become_money_where_prices_are_known() -> None:
+    cost = Cost("x", 3600, 2.0, gpus=1, cpus=4)
+    prices = Prices(gpu_hour=3, cpu_hour=0.5)
+    assert cost.money(prices) == pytest.approx(2 * 3 + 8 * 0.5)
+    assert costs.total([cost, cost], prices)[-1] == "20.00"
+    assert costs.total([cost], Prices())[-1] == "-"
+
+
+def test_every_arm_and_every_held_out_clip_is_counted() -> None:
+    run = config.load("demo", {"evaluate.arms": ["base", "random", "motive"], "finetune.arm": "motive"})
+    parts = PARTS | {"step": [1.0], "denoising": [0.5], "video": [2.0]}
+    found = {cost.what: cost for cost in costs.stages(run, SIZE, parts)}
+    assert found["finetune, 2 arms"].count == 2 * run.finetune.steps
+    e = run.evaluate
+    assert found["evaluate, held-out losses"].count == 3 * 10 * len(e.timesteps) * e.noises
+    assert found["evaluate, held-out losses"].seconds == 0.25  # guidance takes two forward passes a step
+    assert found["evaluate, videos"].seconds == 2.0 + e.steps * 0.5
+    lora = run.model_copy(update={"finetune": run.finetune.model_copy(update={"lora_rank": 4})})
+    assert costs.storage(run, SIZE)["checkpoints"] == 2 * 12 * 1000
+    assert costs.storage(lora, SIZE)["checkpoints"] == 0
+    assert costs.storage(run, replace(SIZE, clips=400))["features"] == 2 * costs.storage(run, SIZE)["features"]
+
+
+def test_variants_are_cheaper_and_possible() -> None:
+    run = config.load("demo", {"data.frames": 17, "data.height": 64, "data.width": 64})
+    found = pilot.variants(run)
+    assert next(iter(found)) == pilot.AS_IT_IS
+    assert found["half the frames, height and width"].geometry == (9, 8.0, 32, 32)
+    assert len(found["one setting"].attribution.settings) == 1
+    assert found["one setting"].attribution.settings[0].mask == run.ranking.mask
+    every = found["all of these"]
+    assert every.geometry == (9, 8.0, 32, 32)
+    assert every.attribution.parameters.startswith("^blocks")
+
+
+def test_a_plan_from_videos(small_run: Callable[..., Run], tmp_path: Path, cluster: None) -> None:
+    from jobs.plan import plan
+
+    run = small_run(tmp_path, plan__clips=4, prices__gpu_hour=2.5, prices__cpu_hour=0.1)
+    plan(run)
+    rows = tables.read(str(tmp_path / "plan" / "pilot"))
+    assert rows is not None
+    for variant in pilot.variants(run):
+        parts = costs.seconds_by_part(rows, variant)
+        assert {"decode", "motion", "encode", "caption", "gradient", "projection"} <= set(parts), variant
+        assert all(sum(parts[part]) > 0 for part in costs.PARTS)
+    told = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    by_stage = {stage["what"]: stage for stage in told["stages"]}
+    assert by_stage["index_clips"]["count"] == 30
+    assert by_stage["estimate_motion, extract_features"]["money"] > 0
+    assert any(name.startswith("finetune") for name in by_stage)
+    assert not (tmp_path / "features").exists()
+    assert not (tmp_path / "clips").exists()
