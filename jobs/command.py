@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from jobs.budget import SpentError
 from pipeline import config, lease, stores, tables, webhook
 from pipeline.config import ConfigError, Run
 from pipeline.credentials import scrubbed
@@ -28,8 +29,8 @@ CONTINUED = "Once the store can be used again, the same command goes on from her
 
 
 def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
-    """Parse the command line, run the job while holding the run's lease, and exit: 0 done, 1 failed or stopped, 2 wrong
-    usage or configuration, among it a run that another job holds."""
+    """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
+    the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds."""
     parser = _Parser(description=description)
     parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     parser.add_argument(
@@ -54,6 +55,8 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
     except (ConfigError, tables.FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except SpentError as spent:
+        print(spent)
     except lease.LostError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

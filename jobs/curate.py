@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from jobs import command, stages
+from jobs.budget import SpentError
 from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.generate_queries import generate_queries
@@ -29,7 +30,12 @@ def curate(run: Run) -> None:
     ray_resources.check(run, STAGES)
     attribute_queries(run)
     index_data(run)
-    stages.attribute(run, "clips")
+    try:
+        stages.attribute(run, "clips")
+    except SpentError:
+        rank_clips(run)  # what is finished is a uniform sample; this takes no GPU
+        report(run)
+        raise
     rank_clips(run)
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command, stages
+from jobs.budget import Capped
 from jobs.command import Progress
 from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, stores, tables, tracking
 from pipeline.comparison import comparison
@@ -56,7 +57,7 @@ def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
         (run,),
         {"evaluation": folder},
         {"evaluation": fingerprints.evaluation(run)},
-        Progress("evaluate"),
+        Capped(Progress("evaluate"), "evaluate", run.budget, run.resources.evaluate),
     )
     command.achieved("evaluate", figures)
 

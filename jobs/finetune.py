@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs import command, stages
+from jobs import budget, command, stages
 from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, stores, tracking
 from pipeline.config import Arm, Run
 
@@ -24,7 +24,8 @@ def finetune(run: Run) -> None:
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, ["finetune"])
-    folder = _followed(run, rows)
+    with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
+        folder = _followed(run, rows)
     arms.write_video_folder(stores.join(folder, "curated"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
 

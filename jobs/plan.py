@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import costs, manifest, models, pilot, ray_data, stores, tables
+from pipeline import costs, manifest, models, pilot, ray_data, ray_resources, stores, tables
 from pipeline.config import ConfigError, Pool, Run
 
 AT_A_TIME = 10  # clips that an actor of the pilot is handed
@@ -29,7 +29,7 @@ def plan(run: Run) -> None:
     listed = manifest.videos(run.data.videos, "data.videos", run.data.base)
     command.record(run)
     ray_data.connect()
-    ray_data.check_resources(run, ["extract_features", "finetune"])
+    ray_resources.check(run, ["extract_features", "finetune"])
     folder = stores.join(run.root, "plan")
     stores.remove(folder)
     chosen = drawn(listed, run.plan.clips, run.seed)
@@ -59,7 +59,9 @@ def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
 
 def _stream(run: Run, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]) -> None:
     folders = {name: stores.join(run.root, "plan", name) for name in names}
-    ray_data.stream(
+    figures = ray_data.stream(
+        title,
+        stores.join(run.root, "plan"),
         [rows],
         rows.num_rows,
         pool.model_copy(update={"batch": AT_A_TIME}),
@@ -69,6 +71,7 @@ def _stream(run: Run, rows: pa.Table, pool: Pool, worker: Any, title: str, names
         {name: {} for name in names},
         command.Progress(title),
     )
+    command.achieved(title, figures)
 
 
 def _size(run: Run, videos: int, segments: float) -> costs.Size:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
+from jobs.budget import Capped
 from jobs.command import Progress, counts
 from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, stores, tables
 from pipeline.config import ConfigError, Pool, Run
@@ -189,7 +190,7 @@ def _stream(
         (),
         folders,
         {n: prints[n](run) for n in folders},
-        Progress(title),
+        Capped(Progress(title), title, run.budget, pool),
         metadata=held,
     )
     command.achieved(title, figures)

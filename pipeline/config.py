@@ -238,6 +238,13 @@ class Prices(Model):
         return self.gpu_hour > 0 or self.cpu_hour > 0
 
 
+class Budget(Model):
+    """What a job may hold of the cluster before it stops between two batches; null: no cap."""
+
+    gpu_hours: float | None = Field(None, gt=0)
+    cpu_hours: float | None = Field(None, gt=0)
+
+
 class Pool(Model):
     """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
 
@@ -287,6 +294,7 @@ class Run(Model):
     purge: Purge = Purge()
     plan: Plan = Plan()
     prices: Prices = Prices()
+    budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     webhook: Webhook = Webhook()

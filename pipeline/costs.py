@@ -125,7 +125,11 @@ def total(costs: Sequence[Cost], prices: Prices) -> list[str]:
 def _sums(costs: Sequence[Cost], prices: Prices) -> list[str]:
     gpu, cpu = sum(c.gpu_hours for c in costs), sum(c.cpu_hours for c in costs)
     money = sum(c.money(prices) for c in costs)
-    return [f"{gpu:,.2f}", f"{cpu:,.2f}", f"{money:,.2f}" if prices.known else "-"]
+    return [_short(gpu), _short(cpu), _short(money) if prices.known else "-"]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def summary(costs: Sequence[Cost], bytes_kept: Mapping[str, float], prices: Prices) -> dict[str, Any]:

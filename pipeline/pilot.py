@@ -18,8 +18,9 @@ import torch
 
 from pipeline import finetuning, models, motion, schemas
 from pipeline.config import Finetune, Run, Setting
-from pipeline.decoder import Decoder, clip_id, index
+from pipeline.decoder import Decoder
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.indexing import clip_id, index
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
 from pipeline.training_set import ClipSet, encode_set
