@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -64,8 +65,8 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
         failed = stores.failure(error)
         if failed is None:
             raise
-        told = "" if error is failed else f"{str(error).splitlines()[0]}\n"  # the stage's name, where there is one
-        print(f"error: {scrubbed(told)}{failed}\n{CONTINUED}", file=sys.stderr)
+        stage = re.match(r"stage \w+ failed: ", str(error))
+        print(f"error: {stage[0] if stage else ''}{failed}\n{CONTINUED}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C
         print("stopped; the same command continues from here", file=sys.stderr)
