@@ -210,6 +210,7 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_result(checkpoint: str, t
     expect_the_plain_run(run, folder, checkpoint, tmp_path / "plain")  # 3 clips a step on 2 workers: 1 and 2
 
 
+@pytest.mark.soak
 def test_a_node_that_is_about_to_go_is_checkpointed_for(
     checkpoint: str, tmp_path: Path, notes: Path, another_node: Callable[[], object]
 ) -> None:
