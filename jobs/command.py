@@ -65,7 +65,7 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
         failed = stores.failure(error)
         if failed is None:
             raise
-        stage = re.match(r"stage \w+ failed: ", str(error))
+        stage = re.match(r"stage [\w ]+ failed: ", str(error))
         print(f"error: {stage[0] if stage else ''}{failed}\n{CONTINUED}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C

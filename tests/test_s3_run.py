@@ -110,7 +110,7 @@ def rows(root: str, name: str) -> pa.Table:
 def test_a_table_that_cannot_be_written_ends_the_run_with_one_sentence(done: Done) -> None:
     assert done.broken.returncode == 1, done.broken.stdout
     last = done.broken.stdout.strip().splitlines()[-2:]
-    sentence = r"error: stage \w+ failed: put_object s3://bucket/runs/a run \[1\]/features/queries/part-"
+    sentence = r"error: stage [\w ]+ failed: put_object s3://bucket/runs/a run \[1\]/features/queries/part-"
     assert re.match(sentence, last[0]), done.broken.stdout
     assert "AccessDenied" in last[0]
     assert "the same command goes on from here" in last[1]
