@@ -1,10 +1,13 @@
-"""The stages through Ray: alone and together, batch and pool, bad files, the whole of curate."""
+"""The stages through Ray: alone and together, batch and pool, bad files, restart after SIGKILL, the whole of curate."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,13 @@ def listed(run: Run, name: str) -> list[dict[str, Any]]:
     assert table is not None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
+
+
+def command(root: Path, run: Run) -> list[str]:
+    """The command line of a run as a user would give it."""
+    path = root.parent / f"{root.name}.yaml"
+    path.write_text(json.dumps(run.model_dump(mode="json")))  # JSON is YAML
+    return [sys.executable, "-m", "jobs.curate", "--config", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +245,29 @@ def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Pat
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "generated" / "queries").glob("*.mp4")}
     generate_queries(run)
     assert {p: p.stat().st_mtime_ns for p in made} == made, "query videos were generated again"
+
+
+@pytest.mark.parametrize("moment", ["features/clips", "finetuned"])
+def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
+    root = tmp_path / "run"
+    run = small_run(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)
+    line = command(root, run)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    first = subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while not any((root / moment).rglob("*.*")) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    assert any((root / moment).rglob("*.*")), "the run never came so far"
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert features(root) == features(whole), "the features of a killed and continued run differ"
+    for name in ("motion/clips", "features/clips"):
+        held = [
+            i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id
+        ]
+        assert len(held) == len(set(held)), f"{name}: a row is there twice"
+    assert (root / "finetuned" / "motive_whitened" / "done.json").is_file()

@@ -27,6 +27,7 @@ from pipeline.config import Run
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.timeout(1200)  # each of three runs has its own time limit
 UPLOAD = 20 << 20  # bytes: well below Ray's limit of 100 MiB
 
 
@@ -97,7 +98,7 @@ def job(cluster: Cluster, *words: str, **environment: str) -> subprocess.Complet
     line = [str(BIN / "ray"), "job", words[0], "--address", cluster.address, *words[1:]]
     known = {**cluster.environment, **environment}
     return subprocess.run(
-        line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
+        line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500
     )
 
 
@@ -110,8 +111,11 @@ def submit(cluster: Cluster, name: str, run: Run, *options: str) -> subprocess.C
 
 
 def rows(root: str, *names: str) -> list[dict[str, object]]:
+    """The rows of a table in a fixed order; its uris below the root without the root."""
     table = tables.read(stores.join(root, *names))
-    return [] if table is None else table.sort_by("clip_id").to_pylist()
+    found = [] if table is None else table.to_pylist()
+    below = [{**row, "uri": (row["uri"] or "").removeprefix(root)} if "uri" in row else row for row in found]
+    return sorted(below, key=lambda row: [str(row.get(key)) for key in ("clip_id", "group", "arm", "seed", "metric")])
 
 
 @pytest.fixture(scope="module")
