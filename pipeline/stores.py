@@ -82,6 +82,7 @@ def writing(path: str) -> Iterator[IO[bytes]]:
             file.close()
         except BaseException:
             file.discard()
+            file.closed = True  # else the garbage collector closes it, which would upload what is left in its buffer
             raise
         file.commit()
         return
