@@ -188,6 +188,7 @@ def videos(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.soak
 def test_a_node_that_goes_costs_no_row_and_doubles_none(
     head: Any, two_nodes: list[Any], small_run: Callable[..., Run], videos: str, tmp_path: Path
 ) -> None:

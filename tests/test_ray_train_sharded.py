@@ -180,6 +180,7 @@ def expect_the_plain_run(run: Run, folder: str, checkpoint: str, cache: Path) ->
     assert max(float((found[n] - expected[n]).abs().max()) for n in found) < 1e-5
 
 
+@pytest.mark.soak
 def test_a_worker_lost_while_it_checkpoints_to_s3_changes_nothing(
     checkpoint: str, tmp_path: Path, notes: Path, store: s3_store.Store
 ) -> None:
@@ -200,6 +201,7 @@ def test_a_worker_lost_while_it_checkpoints_to_s3_changes_nothing(
     assert not any("/.train/" in key for key in store.keys("runs/a")), "checkpoints of a finished arm remain"
 
 
+@pytest.mark.soak
 def test_a_lost_node_leaves_fewer_workers_and_the_same_result(checkpoint: str, tmp_path: Path, notes: Path) -> None:
     root = str(tmp_path / "run")
     run = prepared(root, checkpoint, notes, lora_rank=None, min_workers=2, accumulate=1, checkpoint_every=2)

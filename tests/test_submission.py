@@ -127,6 +127,7 @@ def whole(tokened: Cluster, tiny_run: MakeRun, tmp_path_factory: pytest.TempPath
     return run, found.stdout
 
 
+@pytest.mark.soak
 def test_the_log_is_followed_to_the_end(whole: tuple[Run, str]) -> None:
     run, log = whole
     for line in ("attribute clips", "12/12", "selection: 12 clips", "finetuned/motive_whitened: 4 steps", "page: "):
@@ -138,6 +139,7 @@ def test_the_log_is_followed_to_the_end(whole: tuple[Run, str]) -> None:
     assert not list(Path(run.root).glob(".lease-*")), "the lease was not given back"
 
 
+@pytest.mark.soak
 def test_the_upload_is_small(tokened: Cluster, whole: tuple[Run, str]) -> None:
     places = [p for p in tokened.folder.glob("session_2*/runtime_resources/working_dir_files/*") if p.is_dir()]
     assert len(places) == 1
@@ -146,6 +148,7 @@ def test_the_upload_is_small(tokened: Cluster, whole: tuple[Run, str]) -> None:
     assert {p.name for p in places[0].iterdir() if p.is_dir()} == {"pipeline", "jobs"}
 
 
+@pytest.mark.soak
 def test_a_stopped_job_is_continued_by_the_same_command(
     tokened: Cluster, whole: tuple[Run, str], tiny_run: MakeRun, tmp_path: Path
 ) -> None:
