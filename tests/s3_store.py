@@ -180,7 +180,19 @@ def seen_by(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     monkeypatch.setattr(s3, "LONGEST_WAIT", 0.01)
     config = {**s3.OPTIONS["config_kwargs"], "retries": {"mode": "standard", "total_max_attempts": 1}}  # type: ignore[dict-item]
     monkeypatch.setitem(s3.OPTIONS, "config_kwargs", config)
-    s3.S3.clear_instance_cache()  # what is kept there has the last test's endpoint
+    forget()
+
+
+def forget() -> None:
+    """Close the connections of this process and forget their endpoint and credentials."""
+    from fsspec.asyn import sync
+
+    from pipeline import s3
+
+    for fs in list(s3.S3._cache.values()):
+        if fs._s3 is not None:
+            sync(fs.loop, fs._s3creator.__aexit__, None, None, None, timeout=30)
+    s3.S3.clear_instance_cache()
 
 
 def first(count: int, fault: str | float, pattern: str = "") -> Callable[[Request], str | float | None]:

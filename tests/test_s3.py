@@ -17,7 +17,7 @@ from pipeline import manifest, s3, stores, tables
 from pipeline.decoder import Decoder
 from pipeline.merging import merge
 from pipeline.video import ClipError
-from tests.s3_store import BUCKET, KEY, SECRET, Store, first, seen_by, served
+from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget, seen_by, served
 
 ROOT = f"s3://{BUCKET}/a run/[x]"
 
@@ -99,7 +99,7 @@ def test_a_connection_that_is_refused_and_an_answer_that_does_not_come(
     store.fault = first(2, 0.6, "GET")
     assert stores.read_bytes(f"{ROOT}/file") == b"data"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    s3.S3.clear_instance_cache()
+    forget()
     with pytest.raises(stores.StoreError, match=r"EndpointConnectionError.*tried 10 times"):
         stores.read_bytes(f"{ROOT}/file")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from jobs import command
-from pipeline import config, credentials, manifest, s3, stores
-from tests.s3_store import BUCKET, KEY, SECRET, Store, seen_by, served
+from pipeline import config, credentials, manifest, stores
+from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by, served
 
 SIGNED = "https://host/bucket/a.mp4?X-Amz-Credential=AKIAXYZXYZXYZXYZXYZX&X-Amz-Signature=feedc0ffee"
 WITH_SECRETS = [
@@ -160,7 +160,7 @@ def role(_server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "role")
     yield _server, tmp_path
-    s3.S3.clear_instance_cache()
+    forget()
 
 
 def test_credentials_of_a_role_are_asked_for_again_when_they_expire(role: tuple[Store, Path]) -> None:
@@ -214,7 +214,7 @@ def test_a_provider_that_fails_for_a_moment_is_asked_again_and_its_words_are_scr
     (folder / "provider.py").write_text(fail + good)
     stores.write_bytes(f"s3://{BUCKET}/a", b"x")
     (folder / "provider.py").write_text(f"import sys; sys.exit('no role for {KEY}: aws_secret_access_key={SECRET}')")
-    s3.S3.clear_instance_cache()
+    forget()
     with pytest.raises(stores.StoreError) as told:
         stores.write_bytes(f"s3://{BUCKET}/b", b"x")
     assert "no role for" in str(told.value)

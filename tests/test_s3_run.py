@@ -17,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import s3, stores, tables
+from pipeline import stores, tables
 from pipeline.config import Run
-from tests.s3_store import BUCKET, KEY, SECRET, TOKEN, Request, Store, environment, seen_by, served
+from tests.s3_store import BUCKET, KEY, SECRET, TOKEN, Request, Store, environment, forget, seen_by, served
 
 pytestmark = pytest.mark.timeout(1800)  # three runs; a busy machine takes minutes for each
 
@@ -98,7 +98,7 @@ def done(small_run: Callable[..., Run], small_world: Path, tmp_path_factory: pyt
 def store(done: Done, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     seen_by(monkeypatch, done.store)
     yield done.store
-    s3.S3.clear_instance_cache()
+    forget()
 
 
 def rows(root: str, name: str) -> pa.Table:
