@@ -21,7 +21,7 @@ from pipeline import stores, tables
 from pipeline.config import Run
 from tests.s3_store import BUCKET, KEY, SECRET, TOKEN, Request, Store, environment, forget, seen_by, served
 
-pytestmark = pytest.mark.timeout(1800)  # three runs; a busy machine takes minutes for each
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]  # three runs; a busy machine takes minutes for each
 
 ROOT = f"s3://{BUCKET}/runs/a run [1]"
 CHECKOUT = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def test_everything_of_the_run_lies_in_the_bucket(done: Done, store: Store) -> N
     assert any(key.startswith("finetuned/.latents/") for key in there)
     assert any(key.startswith("finetuned/motive_whitened/transformer/") for key in there)
     assert not [key for key in there if key.startswith("finetuned/.train/")], "checkpoints of a finished arm are kept"
-    assert store.asked(r"^PUT .*finetuned/\.train/.*state\.safetensors"), "checkpoints went elsewhere"
+    assert store.asked(r"^PUT .*finetuned/\.train/.*state-\d+-of-\d+\.safetensors"), "checkpoints went elsewhere"
     assert not [key for key in there if key.endswith("/")], "directory markers"
     page = stores.read_bytes(f"{ROOT}/report/index.html").decode()
     assert "<img" in page or "<video" in page or "data:image" in page
