@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import throughput
 from pipeline.attempts import Attempts, standstill
+from pipeline.beside import Patience, looking
 from pipeline.config import Pool
 from pipeline.throughput import Figures
 
 log = logging.getLogger(__name__)
 
-QUIET = 60.0  # seconds without a finished batch after which the log says what the stage waits for; then twice as long
 LOOK = 5.0  # seconds between two looks
 SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed job leaves behind
 
@@ -78,7 +77,6 @@ class Meters:
 def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
     """While the body runs, keep the stage's figures in `file` and in Ray's dashboard, and warn of a standstill: which
     actor waits for what, and which clips are being worked."""
-    over = threading.Event()
     share = Gauge("curation_busy_share", "of the time that a pool's actors were up, the share in batches", ("stage",))
     states = Gauge("curation_actors", "actors of a pool by what they do", ("stage", "state"))
 
@@ -91,26 +89,21 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
             states.set(count, {"stage": stage, "state": state})
         return told
 
-    def watch() -> None:
-        quiet, saved = QUIET, time.monotonic()
-        while not over.wait(LOOK):
-            told = note()
-            if time.monotonic() - saved >= SAVE:
-                throughput.save(file, stage, Figures(**told["figures"]))
-                saved = time.monotonic()
-            if told["still"] < QUIET:
-                quiet = QUIET
-            elif told["still"] >= quiet:
-                log.warning("%s", describe(told, stage, pool))
-                quiet *= 2
+    patience, saved = Patience(), time.monotonic()
 
-    thread = threading.Thread(target=watch, name="journal", daemon=True)
-    thread.start()
+    def look() -> None:
+        nonlocal saved
+        told = note()
+        if time.monotonic() - saved >= SAVE:
+            throughput.save(file, stage, Figures(**told["figures"]))
+            saved = time.monotonic()
+        if patience.is_over(told["still"]):
+            log.warning("%s", describe(told, stage, pool))
+
     try:
-        yield
+        with looking(look, LOOK, "journal"):
+            yield
     finally:
-        over.set()
-        thread.join()
         throughput.save(file, stage, Figures(**note()["figures"]))
 
 

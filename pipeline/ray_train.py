@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import finetuning, models, ray_journal, stores
+from pipeline.beside import Patience, looking
 from pipeline.config import Arm, Run
 from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
@@ -228,27 +228,20 @@ def _watched(metrics: str, run: Run, report: Report | None) -> Iterator[None]:
     if report is None:
         yield
         return
-    over, steps = threading.Event(), run.finetune.steps
+    steps, patience, placed = run.finetune.steps, Patience(), time.monotonic()
 
-    def watch() -> None:
-        placed, quiet = time.monotonic(), ray_journal.QUIET
-        while not over.wait(POLL):
-            report(_lines(metrics), steps, {})
-            waits = ray_journal.gang(run.resources.finetune)
-            if waits is None:
-                placed, quiet = time.monotonic(), ray_journal.QUIET
-            elif time.monotonic() - placed >= quiet:
-                log.warning("finetune %s, for %.0f s: %s", run.finetune.arm, time.monotonic() - placed, waits)
-                quiet *= 2
+    def look() -> None:
+        nonlocal placed
+        report(_lines(metrics), steps, {})
+        waits = ray_journal.gang(run.resources.finetune)
+        placed = time.monotonic() if waits is None else placed
+        still = time.monotonic() - placed
+        if patience.is_over(still):
+            log.warning("finetune %s, for %.0f s: %s", run.finetune.arm, still, waits)
 
     report(0, steps, {})
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with looking(look, POLL, "finetune"):
         yield
-    finally:
-        over.set()
-        thread.join()
     report(_lines(metrics), steps, {})
 
 

@@ -18,6 +18,7 @@ import torch
 
 from pipeline import config, world
 from pipeline.config import Run
+from tests.s3_store import Store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,3 +94,21 @@ def cluster() -> Iterator[None]:
     ray_data.connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[Store]:
+    from tests.s3_store import served
+
+    with served() as store:
+        yield store
+
+
+@pytest.fixture
+def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty bucket on loopback, which this process takes for S3."""
+    from tests.s3_store import seen_by
+
+    seen_by(monkeypatch, s3_server)
+    s3_server.clear()
+    return s3_server

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,20 +17,7 @@ from pipeline.decoder import Decoder
 from pipeline.indexing import index
 from pipeline.manifest import videos
 from pipeline.video import write_mp4
-from tests.s3_store import BUCKET, Store, first, seen_by, served
-
-
-@pytest.fixture(scope="module")
-def _server() -> Iterator[Store]:
-    with served() as store:
-        yield store
-
-
-@pytest.fixture
-def store(_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    seen_by(monkeypatch, _server)
-    _server.clear()
-    return _server
+from tests.s3_store import BUCKET, Store, first
 
 
 @pytest.fixture(scope="module")

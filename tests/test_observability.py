@@ -17,7 +17,7 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-from pipeline import ray_data, ray_journal, throughput  # noqa: E402
+from pipeline import beside, ray_data, ray_journal, throughput  # noqa: E402
 from pipeline.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config import Pool  # noqa: E402
 from pipeline.throughput import Figures  # noqa: E402
@@ -179,7 +179,7 @@ def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
 ) -> None:
     import ray
 
-    monkeypatch.setattr(ray_journal, "QUIET", 1.0)
+    monkeypatch.setattr(beside, "QUIET", 1.0)
     monkeypatch.setattr(ray_journal, "LOOK", 0.2)
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 4.0)
 

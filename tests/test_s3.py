@@ -17,22 +17,9 @@ from pipeline import manifest, s3, stores, tables
 from pipeline.decoder import Decoder
 from pipeline.merging import merge
 from pipeline.video import ClipError
-from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget, seen_by, served
+from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
 ROOT = f"s3://{BUCKET}/a run/[x]"
-
-
-@pytest.fixture(scope="module")
-def _server() -> Iterator[Store]:
-    with served() as store:
-        yield store
-
-
-@pytest.fixture
-def store(_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    seen_by(monkeypatch, _server)
-    _server.clear()
-    return _server
 
 
 def table(ids: list[str]) -> pa.Table:

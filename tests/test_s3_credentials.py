@@ -14,7 +14,7 @@ import pytest
 
 from jobs import command
 from pipeline import config, credentials, manifest, stores
-from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by, served
+from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by
 
 SIGNED = "https://host/bucket/a.mp4?X-Amz-Credential=AKIAXYZXYZXYZXYZXYZX&X-Amz-Signature=feedc0ffee"
 WITH_SECRETS = [
@@ -141,17 +141,11 @@ print(json.dumps(dict(Version=1, AccessKeyId=f"ASIAROLE{{n:012d}}", SecretAccess
 """
 
 
-@pytest.fixture(scope="module")
-def _server() -> Iterator[Store]:
-    with served() as store:
-        yield store
-
-
 @pytest.fixture
-def role(_server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Path]]:
+def role(s3_server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, Path]]:
     """A profile whose credentials are handed out by a process, and the file that counts how often it was asked."""
-    _server.clear()
-    seen_by(monkeypatch, _server)
+    s3_server.clear()
+    seen_by(monkeypatch, s3_server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name)
     (tmp_path / "asked").touch()
@@ -159,7 +153,7 @@ def role(_server: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     (tmp_path / "config").write_text(f"[profile role]\ncredential_process = {process}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "role")
-    yield _server, tmp_path
+    yield s3_server, tmp_path
     forget()
 
 

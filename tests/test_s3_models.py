@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config, fetched, fingerprints, models, motion
-from tests.s3_store import BUCKET, Request, Store, environment, first, seen_by, served
+from tests.s3_store import BUCKET, Request, Store, environment, first, seen_by
 
 URL = f"s3://{BUCKET}/models/wan [1]"
 FILES = {
@@ -25,24 +25,18 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module")
-def _server() -> Iterator[Store]:
-    with served() as store:
-        yield store
-
-
 @pytest.fixture
-def store(_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
-    _server.clear()
-    seen_by(monkeypatch, _server)
+def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
+    s3_server.clear()
+    seen_by(monkeypatch, s3_server)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    raw = _server.client()
+    raw = s3_server.client()
     for name, data in FILES.items():
         raw.put_object(Bucket=BUCKET, Key=f"models/wan [1]/{name}", Body=data)
     raw.put_object(Bucket=BUCKET, Key="models/wan [1]/", Body=b"")
     raw.put_object(Bucket=BUCKET, Key="models/wan [1]/transformer/pickled.bin", Body=b"no")
     fetched.local.cache_clear()
-    yield _server
+    yield s3_server
     fetched.local.cache_clear()
 
 

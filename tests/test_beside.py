@@ -1,0 +1,43 @@
+"""A look beside long work, and a standstill that is said at doubled intervals."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline import beside
+
+
+def test_it_looks_while_the_body_runs_and_no_longer() -> None:
+    seen, third = [], threading.Event()
+
+    def look() -> None:
+        seen.append(threading.current_thread().name)
+        if len(seen) == 3:
+            third.set()
+
+    with beside.looking(look, 0.001, "watch"):
+        assert third.wait(10)
+    after = len(seen)
+    assert set(seen) == {"watch"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "watch"]
+    assert len(seen) == after
+
+
+def test_it_ends_with_a_body_that_raises() -> None:
+    def body() -> None:
+        with beside.looking(lambda: None, 0.001, "watch"):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        body()
+    assert not [thread for thread in threading.enumerate() if thread.name == "watch"]
+
+
+def test_a_standstill_is_said_at_doubled_intervals_and_afresh_after_a_move() -> None:
+    patience, q = beside.Patience(), beside.QUIET
+    said = [still for still in (0, q - 1, q, q + 1, 2 * q, 3 * q, 4 * q, 5 * q) if patience.is_over(still)]
+    assert said == [q, 2 * q, 4 * q]
+    assert not patience.is_over(0)
+    assert patience.is_over(q)
