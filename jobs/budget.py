@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.config import Budget, Pool
+from pipeline.operations import Budget, Pool
 
 Report = Callable[[int, int, dict[str, int]], None]
 

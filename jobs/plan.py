@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.index_clips import sets
 from pipeline import costs, manifest, models, pilot, ray_data, ray_resources, stores, tables
-from pipeline.config import ConfigError, Pool, Run
+from pipeline.config import ConfigError, Run
+from pipeline.operations import Pool
 
 AT_A_TIME = 10  # clips that an actor of the pilot is handed
 _UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}

@@ -13,10 +13,11 @@ from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
 from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, stores, tables
-from pipeline.config import ConfigError, Pool, Run
+from pipeline.config import ConfigError, Run
 from pipeline.indexing import IndexWorker
 from pipeline.listing import Listing
 from pipeline.merging import merge
+from pipeline.operations import Pool
 from pipeline.scanning import Held, Rows
 from pipeline.shuffling import Shuffled
 from pipeline.subtraction import lacking

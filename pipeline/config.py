@@ -7,17 +7,17 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-import datetime
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline import credentials
+from pipeline.explanations import explained
+from pipeline.operations import Budget, Model, Nightly, Plan, Prices, Purge, Report, Resources, Tracking, Webhook
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -41,10 +41,6 @@ Arm = Literal[
 
 class ConfigError(ValueError):
     """Wrong usage or configuration: the text says what, where, which value and what to do. Jobs exit with status 2."""
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Model):
@@ -190,92 +186,6 @@ class Evaluate(Model):
     guidance: float = Field(5.0, ge=1)
 
 
-class Promote(Model):
-    """When a night's model takes the place of the one in use: its mean loss on held-out clips is lower, relatively by
-    more than `improvement`, with this confidence (one-sided t interval on differences paired by clip)."""
-
-    metric: Literal["masked_loss", "plain_loss"] = "masked_loss"
-    confidence: float = Field(0.95, ge=0.5, lt=1)
-    improvement: float = Field(0.0, ge=0, lt=1)
-
-
-class Nightly(Model):
-    date: datetime.date | None = Field(None, description="the night, YYYY-MM-DD; null: today in UTC")
-    keep: int = Field(30, ge=1, description="nights whose results are kept; the model in use is never deleted")
-    drift_clips: int = Field(200, ge=0, description="clips whose features are taken with the model in use as well")
-    reattribute: bool = Field(False, description="let features of other attribution.weights give way, at their price")
-    promote: Promote = Promote()
-
-
-class Report(Model):
-    """What the page shows of the videos."""
-
-    pictures: bool = True
-    captions: bool = True
-
-
-class Purge(Model):
-    """For jobs.purge: the clips that go."""
-
-    clips: tuple[str, ...] = ()
-    file: str | None = Field(None, description="a text file of clip ids, one a line; local or s3://")
-
-
-class Plan(Model):
-    clips: int = Field(50, ge=2, description="videos of the pilot that jobs.plan runs, one clip of each")
-
-
-class Prices(Model):
-    """What an hour and a gigabyte cost where the recipe runs; zero: not known."""
-
-    gpu_hour: float = Field(0.0, ge=0)
-    cpu_hour: float = Field(0.0, ge=0)
-    gb_month: float = Field(0.0, ge=0, description="of storage, for a gigabyte and month")
-    currency: str = "USD"
-
-    @property
-    def known(self) -> bool:
-        return self.gpu_hour > 0 or self.cpu_hour > 0
-
-
-class Budget(Model):
-    """What a job may hold of the cluster before it stops between two batches; null: no cap."""
-
-    gpu_hours: float | None = Field(None, gt=0)
-    cpu_hours: float | None = Field(None, gt=0)
-
-
-class Pool(Model):
-    """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
-
-    actors: int = Field(1, ge=1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    batch: int = Field(8, ge=1)
-
-
-class Resources(Model):
-    index_clips: Pool = Pool(batch=16)
-    estimate_motion: Pool = Pool()
-    extract_features: Pool = Pool()
-    finetune: Pool = Pool()
-    evaluate: Pool = Pool()
-    wait: float = Field(600.0, ge=0, description="seconds to wait for the autoscaler")
-
-
-class Tracking(Model):
-    """Where fine-tuning is followed. Keys and addresses come from the environment, never from here."""
-
-    kind: Literal["none", "mlflow", "wandb"] = "none"
-    project: str = Field("motion-curation", min_length=1, description="MLflow's experiment, W&B's project")
-
-
-class Webhook(Model):
-    variable: str | None = Field(
-        None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="the environment variable that holds the URL; null: none"
-    )
-
-
 class Run(Model):
     """A complete configuration."""
 
@@ -351,7 +261,7 @@ def parse(values: Mapping[str, Any], source: str) -> Run:
     try:
         return Run.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + " ".join(_explain(dict(e)) for e in error.errors())) from error
+        raise ConfigError(f"{source}: " + " ".join(explained(dict(e), Run) for e in error.errors())) from error
 
 
 def _refuse_credentials(value: Any, key: str = "") -> None:
@@ -385,29 +295,3 @@ def _packaged(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("package:"):
         return str(PACKAGE / value.removeprefix("package:"))
     return value
-
-
-def _explain(error: dict[str, Any]) -> str:
-    """One sentence on a validation error: the key, the value, what is allowed."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        allowed = _keys(Run, [p for p in error["loc"][:-1] if isinstance(p, str)])
-        close = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1)
-        hint = f" Did you mean `{close[0]}`?" if close else ""
-        return f"`{key}` is no configuration key.{hint} Allowed here: {', '.join(allowed)}."
-    if error["type"] == "missing":
-        return f"`{key}` is missing; set it in the file or with --set {key}=..."
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if key == "webhook.variable":  # what was given may be the URL itself, a secret
-        return f"{key}: it must be the name of an environment variable that holds the URL, not the URL."
-    return f"{key}={error['input']!r}: {message}." if key else f"{message}."
-
-
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        lists: dict[str, Any] = {"prompts": Prompt, "settings": Setting}
-        inner = lists.get(part, model.model_fields[part].annotation)
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)

@@ -23,9 +23,9 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import ray_journal, stores, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
-from pipeline.config import Pool
 from pipeline.decoder import Decoder
 from pipeline.merging import merge
+from pipeline.operations import Pool
 from pipeline.throughput import Figures
 from pipeline.video import ClipError
 

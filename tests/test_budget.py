@@ -11,7 +11,8 @@ import yaml
 
 from jobs import budget, command
 from pipeline import tables
-from pipeline.config import Budget, Pool, Run
+from pipeline.config import Run
+from pipeline.operations import Budget, Pool
 
 
 @pytest.fixture(autouse=True)

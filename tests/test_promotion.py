@@ -12,7 +12,8 @@ import tiny_wan
 import torch
 
 from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, stores, tables
-from pipeline.config import ConfigError, Promote
+from pipeline.config import ConfigError
+from pipeline.operations import Promote
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 
