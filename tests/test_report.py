@@ -21,6 +21,7 @@ from pipeline import (
     config,
     controls,
     gallery,
+    operations,
     pictures,
     report,
     schemas,
@@ -383,7 +384,7 @@ def test_a_page_without_pictures_and_captions_has_none(tmp_path: Path) -> None:
         raise AssertionError("a video was decoded for a page without pictures")
 
     run = build(str(tmp_path))
-    run = run.model_copy(update={"report": config.Report(pictures=False, captions=False)})
+    run = run.model_copy(update={"report": operations.Report(pictures=False, captions=False)})
     report.write(run, no_frames, no_frames)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "data:image" not in page
