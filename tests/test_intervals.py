@@ -1,0 +1,129 @@
+"""Intervals of means: they cover what they should as often as they say, and nothing depends on the order of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline import intervals
+from pipeline.intervals import bootstrap_mean, paired_difference, student, wilson
+
+
+def _crossed(rng: np.random.Generator, people: int, videos: int, a: float, b: float, noise: float) -> np.ndarray:
+    return rng.normal(0, a, (people, 1)) + rng.normal(0, b, (1, videos)) + rng.normal(0, noise, (people, videos))
+
+
+def _labels(people: int, videos: int) -> tuple[list[str], list[str]]:
+    return [f"p{i}" for i in range(people) for _ in range(videos)], [
+        f"v{j}" for _ in range(people) for j in range(videos)
+    ]
+
+
+@pytest.mark.parametrize(("a", "b", "noise"), [(1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
+def test_the_crossed_bootstrap_covers_the_mean_whichever_cluster_carries_the_variance(
+    a: float, b: float, noise: float
+) -> None:
+    rng, labels = np.random.default_rng(3), _labels(17, 50)
+    covered = 0
+    for trial in range(200):
+        found = bootstrap_mean(_crossed(rng, 17, 50, a, b, noise).ravel(), *labels, draws=400, seed=trial)
+        covered += found.low <= 0 <= found.high
+    assert covered >= 0.89 * 200, "the interval is too narrow"  # 95 % less three standard errors and 17 clusters' bias
+
+
+def test_resampling_values_as_if_independent_covers_too_seldom_where_people_differ() -> None:
+    """The control of the test above: this is what clustering is for."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for trial in range(100):
+        found = bootstrap_mean(_crossed(rng, 17, 50, 1.0, 0.0, 1.0).ravel(), draws=400, seed=trial)
+        covered += found.low <= 0 <= found.high
+    assert covered < 50
+
+
+def test_one_cluster_equals_resampling_the_means_of_equal_clusters() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(12, 5))
+    labels = [f"{i:02d}" for i in range(12) for _ in range(5)]
+    clustered = bootstrap_mean(values.ravel(), labels, seed=1)
+    means = bootstrap_mean(values.mean(1), [f"{i:02d}" for i in range(12)], seed=1)
+    np.testing.assert_allclose(clustered, means)
+
+
+def test_the_pigeonhole_weights_are_products_of_counts() -> None:
+    """Against the definition, with cells that are empty and cells that hold two values."""
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    rows, columns = ["a", "a", "b", "c", "c"], ["x", "y", "y", "x", "x"]
+    rng = np.random.default_rng(5)
+    people = rng.multinomial(3, [1 / 3] * 3, 500)
+    videos = rng.multinomial(2, [1 / 2] * 2, 500)
+    means = []
+    for p, v in zip(people, videos, strict=True):
+        w = [p["abc".index(r)] * v["xy".index(c)] for r, c in zip(rows, columns, strict=True)]
+        if sum(w):
+            means.append(np.dot(w, values) / sum(w))
+    found = bootstrap_mean(values, rows, columns, draws=500, seed=5)
+    assert found == pytest.approx((np.mean(values), *np.quantile(means, [0.025, 0.975])))
+
+
+def test_the_order_of_rows_is_of_no_account_and_shares_add_up() -> None:
+    rng = np.random.default_rng(1)
+    people, videos = _labels(6, 9)
+    outcome = rng.integers(0, 3, 54)
+    order = rng.permutation(54)
+    shares = []
+    for kind in range(3):
+        x = (outcome == kind).astype(float)
+        found = bootstrap_mean(x, people, videos)
+        again = bootstrap_mean(x[order], [people[i] for i in order], [videos[i] for i in order])
+        assert found == pytest.approx(again)
+        shares.append(found.mean)
+    assert sum(shares) == pytest.approx(1)
+    assert bootstrap_mean(rng.normal(size=54), people, videos, seed=1) != bootstrap_mean(x, people, videos, seed=2)
+
+
+def test_student_and_the_paired_difference_are_scipys() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=20), rng.normal(size=20)
+    known = stats.ttest_rel(a, b).confidence_interval(0.9)
+    ours = {f"k{i}": v for i, v in enumerate(a)} | {"only ours": 1e9}
+    theirs = {f"k{i}": v for i, v in reversed(list(enumerate(b)))} | {"only theirs": -1e9}
+    found = paired_difference(ours, theirs, confidence=0.9)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    assert student(a - b, 0.9) == pytest.approx(found)
+
+
+def test_a_paired_difference_by_cluster_is_wider_where_clusters_differ() -> None:
+    rng = np.random.default_rng(4)
+    shift = rng.normal(0, 1, 15)
+    ours = {(clip, seed): shift[clip] + rng.normal(0, 0.1) for clip in range(15) for seed in range(6)}
+    theirs = dict.fromkeys(ours, 0.0)
+    naive, clustered = paired_difference(ours, theirs), paired_difference(ours, theirs, lambda key: key[0])
+    assert clustered.half > 1.8 * naive.half
+    assert clustered.mean == naive.mean
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (74, 100)])
+def test_wilson_is_scipys(successes: int, trials: int) -> None:
+    known = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    found = wilson(successes, trials)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+
+
+def test_what_has_no_interval_is_refused() -> None:
+    for wrong in (
+        lambda: bootstrap_mean([]),
+        lambda: bootstrap_mean([1.0, float("nan")]),
+        lambda: bootstrap_mean([1.0, 2.0], ["a"]),
+        lambda: bootstrap_mean([1.0, 2.0], ["a", "a"]),
+        lambda: bootstrap_mean([1.0, 2.0], ["a", "b"], ["a", "b"], ["a", "b"]),
+        lambda: bootstrap_mean([1.0, 2.0], confidence=1.0),
+        lambda: student([1.0]),
+        lambda: wilson(1, 0),
+        lambda: wilson(3, 2),
+        lambda: paired_difference({"a": 1.0}, {"b": 1.0}),
+    ):
+        with pytest.raises(ValueError, match=r"\w"):
+            wrong()
+    assert intervals.bootstrap_mean([2.0, 2.0]) == (2.0, 2.0, 2.0)
