@@ -10,15 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.operations import Budget, Pool
+from pipeline.operations import Budget, Pool, SpentError
 
 Report = Callable[[int, int, dict[str, int]], None]
 
 _held = {"gpu_hours": 0.0, "cpu_hours": 0.0}  # by the stages that this process has been through, as process_time is
-
-
-class SpentError(Exception):
-    """The budget is spent; the text says what is finished and how to go on."""
 
 
 class Capped:

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from jobs.budget import SpentError
 from pipeline import config, lease, stores, tables, webhook
 from pipeline.config import ConfigError, Run
 from pipeline.credentials import scrubbed
+from pipeline.operations import SpentError
 from pipeline.throughput import Figures
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 
 from jobs import command, stages
-from jobs.budget import SpentError
 from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.generate_queries import generate_queries
@@ -15,6 +14,7 @@ from jobs.report import report
 from pipeline import arms, ray_data, ray_resources, stores, tables, tracking
 from pipeline.config import ConfigError, Run
 from pipeline.feature_table import under_mask
+from pipeline.operations import SpentError
 
 log = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ from pipeline import (
     reattribution,
     stores,
     tables,
+    webhook,
 )
 from pipeline.config import ConfigError, Run
 from pipeline.in_use import BASE, InUse
@@ -199,6 +200,7 @@ def finish(run: Run, night: str, history: Sequence[Record]) -> None:
     for gone in nights.retain(run.root, run.nightly.keep, run.attribution.weights):
         print(f"the night of {gone} is deleted: nightly.keep={run.nightly.keep}")
     print(f"{record['headline']}\npage: {stores.join(here, 'index.html')}")
+    webhook.post(run, "nightly", "finished", night=night, headline=record["headline"])
 
 
 def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:

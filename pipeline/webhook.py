@@ -1,4 +1,5 @@
-"""A small JSON to a URL when a job has failed, or when a night is done. A webhook that fails is a warning, no failure.
+"""A small JSON to a URL when a job has failed, when its budget is spent, or when a night is done. A webhook that fails
+is a warning, no failure.
 
 The URL, which is a secret, stands in an environment variable; the configuration names the variable only.
 """
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 
 from pipeline.config import ConfigError, Run
 from pipeline.credentials import HIDDEN, scrubbed
+from pipeline.operations import SpentError
 from pipeline.tables import FingerprintError
 
 log = logging.getLogger(__name__)
@@ -44,14 +46,19 @@ def address(run: Run) -> str | None:
 
 @contextmanager
 def on_failure(run: Run, job: str) -> Iterator[None]:
-    """Tell the webhook if the body fails; not of wrong usage or configuration (exit 2), which who typed it reads."""
+    """Tell the webhook if the body fails; not of wrong usage or configuration (exit 2), which who typed it reads.
+
+    A budget that is spent is no failure (exit 0), but work is left that nobody does unasked: the state is "spent", and
+    `error` says what is finished.
+    """
     address(run)
     try:
         yield
     except (ConfigError, FingerprintError):
         raise
     except Exception as error:
-        post(run, job, "failed", stage(error), str(error) or type(error).__name__)
+        state = "spent" if isinstance(error, SpentError) else "failed"
+        post(run, job, state, stage=stage(error), error=str(error) or type(error).__name__)
         raise
 
 
@@ -63,13 +70,15 @@ def stage(error: BaseException) -> str:
     return named[-1] if named else ""
 
 
-def post(run: Run, job: str, state: str, stage: str = "", error: str = "") -> bool:
-    """Post {job, root, state, stage, error, time}, a bounded number of times; whether it was taken."""
+def post(run: Run, job: str, state: str, **told: str) -> bool:
+    """Post {job, root, state, time} and the first lines of what else is told, `stage` and `error` of a failure, `night`
+    and `headline` of a night that is done, a bounded number of times; whether it was taken."""
     url = address(run)
     if url is None:
         return False
-    told = {"job": job, "root": run.root, "state": state, "stage": stage, "error": (error.splitlines() or [""])[0]}
-    safe = {key: scrubbed(value).replace(url, HIDDEN)[:500] for key, value in told.items()}
+    lines = {key: (value.splitlines() or [""])[0] for key, value in told.items()}
+    held = {"job": job, "root": run.root, "state": state, **lines}
+    safe = {key: scrubbed(value).replace(url, HIDDEN)[:500] for key, value in held.items()}
     body = json.dumps({**safe, "time": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
     for number in range(TRIES):
         if number:

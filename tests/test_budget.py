@@ -12,7 +12,7 @@ import yaml
 from jobs import budget, command
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.operations import Budget, Pool
+from pipeline.operations import Budget, Pool, SpentError
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_every_actor_counts_while_it_is_held(monkeypatch: pytest.MonkeyPatch) ->
     now += 1700  # of 2 GPUs: 0.94 hours
     capped(50, 100, {})
     now += 200
-    with pytest.raises(budget.SpentError, match=r"x: budget\.gpu_hours=1 is spent .* after 60 of 100"):
+    with pytest.raises(SpentError, match=r"x: budget\.gpu_hours=1 is spent .* after 60 of 100"):
         capped(60, 100, {})
     capped(100, 100, {})  # a stage that is done has nothing to stop
     assert told == [0, 50, 60, 100]
@@ -37,7 +37,7 @@ def test_every_actor_counts_while_it_is_held(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_nothing_is_begun_with_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_held", {"gpu_hours": 0.0, "cpu_hours": 3.0})
-    with pytest.raises(budget.SpentError, match="not begun"), budget.holding("f", Budget(cpu_hours=2), Pool(), 1):
+    with pytest.raises(SpentError, match="not begun"), budget.holding("f", Budget(cpu_hours=2), Pool(), 1):
         pytest.fail("it was begun")
     with budget.holding("f", Budget(cpu_hours=4), Pool(cpus=2), 3):
         pass

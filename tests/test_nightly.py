@@ -12,13 +12,16 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 import jobs.held_out
 import jobs.nightly
+from jobs import command
 from jobs.nightly import nightly
-from pipeline import fingerprints, in_use, models, nights, reattribution, schemas, stores, tables
+from pipeline import fingerprints, in_use, models, nights, reattribution, schemas, stores, tables, webhook
 from pipeline.config import ConfigError, Run
 from pipeline.evaluation import Trained
+from pipeline.operations import SpentError
 from pipeline.reattribution import FIELD
 
 MakeRun = Callable[..., Run]
@@ -342,6 +345,43 @@ def test_a_killed_night_is_continued(
     before = files(stages.root)
     nightly(run(later))
     assert files(stages.root) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "decided"),
+    [
+        (jobs.nightly.stages, "attribute", False),
+        (jobs.nightly, "finetune", False),
+        (jobs.held_out, "measure", False),
+        (jobs.nightly, "measure_drift", True),
+    ],
+)
+def test_a_spent_budget_ends_a_night_that_the_same_date_goes_on_with(
+    staged: tuple[Stages, Callable[..., Run]], monkeypatch: pytest.MonkeyPatch, module: Any, name: str, decided: bool
+) -> None:
+    stages, run = staged
+    stages.losses |= {stages.version: 0.9}
+    root, told = str(stages.root), list[dict[str, str]]()
+    monkeypatch.setenv("CURATION_HOOK", "https://hooks.example.com/x")
+    monkeypatch.setattr(webhook, "_try", lambda _, body: (told.append(json.loads(body)), (None, True))[1])
+    path = stages.root.parent / "run.yaml"
+    path.write_text(yaml.safe_dump(run("2026-03-10", webhook__variable="CURATION_HOOK").model_dump(mode="json")))
+    monkeypatch.setattr("sys.argv", ["nightly", "--config", str(path)])
+
+    def spent(*_: object, **__: object) -> None:
+        raise SpentError("x: budget.gpu_hours=1 is spent after 60 of 100")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, spent)
+        command.main(nightly, None)  # it ends without an exit status of its own, which is 0
+    assert nights.finished(root) == []
+    assert (in_use.in_use(root).night == "2026-03-10") is decided, "a model is used that nothing was decided on"
+    for _ in range(2):
+        command.main(nightly, None)
+    (done,) = nights.finished(root)
+    assert (done["promoted"], in_use.in_use(root).night) == (True, "2026-03-10")
+    assert [(t["job"], t["state"]) for t in told] == [("nightly", "spent"), ("nightly", "finished")]
+    assert (told[1]["night"], told[1]["headline"]) == ("2026-03-10", done["headline"][:500])
 
 
 # --- what a night refuses, and a re-attribution ----------------------------------------------------------------------

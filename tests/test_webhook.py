@@ -16,6 +16,7 @@ import pytest
 from jobs import command
 from pipeline import config, webhook
 from pipeline.config import ConfigError, Run
+from pipeline.operations import SpentError
 
 SECRET = "T0KEN-in-the-path"
 
@@ -67,6 +68,13 @@ def test_a_failure_is_told_with_its_first_line_and_no_secret(
     assert told["error"] == "broke at **** with ****"
     assert set(told) == {"job", "root", "state", "stage", "error", "time"}
     assert SECRET not in json.dumps(told) + caplog.text
+
+
+def test_a_spent_budget_is_no_failure(listener: Listener) -> None:
+    with pytest.raises(SpentError), webhook.on_failure(configured(), "curate"):
+        raise SpentError("attribute clips: budget.gpu_hours=1 is spent after 60 of 100")
+    (told,) = listener.got
+    assert (told["state"], told["error"]) == ("spent", "attribute clips: budget.gpu_hours=1 is spent after 60 of 100")
 
 
 def test_what_is_wrong_usage_is_not_told(listener: Listener) -> None:
