@@ -29,9 +29,17 @@ PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", 
 CONTINUED = "Once the store can be used again, the same command goes on from here."
 
 
-def main(job: Callable[[Run], None], description: str | None, default: str | None = None) -> None:
+def main(
+    job: Callable[[Run], None],
+    description: str | None,
+    default: str | None = None,
+    afterwards: Callable[[Run], None] | None = None,
+) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
-    the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds."""
+    the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
+
+    `afterwards` runs when the lease has been given back: for what may take days and writes none of the run's tables.
+    """
     parser = _Parser(description=description)
     parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     parser.add_argument(
@@ -50,9 +58,12 @@ def main(job: Callable[[Run], None], description: str | None, default: str | Non
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
-        with webhook.on_failure(run, job.__name__), lease.held(run.root, job.__name__, submitted):
-            stores.sweep(run.root)
-            job(run)
+        with webhook.on_failure(run, job.__name__):
+            with lease.held(run.root, job.__name__, submitted):
+                stores.sweep(run.root)
+                job(run)
+            if afterwards is not None:
+                afterwards(run)
     except (ConfigError, tables.FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline import credentials
 from pipeline.explanations import explained
 from pipeline.operations import Budget, Model, Nightly, Plan, Prices, Purge, Report, Resources, Tracking, Webhook
+from pipeline.study import Study
 
 PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
@@ -202,6 +203,7 @@ class Run(Model):
     nightly: Nightly = Nightly()
     report: Report = Report()
     purge: Purge = Purge()
+    study: Study = Study()
     plan: Plan = Plan()
     prices: Prices = Prices()
     budget: Budget = Budget()

@@ -1,0 +1,94 @@
+"""A blind study: builds the page on which people judge the arms' videos, two at a time (`study.arms`), serves it on
+loopback (`study.serve`), and scores the answers (`study.answers`)."""
+
+from __future__ import annotations
+
+import os
+
+from jobs import command
+from jobs.command import Progress
+from pipeline import answers, handout, stores, study_results
+from pipeline.answer_log import AnswerLog
+from pipeline.answer_server import LOOPBACK, AnswerServer
+from pipeline.config import ConfigError, Run
+from pipeline.decoder import Decoder
+from pipeline.pairs import Key
+
+
+def study(run: Run) -> None:
+    if run.study.answers is not None:
+        score(run, run.study.answers)
+        return
+    if run.study.serve and "://" in run.root:
+        raise ConfigError(
+            f"root={run.root!r}: answers are appended to a file under the root, which an object store cannot do. Copy "
+            "the folder study/ to a local root and serve it from there, or hand out study/handout as it is."
+        )
+    built(run)
+
+
+def built(run: Run) -> Key:
+    """The study of this root, built now unless it is there."""
+    held = handout.found(run)
+    if held is None:
+        with Decoder(run.data.decode_timeout) as decoder:
+            checking, writing = Progress("videos checked"), Progress("videos written")
+            held = handout.build(
+                run, decoder, lambda done, of: checking(done, of, {}), lambda done, of: writing(done, of, {})
+            )
+    elif not stores.exists(handout.place(run.root, "handout", "index.html")):
+        raise ConfigError(
+            f"{handout.place(run.root, 'handout')} is gone, but its key is still there. Bring it back, or delete the "
+            f"folder {handout.place(run.root)}, answers and all, to build another study."
+        )
+    catch = sum(pair.kind != "arms" for pair in held.pairs)
+    print(
+        f"study {held.study} of {', '.join(held.arms)}: {len(held.pairs)} pairs to judge, {catch} of them catch trials"
+    )
+    print(f"give away the folder {handout.place(run.root, 'handout')}; keep {handout.place(run.root, 'key.json')}")
+    return held
+
+
+def score(run: Run, place: str) -> None:
+    key = handout.key(run.root)
+    if key is None:
+        raise ConfigError(
+            f"study.answers={place!r}: {handout.place(run.root)} holds no study; give the root that it was built in."
+        )
+    handout.found(run)
+    found = study_results.write(run, key, answers.read(place, key))
+    print("\n".join(study_results.lines(found)))
+    print(f"page: {handout.place(run.root, 'results.html')}")
+
+
+def serve(run: Run) -> None:
+    """Serve the study until Ctrl-C. The run's lease has been given back by then: this writes none of its tables."""
+    key = handout.key(run.root)
+    if not run.study.serve or key is None:
+        return
+    path = handout.place(run.root, "answers.jsonl")
+    log = AnswerLog(path, key)
+    try:
+        server = AnswerServer(
+            run.study.port, handout.page(key, served=True), handout.place(run.root, "handout", "videos"), log
+        )
+    except OSError as error:
+        log.close()
+        raise ConfigError(
+            f"study.port={run.study.port}: nothing can be served there ({os.strerror(error.errno or 0)}); name another "
+            "port, or 0 for any that is free."
+        ) from error
+    with server:
+        try:
+            print(f"judge at http://{LOOPBACK}:{server.server_port}/", flush=True)
+            print(f"answers go to {path}; Ctrl-C ends it, and the same command goes on", flush=True)
+            server.serve_forever()
+        except KeyboardInterrupt:
+            judged, people = log.counts()
+            print(f"\n{judged} judgements of {people} people; to score them: --set study.answers={path}")
+        finally:
+            log.close()
+
+
+if __name__ == "__main__":
+    command.main(study, __doc__, afterwards=serve)

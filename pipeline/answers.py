@@ -1,0 +1,126 @@
+"""Answers of a blind study: JSON lines, one answer each, as the page downloads them and the server appends them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError
+
+from pipeline import stores
+from pipeline.config import ConfigError
+from pipeline.pairs import Key, Pair
+
+LONGEST = 4096  # bytes of one answer
+TOLD = 5  # problems that a message names
+
+Which = tuple[str, str, int]  # person, pair, revision
+Name = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
+
+
+class Answer(BaseModel, frozen=True, extra="forbid"):
+    """What one person said of one pair. Who thinks better of it answers again with the next revision, which counts."""
+
+    study: str
+    person: Name
+    pair: str
+    revision: int = Field(ge=0)
+    left: str
+    right: str
+    choice: Literal["left", "tie", "right"]
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    at: AwareDatetime
+
+    @property
+    def which(self) -> Which:
+        """No two answers have the same."""
+        return self.person, self.pair, self.revision
+
+    @property
+    def chosen(self) -> str | None:
+        """The video that was chosen; None for a tie."""
+        return {"left": self.left, "right": self.right, "tie": None}[self.choice]
+
+
+def parse(line: bytes | str) -> Answer:
+    """Raises ValueError with one sentence on what is wrong with it."""
+    try:
+        return Answer.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"it is damaged ({where + ': ' if where else ''}{first['msg']})") from None
+
+
+def check(answer: Answer, study: str, pairs: Mapping[str, Pair]) -> None:
+    """Raise ValueError with one sentence for an answer that is none of this study's."""
+    if answer.study != study:
+        raise ValueError(f"it is of another study ({answer.study!r}; this one is {study!r})")
+    pair = pairs.get(answer.pair)
+    if pair is None:
+        raise ValueError(f"this study has no pair {answer.pair!r}")
+    if sorted((answer.left, answer.right)) != sorted(side.video for side in pair.sides):
+        raise ValueError(f"its videos are not those of the pair {answer.pair!r}")
+
+
+def read(place: str, key: Key) -> list[Answer]:
+    """Every answer of a file, a folder (its .jsonl files) or a glob, the last revision of each, by person and pair.
+
+    Raises ConfigError that names file and line of whatever is damaged, of another study, of no pair, or there twice.
+    """
+    paths = _files(place)
+    found, wrong = collect(paths, key)
+    if wrong:
+        raise ConfigError(
+            f"study.answers={place!r}: {problems(wrong, len(found))}. Take these lines or files out, or score them "
+            "with their own study; nothing was written."
+        )
+    if not found:
+        raise ConfigError(f"study.answers={place!r}: the {len(paths)} files found there hold no answer.")
+    last = {(a.person, a.pair): a for a in sorted(found.values(), key=lambda a: a.which)}
+    return list(last.values())
+
+
+def collect(paths: Sequence[str], key: Key) -> tuple[dict[Which, Answer], list[str]]:
+    """The answers of these files, and a sentence with file and line for each line that holds none of this study."""
+    pairs = {pair.pair: pair for pair in key.pairs}
+    found: dict[Which, Answer] = {}
+    places: dict[Which, str] = {}
+    wrong = []
+    for path in paths:
+        for number, line in enumerate(stores.read_bytes(path).split(b"\n"), 1):
+            if not line.strip():
+                continue
+            here = f"{path}, line {number}"
+            try:
+                answer = parse(line)
+                check(answer, key.study, pairs)
+            except ValueError as error:
+                wrong.append(f"{here}: {error}")
+                continue
+            if answer.which in found:
+                wrong.append(f"{here}: it repeats the answer of {places[answer.which]}")
+                continue
+            found[answer.which], places[answer.which] = answer, here
+    return found, wrong
+
+
+def problems(wrong: Sequence[str], fine: int) -> str:
+    """A sentence on what `collect` found wrong."""
+    more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
+    return f"{len(wrong)} of {len(wrong) + fine} answers cannot be scored: {'; '.join(wrong[:TOLD])}{more}"
+
+
+def _files(place: str) -> Sequence[str]:
+    fs, bare = stores.place(place)
+    if fs.isfile(bare):
+        names = [bare]
+    elif fs.isdir(bare):
+        names = [path for path in stores.files(place) if path.endswith(".jsonl")]
+    else:
+        names = sorted(str(path) for path in fs.glob(bare) if fs.isfile(path))
+    if not names:
+        raise ConfigError(
+            f"study.answers={place!r}: there is no such file, and no .jsonl file in a folder or glob of that name."
+        )
+    return [name if "file" in fs.protocol else fs.unstrip_protocol(name) for name in names]

@@ -1,0 +1,149 @@
+"""What people's answers say: wins, ties and losses of one arm against another, who passed the catch trials, and how far
+people agree and take sides."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline import agreement, intervals
+from pipeline.answers import Answer
+from pipeline.intervals import Interval
+from pipeline.pairs import Key, Pair
+
+Outcome = Literal["win", "tie", "loss"]
+OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one person said of `arm` against `other`, on videos of one caption and seed."""
+
+    person: str
+    arm: str
+    other: str
+    clip_id: str
+    seed: int
+    pair: str
+    outcome: Outcome
+    left: str  # the arm that was on the left
+    seconds: float
+
+
+JUDGEMENTS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("person", "arm_a", "arm_b", "clip_id")),
+        ("seed", pa.int64()),
+        *((name, pa.string()) for name in ("pair", "outcome", "left")),
+        ("seconds", pa.float64()),
+        ("counts", pa.bool_()),  # its person passed the catch trials
+    ]
+)
+
+
+def judgements(answers: Iterable[Answer], key: Key) -> list[Judgement]:
+    """The answers to pairs of two arms; those to catch trials are left out."""
+    pairs = {pair.pair: pair for pair in key.pairs}
+    found = []
+    for answer in answers:
+        pair = pairs[answer.pair]
+        if pair.kind != "arms":
+            continue
+        ours, theirs = pair.sides
+        outcome: Outcome = "tie" if answer.chosen is None else "win" if answer.chosen == ours.video else "loss"
+        left = ours.arm if answer.left == ours.video else theirs.arm
+        about = (pair.clip_id, pair.seed, pair.pair)
+        found.append(Judgement(answer.person, ours.arm, theirs.arm, *about, outcome, left, answer.seconds))
+    return found
+
+
+def right(answer: Answer, pair: Pair) -> bool:
+    """Whether the answer to a catch trial is the right one."""
+    return answer.chosen == (None if pair.kind == "identical" else pair.sides[0].video)
+
+
+def people(answers: Sequence[Answer], key: Key, passing: float) -> list[Row]:
+    """One row a person, by name: answers, catch trials answered and passed, their share with Wilson's interval, and
+    whether the person counts: at least `passing` of them right, or none answered yet."""
+    pairs = {pair.pair: pair for pair in key.pairs}
+    given: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        given[answer.person].append(answer)
+    rows = []
+    for person in sorted(given):
+        caught = [right(a, pairs[a.pair]) for a in given[person] if pairs[a.pair].kind != "arms"]
+        share = intervals.wilson(sum(caught), len(caught)) if caught else None
+        sided = [a.choice == "left" for a in given[person] if a.chosen is not None]
+        row = {
+            "person": person,
+            "answers": len(given[person]),
+            "of": len(key.pairs),
+            "catch": len(caught),
+            "passed": sum(caught),
+            **_named("share", share),
+            "counts": share is None or share.mean >= passing,
+            "left": sum(sided) / len(sided) if sided else None,
+            "seconds": median(a.seconds for a in given[person]),
+        }
+        rows.append(row)
+    return rows
+
+
+def scores(judged: Sequence[Judgement], seed: int) -> list[Row]:
+    """One row for each two arms: shares of wins, ties and losses and wins less losses, each with a 95 % interval, and
+    how far people agree. Intervals are bootstrapped over people and captions at once, since the judgements of a person,
+    and those of a caption's videos, are not independent; None where there is one person or one caption alone."""
+    rows = []
+    for arm, other in sorted({(j.arm, j.other) for j in judged}):
+        of = [j for j in judged if (j.arm, j.other) == (arm, other)]
+        persons, clips = [j.person for j in of], [j.clip_id for j in of]
+        row: Row = {"arm_a": arm, "arm_b": other, "judgements": len(of)}
+        row |= {"people": len(set(persons)), "videos": len({j.pair for j in of})}
+        values: dict[str, list[float]] = {o: [float(j.outcome == o) for j in of] for o in OUTCOMES}
+        values["net"] = [w - loss for w, loss in zip(values["win"], values["loss"], strict=True)]
+        for name, x in values.items():
+            varied = len(set(persons)) > 1 and len(set(clips)) > 1
+            found = intervals.bootstrap_mean(x, persons, clips, seed=seed) if varied else None
+            row |= _named(name, found) if found else {**_named(name, None), name: sum(x) / len(x)}
+        rows.append(row | _agreed(of, seed))
+    return rows
+
+
+def _agreed(judged: Sequence[Judgement], seed: int) -> Row:
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for j in judged:
+        counts[j.pair][j.outcome] += 1
+    found = agreement.nominal([[counts[pair][o] for o in OUTCOMES] for pair in sorted(counts)], seed)
+    agreed, alpha, low, high = found if found else (None, None, None, None)
+    return {"agreed": agreed, "alpha": alpha, "alpha_low": low, "alpha_high": high}
+
+
+def _named(name: str, found: Interval | None) -> Row:
+    mean, low, high = found if found else (None, None, None)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def left_share(judged: Sequence[Judgement], seed: int) -> Row:
+    """How often the left video was chosen where one was, over people and captions; half of them where nobody leans."""
+    sided = [j for j in judged if j.outcome != "tie"]
+    x = [float((j.left == j.arm) == (j.outcome == "win")) for j in sided]
+    persons, clips = [j.person for j in sided], [j.clip_id for j in sided]
+    if len(set(persons)) < 2 or len(set(clips)) < 2:
+        return _named("left", None) | {"left": sum(x) / len(x) if x else None}
+    return _named("left", intervals.bootstrap_mean(x, persons, clips, seed=seed))
+
+
+def table(judged: Sequence[Judgement], counted: Mapping[str, bool]) -> pa.Table:
+    """The judgements one by one. (A column named `arm` would make it an evaluation to readers of tables.)"""
+    rows = []
+    for j in judged:
+        held = asdict(j)
+        held |= {"arm_a": held.pop("arm"), "arm_b": held.pop("other"), "counts": counted[j.person]}
+        rows.append(held)
+    return pa.Table.from_pylist(rows, schema=JUDGEMENTS)

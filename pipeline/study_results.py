@@ -1,0 +1,113 @@
+"""The scores of a blind study as tables, JSON, a page, and the lines that its job prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline import handout, preferences, stores, tables
+from pipeline.answers import Answer
+from pipeline.config import Run
+from pipeline.pairs import Key
+from pipeline.preferences import OUTCOMES, Row
+from pipeline.report import environment
+
+SHARES = (*OUTCOMES, "net")
+WHOLE = ("judgements", "people", "videos")
+ENDS = ("", "_low", "_high")
+SCORES = pa.schema(
+    [
+        ("who", pa.string()),  # everyone, or passed: those who passed the catch trials
+        ("arm_a", pa.string()),
+        ("arm_b", pa.string()),
+        *((name, pa.int64()) for name in WHOLE),
+        *((f"{name}{end}", pa.float64()) for name in SHARES for end in ENDS),
+        ("agreed", pa.float64()),
+        *((f"alpha{end}", pa.float64()) for end in ENDS),
+    ]
+)
+
+
+def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The numbers of a study: `scores` of everyone and of those who passed, `people`, `left`."""
+    seed = key.asked["seed"]
+    people = preferences.people(answers, key, run.study.passing)
+    counted = {row["person"]: row["counts"] for row in people}
+    judged = preferences.judgements(answers, key)
+    passed = [j for j in judged if counted[j.person]]
+    return {
+        "study": key.study,
+        "question": key.asked["question"],
+        "arms": list(key.arms),
+        "versions": key.versions,
+        "passing": run.study.passing,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "scores": {"passed": preferences.scores(passed, seed), "everyone": preferences.scores(judged, seed)},
+        "left": preferences.left_share(passed, seed),
+        "people": people,
+    }
+
+
+def write(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Write ``study/judgements/``, ``study/scores/``, ``study/results.json`` and ``study/results.html``; returns what
+    the JSON holds."""
+    found = score(run, key, answers)
+    counted = {row["person"]: row["counts"] for row in found["people"]}
+    judged = preferences.table(preferences.judgements(answers, key), counted)
+    rows = [{"who": who, **row} for who, held in found["scores"].items() for row in held]
+    print_of = {"study": key.study}
+    tables.replace(handout.place(run.root, "judgements"), judged, print_of)
+    tables.replace(handout.place(run.root, "scores"), pa.Table.from_pylist(rows, schema=SCORES), print_of)
+    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    stores.write_bytes(handout.place(run.root, "results.json"), text.encode())
+    page = environment().get_template("study_results.html").render(found=found, run=run, interval_of=interval)
+    stores.write_bytes(handout.place(run.root, "results.html"), page.encode())
+    return found
+
+
+def interval(row: Mapping[str, Any], name: str) -> str:
+    """A share's interval in per cent, empty where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The table as the paper prints it, win / tie / loss in per cent, with 95 % intervals."""
+    people: list[Row] = found["people"]
+    failed = [row["person"] for row in people if not row["counts"]]
+    shown = [("passed", f"{len(people) - len(failed)} people who passed the catch trials")] if failed else []
+    shown.append(
+        ("everyone", f"{len(people)} people" if failed else f"{len(people)} people, none failed the catch trials")
+    )
+    told = [found["question"]]
+    for who, title in shown:
+        rows = found["scores"][who]
+        wide = max([len(_versus(row)) for row in rows] + [len(title)])
+        told.append(f"{title:<{wide}}  " + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "   judgements  alpha")
+        told += [f"{_versus(row):<{wide}}  {_shares(row)}{row['judgements']:>13}{_alpha(row):>7}" for row in rows]
+        told += [] if rows else ["no pair of two arms was judged"]
+    if failed:
+        told.append(f"failed the catch trials (below {found['passing']:.0%} right): {', '.join(failed)}")
+    if found["left"]["left"] is not None:
+        told.append(f"the left video was chosen in {found['left']['left']:.1%} of the choices")
+    return told
+
+
+def _versus(row: Row) -> str:
+    return f"{row['arm_a']} vs {row['arm_b']}"
+
+
+def _shares(row: Row) -> str:
+    return "".join(f"{f'{100 * row[name]:.1f} {_brackets(row, name)}':>20}" for name in OUTCOMES)
+
+
+def _brackets(row: Row, name: str) -> str:
+    return f"({interval(row, name).replace(' to ', '-') or '-'})"
+
+
+def _alpha(row: Row) -> str:
+    return "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
