@@ -95,12 +95,14 @@ def people(answers: Sequence[Answer], key: Key, passing: float) -> list[Row]:
     return rows
 
 
-def scores(judged: Sequence[Judgement], seed: int) -> list[Row]:
-    """One row for each two arms: shares of wins, ties and losses and wins less losses, each with a 95 % interval, and
-    how far people agree. Intervals are bootstrapped over people and captions at once, since the judgements of a person,
-    and those of a caption's videos, are not independent; None where there is one person or one caption alone."""
+def scores(judged: Sequence[Judgement], arms: Sequence[str], seed: int) -> list[Row]:
+    """One row for each two arms, in the order of `arms`: shares of wins, ties and losses and wins less losses, each
+    with a 95 % interval, and how far people agree. Intervals are bootstrapped over people and captions at once, since
+    the judgements of a person, and those of a caption's videos, are not independent; None where there is one person or
+    one caption alone."""
     rows = []
-    for arm, other in sorted({(j.arm, j.other) for j in judged}):
+    matches = {(j.arm, j.other) for j in judged}
+    for arm, other in sorted(matches, key=lambda match: [arms.index(a) for a in match]):
         of = [j for j in judged if (j.arm, j.other) == (arm, other)]
         persons, clips = [j.person for j in of], [j.clip_id for j in of]
         row: Row = {"arm_a": arm, "arm_b": other, "judgements": len(of)}

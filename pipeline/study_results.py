@@ -46,7 +46,10 @@ def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
         "versions": key.versions,
         "passing": run.study.passing,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "scores": {"passed": preferences.scores(passed, seed), "everyone": preferences.scores(judged, seed)},
+        "scores": {
+            "passed": preferences.scores(passed, key.arms, seed),
+            "everyone": preferences.scores(judged, key.arms, seed),
+        },
         "left": preferences.left_share(passed, seed),
         "people": people,
     }
@@ -79,16 +82,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The table as the paper prints it, win / tie / loss in per cent, with 95 % intervals."""
     people: list[Row] = found["people"]
     failed = [row["person"] for row in people if not row["counts"]]
-    shown = [("passed", f"{len(people) - len(failed)} people who passed the catch trials")] if failed else []
-    shown.append(
-        ("everyone", f"{len(people)} people" if failed else f"{len(people)} people, none failed the catch trials")
-    )
+    shown = {"everyone": f"{len(people)} people{'' if failed else ', none failed the catch trials'}"}
+    if failed:
+        shown = {"passed": f"{len(people) - len(failed)} people who passed the catch trials", **shown}
+    wide = max(len(words) for words in [*shown.values(), *map(_versus, found["scores"]["everyone"])])
     told = [found["question"]]
-    for who, title in shown:
+    for who, title in shown.items():
         rows = found["scores"][who]
-        wide = max([len(_versus(row)) for row in rows] + [len(title)])
-        told.append(f"{title:<{wide}}  " + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "   judgements  alpha")
-        told += [f"{_versus(row):<{wide}}  {_shares(row)}{row['judgements']:>13}{_alpha(row):>7}" for row in rows]
+        told.append(f"{title:<{wide}}" + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "  judgements  alpha")
+        told += [f"{_versus(row):<{wide}}{_shares(row)}{row['judgements']:>12}{_alpha(row):>7}" for row in rows]
         told += [] if rows else ["no pair of two arms was judged"]
     if failed:
         told.append(f"failed the catch trials (below {found['passing']:.0%} right): {', '.join(failed)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline.video import write_mp4
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"&'{{ 7 * 7 }}"""
 FRAMES, FPS, SIZE = 9, 8.0, 32
+DISTINCT = 4  # videos an arm; further captions have copies of them, which is faster
 
 
 def run_of(root: Path | str, arms: tuple[str, ...] = ("base", "motive"), captions: int = 4, **study: Any) -> Run:
@@ -26,11 +28,17 @@ def run_of(root: Path | str, arms: tuple[str, ...] = ("base", "motive"), caption
         {"clip_id": i, "caption": EVIL if i == "q01" else s.caption, "group": s.motion} for i, s in scenes.items()
     ]
     tables.append(stores.join(run.root, "queries"), pa.Table.from_pylist(queries, schema=schemas.QUERIES), {})
+    films = [world.render(s, SIZE, SIZE) for s in list(scenes.values())[:DISTINCT]]
     rows = []
     for n, arm in enumerate(arms):
+        first: list[str] = []
         for query in queries:
-            place = video_place(run.root, arm, query["caption"] + str(query["clip_id"]), 0)
-            write_mp4(place, world.render(scenes[query["clip_id"]], SIZE, SIZE) ^ n, FPS)
+            place = video_place(run.root, arm, f"{query['caption']} {query['clip_id']}", 0)
+            if len(first) < len(films):
+                write_mp4(place, films[len(first)] ^ n, FPS)
+                first.append(place)
+            else:
+                shutil.copy(first[len(rows) % len(films)], place)
             about = {"arm": arm, "clip_id": query["clip_id"], "uri": place, "seed": 0, "version": f"of {arm}"}
             rows += [{**about, "metric": m, "value": 1.0} for m in ("temporal_flickering", "vbench_dynamic_degree")]
     tables.append(stores.join(run.root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), {})

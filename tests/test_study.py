@@ -31,6 +31,7 @@ from pipeline.handout import spoiled
 from pipeline.pairs import Key, Pair
 from pipeline.study import Study
 from pipeline.video import write_mp4
+from tests.s3_store import BUCKET, Store
 from tests.studies import EVIL, FPS, run_of
 
 ROOT = Path(__file__).parents[1]
@@ -527,7 +528,7 @@ def test_the_wins_are_those_of_the_arm_named_later(built: Run) -> None:
     key = key_of(built)
     favourite = [answer(key, p, "Anna", next(s.video for s in p.sides if s.arm == "base")) for p in key.pairs
                  if p.kind == "arms" and "base" in {s.arm for s in p.sides}]  # fmt: skip
-    rows = preferences.scores(preferences.judgements(favourite, key), 0)
+    rows = preferences.scores(preferences.judgements(favourite, key), key.arms, 0)
     assert {(r["arm_a"], r["arm_b"]): (r["win"], r["loss"]) for r in rows} == {
         ("motive", "base"): (0, 1),
         ("no_mask", "base"): (0, 1),
@@ -543,3 +544,19 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"study|arms|subject|serve|pattern"):
             Study.model_validate(wrong)
+
+
+def test_a_study_on_s3_is_built_and_scored_there(store: Store) -> None:
+    run = run_of(f"s3://{BUCKET}/runs/[a] study", captions=2, catch=0)
+    job.study(run)
+    key = key_of(run)
+    names = {path.rsplit("/", 1)[-1] for path in stores.files(handout.place(run.root, "handout", "videos"))}
+    assert names == {f"{s.video}.mp4" for p in key.pairs for s in p.sides}
+    place = stores.join(run.root, "given", "a.jsonl")
+    stores.write_bytes(place, lines([answer(key, p, "Anna", known(p)) for p in key.pairs]).encode())
+    for where in (place, stores.join(run.root, "given")):
+        job.study(_asking(run, answers=where))
+    assert json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]["win"] == 1
+    stores.write_bytes(place, b"damaged\n")
+    with pytest.raises(ConfigError, match=r"s3://.*given/a\.jsonl, line 1: it is damaged"):
+        job.study(_asking(run, answers=stores.join(run.root, "given")))

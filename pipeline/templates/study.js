@@ -118,7 +118,7 @@
       send();
     }
     for (const button of choices) button.classList.toggle("chosen", button.dataset.choice === choice);
-    setTimeout(() => (at + 1 < order.length ? go(at + 1) : finish()), 120);
+    setTimeout(() => (at + 1 < order.length ? go(at + 1) : finish()), 100); // so that one sees what one has pressed
   }
 
   // --- sending and downloading ---------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@
     const lines = given.map((held) => `${JSON.stringify(held.answer)}\n`);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
-    const name = person.replace(/[^\p{L}\p{N}]+/gu, "_");
+    const name = person.replace(/[^\p{L}\p{N}]+/gu, " ").trim().replaceAll(" ", "_");
     link.download = `answers-${study.study.slice(0, 8)}-${name}.jsonl`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -235,6 +235,7 @@
       if (turn !== shown) return;
       el("pair").classList.add("broken");
       el("skip").hidden = false;
+      setTimeout(() => turn === shown && go(at), RETRY); // the server may be back by then
       return;
     }
     if (turn !== shown) return;
