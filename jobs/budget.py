@@ -34,7 +34,7 @@ class Capped:
         if spent and 0 < done < total:
             raise SpentError(
                 f"{self._title}: {spent} after {done} of {total}. What is finished stays, a uniform sample of the "
-                "clips, which rank_clips ranks as it is; with a higher budget the same command goes on."
+                "clips; with a higher budget the same command goes on."
             )
 
 

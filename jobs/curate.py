@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from jobs import command, stages
+from jobs import command, stages, two_stages
 from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.generate_queries import generate_queries
@@ -31,9 +31,10 @@ def curate(run: Run) -> None:
     attribute_queries(run)
     index_data(run)
     try:
-        stages.attribute(run, "clips")
+        two_stages.clips(run)
     except SpentError:
-        rank_clips(run)  # what is finished is a uniform sample; this takes no GPU
+        if two_stages.rankable(run):
+            rank_clips(run)  # what is finished is a uniform sample; this takes no GPU
         report(run)
         raise
     rank_clips(run)
@@ -47,8 +48,9 @@ def attribute_queries(run: Run) -> None:
     """Queries run first: where none of them can be used, the clips are not touched."""
     generate_queries(run)
     _readable("queries", run.queries.videos, stages.index(run, "queries"))
-    stages.attribute(run, "queries")
-    _usable(run)
+    two_stages.queries(run)
+    for one, scope in stages.scopes(run):
+        _usable(one, scope.motion)
 
 
 def index_data(run: Run) -> None:
@@ -65,9 +67,9 @@ def _readable(key: str, videos: str | None, found: stages.Counted) -> None:
         )
 
 
-def _usable(run: Run) -> None:
-    """Queries that cannot be used are a warning; ConfigError where there is no other."""
-    motion = tables.read(stores.join(run.root, "motion", "queries"))
+def _usable(run: Run, root: str) -> None:
+    """Queries that cannot be used, by their motion in `root`, are a warning; ConfigError where there is no other."""
+    motion = tables.read(stores.join(root, "motion", "queries"))
     assert motion is not None, "attribute has just written it"
     featured = bool(tables.parts(stores.join(run.root, "features", "queries")))
     ids = under_mask(run.root, "queries", run.ranking.mask).clip_ids.to_pylist() if featured else []

@@ -1,4 +1,8 @@
-"""Optical flow, motion masks and statistics of every clip and query: tables motion/clips/, motion/queries/."""
+"""Optical flow, motion masks and statistics of every clip and query: tables motion/clips/, motion/queries/.
+
+With `attribution.shortlist` every clip's at the cheaper variant's geometry; extract_features estimates that of the
+clips that it chooses at the full one.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,13 @@ def estimate_motion(run: Run) -> None:
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, ["estimate_motion"])
+    *cheaper, (full, whole) = stages.scopes(run)
+    for one, scope in cheaper:
+        for name in ("queries", "clips"):
+            stages.estimate_motion(one, name, scope)
     for name in sets(run):
-        stages.estimate_motion(run, name)
+        if not cheaper or name != "clips":
+            stages.estimate_motion(full, name, whole)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
-"""Projected gradients of every clip and query, from their motion tables: features/clips/, features/queries/."""
+"""Projected gradients of every clip and query, from their motion tables: features/clips/, features/queries/.
+
+With `attribution.shortlist` the cheaper variant's of all of them first, in ROOT/shortlist/, and then the full setting's
+motion and features of the clips that it chooses.
+"""
 
 from __future__ import annotations
 
-from jobs import command, stages
+from dataclasses import replace
+
+from jobs import command, stages, two_stages
 from pipeline import ray_data, ray_resources
 from pipeline.config import Run
 
@@ -12,8 +18,15 @@ def extract_features(run: Run) -> None:
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, ["extract_features"])
-    for name in ("queries", "clips"):
-        stages.extract_features(run, name)
+    *cheaper, (full, whole) = stages.scopes(run)
+    for one, scope in (*cheaper, (full, whole)):
+        stages.extract_features(one, "queries", scope)
+    for one, scope in cheaper:
+        stages.extract_features(one, "clips", scope)
+    if cheaper:
+        stages.attribute(full, "clips", replace(whole, among=two_stages.choose(run)))
+    else:
+        stages.extract_features(full, "clips")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command, held_out, stages
+from jobs import command, held_out, stages, two_stages
 from jobs.curate import STAGES, attribute_queries, index_data
 from jobs.evaluate import trained
 from jobs.finetune import finetune
@@ -33,6 +33,7 @@ from pipeline import (
     ray_data,
     ray_resources,
     reattribution,
+    shortlist,
     stores,
     tables,
     webhook,
@@ -113,10 +114,9 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     attribute_queries(run)
     index_data(run)
     held_out.check_disjoint(run)
-    features = stores.join(run.root, "features", "clips")
-    before, start = _rows(features), time.monotonic()
-    stages.attribute(run, "clips")
-    attributed = {"clips": max(0, _rows(features) - before), "seconds": time.monotonic() - start}
+    before, start = _features(run, "clips"), time.monotonic()
+    two_stages.clips(run)
+    attributed = {"clips": max(0, _features(run, "clips") - before), "seconds": time.monotonic() - start}
     rank_clips(run)
     finetune(run)
     now, new = in_use.in_use(run.root), trained(run, run.finetune.arm)
@@ -145,6 +145,11 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
         "attributed": attributed,
     }
     nights.write(run.root, night, DECISION, held)
+
+
+def _features(run: Run, *names: str) -> int:
+    """How many features these sets have, by the cheaper variant and in full."""
+    return sum(_rows(stores.join(one.root, "features", name)) for one, _ in stages.scopes(run) for name in names)
 
 
 def _rows(folder: str) -> int:
@@ -191,8 +196,7 @@ def finish(run: Run, night: str, history: Sequence[Record]) -> None:
         "in_use": now.night,
         **measure_drift(run, now, selection),
     }
-    features = sum(_rows(stores.join(run.root, "features", name)) for name in reattribution.SETS)
-    record["price"] = reattribution.price(features, _measured([*history, record]))
+    record["price"] = reattribution.price(_features(run, *reattribution.SETS), _measured([*history, record]))
     record["headline"] = nights.headline(record)
     night_page.write(run, [*history, record])
     report(run)
@@ -209,8 +213,10 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
     pinned = fingerprints.features(run)[reattribution.FIELD]
     if now.night is None or not run.nightly.drift_clips or in_use.promoted(now.folder)["weights"] == pinned:
         return nothing
-    ranked = selection.filter(pc.is_valid(selection.column("rank"))).column("clip_id").to_pylist()
-    ids = drift.drawn(run.seed, ranked, run.nightly.drift_clips)
+    ranked = selection.filter(pc.is_valid(selection.column("rank"))).column("clip_id")
+    if run.attribution.shortlist is not None:
+        ranked = ranked.filter(pc.is_in(ranked, shortlist.audited(run)))
+    ids = drift.drawn(run.seed, ranked.to_pylist(), run.nightly.drift_clips)
     other = reattribution.with_weights(run, now.folder, stores.join(nights.folder(run.root, now.night), "drift"))
     start, before, after = time.monotonic(), 0, 0
     for name in reattribution.SETS:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import fingerprints, schemas, tables
+from pipeline import choosing, fingerprints, schemas, tables
 from pipeline.config import Run
 from pipeline.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
 from pipeline.stores import join
@@ -17,12 +17,14 @@ from pipeline.stores import join
 
 def rank_clips(run: Run) -> None:
     fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
+    if run.attribution.shortlist is not None:
+        fingerprint["attribution.shortlist"] = run.attribution.shortlist.model_dump()
     for name in ("clips", "queries"):
         tables.check(join(run.root, "features", name), fingerprints.features(run))
     progress = command.Progress("rank_clips")
     ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: progress(done, total, {}))
     command.record(run)
-    others, decided = unranked(run.root, ranked), Counter[str]()
+    others, decided = unranked(run, ranked), Counter[str]()
     marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
     schema = schemas.influence_schema(len(ranked.query_ids))
     for name, columns, rows in (
@@ -34,6 +36,8 @@ def rank_clips(run: Run) -> None:
         tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)
     split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))
     print(f"selection: {decided.total()} clips = {split} ({others.num_rows} of them not ranked)")
+    for sentence in choosing.sentences(choosing.quality(run)):
+        print(f"shortlist: {sentence}")
 
 
 def _counted(found: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:

@@ -12,14 +12,26 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, stores, tables
+from pipeline import (
+    fingerprints,
+    listing,
+    models,
+    motion,
+    passed,
+    ray_data,
+    scanning,
+    schemas,
+    shortlist,
+    stores,
+    tables,
+)
 from pipeline.config import ConfigError, Run
 from pipeline.indexing import IndexWorker
 from pipeline.listing import Listing
 from pipeline.merging import merge
 from pipeline.operations import Pool
-from pipeline.scanning import Held, Rows
-from pipeline.shuffling import Shuffled
+from pipeline.scanning import Held, Keys, Rows
+from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
 
@@ -46,14 +58,40 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
         if name != "queries" or run.queries.videos is not None:
             place, folder = _listed(run, name), stores.join(run.root, name)
             passed.check(listing.check(*place), tables.columns(folder), *place[:2], folder)
-    fingerprints.check_geometry(run)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
     for name in names:
         tables.check(stores.join(run.root, name), fingerprints.clips(run))
-        tables.check(stores.join(run.root, "motion", name), fingerprints.motion(run))
-        if name != "held_out":
-            tables.check(stores.join(run.root, "features", name), fingerprints.features(run))
+    for one, scope in scopes(run):
+        fingerprints.check_geometry(one, "attribution" if one is run else "attribution.shortlist")
+        for name in names:
+            tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
+            if name != "held_out":
+                tables.check(stores.join(one.root, "features", name), fingerprints.features(one))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where an attribution finds what it does not make itself, and which clips it is for.
+
+    `index` is the root of the clips, `motion` that of their motion; `words` go before the stages' titles.
+    """
+
+    index: str
+    motion: str
+    words: str = ""
+    among: Keys | None = None
+
+    def has(self, rows: pa.Table) -> pa.Array:
+        if self.among is None:
+            return pa.repeat(pa.scalar(True), rows.num_rows)
+        return pa.array(self.among.has(keys(rows.column("clip_id"))))
+
+
+def scopes(run: Run) -> list[tuple[Run, Scope]]:
+    """A run's attributions: with a shortlist the cheaper one first, in a root of its own."""
+    cheaper, whole = shortlist.variant(run), (run, Scope(run.root, run.root))
+    return [whole] if cheaper is None else [(cheaper, Scope(run.root, shortlist.motion_root(run), "cheaper ")), whole]
 
 
 @dataclass(frozen=True)
@@ -102,65 +140,75 @@ def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -
     wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
     held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
     recaptioned, reworded = passed.changed(listed.videos, held, [n for n in names if n != "captions"])
-    for stage in ("features", "motion"):
-        tables.drop(stores.join(run.root, stage, name), recaptioned)
+    for root, stage in _computed(run):
+        tables.drop(stores.join(root, stage, name), recaptioned)
     tables.drop(folder, reworded)
 
 
 def _drop_orphans(run: Run, name: str, clips: Held) -> None:
     """What was computed for clips that the index no longer has, or has in another version, gives way."""
-    for stage in ("features", "motion"):
-        folder = stores.join(run.root, stage, name)
+    for root, stage in _computed(run):
+        folder = stores.join(root, stage, name)
         tables.drop_where(folder, lambda rows: pa.array(~clips.knows(rows)), ["clip_id", "version"])
 
 
-def estimate_motion(run: Run, name: str) -> Counted:
+def _computed(run: Run) -> list[tuple[str, str]]:
+    """Root and name of all that is computed for clips, the last first; also of a shortlist that is no longer asked
+    for."""
+    return [(root, stage) for root in (run.root, shortlist.home(run.root)) for stage in ("features", "motion")]
+
+
+def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Flow, masks and motion statistics of a set's clips."""
-    folder = stores.join(run.root, "motion", name)
+    scope = scope or Scope(run.root, run.root)
+    folder = stores.join(scope.motion, "motion", name)
     merge(folder)
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
-    _stream(run, pool, worker, lacking(_segments(run, name), [folder]), {"motion": folder}, f"motion {name}")
-    return _counted(Held(folder), f"motion/{name}")
+    rows = lacking(_segments(name, scope), [folder])
+    _stream(run, pool, worker, rows, {"motion": folder}, f"motion {name}", scope)
+    return _counted(Held(folder), f"{scope.words}motion/{name}")
 
 
-def extract_features(run: Run, name: str) -> Counted:
+def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Projected gradients of a set's clips, from the motion table."""
+    scope = scope or Scope(run.root, run.root)
     folder = stores.join(run.root, "features", name)
     merge(folder)
     worker = partial(FeatureWorker, run, fingerprints.features(run))
-    rows = lacking(_moving(run, name), [folder])
-    _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}")
-    return _counted(Held(folder), f"features/{name}")
+    rows = lacking(_moving(name, scope), [folder])
+    _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}", scope)
+    return _counted(Held(folder), f"{scope.words}features/{name}")
 
 
-def attribute(run: Run, name: str) -> tuple[Counted, Counted]:
+def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
-    folders = {"motion": stores.join(run.root, "motion", name), "features": stores.join(run.root, "features", name)}
+    scope = scope or Scope(run.root, run.root)
+    folders = {"motion": stores.join(scope.motion, "motion", name), "features": stores.join(run.root, "features", name)}
     for folder in folders.values():
         merge(folder)
-    rows = lacking(_segments(run, name), list(folders.values()))
+    rows = lacking(_segments(name, scope), list(folders.values()))
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
     worker = partial(AttributionWorker, run, strides, fingerprints.features(run))
-    _stream(run, pool, worker, rows, folders, f"attribute {name}")
-    return estimate_motion(run, name), extract_features(run, name)
+    _stream(run, pool, worker, rows, folders, f"attribute {name}", scope)
+    return estimate_motion(run, name, scope), extract_features(run, name, scope)
 
 
-def _segments(run: Run, name: str) -> Rows:
+def _segments(name: str, scope: Scope) -> Rows:
     """The clips of a set that could be indexed."""
-    folder = stores.join(run.root, name)
+    folder = stores.join(scope.index, name)
     if not tables.parts(folder):
-        raise ConfigError(f"root={run.root!r} has no table {name}; run index_clips first, or curate.")
-    return Rows(folder, lambda rows: pc.is_null(rows.column("error")))
+        raise ConfigError(f"root={scope.index!r} has no table {name}; run index_clips first, or curate.")
+    return Rows(folder, lambda rows: pc.and_(pc.is_null(rows.column("error")), scope.has(rows)))
 
 
-def _moving(run: Run, name: str) -> Rows:
+def _moving(name: str, scope: Scope) -> Rows:
     """The rows of a motion table that go on to features, without their masks, which workers look up."""
-    folder = stores.join(run.root, "motion", name)
+    folder = stores.join(scope.motion, "motion", name)
     if not tables.parts(folder):
-        raise ConfigError(f"root={run.root!r} has no table motion/{name}; run estimate_motion first, or curate.")
-    return Rows(folder, _goes_on, without=FeatureWorker.LOOKED_UP)
+        raise ConfigError(f"root={scope.motion!r} has no table motion/{name}; run estimate_motion first, or curate.")
+    return Rows(folder, lambda rows: pc.and_(_goes_on(rows), scope.has(rows)), without=FeatureWorker.LOOKED_UP)
 
 
 def _goes_on(rows: pa.Table) -> pa.Array:
@@ -174,16 +222,18 @@ def _stream(
     rows: Shuffled,
     folders: dict[str, str],
     title: str,
+    scope: Scope,
 ) -> None:
     if not rows.num_rows:
         return
+    title = f"{scope.words}{title}"
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
     held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
     figures = ray_data.stream(
         title,
-        run.root,
+        scope.index,
         rows,
         rows.num_rows,
         pool,

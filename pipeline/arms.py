@@ -12,6 +12,9 @@ no_mask             cosine of unmasked features, votes, then mean: the paper's c
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
 oracle              whose column `data.oracle` names the queries' motion
+
+With `attribution.shortlist` no_mask, motive and motive_whitened are of the shortlist, and magnitude and mask_overlap
+see every clip at the cheaper variant's geometry.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schemas, stores, tables
+from pipeline import schemas, shortlist, stores, tables
 from pipeline.config import Arm, ConfigError, Run
+from pipeline.feature_table import under_mask
+from pipeline.ranking import share
 from pipeline.selection import rank
 
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
@@ -82,8 +87,9 @@ def decodable(run: Run) -> pa.Table:
     finite, is among them."""
     clips = _table(run, "clips", None, "index_clips")
     clips = clips.filter(pc.is_null(clips.column("error")))
-    for stage in ("motion/clips", "features/clips"):
-        table = tables.read(stores.join(run.root, stage), ["clip_id", "error"])
+    homes = (run.root,) if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
+    for folder in (stores.join(home, stage, "clips") for home in homes for stage in ("motion", "features")):
+        table = tables.read(folder, ["clip_id", "error"])
         if table is not None:
             errors = table.column("error").to_pylist()
             unread = [e is not None and not e.startswith(("no_motion", "not_finite")) for e in errors]
@@ -106,13 +112,11 @@ def _weights(run: Run, clips: pa.Table) -> dict[str, float]:
 
 
 def tenth(run: Run) -> int:
-    """How many clips an arm that picks gets: max(1, round(fraction * N)) of the N with features under ranking.mask."""
-    table = _table(run, "features/clips", ["norm", "error"], "extract_features")
-    settings = tables.metadata(stores.join(run.root, "features", "clips"))["settings"]
-    table = table.filter(pc.is_null(table.column("error")))
-    members = [i for i, setting in enumerate(settings) if setting["mask"] == run.ranking.mask]
-    featured = int((tables.matrix(table, "norm")[:, members] > 0).all(1).sum()) if table.num_rows else 0
-    return max(1, round(run.ranking.fraction * featured))
+    """How many clips an arm that picks gets: max(1, round(fraction * N)) of the N with features under ranking.mask, or
+    that the shortlist of them stands for."""
+    clip_ids = under_mask(run.root, "clips", run.ranking.mask).clip_ids
+    stood = shortlist.population(run, clip_ids)
+    return share(run.ranking.fraction, len(clip_ids) if stood is None else stood.count)
 
 
 def _order(run: Run, clips: pa.Table) -> list[str]:
@@ -123,7 +127,7 @@ def _order(run: Run, clips: pa.Table) -> list[str]:
     if arm == "oracle":
         return by_hash(run.seed, _of_true_group(run, clips))
     if arm == "magnitude":
-        table = _table(run, "motion/clips", ["clip_id", "motion_mean"], "estimate_motion")
+        table = _motion(run, "clips", ["clip_id", "motion_mean"])
         table = table.filter(pc.is_finite(table.column("motion_mean")))  # null stays null, and filter drops it
         return _descending(table.column("clip_id").to_pylist(), table.column("motion_mean").to_numpy())
     if arm == "mask_overlap":
@@ -189,7 +193,7 @@ def _overlaps(run: Run) -> tuple[list[str], npt.NDArray[np.floating]]:
 
 def _masks(run: Run, name: str) -> Iterable[tuple[str, tuple[int, ...], npt.NDArray[np.float32]]]:
     """The id, shape and unit-length values of every mask."""
-    table = _table(run, f"motion/{name}", ["clip_id", "mask", "mask_shape"], "estimate_motion")
+    table = _motion(run, name, ["clip_id", "mask", "mask_shape"])
     table = table.filter(pc.is_valid(table.column("mask")))
     for clip_id, mask, shape in zip(*(table.column(c) for c in ("clip_id", "mask", "mask_shape")), strict=True):
         values = np.frombuffer(mask.as_buffer(), np.uint8).astype(np.float32)
@@ -208,11 +212,17 @@ def _known_group(run: Run, groups: Iterable[str]) -> str:
     return group
 
 
-def _table(run: Run, name: str, columns: Sequence[str] | None, job: str) -> pa.Table:
-    table = tables.read(stores.join(run.root, name), columns)
+def _motion(run: Run, name: str, columns: Sequence[str]) -> pa.Table:
+    """Of every clip: with a shortlist, the table of the cheaper variant."""
+    return _table(run, f"motion/{name}", columns, "estimate_motion", shortlist.motion_root(run))
+
+
+def _table(run: Run, name: str, columns: Sequence[str] | None, job: str, root: str | None = None) -> pa.Table:
+    root = root or run.root
+    table = tables.read(stores.join(root, name), columns)
     if table is None:
         raise ConfigError(
-            f"finetune.arm={run.finetune.arm!r} needs the table {name}/, which root={run.root!r} has not yet; run "
+            f"finetune.arm={run.finetune.arm!r} needs the table {name}/, which root={root!r} has not yet; run "
             f"`python -m jobs.{job}` with this configuration first, or `python -m jobs.curate`."
         )
     return table

@@ -7,7 +7,6 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import credentials
+from pipeline.attribution import Attribution
 from pipeline.explanations import explained
 from pipeline.operations import Budget, Model, Nightly, Plan, Prices, Purge, Report, Resources, Tracking, Webhook
 from pipeline.study import Study
@@ -24,7 +24,6 @@ PACKAGE = Path(__file__).parent
 RECIPES = PACKAGE / "recipes"
 NUMERICS = 2  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
 
-Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
 Arm = Literal[
     "base",
     "all",
@@ -95,50 +94,6 @@ class Motion(Model):
     quantile: float = Field(0.99, gt=0, le=1, description="upper end of the mask for normalise: quantile")
     still: float = Field(0.5, ge=0, description="a clip whose flow spans less (pixels a frame) has no motion")
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-class Setting(Model):
-    """One gradient of a clip: at `timestep` of 1000, with the shared noise of index `noise`, under a mask."""
-
-    timestep: float = Field(751, gt=0, lt=1000)
-    noise: int = Field(0, ge=0)
-    mask: Literal["motion", "none"] = "motion"
-
-
-class ProjectionConfig(Model):
-    kind: Kind = "gaussian"
-    dim: int = Field(512, ge=8, multiple_of=8)
-    seed: int = Field(0, ge=0, lt=1 << 64)
-
-    @model_validator(mode="after")
-    def _possible(self) -> ProjectionConfig:
-        if self.kind == "fastfood" and self.dim > 1 << 14:
-            raise ValueError(f"dim={self.dim}: fastfood has at most {1 << 14} rows")
-        return self
-
-
-class Attribution(Model):
-    settings: tuple[Setting, ...] = Field((Setting(),), min_length=1)
-    parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
-    projection: ProjectionConfig = ProjectionConfig()
-    hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
-    weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
-    frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
-    fps: float | None = Field(None, gt=0)
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Attribution:
-        try:
-            re.compile(self.parameters)
-        except re.error as error:
-            raise ValueError(f"parameters={self.parameters!r} is no regular expression: {error}") from error
-        if len(set(self.settings)) != len(self.settings):
-            raise ValueError("settings: two settings are the same")
-        if self.hold > 1 and self.projection.kind in ("sketched_gaussian", "fastfood"):
-            raise ValueError(f"hold={self.hold} is for dense projections; {self.projection.kind} is streamed: use 1")
-        return self
 
 
 class Ranking(Model):
@@ -213,16 +168,30 @@ class Run(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        if self.ranking.mask not in {s.mask for s in self.attribution.settings}:
-            raise ValueError(
-                f"ranking.mask={self.ranking.mask!r} needs a setting with that mask in attribution.settings; add one"
-            )
-        frames, fps = self.attribution.frames or self.data.frames, self.attribution.fps or self.data.fps
-        if (frames - 1) / fps > (self.data.frames - 1) / self.data.fps + 1e-6:
-            raise ValueError(
-                f"attribution.frames={frames} at attribution.fps={fps} last longer than a segment of data.frames="
-                f"{self.data.frames} at data.fps={self.data.fps}; take fewer frames or a higher rate"
-            )
+        a, d, r = self.attribution, self.data, self.ranking
+        for key, held in (("attribution", a), ("attribution.shortlist", a.cheaper)):
+            if held is None:
+                continue
+            if r.mask not in {s.mask for s in held.settings}:
+                raise ValueError(f"ranking.mask={r.mask!r} needs a setting with that mask in {key}.settings; add one")
+            frames, fps = held.frames or d.frames, held.fps or d.fps
+            if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:
+                raise ValueError(
+                    f"{key}.frames={frames} at {key}.fps={fps} last longer than a segment of data.frames={d.frames} at "
+                    f"data.fps={d.fps}; take fewer frames or a higher rate"
+                )
+        if a.shortlist is not None:
+            if a.cheaper == a.model_copy(update={"shortlist": None}):
+                raise ValueError(
+                    "attribution.shortlist changes nothing of attribution, so it would be no cheaper; give it fewer "
+                    "settings, frames, a smaller height and width, or a part of the parameters"
+                )
+            if r.above is None and r.fraction > a.shortlist.top:
+                raise ValueError(
+                    f"ranking.fraction={r.fraction:g} selects more clips than attribution.shortlist.top="
+                    f"{a.shortlist.top:g} lets have features; raise top, to twice the fraction or more, or lower the "
+                    "fraction"
+                )
         return self
 
     @property

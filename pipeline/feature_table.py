@@ -38,6 +38,7 @@ class FeatureTable:
     members: tuple[int, ...]  # those of them under the mask
     parts: tuple[tuple[str, Flags], ...]  # each part and which of its rows are among the clips
     clip_ids: pa.LargeStringArray  # of those rows, in the parts' order
+    start: int = 0  # where it is the end of a table that was split: how many clips came before
 
     def split(self, rows: int) -> tuple[FeatureTable, FeatureTable]:
         """The first parts with no more than so many clips in all, and the others."""
@@ -46,7 +47,7 @@ class FeatureTable:
         count = int(ends[first - 1]) if first else 0
         return (
             replace(self, parts=self.parts[:first], clip_ids=self.clip_ids[:count]),
-            replace(self, parts=self.parts[first:], clip_ids=self.clip_ids[count:]),
+            replace(self, parts=self.parts[first:], clip_ids=self.clip_ids[count:], start=self.start + count),
         )
 
     def among(self, ids: Sequence[str]) -> FeatureTable:
@@ -59,7 +60,7 @@ class FeatureTable:
             start += count
             if chosen.any():
                 parts.append((path, chosen))
-        return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(wanted))
+        return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(wanted), start=0)
 
     def rows(self) -> dict[str, Array]:
         """The unit row [members * k] of every clip, all of them in memory."""
@@ -68,10 +69,15 @@ class FeatureTable:
 
     def map(self, call: Callable[[Array], R]) -> Iterator[R]:
         """`call` of the unit rows [n, members * k] of these clips, in the order of `clip_ids`, over all cores."""
-        fs, _ = place(self.folder)
+        return self.map_rows(lambda phi, _: call(phi))
 
-        def of_part(part: tuple[str, Flags]) -> list[R]:
-            path, kept = part
+    def map_rows(self, call: Callable[[Array, slice], R]) -> Iterator[R]:
+        """The same; `call` is told as well which of the clips they are."""
+        fs, _ = place(self.folder)
+        first = self.start + np.cumsum([0, *(kept.sum() for _, kept in self.parts)])
+
+        def of_part(part: tuple[tuple[str, Flags], int]) -> list[R]:
+            (path, kept), at = part
             found, start = [], 0
             # A buffer, or a whole row group's bytes would be held.
             with pq.ParquetFile(path, filesystem=fs, buffer_size=1 << 20) as file:
@@ -79,10 +85,11 @@ class FeatureTable:
                     here = kept[start : start + batch.num_rows]
                     start += batch.num_rows
                     if here.any():
-                        found.append(call(self._unit(batch.column(0), here)))
+                        phi = self._unit(batch.column(0), here)
+                        found.append(call(phi, slice(at, at := at + len(phi))))
             return found
 
-        for results in in_order(of_part, self.parts):
+        for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):
             yield from results
 
     def _unit(self, column: pa.FixedSizeListArray, kept: Flags) -> Array:

@@ -73,25 +73,26 @@ def flow_hash(config: Motion) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def check_geometry(run: Run) -> None:
-    """Raise ConfigError for frames or sides that the model's strides cannot take."""
+def check_geometry(run: Run, key: str = "attribution") -> None:
+    """Raise ConfigError for frames or sides that the model's strides cannot take; those of `run.geometry` under `key`
+    of the configuration."""
     path = models.folder(run.model.id)
     temporal, spatial = models.strides(path)
     _, rows, columns = models.patch(path)
     frames, _, height, width = run.geometry
-    for key, count in (("data.frames", run.data.frames), ("attribution.frames", frames)):
+    for name, count in (("data.frames", run.data.frames), (f"{key}.frames", frames)):
         if (count - 1) % temporal:
             below = (count - 1) // temporal * temporal + 1
             raise ConfigError(
-                f"{key}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames "
+                f"{name}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames "
                 f"must be {temporal} n + 1; use {below} or {below + temporal}."
             )
     sides = {"data.height": (run.data.height, rows), "data.width": (run.data.width, columns)}
-    sides |= {"attribution.height": (height, rows), "attribution.width": (width, columns)}
-    for key, (side, tokens) in sides.items():
+    sides |= {f"{key}.height": (height, rows), f"{key}.width": (width, columns)}
+    for name, (side, tokens) in sides.items():
         step = spatial * tokens
         if side % step:
-            raise ConfigError(f"{key}={side}: the model takes multiples of {step}; use {side // step * step or step}.")
+            raise ConfigError(f"{name}={side}: the model takes multiples of {step}; use {side // step * step or step}.")
 
 
 def _geometry(run: Run) -> Fingerprint:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Setting
+from pipeline.attribution import Setting
+from pipeline.config import ConfigError
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention

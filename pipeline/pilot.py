@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import finetuning, models, motion, schemas
-from pipeline.config import Finetune, Run, Setting
+from pipeline.attribution import Setting
+from pipeline.config import Finetune, Run
 from pipeline.decoder import Decoder
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.indexing import clip_id, index

@@ -6,6 +6,7 @@ What is here for all clips at once, `selection` does for as many as a bucket hol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -47,10 +48,23 @@ def second_moment(phi: Array) -> Sums:
     return total
 
 
-def whitened(queries: Array, moment: Sums, count: int, whiten: float) -> Array:
+def whitened(queries: Array, moment: Sums, count: float, whiten: float) -> Array:
     """TRAK's preconditioner on unit rows: ``phi_q (moment / count + whiten * I)^-1``; [Q, k] -> [Q, k]."""
     covariance = moment / count + whiten * np.eye(len(moment))
     return np.ascontiguousarray(np.linalg.solve(covariance, queries.T.astype(np.float64)).T, np.float32)
+
+
+def own_part(phi: Array, weights: Sums, inverse: Array, total: float) -> Sums:
+    """What divides rows' scores, whitened by a weighted second moment, to make them those of the same moment with the
+    row's own weight as one; [n, k], [n], [k, k] -> [n].
+
+    A row that stands for many would shrink its own score, and no other's: it could not be held against the rest. By
+    Sherman and Morrison ``phi^T (A + c phi phi^T)^-1 q = phi^T A^-1 q / (1 + c phi^T A^-1 phi)``, here with
+    c = (1 - weight) / total, `inverse` A^-1, A = moment / total + whiten * I, and the moment's weights adding up to
+    `total`.
+    """
+    found: Sums = 1 + (1 - weights) / total * np.vecdot(phi @ inverse, phi)
+    return found
 
 
 def influence(clips: Array, queries: Array, whiten: float | None = None) -> Array:
@@ -65,6 +79,28 @@ def influence(clips: Array, queries: Array, whiten: float | None = None) -> Arra
         q = whitened(q, second_moment(phi), len(phi), whiten)
     found: Array = phi @ q.T
     return found
+
+
+# --- the clips that a ranking stands for ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Population:
+    """The clips that a ranking's rows stand for: `count` in all, `weights` [N] for each row, or one each where None.
+
+    With a shortlist (`pipeline.shortlist`) the rows are some of the clips, chosen with different chances; a sum over
+    the rows times their weights estimates the sum over all clips (Horvitz and Thompson 1952).
+    """
+
+    count: int
+    weights: Sums | None = None
+
+    def behind(self, rows: Rows) -> Sums:
+        """How many clips lie behind each of these rows, which are all of them from first to last: [N]."""
+        if self.weights is None:
+            return np.arange(len(rows) - 1, -1, -1, dtype=np.float64)
+        found: Sums = np.append(np.cumsum(self.weights[rows][::-1])[::-1][1:], 0.0)
+        return found
 
 
 # --- votes and order --------------------------------------------------------------------------------------------------
@@ -141,19 +177,27 @@ def select(
     return pa.concat_tables(tables)
 
 
-def decisions(mean: Array, votes: Counts, clip_ids: pa.Array, queries: int, rule: Ranking) -> Iterator[pa.Table]:
-    """The tables of `select`, one after the other by rank, at most CHUNK rows each."""
+def decisions(
+    mean: Array, votes: Counts, clip_ids: pa.Array, queries: int, rule: Ranking, population: Population | None = None
+) -> Iterator[pa.Table]:
+    """The tables of `select`, one after the other by rank, at most CHUNK rows each.
+
+    Where the rows stand for a larger `population`, both shares are of its count: selected are that many of the rows,
+    harmful those with fewer clips behind them than the share holds, by the weights.
+    """
     rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
+    population = population or Population(n)
+    whole = population.count
     total = max(float(np.maximum(mean, 0).sum(dtype=np.float64)), 1e-12)
-    count = share(rule.fraction, n) if rule.above is None else int((mean > rule.above).sum())
-    first = f"first {count} of {n} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
-    last = round(rule.harmful * n)
-    worst = f"last {last} of {n} and negative" if rule.below is None else f"mean influence below {rule.below:g}"
+    count = min(n, share(rule.fraction, whole)) if rule.above is None else int((mean > rule.above).sum())
+    first = f"first {count} of {whole} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
+    last, behind = round(rule.harmful * whole), population.behind(rows)
+    worst = f"last {last} of {whole} and negative" if rule.below is None else f"mean influence below {rule.below:g}"
     for start in range(0, n, CHUNK):
         here = rows[start : start + CHUNK]
         rank, m, v = np.arange(start, start + len(here)), mean[here], votes[here]
         chosen = rank < count if rule.above is None else m > rule.above
-        bad = (rank >= n - last) & (m < 0) if rule.below is None else m < rule.below
+        bad = (behind[start : start + CHUNK] < last) & (m < 0) if rule.below is None else m < rule.below
         decided = np.where(chosen, 0, np.where(bad, 1, 2)).astype(np.int8)
         yield pa.table(
             {

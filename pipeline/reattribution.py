@@ -6,6 +6,7 @@ where it is set); when the rankings have drifted too far, naming the promoted mo
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import drift, fingerprints, stores, tables
+from pipeline import drift, fingerprints, shortlist, stores, tables
 from pipeline.config import Run
 from pipeline.drift import Drift
 from pipeline.feature_table import under_mask
@@ -26,8 +27,9 @@ FIELD = "attribution.weights"
 def stale_parts(run: Run) -> dict[str, int]:
     """The parts of features/ that were computed with other attribution.weights than this run's, and their rows."""
     wanted, found = fingerprints.features(run)[FIELD], dict[str, int]()
-    for name in SETS:
-        folder = stores.join(run.root, "features", name)
+    roots = [one.root for one in (shortlist.variant(run), run) if one is not None]
+    for root, name in itertools.product(roots, SETS):
+        folder = stores.join(root, "features", name)
         fs, _ = stores.place(folder)
         for path in tables.parts(folder):
             with pq.ParquetFile(path, filesystem=fs) as file:
@@ -62,8 +64,8 @@ def sentence(price: Mapping[str, Any]) -> str:
 
 
 def with_weights(run: Run, weights: str | None, root: str) -> Run:
-    """The same run with features of other weights, in a root of its own."""
-    attribution = run.attribution.model_copy(update={"weights": weights})
+    """The same run with features of other weights, in a root of its own, of the full setting alone."""
+    attribution = run.attribution.model_copy(update={"weights": weights, "shortlist": None})
     return run.model_copy(update={"root": root, "attribution": attribution})
 
 

@@ -52,6 +52,15 @@ SELECTION = pa.schema(
         ("reason", pa.string()),
     ]
 )
+CHOSEN = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("rank", pa.int64()),  # by the cheaper variant
+        ("mean_influence", pa.float32()),  # the same
+        ("reason", pa.string()),  # why it is on the shortlist; null: it is not
+        ("audited", pa.bool_()),  # drawn at random, for whatever other reason it is on it
+    ]
+)
 EVALUATION = pa.schema(
     [
         ("arm", pa.string()),

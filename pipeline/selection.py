@@ -5,7 +5,7 @@ Everything is streamed: memory holds the clips' ids and a few numbers for each, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,18 +14,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schemas, tables
+from pipeline import schemas, shortlist, tables
 from pipeline.columns import Columns
 from pipeline.config import ConfigError, Ranking, Run
-from pipeline.feature_table import FeatureTable, under_mask
+from pipeline.feature_table import under_mask
+from pipeline.influence import HELD, Progress, influence_columns
 from pipeline.parallel import in_order
-from pipeline.ranking import CHUNK, Counts, Rows, decisions, placed, second_moment, share, whitened
+from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share
 from pipeline.stores import join
 
 Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]  # rows done, rows in all
-HELD = 1 << 16  # rows of influence gathered before they go to their columns
-RESIDENT = 1 << 30  # bytes of features that whitening keeps from its first pass for its second
 
 # --- influence --------------------------------------------------------------------------------------------------------
 
@@ -46,6 +44,11 @@ class Ranked:
     query_ids: list[str]
     groups: list[str]
     influence: Columns
+    shortlisted: Population | None = None  # the clips that these stand for, where they are a shortlist
+
+    @property
+    def population(self) -> Population:
+        return self.shortlisted or Population(len(self.clip_ids))
 
     def of(self, group: str) -> list[int]:
         """One group's queries; "all" is every query."""
@@ -56,10 +59,11 @@ class Ranked:
         return ["all", *sorted(set(self.groups) - {"all"})]
 
     def marks(self, vote_fraction: float, neighbors: int = 1) -> Marks:
-        """The exact influence at three places of every query's order."""
+        """The exact influence at three places of every query's order. Its votes are a share of all clips, given to
+        those here: to the best of a shortlist, where they are one."""
         count = len(self.clip_ids)
-        ends = min(neighbors, count)
-        places = [count - share(vote_fraction, count), count - ends, ends - 1]
+        ends, voted = min(neighbors, count), min(share(vote_fraction, self.population.count), count)
+        places = [count - voted, count - ends, ends - 1]
 
         def of_query(query: int) -> Array:
             return np.partition(self.influence[query], sorted(set(places)))[places]
@@ -82,10 +86,13 @@ class Ranked:
         return self.clip_ids.take(pa.array(placed(mean, votes if by == "votes" else None, self.clip_ids)))
 
 
-def rank(run: Run, mask: str, whiten: float | None, progress: Progress | None = None) -> Ranked:
+def rank(
+    run: Run, mask: str, whiten: float | None, progress: Progress | None = None, index: str | None = None
+) -> Ranked:
     """Influence of every clip with features under `mask` on every such query. Whitening reads the features twice.
 
-    Raises ConfigError where there are none.
+    `index` is the root whose queries/ tells their groups, `run.root` by default. Raises ConfigError where there are no
+    features.
     """
     clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
     if not len(queries.clip_ids):
@@ -95,55 +102,17 @@ def rank(run: Run, mask: str, whiten: float | None, progress: Progress | None = 
         )
     if not len(clips.clip_ids):
         raise ConfigError(f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank.")
-    table = tables.read(join(run.root, "queries"), ["clip_id", "group"])
+    table = tables.read(join(index or run.root, "queries"), ["clip_id", "group"])
     named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
     query_ids = queries.clip_ids.to_pylist()
     by_id = sorted(range(len(query_ids)), key=query_ids.__getitem__)
     rows = np.concatenate(list(queries.map(lambda phi: phi)))[by_id]
     query_ids = [query_ids[i] for i in by_id]
     groups = [named.get(i) or "all" for i in query_ids]
-    return Ranked(clips.clip_ids, query_ids, groups, influence_columns(clips, rows, whiten, progress))
-
-
-def influence_columns(
-    clips: FeatureTable, queries: Array, whiten: float | None, progress: Progress | None = None
-) -> Columns:
-    """`ranking.influence` of a table's clips on the queries' unit rows [Q, k], clip by clip in the table's order."""
-    count, done = len(clips.clip_ids), 0
-    first, rest = clips.split(0 if whiten is None else RESIDENT // queries[0].nbytes)
-    reads = count if whiten is None else count + len(rest.clip_ids)
-
-    def tell(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress:
-            progress(done, reads)
-
-    tell(0)
-    resident = list[Array]()
-    if whiten is not None:
-        moment = np.zeros((queries.shape[1], queries.shape[1]))
-        for phi, found in first.map(lambda phi: (phi, second_moment(phi))):
-            resident.append(phi)
-            moment += found
-            tell(len(phi))
-        for rows, found in rest.map(lambda phi: (len(phi), second_moment(phi))):
-            moment += found
-            tell(rows)
-        queries = whitened(queries, moment, count, whiten)
-    columns, held = Columns(count, len(queries)), list[Array]()
-    for phi in resident:
-        columns.add(phi @ queries.T)
-    resident.clear()
-    for values in rest.map(lambda phi: phi @ queries.T):
-        held.append(values)
-        if sum(map(len, held)) >= HELD:
-            columns.add(np.concatenate(held))
-            held = []
-        tell(len(values))
-    if held:
-        columns.add(np.concatenate(held))
-    return columns
+    population = shortlist.population(run, clips.clip_ids)
+    weights = None if population is None else population.weights
+    columns = influence_columns(clips, rows, whiten, progress, weights)
+    return Ranked(clips.clip_ids, query_ids, groups, columns, population)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -193,7 +162,7 @@ def selection_tables(ranked: Ranked, rule: Ranking, marks: Marks, others: pa.Tab
     ranked."""
     for group in ranked.all_groups:
         mean, votes = ranked.score(group, marks)
-        for table in decisions(mean, votes, ranked.clip_ids, len(ranked.of(group)), rule):
+        for table in decisions(mean, votes, ranked.clip_ids, len(ranked.of(group)), rule, ranked.shortlisted):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):
             yield _not_ranked(others.slice(start, CHUNK), group)
@@ -217,16 +186,20 @@ def _not_ranked(others: pa.Table, group: str) -> pa.Table:
     return _with_group(pa.table(columns), group)
 
 
-def unranked(root: str, ranked: Ranked) -> pa.Table:
+def unranked(run: Run, ranked: Ranked) -> pa.Table:
     """Every clip of the run without a place in the ranking, and why: columns clip_id, error; by clip_id."""
     schema = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
     found = [schema.empty_table()]
-    for name in ("clips", "motion/clips", "features/clips"):
-        table = tables.read(join(root, name), schema.names)
+    roots = (run.root,) if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
+    for folder in (join(run.root, "clips"), *(join(r, s, "clips") for r in roots for s in ("motion", "features"))):
+        table = tables.read(folder, schema.names)
         if table is not None:
             ids = table.column("clip_id").cast(pa.large_string())
             found.append(table.filter(pc.invert(pc.is_in(ids, ranked.clip_ids))).cast(schema))
     # In one thread rows keep their order, so that the last error is that of the latest stage.
     why = pa.concat_tables(found).group_by("clip_id", use_threads=False).aggregate([("error", "last")])
-    reasons = pc.fill_null(why.column("error_last"), "it has no feature under the ranking's mask")
-    return pa.table([why.column("clip_id"), reasons], schema=schema).sort_by("clip_id")
+    ids, reasons = why.column("clip_id"), why.column("error_last")
+    if run.attribution.shortlist is not None:
+        reasons = pc.coalesce(reasons, shortlist.left_out(run, ids))
+    reasons = pc.fill_null(reasons, "it has no feature under the ranking's mask")
+    return pa.table([ids, reasons], schema=schema).sort_by("clip_id")

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from pipeline import finetuning, motion, scanning, schemas, stores, tables
-from pipeline.config import Run, Setting
+from pipeline.attribution import Setting
+from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
 from pipeline.gradients import ProjectedGradients, restrict, take_clip

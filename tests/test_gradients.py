@@ -12,7 +12,8 @@ from diffusers import WanTransformer3DModel
 from oracle import project
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, Kind, Setting
+from pipeline.attribution import Kind, Setting
+from pipeline.config import ConfigError
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip
 from pipeline.models.wan import Wan

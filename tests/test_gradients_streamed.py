@@ -14,7 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import config
-from pipeline.config import ConfigError, Kind
+from pipeline.attribution import Kind
+from pipeline.config import ConfigError
 from pipeline.gradients import LAST_STAGE, ProjectedGradients, squared_norm
 from pipeline.kernels import cpu, fastfood
 from pipeline.projection import Projection

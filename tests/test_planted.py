@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pipeline import config, motion, world
+from pipeline.attribution import Setting
 from pipeline.gradients import ProjectedGradients, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
@@ -43,7 +44,7 @@ def features(
     gradients = ProjectedGradients(model.transformer, Projection(), hold=len(videos))
     text = model.text([""])
     for frames, mask in zip(videos, masks, strict=True):
-        take_clip(gradients, model, [config.Setting()], model.encode(frames), text, mask, seed=0)
+        take_clip(gradients, model, [Setting()], model.encode(frames), text, mask, seed=0)
     found = gradients.collect()[0].numpy()
     gradients.close()
     return unit_settings(found, 1)

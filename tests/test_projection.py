@@ -15,7 +15,7 @@ from oracle import project
 from torch import Tensor
 
 import pipeline.kernels
-from pipeline.config import Kind
+from pipeline.attribution import Kind
 from pipeline.projection import Projection
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

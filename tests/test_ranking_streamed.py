@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import config, feature_table, schemas, selection, tables
+from pipeline import influence as influence_of_tables
 from pipeline.columns import Columns
 from pipeline.config import Ranking, Run
 from pipeline.parallel import in_order
@@ -77,9 +78,9 @@ def ids() -> list[str]:
 def test_streamed_ranking_is_that_of_the_arrays(
     run: Run, whiten: float | None, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selection, "RESIDENT", resident)
+    monkeypatch.setattr(influence_of_tables, "RESIDENT", resident)
     monkeypatch.setattr(feature_table, "BATCH", 256)
-    monkeypatch.setattr(selection, "HELD", 500)
+    monkeypatch.setattr(influence_of_tables, "HELD", 500)
     whole = influence(unit_settings(features(), 2), unit_settings(queries(), 2), whiten)
     ranked = selection.rank(run, "motion", whiten)
     by_id = dict(zip(ids(), whole, strict=True))
@@ -138,7 +139,7 @@ def test_of_a_clips_two_rows_the_one_counts_that_tables_read_takes(run: Run) -> 
     used = np.concatenate(list(feature_table.under_mask(run.root, "clips", "motion").map(lambda phi: phi)))
     expected = unit_settings(np.array([kept[i] for i in after.clip_ids.to_pylist()], np.float32), 2)
     assert np.array_equal(used, expected), "another row than that of tables.read is ranked"
-    others = selection.unranked(run.root, after).to_pylist()
+    others = selection.unranked(run, after).to_pylist()
     assert others == [{"clip_id": "zz", "error": "memory: x"}], f"not ranked: {others}"
 
 
@@ -147,7 +148,7 @@ def test_why_a_clip_is_not_ranked_is_its_latest_error(run: Run) -> None:
     clips = pa.table({"clip_id": ["x", "y", "w"], "error": [None, None, "decode: w"]})
     tables.append(str(Path(run.root) / "motion/clips"), motion, {})
     tables.append(str(Path(run.root) / "clips"), clips, {})
-    found = selection.unranked(run.root, selection.rank(run, "motion", None)).to_pylist()
+    found = selection.unranked(run, selection.rank(run, "motion", None)).to_pylist()
     assert found == [
         {"clip_id": "w", "error": "decode: w"},
         {"clip_id": "x", "error": "no_motion: x"},

@@ -1,0 +1,43 @@
+"""Features as a recipe asks for them: one attribution of everything, or with `attribution.shortlist` a cheaper one of
+everything first, and the full one of the queries and of the clips that it chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jobs import command, stages
+from pipeline import choosing, shortlist, stores, tables
+from pipeline.config import Run
+from pipeline.scanning import Keys
+
+
+def queries(run: Run) -> None:
+    """Motion and features of the queries, for each attribution."""
+    for one, scope in stages.scopes(run):
+        stages.attribute(one, "queries", scope)
+
+
+def clips(run: Run) -> None:
+    """Motion and features of the clips. A shortlist is chosen anew each time: clips that came since the last may belong
+    to it; those that had the full setting keep its features."""
+    *cheaper, (full, scope) = stages.scopes(run)
+    for one, first in cheaper:
+        stages.attribute(one, "clips", first)
+        scope = replace(scope, among=choose(run))
+    stages.attribute(full, "clips", scope)
+
+
+def choose(run: Run) -> Keys:
+    progress = command.Progress("choose shortlist")
+    choosing.choose(run, lambda done, total: progress(done, total, {}))
+    found = shortlist.chosen(run)
+    print(f"shortlist: {len(found):,} clips for the full setting")
+    return found
+
+
+def rankable(run: Run) -> bool:
+    """Whether there are features to rank: a budget may end before the first clip of a shortlist has any."""
+    needed = [stores.join(run.root, "features", "clips")]
+    if run.attribution.shortlist is not None:
+        needed.append(stores.join(shortlist.home(run.root), "chosen"))
+    return all(tables.parts(folder) for folder in needed)

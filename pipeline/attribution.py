@@ -1,0 +1,105 @@
+"""The part of a configuration that is about attribution: what a feature is the gradient of, and of how many clips."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.operations import Model
+
+Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
+
+
+class Setting(Model):
+    """One gradient of a clip: at `timestep` of 1000, with the shared noise of index `noise`, under a mask."""
+
+    timestep: float = Field(751, gt=0, lt=1000)
+    noise: int = Field(0, ge=0)
+    mask: Literal["motion", "none"] = "motion"
+
+
+class ProjectionConfig(Model):
+    kind: Kind = "gaussian"
+    dim: int = Field(512, ge=8, multiple_of=8)
+    seed: int = Field(0, ge=0, lt=1 << 64)
+
+    @model_validator(mode="after")
+    def _possible(self) -> ProjectionConfig:
+        if self.kind == "fastfood" and self.dim > 1 << 14:
+            raise ValueError(f"dim={self.dim}: fastfood has at most {1 << 14} rows")
+        return self
+
+
+class Shortlist(Model):
+    """Two stages: every clip gets a cheaper variant of the attribution, and those that it chooses the full one as well.
+
+    Chosen are the first and the last by the cheaper variant, and an audit: clips drawn at random from all. A key of the
+    variant that is null is that of the full attribution.
+    """
+
+    top: float = Field(0.2, gt=0, lt=1, description="share of the clips: the first by the cheaper variant")
+    bottom: float = Field(0.05, ge=0, lt=1, description="... and the last")
+    audit: float = Field(0.02, gt=0, le=1, description="... and at random, also among those two")
+    settings: tuple[Setting, ...] | None = Field(None, min_length=1)
+    parameters: str | None = None
+    frames: int | None = Field(None, ge=2)
+    fps: float | None = Field(None, gt=0)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Shortlist:
+        if self.top + self.bottom > 1:
+            raise ValueError(f"top={self.top:g} and bottom={self.bottom:g} are more than all clips; take less of one")
+        if self.parameters is not None:
+            _check_expression(self.parameters)
+        _check_distinct(self.settings or ())
+        return self
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What the variant has of its own."""
+        names = ("settings", "parameters", "frames", "fps", "height", "width")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class Attribution(Model):
+    settings: tuple[Setting, ...] = Field((Setting(),), min_length=1)
+    parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
+    projection: ProjectionConfig = ProjectionConfig()
+    hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
+    weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
+    frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
+    fps: float | None = Field(None, gt=0)
+    height: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=8)
+    shortlist: Shortlist | None = Field(None, description="this attribution for some clips only; null: for every clip")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Attribution:
+        _check_expression(self.parameters)
+        _check_distinct(self.settings)
+        if self.hold > 1 and self.projection.kind in ("sketched_gaussian", "fastfood"):
+            raise ValueError(f"hold={self.hold} is for dense projections; {self.projection.kind} is streamed: use 1")
+        return self
+
+    @property
+    def cheaper(self) -> Attribution | None:
+        """What every clip gets first, where this is for a shortlist only."""
+        if self.shortlist is None:
+            return None
+        return self.model_copy(update={**self.shortlist.changes, "shortlist": None})
+
+
+def _check_expression(parameters: str) -> None:
+    try:
+        re.compile(parameters)
+    except re.error as error:
+        raise ValueError(f"parameters={parameters!r} is no regular expression: {error}") from error
+
+
+def _check_distinct(settings: tuple[Setting, ...]) -> None:
+    if len(set(settings)) != len(settings):
+        raise ValueError("settings: two settings are the same")

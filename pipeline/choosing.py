@@ -1,0 +1,182 @@
+"""Who is on the shortlist, by the cheaper variant's ranking; and how good it is, by the audit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import fingerprints, scanning, schemas, shortlist, tables
+from pipeline.attribution import Shortlist
+from pipeline.config import ConfigError, Run
+from pipeline.controls import spearman
+from pipeline.drift import spearman_interval, wilson
+from pipeline.influence import Progress
+from pipeline.ranking import CHUNK, placed, share
+from pipeline.selection import rank
+from pipeline.shortlist import AUDIT, BOTTOM, TOP
+from pipeline.stores import join
+
+ENOUGH = 20  # audited clips, below which they say nothing
+
+Lots = npt.NDArray[np.uint64]
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def choose(run: Run, progress: Progress | None = None) -> None:
+    """Rank all clips by the cheaper variant, as `ranking` says and for the group that is trained for, and write
+    shortlist/chosen/. Raises ConfigError where there is nothing to rank, or no such group."""
+    cheaper, config, r = shortlist.variant(run), run.attribution.shortlist, run.ranking
+    assert cheaper is not None, "called where there is a shortlist"
+    assert config is not None, "the same"
+    ranked, group = rank(cheaper, r.mask, r.whiten, progress, index=run.root), run.finetune.group
+    if group not in ranked.all_groups:
+        raise ConfigError(
+            f"finetune.group={group!r}: no query is of this group, so there is nothing to choose a shortlist for. "
+            f"There are: {', '.join(ranked.all_groups)}."
+        )
+    mean, votes = ranked.score(group, ranked.marks(r.vote_fraction))
+    order = placed(mean, votes if r.by == "votes" else None, ranked.clip_ids)
+    ids = ranked.clip_ids.take(pa.array(order))
+    told = {**fingerprints.features(cheaper), "ranking": r.model_dump(), "shortlist": config.model_dump()}
+    found = chosen(ids, mean[order], config, run.seed)
+    tables.replace_streamed(join(shortlist.home(run.root), "chosen"), schemas.CHOSEN, found, told, group=group)
+
+
+def chosen(clip_ids: pa.Array, mean: npt.NDArray[np.float32], config: Shortlist, seed: int) -> Iterator[pa.Table]:
+    """Rows of shortlist/chosen/ for clips in their order by the cheaper variant, CHUNK at a time.
+
+    Audited are the max(1, round(audit * N)) clips that a hash of seed and clip_id draws from all N: nothing else bears
+    on it, so that most of them stay from night to night.
+    """
+    count = len(clip_ids)
+    first = share(config.top, count)
+    last = min(round(config.bottom * count), count - first)
+    audited = np.zeros(count, bool)
+    audited[np.argsort(lots(seed, clip_ids), kind="stable")[: share(config.audit, count)]] = True
+    ranks = np.arange(count)
+    reasons = np.select([ranks < first, ranks >= count - last, audited], [0, 1, 2], -1)
+    words = pa.array([TOP, BOTTOM, AUDIT])
+    for start in range(0, count, CHUNK):
+        here = slice(start, start + CHUNK)
+        index = pa.array(reasons[here].astype(np.int8), mask=reasons[here] < 0)
+        columns = [
+            clip_ids[start : start + CHUNK].cast(pa.string()),
+            pa.array(ranks[here], pa.int64()),
+            pa.array(mean[here], pa.float32()),
+            pa.DictionaryArray.from_arrays(index, words).cast(pa.string()),
+            pa.array(audited[here]),
+        ]
+        yield pa.table(columns, schema=schemas.CHOSEN)
+
+
+def lots(seed: int, clip_ids: pa.Array) -> Lots:
+    """A number for each clip by which the audit is drawn."""
+    digest, start = hashlib.blake2b, f"audit {seed} ".encode()
+    drawn = b"".join(digest(start + i.encode(), digest_size=8).digest() for i in clip_ids.to_pylist())
+    return np.frombuffer(drawn, "<u8")
+
+
+# --- how good it is --------------------------------------------------------------------------------------------------
+
+
+def quality(run: Run) -> dict[str, Any] | None:
+    """What the audit says of the shortlist; None without one, or before a ranking of it.
+
+    `clips` that the cheaper variant ranked, `top`, `bottom` and `audited` of them; `compared`: audited clips that both
+    rank. On those `spearman`, of the mean influence by either, and `found_top` and `found_bottom`: of the first
+    `ranking.fraction` and the last `ranking.harmful` by the full setting, `count`, how many are `found` among the
+    shortlist's first and last, as a `share`. Intervals are of 95 %; what is not defined is None.
+    """
+    ranked = join(run.root, "selection")
+    if run.attribution.shortlist is None or not tables.parts(ranked):
+        return None
+    sizes, audited = {TOP: 0, BOTTOM: 0}, list[pa.Table]()
+    every = 0
+    for rows in shortlist.blocks(run, "mean_influence", "reason", "audited"):
+        every += rows.num_rows
+        for reason in sizes:
+            sizes[reason] += pc.sum(pc.equal(rows.column("reason"), reason)).as_py() or 0
+        audited.append(rows.filter(rows.column("audited")))
+    audit = pa.concat_tables(audited)
+    group = tables.metadata(shortlist.folder(run))["group"]
+    both = _both(audit, ranked, group)
+    cheaper, full = (both.column(name).to_numpy().astype(np.float64) for name in ("cheaper", "full"))
+    agreed, n = spearman(cheaper, full), both.num_rows
+    found = pc.not_equal(both.sort_by("rank").column("reason"), AUDIT).to_numpy(zero_copy_only=False)
+    last = round(run.ranking.harmful * n)
+    return {
+        "clips": every,
+        **sizes,
+        "audited": audit.num_rows,
+        "group": group,
+        "compared": n,
+        "spearman": agreed,
+        "spearman_interval": None if agreed is None else spearman_interval(agreed, n),
+        "found_top": _found(found[: share(run.ranking.fraction, n)]),
+        "found_bottom": _found(found[n - last :]),
+    }
+
+
+def _both(audit: pa.Table, selection: str, group: str) -> pa.Table:
+    """The audited clips that are ranked in full: columns reason, cheaper, full (mean influences), rank (in full)."""
+    ids = audit.column("clip_id").combine_chunks()
+    rows = [
+        pa.table(
+            {"clip_id": pa.array([], pa.string()), "full": pa.array([], pa.float32()), "rank": pa.array([], pa.int64())}
+        )
+    ]
+    for block in scanning.blocks(selection, ["clip_id", "group", "mean_influence", "rank"]):
+        kept = pc.and_(pc.equal(block.column("group"), group), pc.is_valid(block.column("rank")))
+        kept = pc.and_(kept, pc.is_in(block.column("clip_id"), ids))
+        rows.append(
+            block.filter(kept).select(["clip_id", "mean_influence", "rank"]).rename_columns(["clip_id", "full", "rank"])
+        )
+    found = pa.concat_tables(rows)
+    here = audit.take(pc.index_in(found.column("clip_id"), ids))
+    return found.append_column("cheaper", here.column("mean_influence")).append_column("reason", here.column("reason"))
+
+
+def _found(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    count, n = int(flags.sum()), len(flags)
+    return {"count": n, "found": count, "share": count / n if n else None, "interval": wilson(count, n) if n else None}
+
+
+def sentences(told: Mapping[str, Any] | None) -> list[str]:
+    """What `quality` found, for people; the last one is a warning where the audit is too small."""
+    if told is None:
+        return []
+    first = (
+        f"of {told['clips']:,} clips {told[TOP]:,} first, {told[BOTTOM]:,} last and {told['audited']:,} audited ones "
+        "get the full setting"
+    )
+    if not told["compared"]:
+        return [first, "no audited clip is ranked in full: nothing is known of the shortlist's quality"]
+    agreed = (
+        "unknown" if told["spearman"] is None else f"{told['spearman']:.2f}{_reach(told['spearman_interval'], '.2f')}"
+    )
+    found = [f"on {told['compared']:,} audited clips the rank correlation of the two influences is {agreed}"]
+    for name, words in (("found_top", "first"), ("found_bottom", "last")):
+        held = told[name]
+        if held["count"]:
+            reach = _reach(held["interval"], ".0%")
+            found.append(
+                f"of their {held['count']:,} {words} by the full setting {held['found']:,} are on the shortlist for "
+                f"their rank, {held['share']:.0%}{reach}"
+            )
+    few = told["compared"] < ENOUGH
+    warning = (
+        [f"fewer than {ENOUGH} audited clips say next to nothing; raise attribution.shortlist.audit"] if few else []
+    )
+    return [first, "; ".join(found), *warning]
+
+
+def _reach(interval: tuple[float, float], kind: str) -> str:
+    return f" ({interval[0]:{kind}} to {interval[1]:{kind}})"
