@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -16,7 +17,8 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import costs, manifest, models, pilot, ray_data, ray_resources, stores, tables
+from pipeline import costs, manifest, models, pilot, ray_data, ray_resources, shortlist, stores, tables
+from pipeline.attribution import Shortlist
 from pipeline.config import ConfigError, Run
 from pipeline.operations import Pool
 
@@ -85,7 +87,8 @@ def _size(run: Run, videos: int, segments: float) -> costs.Size:
         return prod(((frames - 1) // temporal + 1, height // spatial, width // spatial))
 
     d, (frames, _, height, width) = run.data, run.geometry
-    held_out = run.evaluate.videos
+    held_out, cheaper = run.evaluate.videos, shortlist.variant(run)
+    other = None if cheaper is None or cheaper.geometry == run.geometry else cheaper.geometry
     return costs.Size(
         videos=videos,
         clips=videos * segments,
@@ -93,6 +96,7 @@ def _size(run: Run, videos: int, segments: float) -> costs.Size:
         parameters=sum(p.numel() for p in module.parameters()),
         latent_numbers=int(module.config["in_channels"]) * grid(d.frames, d.height, d.width),  # type: ignore[index]
         mask_numbers=grid(frames, height, width),
+        cheaper_mask_numbers=None if other is None else grid(other[0], *other[2:]),
     )
 
 
@@ -100,23 +104,41 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     rows = tables.read(stores.join(folder, "pilot"))
     assert rows is not None
     parts = costs.seconds_by_part(rows, pilot.AS_IT_IS)
-    own, kept = costs.stages(run, size, parts), costs.storage(run, size)
+    attributed = _attributions(run, rows, size.clips)
+    now = attributed[0] if run.attribution.shortlist is None else attributed[1]
+    own = costs.stages(run, size, parts, replace(now, what="estimate_motion, extract_features"))
+    kept = costs.storage(run, size)
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
     _print([*costs.table(own, run.prices), costs.total(own, run.prices)])
-    cheaper = [
-        costs.attribution(name, costs.seconds_by_part(rows, name), size.clips, run.resources.extract_features)
-        for name in pilot.variants(run)
-    ]
     print("\nattribution (motion and features) and its cheaper variants")
-    _print(costs.table(cheaper, run.prices))
+    _print(costs.table(attributed, run.prices))
     print("\nstorage, before compression")
     _print([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
     if run.prices.gb_month:
         print(f"storage costs {sum(kept.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
-    found = costs.summary([*own, *cheaper[1:]], kept, run.prices)
+    found = costs.summary([*own, *(cost for cost in attributed if cost is not now)], kept, run.prices)
     stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(found, indent=1).encode())
+
+
+def _attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:
+    """What attribution of all clips costs: as the recipe has it for one clip; in two stages, by the recipe's shortlist
+    or one of the cheapest variant; and by each variant alone."""
+    pool, every = run.resources.extract_features, pilot.variants(run)
+    full, *variants = (costs.attribution(v, costs.seconds_by_part(pilots, v), clips, pool) for v in every)
+    if not variants:
+        return [full]
+    config, cheapest = run.attribution.shortlist, variants[-1]
+    if config is not None:
+        full, cheapest = replace(full, what="the full setting of every clip"), variants.pop(0)
+    again = costs.seconds_by_part(pilots, pilot.AS_IT_IS)
+    if every[cheapest.what].geometry == run.geometry:
+        again.pop("motion", None)  # the variant's serves both
+    share = (config or Shortlist()).share
+    words = "two stages, as it stands" if config else f"two stages, {cheapest.what} first"
+    second = costs.attribution("", again, clips, pool)
+    return [full, costs.two_stages(words, cheapest, second, share), *variants]
 
 
 def _bytes(count: float) -> str:

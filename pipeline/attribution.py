@@ -59,6 +59,12 @@ class Shortlist(Model):
         return self
 
     @property
+    def share(self) -> float:
+        """Of all clips, those that get the full attribution as well."""
+        ranked = self.top + self.bottom
+        return ranked + self.audit * (1 - ranked)
+
+    @property
     def changes(self) -> dict[str, Any]:
         """What the variant has of its own."""
         names = ("settings", "parameters", "frames", "fps", "height", "width")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import hypot
 from statistics import fmean, stdev
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.attribution import Attribution
 from pipeline.config import Run
 from pipeline.operations import Pool, Prices
 
@@ -56,6 +58,7 @@ class Size:
     parameters: int
     latent_numbers: int  # of a clip at the training geometry
     mask_numbers: int  # of a clip at that of attribution
+    cheaper_mask_numbers: int | None = None  # at that of a shortlist's variant, where it is another
 
 
 def seconds_by_part(rows: pa.Table, variant: str) -> dict[str, list[float]]:
@@ -75,12 +78,18 @@ def attribution(name: str, parts: Seconds, clips: float, pool: Pool) -> Cost:
     return Cost(name, clips, max(sum(mean.values()), decoding), pool.gpus, pool.cpus, sum(spread) ** 0.5)
 
 
-def stages(run: Run, size: Size, parts: Seconds) -> list[Cost]:
-    """Every stage of `curate` for the recipe as it stands."""
+def two_stages(name: str, cheaper: Cost, full: Cost, share: float) -> Cost:
+    """A cheaper attribution of every clip, and the full one of a share of them."""
+    seconds, errors = cheaper.seconds + share * full.seconds, (cheaper.error or 0.0, share * (full.error or 0.0))
+    return Cost(name, cheaper.count, seconds, full.gpus, full.cpus, hypot(*errors))
+
+
+def stages(run: Run, size: Size, parts: Seconds, attributed: Cost) -> list[Cost]:
+    """Every stage of `curate` for the recipe as it stands, of which `attributed` is motion and features."""
     r, e, f = run.resources, run.evaluate, run.finetune
     mean = {part: fmean(found) for part, found in parts.items()}
     found = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
-    found.append(attribution("estimate_motion, extract_features", parts, size.clips, r.extract_features))
+    found.append(attributed)
     arms = [arm for arm in dict.fromkeys([f.arm, *e.arms]) if arm != "base"]
     if arms and "step" in mean:
         steps = len(arms) * f.steps * f.workers
@@ -98,16 +107,27 @@ def stages(run: Run, size: Size, parts: Seconds) -> list[Cost]:
 def storage(run: Run, size: Size) -> dict[str, float]:
     """Bytes of what a run keeps, before compression."""
     a, f = run.attribution, run.finetune
+    share = 1.0 if a.shortlist is None else a.shortlist.share
     arms = len([arm for arm in dict.fromkeys([f.arm, *run.evaluate.arms]) if arm != "base"])
     drawn = min(size.clips, f.steps * f.batch * f.accumulate * f.workers)
     whole = f.lora_rank is None
     return {
-        "features": size.clips * 4 * len(a.settings) * (a.projection.dim + 2),
-        "masks": size.clips * size.mask_numbers,
+        "features": size.clips * (share * _row(a) + (0 if a.cheaper is None else _row(a.cheaper))),
+        "masks": size.clips
+        * (
+            size.mask_numbers
+            if size.cheaper_mask_numbers is None
+            else share * size.mask_numbers + size.cheaper_mask_numbers
+        ),
         "latents of clips that arms train on": arms * drawn * 4 * size.latent_numbers,
         "fine-tuned arms": arms * 4 * size.parameters if whole else 0,
         "checkpoints": _KEPT * _TRAINED * size.parameters if whole else 0,
     }
+
+
+def _row(attribution: Attribution) -> int:
+    """Bytes of a clip's features."""
+    return 4 * len(attribution.settings) * (attribution.projection.dim + 2)
 
 
 def table(costs: Sequence[Cost], prices: Prices) -> list[list[str]]:

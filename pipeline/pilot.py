@@ -31,7 +31,7 @@ from pipeline.workers import MotionWorker, device_for
 Row = dict[str, Any]
 T = TypeVar("T")
 
-AS_IT_IS = "as it stands"
+AS_IT_IS, SHORTLIST = "as it stands", "the shortlist's variant"
 # Many rows a clip: so `problem` and not `error`, by which tables with one row a clip are told.
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("clip_id", "variant", "metric")]
@@ -43,7 +43,8 @@ DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a
 
 
 def variants(run: Run) -> dict[str, Run]:
-    """The recipe as it stands, and what is cheaper: one setting, smaller geometry, part of the blocks, all of these."""
+    """The recipe as it stands, and what is cheaper: the variant of its shortlist, one setting, smaller geometry, part
+    of the blocks, all of these."""
     found: dict[str, dict[str, Any]] = {}
     if len(run.attribution.settings) > 1:
         found["one setting"] = {"settings": (_main_setting(run),)}
@@ -55,6 +56,8 @@ def variants(run: Run) -> dict[str, Run]:
     if len(found) > 1:
         found["all of these"] = {key: value for change in found.values() for key, value in change.items()}
     changed = {name: run.attribution.model_copy(update=change) for name, change in found.items()}
+    if run.attribution.cheaper is not None:
+        changed = {SHORTLIST: run.attribution.cheaper, **changed}
     return {AS_IT_IS: run} | {name: run.model_copy(update={"attribution": a}) for name, a in changed.items()}
 
 

@@ -19,11 +19,25 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, comparison, config, controls, gallery, sections, stores, summary, tables, throughput
+from pipeline import (
+    charts,
+    choosing,
+    comparison,
+    config,
+    controls,
+    funnel,
+    gallery,
+    sections,
+    stores,
+    summary,
+    tables,
+    throughput,
+)
 from pipeline.gallery import FramesOf, VideoOf
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")
+FINGERPRINTED = ("motion/clips", "features/clips", "shortlist/features/clips", "selection")
 DASH = "\N{EN DASH}"
 REASONS = {
     "pending": "not processed yet",
@@ -31,6 +45,7 @@ REASONS = {
     "no_motion": "without motion",
     "decode": "undecodable",
     "too_short": "too short",
+    "not_shortlisted": "not on the shortlist",
     "not_finite": "not finite",
     "read": "unreadable",
     "crashed": "crashed",
@@ -50,7 +65,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     The summary (its keys are stable): ``root``, ``model``, ``written`` (UTC), ``headline``; ``funnel``: for "clips" and
     "queries" a list of {name, entered, dropped: {code: n}, left, still, adds_up}, with entered = left + sum(dropped);
     ``decisions``: selected, neutral, harmful and not_ranked of the clips with features, for group "all"; ``problems``:
-    sentences on rows that contradict one another (empty: everything adds up); ``selection``: group -> source ->
+    sentences on rows that contradict one another (empty: everything adds up); ``shortlist``: what `choosing.quality`
+    found on it, or null; ``selection``: group -> source ->
     decision -> n; ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
     mask_overlap: {share, spearman}}; ``evaluation``: the records of `comparison.comparison`; ``held_out``: whether
     videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n; ``fingerprint``: table ->
@@ -82,6 +98,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             sources=sections.sources(numbers["selection"]),
             matrix=sections.matrix(numbers["selection"]),
             metrics=sections.metrics(numbers["evaluation"]),
+            shortlist=choosing.sentences(numbers["shortlist"]),
             configuration=_configuration(run),
             reasons=REASONS,
         )
@@ -96,9 +113,9 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
 
 def _numbers(
     run: config.Run, selection: pa.Table | None, evaluation: pa.Table | None, alike: Mapping[str, Mapping[str, float]]
-) -> tuple[dict[str, Any], dict[str, summary.Funnel]]:
+) -> tuple[dict[str, Any], dict[str, funnel.Funnel]]:
     root = run.root
-    funnels = {kind: summary.funnel(root, kind) for kind in ("clips", "queries")}
+    funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
     decisions, problems = summary.decided(selection, funnels["clips"].remaining)
     named = [f"{kind}, {p}" for kind, f in funnels.items() for p in f.problems]
     named += [] if evaluation is None else comparison.mixtures(evaluation)
@@ -109,19 +126,20 @@ def _numbers(
         "funnel": {kind: [_stage(s) for s in f.stages] for kind, f in funnels.items()},
         "decisions": decisions,
         "problems": named + problems,
+        "shortlist": choosing.quality(run),
         "selection": {} if selection is None else summary.by_source(selection),
         "overlap": {} if selection is None else controls.overlaps(selection, alike),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},
         "throughput": throughput.by_stage(root),
-        "fingerprint": {name: _fingerprint(root, name) for name in ("motion/clips", "features/clips", "selection")},
+        "fingerprint": {name: _fingerprint(root, name) for name in FINGERPRINTED},
         "versions": _versions(),
     }
     return _finite({"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}), funnels
 
 
-def _stage(stage: summary.Stage) -> dict[str, Any]:
+def _stage(stage: funnel.Stage) -> dict[str, Any]:
     return {
         "name": stage.name,
         "entered": stage.entered,

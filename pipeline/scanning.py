@@ -51,6 +51,10 @@ class Keys:
     def __len__(self) -> int:
         return len(self._first)
 
+    @property
+    def pairs(self) -> Pairs:
+        return np.stack([self._first, self._second], axis=1)
+
     def find(self, pairs: Pairs) -> Places:
         """The place of each among the sorted keys; -1 where it is none of them."""
         if not len(self):
@@ -170,7 +174,8 @@ class Held:
     """What a table holds of every clip: its version, and whether it is a result or an error of which code.
 
     Of several rows of a clip one counts, as for `tables.read`: a result before an error, an error that stands before
-    one that is tried again. In memory are 25 bytes a clip.
+    one that is tried again. In memory are 25 bytes a clip: in the order of `keys`, `versions` and `codes`, places among
+    the `names` of codes, of which the first is that of a result.
     """
 
     def __init__(self, folder: str) -> None:
@@ -178,7 +183,7 @@ class Held:
         parts = footers(folder)
         count = sum(part.rows for part in parts)
         first, second, versions = (np.empty(count, np.uint64) for _ in range(3))
-        codes, self._names = np.empty(count, np.uint8), [""]
+        codes, self.names = np.empty(count, np.uint8), [""]
         start = 0
         for rows in (
             rows for found in in_order(lambda part: list(_blocks(part, fs, _NARROW)), parts) for rows in found
@@ -187,44 +192,44 @@ class Held:
             first[here], second[here] = keys(rows.column("clip_id")).T
             versions[here] = keys(rows.column("version"))[:, 0]
             codes[here] = self._coded(rows.column("error"))
-        self._again = np.array([name in tables.RETRIED for name in self._names])
+        self._again = np.array([name in tables.RETRIED for name in self.names])
         order = _winners(first, second, codes.astype(bool).astype(np.uint8) + self._again[codes])
-        self._keys, self._versions, self._codes = Keys(first, second, order), versions[order], codes[order]
+        self.keys, self.versions, self.codes = Keys(first, second, order), versions[order], codes[order]
 
     def _coded(self, errors: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
         """The code of each error, as its place among the names of all; 0 for a result."""
         listed = tables.codes(pc.fill_null(errors, "")).combine_chunks().dictionary_encode()
         found = listed.dictionary.to_pylist()
-        self._names += [name for name in found if name not in self._names]
-        places = np.array([self._names.index(name) for name in found], np.uint8)
+        self.names += [name for name in found if name not in self.names]
+        places = np.array([self.names.index(name) for name in found], np.uint8)
         coded: npt.NDArray[np.uint8] = places[listed.indices.to_numpy()]
         return coded
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
 
     @property
     def errors(self) -> dict[str, int]:
         """How many clips failed, by the code their error starts with."""
-        counts = np.bincount(self._codes, minlength=len(self._names)).tolist()
-        return dict(sorted((name, n) for name, n in zip(self._names[1:], counts[1:], strict=True) if n))
+        counts = np.bincount(self.codes, minlength=len(self.names)).tolist()
+        return dict(sorted((name, n) for name, n in zip(self.names[1:], counts[1:], strict=True) if n))
 
     def lacks(self, pairs: Pairs, versions: pa.ChunkedArray) -> tuple[Flags, Flags]:
         """Of clips with these keys: those without a row of this version that stands, and those of them that have
         another row, which gives way."""
-        at = self._keys.find(pairs)
+        at = self.keys.find(pairs)
         there = at >= 0
         stands = self._of_version(at, versions)
-        stands[stands] = ~self._again[self._codes[at[stands]]]
+        stands[stands] = ~self._again[self.codes[at[stands]]]
         return ~stands, there & ~stands
 
     def knows(self, rows: pa.Table) -> Flags:
         """Whether each row, of another table, is of a clip that is here in the same version."""
-        return self._of_version(self._keys.find(keys(rows.column("clip_id"))), rows.column("version"))
+        return self._of_version(self.keys.find(keys(rows.column("clip_id"))), rows.column("version"))
 
     def _of_version(self, at: Places, versions: pa.ChunkedArray) -> Flags:
         same = at >= 0
-        same[same] = self._versions[at[same]] == keys(versions.filter(pa.array(same)))[:, 0]
+        same[same] = self.versions[at[same]] == keys(versions.filter(pa.array(same)))[:, 0]
         return same
 
 

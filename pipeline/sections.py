@@ -23,9 +23,10 @@ def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) ->
         usable = stages[-1]["left"] if stages else 0
         return f"Of {indexed:,} clips, {usable:,} have come through so far; nothing is ranked yet."
     ranked = sum(decisions[d] for d in summary.DECISIONS)
-    motions = len(set(groups.values()))
+    motions, listed = len(set(groups.values())), numbers["shortlist"]
+    compared = f"{ranked:,} clips" if listed is None else f"{listed['clips']:,} clips, {ranked:,} of them in full,"
     return (
-        f"Of {ranked:,} clips compared with {len(groups):,} {'query' if len(groups) == 1 else 'queries'}"
+        f"Of {compared} compared with {len(groups):,} {'query' if len(groups) == 1 else 'queries'}"
         f"{f' of {motions} motions' if motions > 1 else ''}, {decisions['selected']:,} are selected and "
         f"{decisions['harmful']:,} marked harmful.{_effect(numbers, arm)}"
     )

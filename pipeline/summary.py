@@ -6,147 +6,29 @@ that do not exist yet leave their part of the summary empty; rows that contradic
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import stores, tables
+from pipeline import scanning, stores, tables
+from pipeline.scanning import Keys
+from pipeline.shuffling import keys
 
 DECISIONS = ("selected", "neutral", "harmful")
-PENDING, OUTDATED = "pending", "outdated"
-EXAMPLES = 20  # failed clips listed for each stage and code
-
-
-@dataclass(frozen=True)
-class Stage:
-    """``entered`` clips went in; ``left`` came out; the others dropped out, counted by the reason's code."""
-
-    name: str
-    entered: int
-    dropped: dict[str, int]
-    left: int
-    still: int = 0  # of those that left: clips without motion that keep their unmasked feature
-
-    @property
-    def adds_up(self) -> bool:
-        return self.entered == self.left + sum(self.dropped.values())
-
-
-@dataclass(frozen=True)
-class Failure:
-    stage: str
-    code: str
-    clip_id: str
-    uri: str
-    sentence: str
-
-
-@dataclass
-class Funnel:
-    stages: list[Stage] = field(default_factory=list)
-    remaining: frozenset[str] = frozenset()  # ids that came out of the last stage
-    failures: dict[tuple[str, str], list[Failure]] = field(default_factory=dict)  # examples by stage and code
-    problems: list[str] = field(default_factory=list)
-
-
-# --- the funnel ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Row:
-    version: str | None
-    error: str | None
-
-    @property
-    def code(self) -> str | None:
-        return None if self.error is None else self.error.split(":")[0]
-
-
-def _rows(root: str, *names: str) -> dict[str, _Row] | None:
-    table = tables.read(stores.join(root, *names), ["clip_id", "version", "error"])
-    if table is None:
-        return None
-    columns = (table.column(c).to_pylist() for c in ("clip_id", "version", "error"))
-    return {clip_id: _Row(version, error) for clip_id, version, error in zip(*columns, strict=True)}
-
-
-def funnel(root: str, kind: str = "clips") -> Funnel:
-    """Count a run's clips (or ``kind="queries"``) through index, motion and features, as far as tables exist.
-
-    A clip that a stage has no row for is "pending"; one whose row is of another version of the video is "outdated".
-    """
-    found = Funnel()
-    index = _rows(root, kind)
-    if index is None:
-        return found
-    entered = frozenset(index)
-    motion, features = _rows(root, "motion", kind), _rows(root, "features", kind)
-    entered = _through(found, "index", entered, index, index, frozenset())
-    still: frozenset[str] = frozenset()
-    if motion is not None:
-        if features is not None:
-            results = {i for i, row in features.items() if row.error is None}
-            still = frozenset(i for i in entered & results if i in motion and motion[i].code == "no_motion")
-        entered = _through(found, "motion", entered, motion, index, still)
-    if features is not None:
-        entered = _through(found, "features", entered, features, index, frozenset())
-    found.remaining = entered
-    _find_uris(found, root, kind)
-    return found
-
-
-def _through(
-    found: Funnel,
-    name: str,
-    entered: frozenset[str],
-    rows: Mapping[str, _Row],
-    index: Mapping[str, _Row],
-    still: frozenset[str],
-) -> frozenset[str]:
-    """Count one stage, note what failed there, and return the ids that go on."""
-    dropped: Counter[str] = Counter()
-    left = set(still)
-    for clip_id in sorted(entered - still):
-        row = rows.get(clip_id)
-        if row is not None and row.version == index[clip_id].version and row.error is None:
-            left.add(clip_id)
-            continue
-        code = PENDING if row is None else OUTDATED if row.version != index[clip_id].version else str(row.code)
-        dropped[code] += 1
-        examples = found.failures.setdefault((name, code), [])
-        if row is not None and row.error is not None and len(examples) < EXAMPLES:
-            examples.append(Failure(name, code, clip_id, "", row.error.partition(":")[2].strip() or row.error))
-    strays = sorted(i for i, row in rows.items() if row.error is None and i not in entered)
-    if strays:
-        found.problems.append(
-            f"{name}: {len(strays)} rows with results are of clips that never entered this stage, such as {strays[0]}."
-        )
-    stage = Stage(name, len(entered), dict(sorted(dropped.items())), len(left), len(still))
-    found.stages.append(stage)
-    if not stage.adds_up:
-        found.problems.append(f"{name}: {stage.entered} entered, but {stage.left} left and {stage.dropped} dropped.")
-    return frozenset(left)
-
-
-def _find_uris(found: Funnel, root: str, kind: str) -> None:
-    wanted = {f.clip_id for examples in found.failures.values() for f in examples}
-    uris = {row["clip_id"]: row["uri"] or "" for row in by_id(root, kind, wanted, ["clip_id", "uri"]).values()}
-    for key, examples in found.failures.items():
-        found.failures[key] = [Failure(f.stage, f.code, f.clip_id, uris[f.clip_id], f.sentence) for f in examples]
 
 
 def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """The rows of a table with these ids, as dictionaries."""
-    table = tables.read(stores.join(root, name), columns)
-    wanted = sorted(set(ids))
-    if table is None or not wanted:
+    """The rows of a table with these ids, as dictionaries; no more of it is in memory than a block."""
+    folder, wanted = stores.join(root, name), pa.array(sorted(set(ids)), pa.string())
+    if not len(wanted) or not tables.parts(folder):
         return {}
-    rows = table.filter(pc.is_in(table.column("clip_id"), pa.array(wanted, pa.string()))).to_pylist()
-    return {row["clip_id"]: row for row in rows}
+    named = columns or scanning.schema(scanning.footers(folder)).names
+    blocks = scanning.blocks(folder, list(dict.fromkeys(["clip_id", *named, "error"])))
+    found = [rows.filter(pc.is_in(rows.column("clip_id"), wanted)) for rows in blocks]
+    rows = tables.once(pa.concat_tables(found)).select(list(named)) if found else pa.table({})
+    return {row["clip_id"]: row for row in rows.to_pylist()}
 
 
 # --- the selection ---------------------------------------------------------------------------------------------------
@@ -179,25 +61,26 @@ def groups(table: pa.Table) -> list[str]:
     return sorted(table.column("group").unique().to_pylist(), key=lambda g: (g != "all", g))
 
 
-def decided(table: pa.Table | None, ranked: frozenset[str]) -> tuple[dict[str, int], list[str]]:
+def decided(table: pa.Table | None, featured: Keys) -> tuple[dict[str, int], list[str]]:
     """How the clips with features were decided upon for group "all", and what does not fit together."""
     if table is None:
         return {}, []
     rows = of_group(table, "all")
-    ids, decisions = rows.column("clip_id").to_pylist(), rows.column("decision").to_pylist()
-    counts = Counter(d for i, d in zip(ids, decisions, strict=True) if i in ranked)
-    problems = []
-    if len(set(ids)) != len(ids):
-        problems.append(f"ranking: {len(ids) - len(set(ids))} clips are ranked more than once.")
-    strays = sorted(set(ids) - ranked)
-    if strays:
-        problems.append(f"ranking: {len(strays)} ranked clips have no feature, such as {strays[0]}.")
+    ids = rows.column("clip_id")
+    here = pa.array(featured.has(keys(ids)))
+    counts = {r["values"]: r["counts"] for r in rows.filter(here).column("decision").value_counts().to_pylist()}
+    problems, twice = [], len(ids) - pc.count_distinct(ids).as_py()
+    if twice:
+        problems.append(f"ranking: {twice} clips are ranked more than once.")
+    strays = ids.filter(pc.invert(here))
+    if len(strays):
+        problems.append(f"ranking: {len(strays)} ranked clips have no feature, such as {pc.min(strays)}.")
     unknown = sorted(set(counts) - set(DECISIONS))
     if unknown:
         problems.append(f"ranking: unknown decisions {', '.join(map(str, unknown))}.")
-    found = {d: counts.get(d, 0) for d in DECISIONS} | {"not_ranked": len(ranked - set(ids))}
-    if sum(found.values()) != len(ranked):
-        problems.append(f"ranking: {len(ranked)} clips have features, but the decisions are {sum(found.values())}.")
+    found = {d: counts.get(d, 0) for d in DECISIONS} | {"not_ranked": len(featured) - pc.sum(here).as_py()}
+    if sum(found.values()) != len(featured):
+        problems.append(f"ranking: {len(featured)} clips have features, but the decisions are {sum(found.values())}.")
     return found, problems
 
 

@@ -38,7 +38,8 @@ def test_hours_become_money_where_prices_are_known() -> None:
 def test_every_arm_and_every_held_out_clip_is_counted() -> None:
     run = config.load("demo", {"evaluate.arms": ["base", "random", "motive"], "finetune.arm": "motive"})
     parts = PARTS | {"step": [1.0], "denoising": [0.5], "video": [2.0]}
-    found = {cost.what: cost for cost in costs.stages(run, SIZE, parts)}
+    attributed = costs.attribution("attribution", parts, SIZE.clips, run.resources.extract_features)
+    found = {cost.what: cost for cost in costs.stages(run, SIZE, parts, attributed)}
     assert found["finetune, 2 arms"].count == 2 * run.finetune.steps
     e = run.evaluate
     assert found["evaluate, held-out losses"].count == 3 * 10 * len(e.timesteps) * e.noises

@@ -1,0 +1,214 @@
+"""Where every clip of a run went: through index, motion and features, with a shortlist through both settings.
+
+Clips are counted by 128 bits of a hash of their id, some 30 bytes a clip and table: a run of millions has a page, too.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import scanning, shortlist, summary, tables
+from pipeline.config import Run
+from pipeline.scanning import Held, Keys
+from pipeline.shuffling import keys
+from pipeline.stores import join
+
+Flags = npt.NDArray[np.bool_]
+
+PENDING, OUTDATED, LEFT_OUT = "pending", "outdated", "not_shortlisted"
+EXAMPLES = 20  # failed clips listed for each stage and code
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``entered`` clips went in; ``left`` came out; the others dropped out, counted by the reason's code."""
+
+    name: str
+    entered: int
+    dropped: dict[str, int]
+    left: int
+    still: int = 0  # of those that left: clips without motion that keep their unmasked feature
+
+    @property
+    def adds_up(self) -> bool:
+        return self.entered == self.left + sum(self.dropped.values())
+
+
+@dataclass(frozen=True)
+class Failure:
+    stage: str
+    code: str
+    clip_id: str
+    uri: str
+    sentence: str
+
+
+@dataclass
+class Funnel:
+    stages: list[Stage] = field(default_factory=list)
+    remaining: Keys = field(default_factory=lambda: Keys.of([]))  # of the clips that came out of the last stage
+    failures: dict[tuple[str, str], list[Failure]] = field(default_factory=dict)  # examples by stage and code
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A stage's table, and that of the features which a clip without motion may have all the same."""
+
+    name: str
+    folder: str
+    features: str | None = None
+
+
+def funnel(run: Run, kind: str = "clips") -> Funnel:
+    """Count a run's clips (or ``kind="queries"``) through index, motion and features, as far as tables exist.
+
+    A clip that a stage has no row for is "pending"; one whose row is of another version of the video is "outdated".
+    With a shortlist there are "cheaper_motion" and "cheaper_features" of every clip, and "shortlist", which hands on
+    the clips that are on it, and those that an earlier one had the full setting computed for.
+    """
+    found, folder = Funnel(), join(run.root, kind)
+    if not tables.parts(folder):
+        return found
+    index = Held(folder)
+    left = _through(found, _Step("index", folder), index, np.ones(len(index), bool), index)
+    for step in _steps(run, kind):
+        if not tables.parts(step.folder):
+            continue
+        if step.name == "shortlist":
+            left = _chosen(found, run, index, left)
+            continue
+        held = Held(step.folder)
+        left = _through(found, step, index, left, held, _still(step, index, left, held))
+    found.remaining = Keys(*index.keys.pairs[left].T)
+    _find_uris(found, run.root, kind)
+    return found
+
+
+def _steps(run: Run, kind: str) -> list[_Step]:
+    def of(name: str, root: str, home: str) -> list[_Step]:
+        """Motion of one root, features of another."""
+        features = join(home, "features", kind)
+        return [_Step(f"{name}motion", join(root, "motion", kind), features), _Step(f"{name}features", features)]
+
+    full, cheaper = of("", run.root, run.root), shortlist.variant(run)
+    if cheaper is None:
+        return full
+    root = shortlist.motion_root(run)
+    first = of("cheaper_", root, cheaper.root)
+    if root == run.root:
+        first, full = [replace(first[0], name="motion"), first[1]], full[1:]
+    choice = [_Step("shortlist", join(cheaper.root, "chosen"))] if kind == "clips" else []
+    return [*first, *choice, *full]
+
+
+def _still(step: _Step, index: Held, entered: Flags, held: Held) -> Flags:
+    """Clips without motion that have a feature all the same."""
+    found = np.zeros(len(index), bool)
+    if step.features is None or not tables.parts(step.features):
+        return found
+    at, features = held.keys.find(index.keys.pairs), Held(step.features)
+    after = features.keys.find(index.keys.pairs)
+    both = entered & (at >= 0) & (after >= 0)
+    found[both] = (held.codes[at[both]] == _code(held, "no_motion")) & (features.codes[after[both]] == 0)
+    return found
+
+
+def _code(held: Held, name: str) -> int:
+    return held.names.index(name) if name in held.names else -1
+
+
+def _through(found: Funnel, step: _Step, index: Held, entered: Flags, held: Held, still: Flags | None = None) -> Flags:
+    """Count one stage, note what failed there, and return which clips go on."""
+    still = np.zeros(len(index), bool) if still is None else still
+    at = held.keys.find(index.keys.pairs)
+    there = at >= 0
+    current = there.copy()
+    current[there] = held.versions[at[there]] == index.versions[there]
+    codes = np.where(there, held.codes[at], 0) if len(held) else np.zeros(len(index), np.uint8)
+    left: Flags = entered & ((current & (codes == 0)) | still)
+    lost = entered & ~left
+    failed = lost & current
+    counts = {PENDING: int((lost & ~there).sum()), OUTDATED: int((lost & there & ~current).sum())}
+    counts |= {name: int((failed & (codes == i)).sum()) for i, name in enumerate(held.names) if i}
+    dropped = dict(sorted((name, count) for name, count in counts.items() if count))
+    found.failures |= {(step.name, code): [] for code in dropped}
+    if failed.any():
+        _note(found, step, held, Keys(*index.keys.pairs[failed].T))
+    _count(found, Stage(step.name, int(entered.sum()), dropped, int(left.sum()), int(still.sum())))
+    _strays(found, step, index, entered, held)
+    return left
+
+
+def _count(found: Funnel, stage: Stage) -> None:
+    found.stages.append(stage)
+    if not stage.adds_up:
+        found.problems.append(
+            f"{stage.name}: {stage.entered} entered, but {stage.left} left and {sum(stage.dropped.values())} dropped."
+        )
+
+
+def _strays(found: Funnel, step: _Step, index: Held, entered: Flags, held: Held) -> None:
+    at = index.keys.find(held.keys.pairs)
+    known = at >= 0
+    known[known] = entered[at[known]]
+    stray = (held.codes == 0) & ~known
+    if stray.any():
+        strays, first = Keys(*held.keys.pairs[stray].T), list[str]()
+        for rows in scanning.blocks(step.folder, ["clip_id"]):
+            ids = rows.column("clip_id")
+            here = ids.filter(pa.array(strays.has(keys(ids))))
+            first = [min([*first, pc.min(here).as_py()])] if len(here) else first
+        found.problems.append(
+            f"{step.name}: {len(strays)} rows with results are of clips that never entered this stage, such as "
+            f"{first[0]}."
+        )
+
+
+def _chosen(found: Funnel, run: Run, index: Held, entered: Flags) -> Flags:
+    on = shortlist.chosen(run).has(index.keys.pairs)
+    names = ("features",) if shortlist.motion_root(run) == run.root else ("motion", "features")
+    for folder in (join(run.root, name, "clips") for name in names):
+        on |= Held(folder).keys.has(index.keys.pairs)
+    left: Flags = entered & on
+    lost = int((entered & ~on).sum())
+    _count(found, Stage("shortlist", int(entered.sum()), {LEFT_OUT: lost} if lost else {}, int(left.sum())))
+    return left
+
+
+# --- what failed -----------------------------------------------------------------------------------------------------
+
+
+def _note(found: Funnel, step: _Step, held: Held, failed: Keys) -> None:
+    """The first clips that failed in a stage with each code, by id."""
+    said: dict[str, dict[str, str]] = {}
+    for block in scanning.blocks(step.folder, ["clip_id", "error"]):
+        rows = block.filter(pc.is_valid(block.column("error")))
+        pairs = keys(rows.column("clip_id"))
+        rows, pairs = rows.filter(pa.array(failed.has(pairs))), pairs[failed.has(pairs)]
+        counted = held.codes[held.keys.find(pairs)].tolist()
+        columns = (rows.column(name).to_pylist() for name in ("clip_id", "error"))
+        for clip_id, error, code in zip(*columns, counted, strict=True):
+            if error.split(":")[0] == held.names[code]:  # a clip may have another row, which does not count
+                said.setdefault(held.names[code], {})[clip_id] = error.partition(":")[2].strip() or error
+        said = {name: _first(by_id) for name, by_id in said.items()}
+    for name, by_id in said.items():
+        found.failures[step.name, name] = [Failure(step.name, name, i, "", why) for i, why in sorted(by_id.items())]
+
+
+def _first(by_id: Mapping[str, str]) -> dict[str, str]:
+    return dict(heapq.nsmallest(EXAMPLES, by_id.items()))
+
+
+def _find_uris(found: Funnel, root: str, kind: str) -> None:
+    wanted = {f.clip_id for examples in found.failures.values() for f in examples}
+    uris = {i: row["uri"] or "" for i, row in summary.by_id(root, kind, wanted, ["clip_id", "uri"]).items()}
+    for key, examples in found.failures.items():
+        found.failures[key] = [replace(f, uri=uris[f.clip_id]) for f in examples]
