@@ -130,5 +130,5 @@ def left_out(run: Run, clip_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     off = pa.concat_tables(listed).combine_chunks()
     ranks = off.column("rank").take(pc.index_in(clip_ids, off.column("clip_id").combine_chunks())).cast(pa.string())
     return pc.binary_join_element_wise(
-        "not on the shortlist: rank ", ranks, f" of {every} by the cheaper attribution", ""
+        "not on the shortlist, rank ", ranks, f" of {every} by the cheaper attribution", ""
     )

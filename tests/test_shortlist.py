@@ -190,7 +190,7 @@ def test_whitening_and_shares_are_of_all_clips(run: Run) -> None:
     assert len(left) == N - len(on)
     assert left["clip00300"]["decision"] == "neutral"
     assert (
-        left["clip00300"]["reason"] == f"not ranked: not on the shortlist: rank 300 of {N} by the cheaper attribution"
+        left["clip00300"]["reason"] == f"not ranked: not on the shortlist, rank 300 of {N} by the cheaper attribution"
     )
 
 
