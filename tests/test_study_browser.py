@@ -29,6 +29,7 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found :=
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium")
 
 KEYS = {"left": ("ArrowLeft", "1"), "tie": ("ArrowDown", "0"), "right": ("ArrowRight", "2")}
+TIMEOUT = 30_000  # milliseconds, of which a machine with nothing else to do needs a hundred
 READY = "[data-choice=left][aria-disabled=false]"
 
 
@@ -45,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1100, "height": 800})
     found = context.new_page()
-    found.set_default_timeout(10_000)
+    found.set_default_timeout(TIMEOUT)
     wrong: list[str] = []
     found.on("pageerror", lambda error: wrong.append(str(error)))
     found.on("dialog", lambda dialog: wrong.append(dialog.message))
@@ -158,6 +159,7 @@ def test_a_page_from_a_file_is_judged_by_keyboard_resumed_and_downloaded(
 def test_videos_loop_in_step_pause_and_are_chosen_by_touch(small: Run, browser: Browser) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
     page = context.new_page()
+    page.set_default_timeout(TIMEOUT)
     page.goto((Path(small.root) / "study" / "handout" / "index.html").as_uri())
     page.fill("#person", "x")
     page.tap("text=Begin")
@@ -165,15 +167,19 @@ def test_videos_loop_in_step_pause_and_are_chosen_by_touch(small: Run, browser: 
     gaps = page.evaluate(
         """() => new Promise((done) => {
           const films = [...document.querySelectorAll(".film video")], seen = [], begun = performance.now();
+          let loops = 0;
           (function look() {
-            seen.push(films.map((video) => video.currentTime));
-            if (performance.now() - begun < 2600) requestAnimationFrame(look); else done(seen);
+            const now = films.map((video) => video.currentTime);
+            if (seen.length && now[0] < seen[seen.length - 1][0] - 0.5) loops += 1;
+            seen.push(now);
+            if (loops < 3 && performance.now() - begun < 20000) requestAnimationFrame(look); else done(seen);
           })();
         })"""
     )
     times = np.array(gaps)
-    assert (np.diff(times[:, 0]) < -0.5).sum() >= 2, "it does not loop"
-    assert np.quantile(np.abs(times[:, 0] - times[:, 1]), 0.95) < 1 / 8, "the two are a frame apart"
+    for one in times.T:
+        assert (np.diff(one) < -0.5).sum() >= 2, "it does not loop"
+    assert np.quantile(np.abs(times[:, 0] - times[:, 1]), 0.9) < 1 / 8, "the two are a frame apart"
     page.tap("#pause")
     page.wait_for_timeout(100)
     at = page.eval_on_selector(".film video", "v => v.currentTime")
@@ -292,6 +298,7 @@ def test_another_browser_goes_on_where_the_server_says(served: Served, browser: 
         served.post(answer(key, pair, person, None, flip=sides[0] != pair.sides[0].video))
     context = browser.new_context()
     page, asked = context.new_page(), list[str]()
+    page.set_default_timeout(TIMEOUT)
     page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.accept()))
     page.goto(f"http://127.0.0.1:{served.port}/")
     begin(page, person)
