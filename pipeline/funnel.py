@@ -53,6 +53,7 @@ class Failure:
 @dataclass
 class Funnel:
     stages: list[Stage] = field(default_factory=list)
+    clips: Keys = field(default_factory=lambda: Keys.of([]))  # of the index
     remaining: Keys = field(default_factory=lambda: Keys.of([]))  # of the clips that came out of the last stage
     failures: dict[tuple[str, str], list[Failure]] = field(default_factory=dict)  # examples by stage and code
     problems: list[str] = field(default_factory=list)
@@ -78,6 +79,7 @@ def funnel(run: Run, kind: str = "clips") -> Funnel:
     if not tables.parts(folder):
         return found
     index = Held(folder)
+    found.clips = index.keys
     left = _through(found, _Step("index", folder), index, np.ones(len(index), bool), index)
     for step in _steps(run, kind):
         if not tables.parts(step.folder):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import comparison, config, stores, summary, tables
+from pipeline import comparison, config, scanning, stores, summary, tables
 from pipeline.pictures import Mask, Picture, picture
 
 Row = Mapping[str, Any]
@@ -163,11 +163,12 @@ def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str])
 
 def decisions(root: str, ids: frozenset[str]) -> dict[tuple[str, str], str]:
     """(group, clip_id) -> decision, for these clips."""
-    table = tables.read(stores.join(root, "selection"), ["group", "clip_id", "decision"])
-    if table is None:
+    folder, wanted = stores.join(root, "selection"), pa.array(sorted(ids), pa.string())
+    if not tables.parts(folder):
         return {}
-    rows = table.filter(pc.is_in(table.column("clip_id"), pa.array(sorted(ids), pa.string())))
-    return {(r["group"], r["clip_id"]): r["decision"] for r in rows.to_pylist()}
+    blocks = scanning.blocks(folder, ["group", "clip_id", "decision"])
+    rows = [r for block in blocks for r in block.filter(pc.is_in(block.column("clip_id"), wanted)).to_pylist()]
+    return {(r["group"], r["clip_id"]): r["decision"] for r in rows}
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from pipeline import (
     throughput,
 )
 from pipeline.gallery import FramesOf, VideoOf
+from pipeline.mask_overlap import Alike, mask_overlaps
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")
@@ -73,11 +74,12 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     fingerprint; ``versions``. Unknown: null.
     """
     root, found = run.root, gallery.plan(run.root, run.report.captions)
-    selection = summary.selection(root)
+    funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
+    selected = summary.selected(root, funnels["clips"].clips)
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
-    alike, masks = controls.mask_overlaps(root, groups, found.keys())
-    numbers, funnels = _numbers(run, selection, evaluation, alike)
+    alike, masks = mask_overlaps(root, groups, found.keys())
+    numbers = _numbers(run, funnels, selected, evaluation, alike)
     studio = gallery.Studio(run, frames_of, masks, gallery.count(found, evaluation))
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
     page = (
@@ -93,7 +95,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             queries=len(groups),
             arms=names,
             generated=gallery.generated(shown, names, root, studio, video_of),
-            histogram=None if selection is None else sections.histogram(selection),
+            histogram=None if selected is None else sections.histogram(selected),
             verdicts=sections.verdicts(numbers["overlap"].get("all")),
             sources=sections.sources(numbers["selection"]),
             matrix=sections.matrix(numbers["selection"]),
@@ -112,11 +114,14 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
 
 
 def _numbers(
-    run: config.Run, selection: pa.Table | None, evaluation: pa.Table | None, alike: Mapping[str, Mapping[str, float]]
-) -> tuple[dict[str, Any], dict[str, funnel.Funnel]]:
+    run: config.Run,
+    funnels: Mapping[str, funnel.Funnel],
+    selected: summary.Selected | None,
+    evaluation: pa.Table | None,
+    alike: Alike,
+) -> dict[str, Any]:
     root = run.root
-    funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
-    decisions, problems = summary.decided(selection, funnels["clips"].remaining)
+    decisions, problems = summary.decided(selected, funnels["clips"].remaining)
     named = [f"{kind}, {p}" for kind, f in funnels.items() for p in f.problems]
     named += [] if evaluation is None else comparison.mixtures(evaluation)
     numbers: dict[str, Any] = {
@@ -127,8 +132,8 @@ def _numbers(
         "decisions": decisions,
         "problems": named + problems,
         "shortlist": choosing.quality(run),
-        "selection": {} if selection is None else summary.by_source(selection),
-        "overlap": {} if selection is None else controls.overlaps(selection, alike),
+        "selection": {} if selected is None else summary.by_source(selected),
+        "overlap": {} if selected is None else controls.overlaps(selected, alike),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},
@@ -136,7 +141,10 @@ def _numbers(
         "fingerprint": {name: _fingerprint(root, name) for name in FINGERPRINTED},
         "versions": _versions(),
     }
-    return _finite({"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}), funnels
+    told: dict[str, Any] = _finite(
+        {"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}
+    )
+    return told
 
 
 def _stage(stage: funnel.Stage) -> dict[str, Any]:

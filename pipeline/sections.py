@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from markupsafe import Markup
 
 from pipeline import charts, comparison, summary
@@ -72,12 +71,12 @@ def _verdict(overlap: Mapping[str, Any], name: str, what: str) -> str:
     return f"About what chance gives: the selection is not {what}."
 
 
-def histogram(selection: pa.Table) -> Markup:
+def histogram(selected: summary.Selected) -> Markup:
     """The mean influence over all queries, by decision, with both cuts."""
-    rows = summary.of_group(selection, "all")
-    influence = rows.column("mean_influence").to_numpy().astype(np.float64)
-    decision = np.array(rows.column("decision").to_pylist(), object)
-    values = {d: influence[decision == d] for d in ("harmful", "neutral", "selected")}
+    group = selected.groups["all"]
+    influence = group.influence.astype(np.float64)
+    by = {"harmful": summary.HARMFUL, "neutral": summary.NEUTRAL, "selected": summary.SELECTED}
+    values = {name: influence[group.decisions == place] for name, place in by.items()}
     cuts = []
     if len(values["selected"]):
         cuts.append(("selected", "selected from here", float(np.nanmin(values["selected"]))))

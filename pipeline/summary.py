@@ -6,9 +6,12 @@ that do not exist yet leave their part of the summary empty; rows that contradic
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,7 +19,10 @@ from pipeline import scanning, stores, tables
 from pipeline.scanning import Keys
 from pipeline.shuffling import keys
 
+Places = npt.NDArray[np.int64]
+
 DECISIONS = ("selected", "neutral", "harmful")
+SELECTED, NEUTRAL, HARMFUL = range(3)
 
 
 def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = None) -> dict[str, dict[str, Any]]:
@@ -34,62 +40,118 @@ def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = 
 # --- the selection ---------------------------------------------------------------------------------------------------
 
 
-def selection(root: str) -> pa.Table | None:
-    """The ranked rows of the selection, with each clip's `source` and `motion_mean` joined on; None before ranking.
+@dataclass(frozen=True)
+class Group:
+    """A group's ranked clips, in the order of their keys: [n] each."""
 
-    Clips that have no place in the ranking are rows of the table too, without a rank; they are no decision.
+    places: npt.NDArray[np.int32]  # of each among the run's clips; -1 where it is none of them
+    influence: npt.NDArray[np.float32]
+    decisions: npt.NDArray[np.int8]  # places among DECISIONS; -1: something else
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The selection of a run in numbers, some 40 bytes a clip and 9 for each group of queries.
+
+    `keys` are those of the run's clips, in whose order are `sources`, places among `source_names`, and `magnitude`,
+    the mean motion. Clips that have no place in the ranking are no decision.
     """
-    table = tables.read(stores.join(root, "selection"))
-    if table is None:
+
+    keys: Keys
+    sources: npt.NDArray[np.int32]
+    source_names: list[str | None]
+    magnitude: npt.NDArray[np.float64]
+    groups: dict[str, Group]  # "all" first
+    unknown: str | None  # a ranked clip that the index does not have
+
+
+def selected(root: str, clips: Keys) -> Selected | None:
+    """The selection of a run with these clips; None before ranking."""
+    folder = stores.join(root, "selection")
+    if not tables.parts(folder):
         return None
-    table = table.filter(pc.is_valid(table.column("rank")))
-    for name, column, kind in (("clips", "source", pa.string()), ("motion/clips", "motion_mean", pa.float32())):
-        other = tables.read(stores.join(root, name), ["clip_id", column])
-        values: Any = pa.nulls(table.num_rows, kind)
-        if other is not None:
-            values = other.column(column).take(pc.index_in(table.column("clip_id"), other.column("clip_id")))
-        table = table.append_column(column, values)
-    return table
+    held: dict[str, list[tuple[Places, npt.NDArray[np.float32], npt.NDArray[np.int8]]]] = {}
+    unknown = None
+    for block in scanning.blocks(folder, ["clip_id", "group", "mean_influence", "decision", "rank"]):
+        block = block.filter(pc.is_valid(block.column("rank")))
+        for group in block.column("group").unique().to_pylist():
+            rows = block.filter(pc.equal(block.column("group"), group))
+            places = clips.find(keys(rows.column("clip_id")))
+            if unknown is None and (places < 0).any():
+                unknown = rows.column("clip_id").filter(pa.array(places < 0))[0].as_py()
+            decisions = pc.fill_null(pc.index_in(rows.column("decision"), pa.array(DECISIONS)), -1)
+            columns = rows.column("mean_influence").to_numpy(), decisions.to_numpy().astype(np.int8)
+            held.setdefault(group, []).append((places.astype(np.int32), *columns))
+    groups = {name: _ordered(held.pop(name)) for name in sorted(held, key=lambda g: (g != "all", g))}
+    return Selected(clips, *_sources(root, clips), _magnitude(root, clips), groups, unknown)
 
 
-def of_group(table: pa.Table, group: str) -> pa.Table:
-    return table.filter(pc.equal(table.column("group"), group))
+def _ordered(blocks: Sequence[tuple[Any, ...]]) -> Group:
+    places, influence, decisions = (np.concatenate(column) for column in zip(*blocks, strict=True))
+    order = np.argsort(places, kind="stable")
+    return Group(places[order], influence[order], decisions[order])
 
 
-def groups(table: pa.Table) -> list[str]:
-    """The selection's groups, "all" first."""
-    return sorted(table.column("group").unique().to_pylist(), key=lambda g: (g != "all", g))
+def _sources(root: str, clips: Keys) -> tuple[npt.NDArray[np.int32], list[str | None]]:
+    names: dict[str | None, int] = {None: 0}
+    found = np.zeros(len(clips), np.int32)
+    for rows in scanning.blocks(stores.join(root, "clips"), ["clip_id", "source"]):
+        coded = rows.column("source").combine_chunks().dictionary_encode(null_encoding="encode")
+        codes = np.array([names.setdefault(n, len(names)) for n in coded.dictionary.to_pylist()], np.int32)
+        places = clips.find(keys(rows.column("clip_id")))
+        found[places[places >= 0]] = codes[coded.indices.to_numpy()][places >= 0]
+    return found, list(names)
 
 
-def decided(table: pa.Table | None, featured: Keys) -> tuple[dict[str, int], list[str]]:
+def _magnitude(root: str, clips: Keys) -> npt.NDArray[np.float64]:
+    found = np.full(len(clips), np.nan)
+    folder = stores.join(root, "motion", "clips")
+    for rows in scanning.blocks(folder, ["clip_id", "motion_mean"]) if tables.parts(folder) else ():
+        rows = rows.filter(pc.is_valid(rows.column("motion_mean")))
+        places = clips.find(keys(rows.column("clip_id")))
+        found[places[places >= 0]] = rows.column("motion_mean").to_numpy()[places >= 0]
+    return found
+
+
+def decided(table: Selected | None, featured: Keys) -> tuple[dict[str, int], list[str]]:
     """How the clips with features were decided upon for group "all", and what does not fit together."""
     if table is None:
         return {}, []
-    rows = of_group(table, "all")
-    ids = rows.column("clip_id")
-    here = pa.array(featured.has(keys(ids)))
-    counts = {r["values"]: r["counts"] for r in rows.filter(here).column("decision").value_counts().to_pylist()}
-    problems, twice = [], len(ids) - pc.count_distinct(ids).as_py()
-    if twice:
+    group, problems = table.groups["all"], []
+    known, here = group.places >= 0, np.zeros(len(group.places), bool)
+    expected = np.zeros(len(table.keys), bool)
+    expected[table.keys.find(featured.pairs)] = True
+    here[known] = expected[group.places[known]]
+    ranked = np.unique(group.places[here])
+    counts = np.bincount(group.decisions[here] + 1, minlength=len(DECISIONS) + 1).tolist()
+    twice = len(group.places) - len(np.unique(group.places))
+    if twice and known.all():
         problems.append(f"ranking: {twice} clips are ranked more than once.")
-    strays = ids.filter(pc.invert(here))
-    if len(strays):
-        problems.append(f"ranking: {len(strays)} ranked clips have no feature, such as {pc.min(strays)}.")
-    unknown = sorted(set(counts) - set(DECISIONS))
-    if unknown:
-        problems.append(f"ranking: unknown decisions {', '.join(map(str, unknown))}.")
-    found = {d: counts.get(d, 0) for d in DECISIONS} | {"not_ranked": len(featured) - pc.sum(here).as_py()}
+    if not here.all():
+        problems.append(f"ranking: {int((~here).sum())} ranked clips have no feature{_such(table.unknown)}.")
+    if counts[0]:
+        problems.append(f"ranking: {counts[0]} clips have decisions other than {', '.join(DECISIONS)}.")
+    found = dict(zip(DECISIONS, counts[1:], strict=True)) | {"not_ranked": len(featured) - len(ranked)}
     if sum(found.values()) != len(featured):
         problems.append(f"ranking: {len(featured)} clips have features, but the decisions are {sum(found.values())}.")
     return found, problems
 
 
-def by_source(table: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
+def _such(clip_id: str | None) -> str:
+    return "" if clip_id is None else f", such as {clip_id}"
+
+
+def by_source(table: Selected) -> dict[str, dict[str, dict[str, int]]]:
     """group -> source -> decision -> count; sources ordered by how many clips of theirs are ranked."""
-    counted = table.group_by(["group", "source", "decision"]).aggregate([([], "count_all")]).to_pylist()
-    found: dict[str, dict[str, dict[str, int]]] = {g: {} for g in groups(table)}
-    for row in counted:
-        source = "\N{EN DASH}" if row["source"] is None else row["source"]
-        counts = found[row["group"]].setdefault(source, dict.fromkeys(DECISIONS, 0))
-        counts[row["decision"]] = counts.get(row["decision"], 0) + row["count_all"]
-    return {g: dict(sorted(s.items(), key=lambda kv: (-sum(kv[1].values()), kv[0]))) for g, s in found.items()}
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for name, group in table.groups.items():
+        known = (group.places >= 0) & (group.decisions >= 0)
+        coded = table.sources[group.places[known]].astype(np.int64) * len(DECISIONS) + group.decisions[known]
+        counts = np.bincount(coded, minlength=len(table.source_names) * len(DECISIONS)).reshape(-1, len(DECISIONS))
+        rows = {
+            "\N{EN DASH}" if source is None else source: dict(zip(DECISIONS, row, strict=True))
+            for source, row in zip(table.source_names, counts.tolist(), strict=True)
+            if sum(row)
+        }
+        found[name] = dict(sorted(rows.items(), key=lambda kv: (-sum(kv[1].values()), kv[0])))
+    return found

@@ -30,6 +30,7 @@ from pipeline import (
     tables,
     world,
 )
+from pipeline.mask_overlap import mask_overlaps
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""
 FRAMES, SIZE, CLIPS = 9, 32, 120
@@ -344,9 +345,12 @@ def test_mask_overlap_is_the_mean_cosine_with_a_groups_queries(tmp_path: Path) -
 
     put("queries", {"p": [255, 0], "q": [0, 255]}, schemas.QUERIES)
     put("clips", {"a": [100, 0], "b": [50, 50], "other": [1, 2, 3]}, schemas.CLIPS)
-    found, kept = controls.mask_overlaps(str(tmp_path), {"p": "x", "q": "y"}, frozenset({("clips", "b")}))
-    assert found["all"] == pytest.approx({"a": 0.5, "b": 0.5**0.5})
-    assert found["x"] == pytest.approx({"a": 1, "b": 0.5**0.5})
+    found, kept = mask_overlaps(str(tmp_path), {"p": "x", "q": "y"}, frozenset({("clips", "b")}))
+    held = {g: dict(zip(found.clip_ids.to_pylist(), v.tolist(), strict=True)) for g, v in found.groups.items()}
+    assert np.isnan(held["all"].pop("other"))
+    assert np.isnan(held["x"].pop("other"))
+    assert held["all"] == pytest.approx({"a": 0.5, "b": 0.5**0.5})
+    assert held["x"] == pytest.approx({"a": 1, "b": 0.5**0.5})
     assert list(kept) == [("clips", "b")]
     assert kept["clips", "b"].shape == (1, 1, 2)
 
