@@ -29,12 +29,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schemas, shortlist, stores, tables
+from pipeline import mask_overlap, scanning, schemas, shortlist, stores, tables
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.feature_table import under_mask
-from pipeline.ranking import share
+from pipeline.ranking import placed, share
 from pipeline.selection import rank
 
+Weights = npt.NDArray[np.float64]
+
+LINES = 10_000  # of a list that are in memory at a time
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
@@ -71,15 +74,14 @@ def training_set(run: Run) -> pa.Table | None:
     check(run, [arm])
     clips = decodable(run)
     weights = _weights(run, clips)
-    total = sum(weights.values())
+    total = weights.sum()
     if not total > 0:
         raise ConfigError(
             f"finetune.arm={arm!r}, finetune.group={run.finetune.group!r}: its rule leaves none of the "
             f"{clips.num_rows} decodable clips to train on. Take another arm or group, or more clips."
         )
-    kept = clips.filter(pa.array([weights.get(i, 0) > 0 for i in clips.column("clip_id").to_pylist()], pa.bool_()))
-    found = [weights[i] / total for i in kept.column("clip_id").to_pylist()]
-    return kept.append_column("weight", pa.array(found, pa.float64()))
+    kept = weights > 0
+    return clips.filter(pa.array(kept)).append_column("weight", pa.array(weights[kept] / total, pa.float64()))
 
 
 def decodable(run: Run) -> pa.Table:
@@ -91,24 +93,25 @@ def decodable(run: Run) -> pa.Table:
     for folder in (stores.join(home, stage, "clips") for home in homes for stage in ("motion", "features")):
         table = tables.read(folder, ["clip_id", "error"])
         if table is not None:
-            errors = table.column("error").to_pylist()
-            unread = [e is not None and not e.startswith(("no_motion", "not_finite")) for e in errors]
-            failed = table.column("clip_id").filter(pa.array(unread, pa.bool_()))
+            read = pc.match_substring_regex(table.column("error"), "^(no_motion|not_finite)")
+            failed = table.column("clip_id").filter(pc.fill_null(pc.invert(read), False))
             clips = clips.filter(pc.invert(pc.is_in(clips.column("clip_id"), failed.combine_chunks())))
     if not clips.num_rows:
         raise ConfigError(f"root={run.root!r}: clips/ has no clip that could be decoded: nothing to train on.")
     return clips
 
 
-def _weights(run: Run, clips: pa.Table) -> dict[str, float]:
-    """Each chosen clip's weight, before they are made to sum to 1."""
-    arm, ids = run.finetune.arm, clips.column("clip_id").to_pylist()
+def _weights(run: Run, clips: pa.Table) -> Weights:
+    """Every clip's weight [N], before they are made to sum to 1; 0 for what is not chosen."""
+    arm, ids = run.finetune.arm, clips.column("clip_id").combine_chunks()
     if arm == "all":
-        return dict.fromkeys(ids, 1.0)
+        return np.ones(len(ids))
     if arm in ("all_minus_harmful", "weighted"):
         return _by_decision(run, ids)
-    known, count = set(ids), tenth(run)
-    return dict.fromkeys([i for i in _order(run, clips) if i in known][:count], 1.0)
+    ordered, count = _order(run, clips).cast(ids.type), tenth(run)
+    first = ordered.filter(pc.is_in(ordered, ids))[:count]
+    chosen: Weights = pc.is_in(ids, first).to_numpy(zero_copy_only=False).astype(np.float64)
+    return chosen
 
 
 def tenth(run: Run) -> int:
@@ -119,17 +122,17 @@ def tenth(run: Run) -> int:
     return share(run.ranking.fraction, len(clip_ids) if stood is None else stood.count)
 
 
-def _order(run: Run, clips: pa.Table) -> list[str]:
+def _order(run: Run, clips: pa.Table) -> pa.Array:
     """Clips from first to last choice of an arm that picks."""
-    arm = run.finetune.arm
+    arm, ids = run.finetune.arm, clips.column("clip_id").combine_chunks()
     if arm == "random":
-        return by_hash(run.seed, clips.column("clip_id").to_pylist())
+        return by_hash(run.seed, ids)
     if arm == "oracle":
         return by_hash(run.seed, _of_true_group(run, clips))
     if arm == "magnitude":
         table = _motion(run, "clips", ["clip_id", "motion_mean"])
         table = table.filter(pc.is_finite(table.column("motion_mean")))  # null stays null, and filter drops it
-        return _descending(table.column("clip_id").to_pylist(), table.column("motion_mean").to_numpy())
+        return _descending(table.column("clip_id").combine_chunks(), table.column("motion_mean").to_numpy())
     if arm == "mask_overlap":
         return _descending(*_overlaps(run))
     if arm == "motive_whitened":
@@ -137,33 +140,41 @@ def _order(run: Run, clips: pa.Table) -> list[str]:
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 
-def by_hash(seed: int, clip_ids: Iterable[str]) -> list[str]:
+def by_hash(seed: int, clip_ids: pa.Array) -> pa.Array:
     """Clips in an order that belongs to seed and ids: neither other clips nor their order change who comes first."""
-    return sorted(clip_ids, key=lambda i: hashlib.blake2b(f"{seed} {i}".encode(), digest_size=16).digest())
+    digest, start = hashlib.blake2b, f"{seed} ".encode()
+    drawn = b"".join(digest(start + i.encode(), digest_size=16).digest() for i in clip_ids.to_pylist())
+    words = np.frombuffer(drawn, ">u8").reshape(-1, 2)
+    return clip_ids.take(pa.array(np.lexsort((words[:, 1], words[:, 0]))))
 
 
-def _descending(clip_ids: Sequence[str], score: npt.NDArray[np.floating]) -> list[str]:
-    return [clip_ids[i] for i in np.lexsort((np.asarray(clip_ids), -np.asarray(score, np.float64)))]
+def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array:
+    return clip_ids.take(pa.array(placed(score.astype(np.float32), None, clip_ids)))
 
 
-def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> list[str]:
+def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> pa.Array:
     ranked = rank(run, mask, whiten)
-    found: list[str] = ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction).to_pylist()
-    return found
+    return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction)
 
 
-def _by_decision(run: Run, clip_ids: Sequence[str]) -> dict[str, float]:
+def _by_decision(run: Run, clip_ids: pa.Array) -> Weights:
     """all_minus_harmful: 1 for what is not harmful. weighted: the positive mean influence of what is ranked as well."""
-    table = _table(run, "selection", ["clip_id", "group", "rank", "decision", "mean_influence"], "rank_clips")
-    group = _known_group(run, table.column("group").to_pylist())
-    rows = {r["clip_id"]: r for r in table.filter(pc.equal(table.column("group"), group)).to_pylist()}
-    fine = [i for i in clip_ids if i not in rows or rows[i]["decision"] != "harmful"]
+    folder, groups, held = stores.join(run.root, "selection"), set[str](), list[pa.Table]()
+    _there(run, "selection", "rank_clips")
+    for rows in scanning.blocks(folder, ["clip_id", "group", "decision", "mean_influence"]):
+        groups.update(rows.column("group").unique().to_pylist())
+        held.append(rows.filter(pc.equal(rows.column("group"), run.finetune.group)))
+    _known_group(run, groups)
+    table = pa.concat_tables(held)
+    rows = table.take(pc.index_in(clip_ids, table.column("clip_id").combine_chunks()))
+    fine: Weights = pc.fill_null(pc.not_equal(rows.column("decision"), "harmful"), True).to_numpy().astype(np.float64)
     if run.finetune.arm == "all_minus_harmful":
-        return dict.fromkeys(fine, 1.0)
-    return {i: max(rows[i]["mean_influence"], 0.0) for i in fine if i in rows and rows[i]["rank"] is not None}
+        return fine
+    positive: Weights = fine * np.maximum(pc.fill_null(rows.column("mean_influence"), 0.0).to_numpy(), 0.0)
+    return positive
 
 
-def _of_true_group(run: Run, clips: pa.Table) -> list[str]:
+def _of_true_group(run: Run, clips: pa.Table) -> pa.Array:
     column = str(run.data.oracle)
     if column not in clips.column_names:
         passed = [c for c in clips.column_names if c not in schemas.CLIPS.names]
@@ -174,30 +185,21 @@ def _of_true_group(run: Run, clips: pa.Table) -> list[str]:
     groups = _query_groups(run)
     group = _known_group(run, groups.values())
     wanted = set(groups.values()) if group == "all" else {group}
-    pairs = zip(clips.column("clip_id").to_pylist(), clips.column(column).to_pylist(), strict=True)
-    return [i for i, true in pairs if true is not None and str(true) in wanted]
+    true = clips.column(column)
+    named = [value for value in true.unique().to_pylist() if value is not None and str(value) in wanted]
+    return clips.column("clip_id").filter(pc.is_in(true, pa.array(named, true.type))).combine_chunks()
 
 
-def _overlaps(run: Run) -> tuple[list[str], npt.NDArray[np.floating]]:
+def _overlaps(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
     """Mean cosine of each clip's mask with the queries' masks of its shape; clips of no query's shape are out."""
-    groups = _query_groups(run)
+    groups, root = _query_groups(run), shortlist.motion_root(run)
     group = _known_group(run, groups.values())
-    queries: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = {}
-    for query_id, shape, mask in _masks(run, "queries"):
-        if group in ("all", groups.get(query_id)):
-            queries.setdefault(shape, []).append(mask)
-    directions = {shape: np.mean(masks, axis=0) for shape, masks in queries.items()}
-    found = [(i, float(mask @ directions[shape])) for i, shape, mask in _masks(run, "clips") if shape in directions]
-    return [i for i, _ in found], np.array([score for _, score in found])
-
-
-def _masks(run: Run, name: str) -> Iterable[tuple[str, tuple[int, ...], npt.NDArray[np.float32]]]:
-    """The id, shape and unit-length values of every mask."""
-    table = _motion(run, name, ["clip_id", "mask", "mask_shape"])
-    table = table.filter(pc.is_valid(table.column("mask")))
-    for clip_id, mask, shape in zip(*(table.column(c) for c in ("clip_id", "mask", "mask_shape")), strict=True):
-        values = np.frombuffer(mask.as_buffer(), np.uint8).astype(np.float32)
-        yield clip_id.as_py(), tuple(shape.as_py()), values / max(float(np.linalg.norm(values)), 1e-12)
+    for name in ("queries", "clips"):
+        _there(run, f"motion/{name}", "estimate_motion", root)
+    alike, _ = mask_overlap.mask_overlaps(root, groups)
+    score = alike.groups.get(group, np.full(len(alike.clip_ids), np.nan))
+    known = np.isfinite(score)
+    return alike.clip_ids.filter(pa.array(known)), score[known]
 
 
 def _query_groups(run: Run) -> dict[str, str]:
@@ -218,14 +220,19 @@ def _motion(run: Run, name: str, columns: Sequence[str]) -> pa.Table:
 
 
 def _table(run: Run, name: str, columns: Sequence[str] | None, job: str, root: str | None = None) -> pa.Table:
+    _there(run, name, job, root)
+    table = tables.read(stores.join(root or run.root, name), columns)
+    assert table is not None, "it was there"
+    return table
+
+
+def _there(run: Run, name: str, job: str, root: str | None = None) -> None:
     root = root or run.root
-    table = tables.read(stores.join(root, name), columns)
-    if table is None:
+    if not tables.parts(stores.join(root, name)):
         raise ConfigError(
             f"finetune.arm={run.finetune.arm!r} needs the table {name}/, which root={root!r} has not yet; run "
             f"`python -m jobs.{job}` with this configuration first, or `python -m jobs.curate`."
         )
-    return table
 
 
 def write_video_folder(folder: str, rows: pa.Table) -> str:
@@ -234,7 +241,9 @@ def write_video_folder(folder: str, rows: pa.Table) -> str:
     `file_name` is a video's place as indexed; a clip is `num_frames` frames at `fps` from source frame `start_frame`.
     """
     columns = ["clip_id", "caption", "start_frame", "num_frames", "fps", "weight"]
-    lines = [json.dumps({"file_name": r["uri"], **{c: r[c] for c in columns}}) for r in rows.to_pylist()]
     path = stores.join(folder, "metadata.jsonl")
-    stores.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    with stores.writing(path) as file:
+        for batch in rows.select(["uri", *columns]).to_batches(LINES):
+            lines = ({"file_name": r["uri"], **{c: r[c] for c in columns}} for r in batch.to_pylist())
+            file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
     return path

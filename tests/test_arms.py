@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -147,14 +148,21 @@ def test_all_is_every_decodable_clip(root: Path) -> None:
     assert chosen(root, "all") == DECODABLE
 
 
+def drawn(clip_ids: list[str]) -> list[str]:
+    found: list[str] = arms.by_hash(0, pa.array(clip_ids)).to_pylist()
+    return found
+
+
 def test_random_belongs_to_seed_and_id(root: Path) -> None:
     first = chosen(root, "random")
     assert len(first) == 4
-    assert first == sorted(arms.by_hash(0, DECODABLE)[:4])
-    assert first == sorted(arms.by_hash(0, DECODABLE[::-1])[:4]), "the order of the rows must not matter"
+    assert first == sorted(drawn(DECODABLE)[:4])
+    assert first == sorted(drawn(DECODABLE[::-1])[:4]), "the order of the rows must not matter"
+    whole = sorted(DECODABLE, key=lambda i: hashlib.blake2b(f"0 {i}".encode(), digest_size=16).digest())
+    assert drawn(DECODABLE) == whole, "the order of an earlier version's runs"
     other = parse({**configured(root, "random").model_dump(mode="json"), "seed": 1}, "test")
     assert arms.training_set(other).column("clip_id").to_pylist() != first
-    without = [i for i in arms.by_hash(0, DECODABLE) if i != first[0]]
+    without = [i for i in drawn(DECODABLE) if i != first[0]]
     assert set(first[1:]) <= set(without[:4]), "one clip less must not draw all others anew"
 
 
@@ -215,9 +223,9 @@ def test_weighted_follows_the_positive_influence(root: Path) -> None:
 
 def test_oracle_takes_the_true_group(root: Path) -> None:
     fall = [i for i in DECODABLE if int(i[1:]) % 3 == 1]
-    assert chosen(root, "oracle", finetune__group="fall", finetune__arm="oracle") == sorted(arms.by_hash(0, fall)[:4])
+    assert chosen(root, "oracle", finetune__group="fall", finetune__arm="oracle") == sorted(drawn(fall)[:4])
     either = [i for i in DECODABLE if int(i[1:]) % 3 != 2]
-    assert chosen(root, "oracle") == sorted(arms.by_hash(0, either)[:4])
+    assert chosen(root, "oracle") == sorted(drawn(either)[:4])
 
 
 def test_every_picking_arm_gets_the_same_number(root: Path) -> None:
