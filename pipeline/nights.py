@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import drift, stores, tables
+from pipeline import drift, scanning, stores, tables
 from pipeline.config import ConfigError
 from pipeline.in_use import in_use
 
@@ -130,11 +130,13 @@ def headline(record: Record) -> str:
 
 def selection_of(root: str, group: str) -> pa.Table:
     """Every clip's place in the selection for a group, with the video it is of, by clip_id."""
-    table = tables.read(stores.join(root, "selection"))
+    folder = stores.join(root, "selection")
     clips = tables.read(stores.join(root, "clips"), ["clip_id", "uri", "version"])
-    if table is None or clips is None:
+    if clips is None or not tables.parts(folder):
         raise ConfigError(f"root={root!r}: it has no selection/ or no clips/; run the night from its beginning.")
-    table = table.filter(pc.equal(table.column("group"), group))
+    held = ["clip_id", "group", "mean_influence", "rank", "decision"]
+    found = (rows.filter(pc.equal(rows.column("group"), group)) for rows in scanning.blocks(folder, held))
+    table = pa.concat_tables(found)
     at = pc.index_in(table.column("clip_id"), clips.column("clip_id").combine_chunks())
     for name in ("uri", "version"):
         table = table.append_column(name, clips.column(name).take(at))
