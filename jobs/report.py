@@ -10,27 +10,39 @@ from pipeline import report as page
 from pipeline import stores
 from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.gallery import FramesOf, VideoOf
 from pipeline.video import ClipError, Frames
 
 
-def report(run: Run) -> None:
+def frames_by(run: Run, decoder: Decoder) -> FramesOf:
+    """Frames of a row of clips/ or queries/ at the attribution geometry; None where they cannot be decoded."""
     frames, fps, height, width = run.geometry
+
+    def frames_of(row: Mapping[str, Any]) -> Frames | None:
+        try:
+            return decoder.frames(row["uri"], row["start_frame"], frames, fps, height, width)
+        except ClipError:
+            return None
+
+    return frames_of
+
+
+def video_by(run: Run, decoder: Decoder) -> VideoOf:
+    """Frames of a generated video, likewise."""
+    d = run.data
+
+    def video_of(uri: str) -> Frames | None:
+        try:
+            return decoder.frames(uri, 0, d.frames, d.fps, d.height, d.width)
+        except ClipError:
+            return None
+
+    return video_of
+
+
+def report(run: Run) -> None:
     with Decoder(run.data.decode_timeout) as decoder:
-
-        def frames_of(row: Mapping[str, Any]) -> Frames | None:
-            try:
-                return decoder.frames(row["uri"], row["start_frame"], frames, fps, height, width)
-            except ClipError:
-                return None
-
-        def video_of(uri: str) -> Frames | None:
-            d = run.data
-            try:
-                return decoder.frames(uri, 0, d.frames, d.fps, d.height, d.width)
-            except ClipError:
-                return None
-
-        page.write(run, frames_of, video_of)
+        page.write(run, frames_by(run, decoder), video_by(run, decoder))
     print(f"page: {stores.join(run.root, 'report', 'index.html')}")
 
 

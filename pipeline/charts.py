@@ -124,6 +124,14 @@ def interval(value: float, error: float | None, reach: float, css: str, label: s
     return _svg(24, label, [*found, dot], "chart interval")
 
 
+def signed(value: float, reach: float, label: str) -> Markup:
+    """A bar from the middle to the right, or to the left where the value is negative, on an axis from -reach to
+    reach."""
+    width = 50 * min(1.0, abs(value) / reach) if reach else 0.0
+    css = "selected" if value > 0 else "harmful"
+    return _svg(16, label, [_rect(css, 50 - width * (value < 0), 2, width, 12), _line("zero", 50, 0, 50, 16)])
+
+
 Point = tuple[float, float | None, float | None]  # value, and its interval's ends where there is one
 
 

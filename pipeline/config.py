@@ -17,7 +17,19 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline import credentials
 from pipeline.attribution import Attribution
 from pipeline.explanations import explained
-from pipeline.operations import Budget, Model, Nightly, Plan, Prices, Purge, Report, Resources, Tracking, Webhook
+from pipeline.operations import (
+    Budget,
+    Explain,
+    Model,
+    Nightly,
+    Plan,
+    Prices,
+    Purge,
+    Report,
+    Resources,
+    Tracking,
+    Webhook,
+)
 from pipeline.study import Study
 
 PACKAGE = Path(__file__).parent
@@ -158,6 +170,7 @@ class Run(Model):
     nightly: Nightly = Nightly()
     report: Report = Report()
     purge: Purge = Purge()
+    explain: Explain = Explain()
     study: Study = Study()
     plan: Plan = Plan()
     prices: Prices = Prices()

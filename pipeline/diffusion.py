@@ -33,6 +33,11 @@ def loss_map(model: VideoModel, latent: Tensor, text: Tensor, timestep: Tensor, 
     return (predicted.float() - model.target(latent, noise).float()).square().mean(1)
 
 
+def masked(errors: Tensor, mask: Tensor | None) -> Tensor:
+    """W * L: errors [B, f, h, w], mask [B, f, h, w] or None for the plain loss."""
+    return errors if mask is None else errors * mask
+
+
 def masked_mean(errors: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of W * L over frames and places: errors [B, f, h, w], mask [B, f, h, w] or None for the plain loss."""
-    return errors.mean() if mask is None else (errors * mask).mean()
+    """Mean of W * L over frames and places."""
+    return masked(errors, mask).mean()

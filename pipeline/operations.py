@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Model(BaseModel):
@@ -44,6 +44,22 @@ class Purge(Model):
 
     clips: tuple[str, ...] = ()
     file: str | None = Field(None, description="a text file of clip ids, one a line; local or s3://")
+
+
+class Explain(Model):
+    """For jobs.explain: the clip whose influence is taken apart."""
+
+    clip: str | None = None
+    layers: bool = Field(False, description="split the influence over the transformer's layers as well")
+
+    @field_validator("clip", mode="before")
+    @classmethod
+    def _text(cls, given: object) -> object:
+        if given is not None and not isinstance(given, str):
+            raise ValueError(
+                "an id is text, and YAML takes this one for something else; quote it: explain.clip='\"ID\"'"
+            )
+        return given
 
 
 class Plan(Model):

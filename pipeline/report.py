@@ -25,6 +25,7 @@ from pipeline import (
     comparison,
     config,
     controls,
+    explained,
     funnel,
     gallery,
     sections,
@@ -91,6 +92,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             failures={kind: f.failures for kind, f in funnels.items()},
             cards=gallery.cards(found, studio, gallery.decisions(root, frozenset(found.clips))),
             plan=found,
+            explained=explained.links(root, sorted(found.clips)),
             groups=sorted(set(groups.values())),
             queries=len(groups),
             arms=names,
@@ -211,6 +213,7 @@ def environment() -> jinja2.Environment:
     held.filters |= {"count": _count, "percent": _percent, "signed": _signed, "number": _number}
     held.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
     held.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
+    held.globals |= {"signed_bar": charts.signed, "explain_option": explained.option}
     return held
 
 

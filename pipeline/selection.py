@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pipeline import schemas, shortlist, tables
 from pipeline.columns import Columns
 from pipeline.config import ConfigError, Ranking, Run
-from pipeline.feature_table import under_mask
+from pipeline.feature_table import FeatureTable, under_mask
 from pipeline.influence import HELD, Progress, influence_columns
 from pipeline.parallel import in_order
 from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share
@@ -102,17 +102,20 @@ def rank(
         )
     if not len(clips.clip_ids):
         raise ConfigError(f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank.")
-    table = tables.read(join(index or run.root, "queries"), ["clip_id", "group"])
-    named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
-    query_ids = queries.clip_ids.to_pylist()
-    by_id = sorted(range(len(query_ids)), key=query_ids.__getitem__)
-    rows = np.concatenate(list(queries.map(lambda phi: phi)))[by_id]
-    query_ids = [query_ids[i] for i in by_id]
-    groups = [named.get(i) or "all" for i in query_ids]
+    query_ids, groups, rows = query_rows(index or run.root, queries)
     population = shortlist.population(run, clips.clip_ids)
     weights = None if population is None else population.weights
     columns = influence_columns(clips, rows, whiten, progress, weights)
     return Ranked(clips.clip_ids, query_ids, groups, columns, population)
+
+
+def query_rows(root: str, queries: FeatureTable) -> tuple[list[str], list[str], Array]:
+    """The queries' ids, groups and unit rows [Q, k], by id; the groups are those of the root's queries/."""
+    table = tables.read(join(root, "queries"), ["clip_id", "group"])
+    named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
+    found = queries.rows()
+    ids = sorted(found)
+    return ids, [named.get(i) or "all" for i in ids], np.stack([found[i] for i in ids])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,262 @@
+"""Why this clip? `explain.clip` names it: its influence on each query, the frames (and, with `explain.layers`, the
+layers) that it comes from, and the clips that teach the same. A page and tables in ROOT/explain/CLIP/."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from jobs import command
+from jobs.report import frames_by
+from pipeline import (
+    decomposition,
+    explain_page,
+    explained,
+    fingerprints,
+    ray_data,
+    ray_resources,
+    scanning,
+    standing,
+    stores,
+    tables,
+)
+from pipeline.config import ConfigError, Run
+from pipeline.decoder import Decoder
+from pipeline.decomposition import Array, DecompositionWorker, Sums
+from pipeline.explain_page import Explanation, Problem
+from pipeline.feature_table import under_mask
+from pipeline.ranking import whitened
+from pipeline.selection import query_rows
+from pipeline.standing import Row
+from pipeline.stores import join
+from pipeline.workers import FeatureWorker, featured
+
+NEAR = 10  # near-duplicates that are shown
+CLOSE = 0.9999  # cosine that the features of one clip have on two machines: that of the canary clip
+SHARES = pa.schema(
+    [(name, pa.string()) for name in ("clip_id", "query_id")]
+    + [("setting", pa.int32()), ("latent_frame", pa.int32()), ("layer", pa.string()), ("share", pa.float32())]
+)
+NEAREST = pa.schema([("clip_id", pa.string()), ("near_id", pa.string()), ("cosine", pa.float32())])
+
+
+def explain(run: Run) -> None:
+    clip = _asked(run)
+    motion, problem = _state(run, clip)
+    if problem is None and motion is not None:
+        found = _explained(run, clip, motion)
+    else:
+        stores.remove(explained.folder(run.root, clip["clip_id"]))
+        found = Explanation(clip, motion, problem)
+    with Decoder(run.data.decode_timeout) as decoder:
+        page = explain_page.write(run, found, frames_by(run, decoder))
+    _tell(found)
+    print(f"page: {page}")
+
+
+# --- what is known ---------------------------------------------------------------------------------------------------
+
+
+def _asked(run: Run) -> Row:
+    """The row of clips/ that `explain.clip` names. Raises ConfigError."""
+    wanted = run.explain.clip
+    if not tables.parts(join(run.root, "clips")):
+        raise ConfigError(f"root={run.root!r} has no table clips; run curate first.")
+    if wanted is None:
+        raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
+    found = standing.row_of(join(run.root, "clips"), wanted)
+    if found is None:
+        close = standing.resembling(run.root, wanted)
+        hint = f" Did you mean {', '.join(close)}?" if close else " The ids are in clips/ and selection/."
+        raise ConfigError(f"explain.clip={wanted!r}: {join(run.root, 'clips')} has no clip of this id.{hint}")
+    return found
+
+
+def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
+    """The clip's row of motion/, with its mask, and why it has no influence, if so."""
+    if clip["error"] is not None:
+        return None, Problem("clips", clip["error"])
+    motion = standing.row_of(join(run.root, "motion", "clips"), clip["clip_id"], FeatureWorker.LOOKED_UP)
+    for stage, job, row in (
+        ("motion/clips", "estimate_motion", motion),
+        ("features/clips", "extract_features", _feature_row(run, clip, motion)),
+    ):
+        if row is None or row["version"] != clip["version"]:
+            raise ConfigError(
+                f"explain.clip={clip['clip_id']!r}: {stage}/ has no row of this clip as it is now; run {job} and "
+                "rank_clips first, or curate."
+            )
+        if row["error"] is not None:
+            return motion, Problem(stage, row["error"])
+    if run.ranking.mask == "motion" and motion is not None and motion["error"] is not None:
+        return motion, Problem("motion/clips", motion["error"])
+    return motion, None
+
+
+def _feature_row(run: Run, clip: Row, motion: Row | None) -> Row | None:
+    """The clip's row of features/ without its numbers; for a clip that does not go on to features, that of motion/."""
+    if motion is not None and not featured(motion["error"]):
+        return motion
+    found = standing.rows_of(join(run.root, "features", "clips"), [clip["clip_id"]])
+    rows = [] if found is None else found.select(["clip_id", "version", "error"]).to_pylist()
+    return rows[0] if rows else motion if motion is not None and motion["error"] is not None else None
+
+
+class Ranked(NamedTuple):
+    """Where the clip stands: columns of STANDING, among how many clips, and its unit row; the queries' groups and their
+    rows [Q, k], whitened where the ranking is; the nearest clips and their cosines."""
+
+    table: pa.Table
+    among: int
+    own: Array
+    groups: list[str]
+    queries: Array
+    near: list[tuple[str, float]]
+
+
+def _ranked(run: Run, clip_id: str) -> Ranked:
+    """Raises ConfigError where the ranking is not of the features that there are."""
+    fingerprint, rule = fingerprints.features(run), run.ranking
+    for name in ("clips", "queries"):
+        tables.check(join(run.root, "features", name), fingerprint)
+    tables.check(join(run.root, "influence"), {**fingerprint, "ranking": rule.model_dump()})
+    clips = under_mask(run.root, "clips", rule.mask)
+    ids, groups, queries = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
+    found = standing.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), rule.vote_fraction)
+    if found is None or found[1] != len(clips.clip_ids) or found[0].column("query_id").to_pylist() != ids:
+        raise ConfigError(
+            f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
+            "has now; run rank_clips first."
+        )
+    own = clips.among([clip_id]).rows()[clip_id]
+    beside = standing.beside(clips, own)
+    if rule.whiten is not None:
+        queries = whitened(queries, beside.moment, found[1], rule.whiten)
+    return Ranked(*found, own, groups, queries, standing.nearest(clips, beside.cosines, clip_id, NEAR))
+
+
+# --- taking it apart -------------------------------------------------------------------------------------------------
+
+
+def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
+    clip_id, folder = clip["clip_id"], explained.folder(run.root, clip["clip_id"])
+    ranked = _ranked(run, clip_id)
+    stores.remove(folder)
+    fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
+    near = [{"clip_id": clip_id, "near_id": i, "cosine": cosine} for i, cosine in ranked.near]
+    tables.replace(join(folder, "near"), pa.Table.from_pylist(near, schema=NEAREST), fingerprint)
+    named = ranked.table.add_column(0, "clip_id", pa.array([clip_id] * ranked.table.num_rows, pa.string()))
+    tables.replace(join(folder, "queries"), named, fingerprint)
+    parts, undivided = _parts(run, clip_id, folder)
+    decisions = standing.rows_of(join(run.root, "selection"), [clip_id])
+    found = Explanation(
+        clip,
+        motion,
+        None,
+        decisions=sorted(decisions.to_pylist() if decisions else [], key=lambda d: (d["group"] != "all", d["group"])),
+        queries=sorted(ranked.table.to_pylist(), key=lambda q: (-q["influence"], q["query_id"])),
+        ranked=ranked.among,
+        motion_percentile=standing.percentile(run.root, "motion_mean", motion["motion_mean"]),
+        near=ranked.near,
+        undivided=undivided,
+    )
+    if parts is None:
+        return found
+    array, settings, layers = decomposition.as_array(parts)
+    shares = _shares(array, ranked)
+    tables.replace(join(folder, "shares"), _table(clip_id, shares, settings, layers, ranked), fingerprint)
+    return found.split(run, shares, layers, ranked.groups)
+
+
+def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | None]:
+    """The clip's feature in parts, or why there are none: computed by one actor, as its feature was."""
+    pool = run.resources.extract_features.model_copy(update={"actors": 1, "batch": 1})
+    alone = run.model_copy(update={"resources": run.resources.model_copy(update={"extract_features": pool})})
+    ray_data.connect()
+    ray_resources.check(alone, ["extract_features"])
+    rows = standing.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
+    assert rows is not None, "its row has just been read"
+    fingerprint, place = fingerprints.features(run), join(folder, "parts")
+    ray_data.stream(
+        "explain",
+        run.root,
+        [scanning.lookup(rows, FeatureWorker.LOOKED_UP)],
+        rows.num_rows,
+        pool,
+        DecompositionWorker,
+        (alone, fingerprint),
+        {"parts": place},
+        {"parts": fingerprint},
+        command.Progress("explain"),
+    )
+    parts = tables.read(place)
+    stores.remove(place)
+    if parts is None:
+        raise RuntimeError(f"explain.clip={clip_id!r}: its actor left no rows; run the same command again.")
+    problems = parts.column("problem").drop_null().to_pylist()
+    return (None, str(problems[0])) if problems else (parts, None)
+
+
+def _shares(parts: Array, ranked: Ranked) -> Sums:
+    """The parts' shares. RuntimeError where they do not add up to the feature and the influence of the tables."""
+    cosine = decomposition.agreement(parts, ranked.own)
+    if not cosine >= CLOSE:
+        raise RuntimeError(
+            f"the parts of this clip's feature have a cosine of {cosine:.6f} with the feature in features/: they were "
+            "computed on another kind of machine, or the video has changed. Explain it where features are extracted."
+        )
+    shares = decomposition.shares(parts, ranked.queries)
+    off = np.abs(shares.sum((0, 1, 2)) - ranked.table.column("influence").to_numpy())
+    allowed = np.sqrt(2 - 2 * CLOSE) * np.linalg.norm(ranked.queries, axis=1) + 1e-5
+    if not (off <= allowed).all():
+        raise RuntimeError(
+            f"the shares differ from influence/ by up to {off.max():.2g}: it is not of these features; run rank_clips."
+        )
+    print(f"explain: the shares add up to the influence, within {off.max():.1g} (cosine of the features {cosine:.7f})")
+    return shares
+
+
+def _table(clip_id: str, shares: Sums, settings: list[int], layers: list[str], ranked: Ranked) -> pa.Table:
+    queries = ranked.table.column("query_id").to_pylist()
+    rows = [
+        {"clip_id": clip_id, "query_id": q, "setting": s, "latent_frame": f, "layer": name, "share": shares[a, f, b, c]}
+        for a, s in enumerate(settings)
+        for f in range(shares.shape[1])
+        for b, name in enumerate(layers)
+        for c, q in enumerate(queries)
+    ]
+    return pa.Table.from_pylist(rows, schema=SHARES)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _tell(found: Explanation) -> None:
+    clip_id = found.clip["clip_id"]
+    if found.problem is not None:
+        print(f"clip {clip_id} has no influence: {found.problem} {found.problem.remedy}")
+        return
+    for d in found.decisions[:1]:
+        print(f"clip {clip_id}: {d['decision']}, {d['reason']}")
+    if found.motion is not None and found.motion_percentile is not None:
+        print(f"mean motion {found.motion['motion_mean']:.3g} pixels a frame, above {found.motion_percentile:.0f} %")
+    shown = found.queries if len(found.queries) <= 10 else [*found.queries[:5], *found.queries[-5:]]
+    print(f"\n{'query':<20} {'group':<14} {'influence':>10} {'rank':>9} {'percentile':>11}  votes")
+    for q in shown:
+        line = f"{q['query_id']:<20} {q['group']:<14} {q['influence']:>+10.4f} {q['rank']:>9,} {q['percentile']:>11.1f}"
+        print(f"{line}  {'yes' if q['votes'] else 'no'}")
+    for title, parts in (("latent frame", found.frames), ("layer", found.layers)):
+        if parts:
+            print(f"\n{title:<24} {'share of the mean influence':>30}")
+            for part in parts:
+                print(f"{part.name:<6} {part.note:<17} {part.share:>+30.5f}")
+            print(f"{'sum':<24} {sum(part.share for part in parts):>+30.5f}")
+    if found.undivided:
+        print(f"\nits frames cannot be told apart now: {found.undivided}")
+    print("\nnearest by feature: " + ", ".join(f"{i} {cosine:+.3f}" for i, cosine in found.near[:5]))
+
+
+if __name__ == "__main__":
+    command.main(explain, __doc__)

@@ -1,0 +1,189 @@
+"""A clip's feature taken apart, so that its influence is a sum over latent frames and layers.
+
+The loss is a mean over latent frames and places, so its gradient is the sum of the frames' gradients; a layer's
+parameters are coordinates of their own; and the projection is linear. So the feature P g is the sum of the parts'
+features P g_fl, and the influence phi . w on a query w (whitened or not) is the sum of the parts' shares
+(P g_fl . w) / (|P g| sqrt(settings)), with the length of the whole feature under each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pipeline import motion, tables
+from pipeline.config import Run, Setting
+from pipeline.diffusion import loss_map, masked, shared_noise
+from pipeline.gradients import manifest
+from pipeline.models import VideoModel
+from pipeline.models.attention import fastest_attention
+from pipeline.projection import Projection
+from pipeline.video import ClipError
+from pipeline.workers import FeatureWorker, Row, decoded
+
+Array = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
+
+ALL = "all"  # the layer's name where layers are not told apart
+
+
+def layer(parameter: str) -> str:
+    """The layer of a parameter by its name: a numbered block, or whatever else its name begins with."""
+    first, second, *_ = [*parameter.split("."), "", ""]
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+class LayeredGradient:
+    """Takes one loss after the other and gives P g of each by layers, [layers, dim], float32 on the CPU.
+
+    Each parameter's gradient is projected and freed as backward produces it, as `gradients.ProjectedGradients` does.
+    """
+
+    def __init__(self, module: nn.Module, projection: Projection, layers: bool) -> None:
+        counted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        named = {name: layer(name) if layers else ALL for name in counted}
+        self.names = list(dict.fromkeys(named.values()))
+        self.projection = projection
+        self._sums = projection.zeros(len(self.names), next(iter(counted.values())).device)
+        self._place = {
+            counted[placed.name]: (self.names.index(named[placed.name]), placed.offset)
+            for placed in manifest(module)
+            if placed.name in counted
+        }
+        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._place]
+
+    def _arrived(self, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            row, offset = self._place[parameter]  # type: ignore[index]
+            self.projection.add(self._sums[row : row + 1], gradient.detach().reshape(1, -1), offset)
+
+    def take(self, loss: Tensor, keep_graph: bool = False) -> Tensor:
+        loss.backward(retain_graph=keep_graph)
+        found = self.projection.finish(self._sums).cpu()
+        self._sums.zero_()
+        return found
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+@fastest_attention()
+def by_frame(
+    gradient: LayeredGradient,
+    model: VideoModel,
+    setting: Setting,
+    latent: Tensor,
+    text: Tensor,
+    mask: Tensor | None,
+    seed: int,
+) -> list[tuple[float, Tensor]]:
+    """The share of every latent frame in a clip's loss, and its gradient's feature by layers [layers, dim].
+
+    Inputs are those of `gradients.take_clip`: the frames' losses and features add up to what that gives.
+    """
+    noise = shared_noise(seed, setting.noise, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
+    t = torch.full((1,), setting.timestep, device=latent.device)
+    weights = mask[None] if setting.mask == "motion" and mask is not None else None
+    frames, shared, found = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()
+    for frame in range(frames):
+        if frame == 0 or not shared:  # under checkpointing a kept graph would hold all that it computes again
+            losses = masked(loss_map(model, latent[None], text, t, noise[None]), weights)
+        loss = losses[:, frame].sum() / losses.numel()
+        found.append((float(loss.detach()), gradient.take(loss, keep_graph=shared and frame + 1 < frames)))
+    return found
+
+
+# --- the actor -------------------------------------------------------------------------------------------------------
+
+
+def parts_schema(dim: int) -> pa.Schema:
+    """A row for each setting, latent frame and layer. `problem` and not `error`: a clip has many rows."""
+    columns = [("clip_id", pa.string()), ("setting", pa.int32()), ("latent_frame", pa.int32()), ("layer", pa.string())]
+    return pa.schema(
+        [*columns, ("feature", pa.list_(pa.float32(), dim)), ("loss", pa.float32()), ("problem", pa.string())]
+    )
+
+
+class DecompositionWorker:
+    """A row of the motion table -> the clip's feature in parts, under those settings that have the ranking's mask."""
+
+    def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
+        self.run, self.worker = run, FeatureWorker(run, fingerprint)
+        self.worker.gradients.close()
+        a = run.attribution
+        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
+        self.gradient = LayeredGradient(self.worker.model.transformer, projection, run.explain.layers)
+
+    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        for row, frames in decoded(self.worker.decoder, self.run, clips.to_pylist()):
+            if isinstance(frames, ClipError):
+                yield self._table([self._problem(row, frames)])
+            else:
+                yield self._table(list(self._parts(row, self.worker.model.encode(frames))))
+
+    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        return self._table([self._problem(row, error) for row in clips.to_pylist()])
+
+    def _parts(self, row: Row, latent: Tensor) -> Iterator[Row]:
+        mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
+        text, settings = self.worker.text(row["caption"] or ""), self.run.attribution.settings
+        for i, setting in enumerate(settings):
+            if setting.mask != self.run.ranking.mask:
+                continue
+            found = by_frame(self.gradient, self.worker.model, setting, latent, text, mask, self.run.seed)
+            for frame, (loss, features) in enumerate(found):
+                for name, feature in zip(self.gradient.names, features.tolist(), strict=True):
+                    place = {"clip_id": row["clip_id"], "setting": i, "latent_frame": frame, "layer": name}
+                    yield {**place, "feature": feature, "loss": loss, "problem": None}
+
+    @staticmethod
+    def _problem(row: Row, error: ClipError) -> Row:
+        return {"clip_id": row["clip_id"], "problem": str(error)}
+
+    def _table(self, rows: list[Row]) -> dict[str, pa.Table]:
+        return {"parts": pa.Table.from_pylist(rows, schema=parts_schema(self.run.attribution.projection.dim))}
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def as_array(parts: pa.Table) -> tuple[Array, list[int], list[str]]:
+    """Rows of `parts_schema` as [settings, frames, layers, dim], with the settings' and the layers' names in order."""
+    settings = sorted(set(parts.column("setting").to_pylist()))
+    layers = list(dict.fromkeys(parts.column("layer").to_pylist()))
+    frames = 1 + max(parts.column("latent_frame").to_pylist())
+    found = np.zeros((len(settings), frames, len(layers), parts.schema.field("feature").type.list_size), np.float32)
+    places = zip(*(parts.column(c).to_pylist() for c in ("setting", "latent_frame", "layer")), strict=True)
+    for (setting, frame, name), feature in zip(places, tables.matrix(parts, "feature"), strict=True):
+        found[settings.index(setting), frame, layers.index(name)] = feature
+    return found, settings, layers
+
+
+def shares(parts: Array, queries: Array) -> Sums:
+    """Each part's share in the influence on every query: [S, F, L, k] and [Q, S * k] -> [S, F, L, Q].
+
+    `queries` are unit rows, whitened where the ranking is; the sum over settings, frames and layers is the influence.
+    """
+    settings, _, _, dim = parts.shape
+    exact = parts.astype(np.float64)
+    lengths = np.linalg.norm(exact.sum((1, 2)), axis=-1) * np.sqrt(settings)  # as ranking.unit_settings
+    whole = np.where(lengths > 0, lengths, 1.0)[:, None, None, None]
+    by_setting = queries.reshape(len(queries), settings, dim).astype(np.float64)
+    found: Sums = np.einsum("sflk,qsk->sflq", exact / whole, by_setting)
+    return found
+
+
+def agreement(parts: Array, feature: Array) -> float:
+    """The lowest cosine, over the settings, of the sum of the parts [S, F, L, k] with a feature [S * k]."""
+    whole = parts.astype(np.float64).sum((1, 2))
+    held = feature.astype(np.float64).reshape(whole.shape)
+    lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(held, axis=1)
+    return float(((whole * held).sum(1) / np.maximum(lengths, 1e-30)).min())

@@ -1,0 +1,177 @@
+"""The page of one clip, ``ROOT/explain/CLIP/index.html``: its influence, and where in the clip that comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import explained, gallery, pictures, stores, summary
+from pipeline.config import Run
+from pipeline.decomposition import Sums
+from pipeline.gallery import FramesOf, Studio
+from pipeline.pictures import Mask, Picture, latent_frames
+from pipeline.report import REASONS, environment
+
+Row = Mapping[str, Any]
+
+SHOWN = 5  # queries with pictures at either end
+GROUPS = 12  # columns of a split
+LARGEST = 400_000  # bytes of the clip's own picture
+
+REMEDIES = {
+    "no_motion": "It has no feature under the motion mask. With ranking.mask: none it is ranked by its unmasked one, "
+    "and with a lower motion.still it may have a mask.",
+    "too_short": "Take fewer data.frames, or a lower data.fps.",
+    "decode": "Make the video again; a stage is then redone for it, because its version has changed.",
+    "refused": "The sentence says which rule it breaks; data.base and the kind of file decide.",
+    "timeout": "A higher data.decode_timeout gives it more time, once its rows are deleted.",
+    "not_finite": "Its gradient cannot be used; other weights or another dtype may give one.",
+}
+AGAIN = "The next run of the same command tries it once more."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a clip has no influence: the table whose row says so, and the row's error."""
+
+    stage: str
+    error: str
+
+    @property
+    def remedy(self) -> str:
+        return REMEDIES.get(self.error.split(":")[0], AGAIN)
+
+    def __str__(self) -> str:
+        code, _, sentence = self.error.partition(": ")
+        return f"{REASONS.get(code, code)} ({self.stage}/): {sentence or self.error}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A latent frame or a layer: its share in the mean influence on all queries, and on each group's."""
+
+    name: str
+    note: str
+    share: float
+    groups: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known of a clip. Without a `problem` it has a place in the ranking."""
+
+    clip: Row
+    motion: Row | None
+    problem: Problem | None
+    decisions: Sequence[Row] = ()  # of selection/, "all" first
+    queries: Sequence[Row] = ()  # of standing.STANDING, highest influence first
+    ranked: int = 0  # clips that have a place in the ranking
+    motion_percentile: float | None = None
+    near: Sequence[tuple[str, float]] = ()
+    frames: Sequence[Part] = ()
+    layers: Sequence[Part] = ()
+    undivided: str | None = None  # why there are no shares of frames and layers
+
+    def split(self, run: Run, shares: Sums, layers: Sequence[str], groups: Sequence[str]) -> Explanation:
+        """The same with the shares [settings, frames, layers, Q] of `decomposition.shares`."""
+        latents = shares.shape[1]
+        names = [str(latent) for latent in range(latents)]
+        frames = parts(shares.sum((0, 2)), names, pixel_frames(run.geometry[0], latents), groups)
+        named = parts(shares.sum((0, 1)), layers, [""] * len(layers), groups) if len(layers) > 1 else []
+        return replace(self, frames=frames, layers=named)
+
+    @property
+    def influence(self) -> float | None:
+        return float(np.mean([q["influence"] for q in self.queries])) if self.queries else None
+
+
+def parts(shares: Sums, names: Sequence[str], notes: Sequence[str], groups: Sequence[str]) -> list[Part]:
+    """Shares [parts, Q] as means over all queries and over each group's."""
+    members = {g: [i for i, other in enumerate(groups) if other == g] for g in sorted(set(groups))}
+    return [
+        Part(name, note, float(row.mean()), {g: float(row[of].mean()) for g, of in members.items()})
+        for name, note, row in zip(names, notes, shares, strict=True)
+    ]
+
+
+def pixel_frames(frames: int, latents: int) -> list[str]:
+    """Which frames of the clip each latent frame holds, in words."""
+    held = np.asarray(latent_frames(frames, latents))
+    ends = [np.flatnonzero(held == latent) for latent in range(latents)]
+    words = [f"{e[0]}" if len(e) == 1 else f"{e[0]} to {e[-1]}" for e in ends]
+    return [f"{'frame' if len(e) == 1 else 'frames'} {w}" for e, w in zip(ends, words, strict=True)]
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
+    """Write the page; returns its place. `frames_of` is that of `report.write`."""
+    clip_id = found.clip["clip_id"]
+    ends = _ends(found.queries)
+    queries = summary.by_id(run.root, "queries", [q["query_id"] for q in ends])
+    near = summary.by_id(run.root, "clips", [i for i, _ in found.near])
+    studio = Studio(run, frames_of, {}, 4 + len(ends) + len(near))
+    shown = [(q, queries.get(q["query_id"], {}), _taken(studio, queries.get(q["query_id"]))) for q in ends]
+    picture, film = _pictures(run, found, frames_of)
+    page = (
+        environment()
+        .get_template("explain.html")
+        .render(
+            run=run,
+            e=found,
+            title=clip_id,
+            overall=next((d for d in found.decisions if d["group"] == "all"), None),
+            picture=picture,
+            film=film,
+            high=shown[: len(shown) - len(shown) // 2],
+            low=shown[len(shown) - len(shown) // 2 :][::-1],
+            near=[(near.get(i, {"clip_id": i}), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
+            links=explained.links(run.root, [i for i, _ in found.near]),
+            groups=_groups(found),
+        )
+    )
+    place = stores.join(explained.folder(run.root, clip_id), "index.html")
+    stores.write_bytes(place, page.encode())
+    return place
+
+
+def _ends(queries: Sequence[Row]) -> list[Row]:
+    """The queries with the highest and the lowest influence, in their order."""
+    return list(queries) if len(queries) <= 2 * SHOWN else [*queries[:SHOWN], *queries[-SHOWN:]]
+
+
+def _taken(studio: Studio, row: Row | None) -> Picture | None:
+    return None if row is None or row["error"] is not None else studio.clip(row)
+
+
+def _groups(found: Explanation) -> list[str]:
+    """The groups that a split shows: those that the clip matters to most, either way."""
+    if not found.frames or len(found.frames[0].groups) < 2:
+        return []
+    total = {g: abs(sum(part.groups[g] for part in found.frames)) for g in found.frames[0].groups}
+    return sorted(sorted(total, key=lambda g: (-total[g], g))[:GROUPS])
+
+
+def _pictures(run: Run, found: Explanation, frames_of: FramesOf) -> tuple[Picture | None, Picture | None]:
+    """The clip with its mask, looping and as a film strip."""
+    frames = frames_of(dict(found.clip)) if run.report.pictures and found.clip["error"] is None else None
+    if frames is None:
+        return None, None
+    mask = _mask(found.motion)
+    seconds = len(frames) / run.geometry[1]
+    return (
+        pictures.picture(frames, gallery.QUERY, LARGEST, seconds, mask),
+        pictures.picture(frames, gallery.FILM, LARGEST, seconds, mask, 12),
+    )
+
+
+def _mask(row: Row | None) -> Mask | None:
+    if row is None or row["mask"] is None:
+        return None
+    values: npt.NDArray[np.uint8] = np.frombuffer(row["mask"], np.uint8).reshape(row["mask_shape"])
+    return values

@@ -1,0 +1,132 @@
+"""Where one clip stands in a run: its row in every table, its influence and rank for every query, and the clips nearest
+to it by feature. Tables are streamed; what is kept of them is a few numbers a clip."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import scanning, tables
+from pipeline.feature_table import FeatureTable
+from pipeline.ranking import Sums, second_moment, share
+from pipeline.stores import join
+
+Array = npt.NDArray[np.float32]
+Row = dict[str, Any]
+
+STANDING = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("group", pa.string()),
+        ("influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("percentile", pa.float64()),
+        ("votes", pa.bool_()),
+    ]
+)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def rows_of(folder: str, ids: Iterable[str], without: Sequence[str] = ()) -> pa.Table | None:
+    """The rows of these clips, one each, as `tables.read` gives them; None where there is no table. Large columns can
+    be left out, for `scanning.lookup`."""
+    if not tables.parts(folder):
+        return None
+    wanted = pa.array(sorted(set(ids)), pa.string())
+    rows = scanning.Rows(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
+    return tables.once(pa.concat_tables([rows.schema.empty_table(), *rows]))
+
+
+def row_of(folder: str, clip_id: str, lookup: Sequence[str] = ()) -> Row | None:
+    """A clip's row; None where the table, or the clip in it, is missing. Large columns named in `lookup` are read for
+    this row alone."""
+    found = rows_of(folder, [clip_id], lookup)
+    if found is None or not found.num_rows:
+        return None
+    row: Row = (scanning.lookup(found, lookup) if lookup else found).to_pylist()[0]
+    return row
+
+
+def resembling(root: str, given: str, most: int = 5) -> list[str]:
+    """Ids of clips that `given` may mean: those whose id or video has it in its name, else those spelt alike."""
+    ids, found = list[str](), list[str]()
+    for block in scanning.blocks(join(root, "clips"), ["clip_id", "uri"]):
+        named = [pc.match_substring(block.column(c), given) for c in block.column_names]
+        found += block.column("clip_id").filter(pc.or_kleene(*named)).to_pylist()
+        ids += block.column("clip_id").to_pylist()
+    return found[:most] or difflib.get_close_matches(given, sorted(set(ids)), most)
+
+
+# --- influence -------------------------------------------------------------------------------------------------------
+
+
+def standing(root: str, clip_id: str, groups: dict[str, str], vote_fraction: float) -> tuple[pa.Table, int] | None:
+    """A clip's influence on every query, from influence/, in the order of its queries: columns of STANDING; and of how
+    many clips. None where the clip has no row there.
+
+    `rank` counts from 0, by influence, then clip_id. `percentile` is the share of the other clips that rank lower.
+    """
+    folder = join(root, "influence")
+    own = row_of(folder, clip_id)
+    if own is None:
+        return None
+    values = np.asarray(own["influence"], np.float32)
+    above, before, count = np.zeros(len(values), np.int64), np.zeros(len(values), np.int64), 0
+    for block in scanning.blocks(folder, ["clip_id", "influence"]):
+        others, count = tables.matrix(block, "influence"), count + block.num_rows
+        above += (others > values).sum(0)
+        first = pc.less(block.column("clip_id"), clip_id).to_numpy()
+        before += (others[first] == values).sum(0)
+    ranks, queries = above + before, tables.metadata(folder)["query_ids"]
+    columns = [
+        pa.array(queries, pa.string()),
+        pa.array([groups.get(q) or "all" for q in queries], pa.string()),
+        pa.array(values),
+        pa.array(ranks),
+        pa.array(100.0 * (count - 1 - ranks) / max(count - 1, 1)),
+        pa.array(above < share(vote_fraction, count)),  # as ranking.votes: at or above the last clip voted for
+    ]
+    return pa.table(columns, schema=STANDING), count
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A clip's cosines with all clips that have features [N], in their order, and the sum phi^T phi over these."""
+
+    cosines: Array
+    moment: Sums
+
+
+def beside(clips: FeatureTable, own: Array) -> Beside:
+    """One pass over the features: cosines with a unit row [k], and the second moment that whitening takes."""
+    cosines, moment = list[Array](), np.zeros((len(own), len(own)))
+    for found, part in clips.map(lambda phi: (phi @ own, second_moment(phi))):
+        cosines.append(found)
+        moment += part
+    return Beside(np.concatenate(cosines), moment)
+
+
+def nearest(clips: FeatureTable, cosines: Array, clip_id: str, most: int) -> list[tuple[str, float]]:
+    """The clips with the highest cosines, but for the clip itself: (clip_id, cosine), by cosine, then clip_id."""
+    ends = np.argsort(-cosines, kind="stable")[: most + 1]
+    found = [(clips.clip_ids[i].as_py(), float(cosines[i])) for i in ends.tolist()]
+    return sorted((f for f in found if f[0] != clip_id), key=lambda f: (-f[1], f[0]))[:most]
+
+
+def percentile(root: str, column: str, value: float) -> float | None:
+    """Which share of the clips of motion/clips has less of a motion statistic; None where none has any."""
+    below = count = 0
+    for block in scanning.blocks(join(root, "motion", "clips"), [column]):
+        held = block.column(column).drop_null()
+        below += pc.sum(pc.less(held, value)).as_py() or 0
+        count += len(held)
+    return 100.0 * below / count if count else None
