@@ -37,7 +37,7 @@ def plan(run: Run) -> None:
     stores.remove(folder)
     chosen = drawn(listed, run.plan.clips, run.seed)
     pool = run.resources.extract_features
-    _stream(run, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
+    pilot_of(run, folder, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
     clips = tables.read(stores.join(folder, "clips"))
     good = None if clips is None else clips.filter(pc.is_null(clips.column("error")))
     if good is None or not good.num_rows:
@@ -45,8 +45,7 @@ def plan(run: Run) -> None:
             f"data.videos={run.data.videos!r}: none of the pilot's {chosen.num_rows} videos could be used; the table "
             f"{folder}/pilot says why, one by one. Run index_clips to see all of them, or raise plan.clips."
         )
-    alone = run.resources.finetune.model_copy(update={"actors": 1})
-    _stream(run, good.slice(0, TRAINED), alone, pilot.TrainingPilot, "pilot, fine-tuning", ("pilot",))
+    training_pilot(run, folder, good)
     _tell(run, _size(run, listed.num_rows, good.num_rows / chosen.num_rows), folder)
 
 
@@ -60,17 +59,25 @@ def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
     return videos.take(pa.array(sorted(range(len(names)), key=lambda i: place(names[i]))[:count], pa.int64()))
 
 
-def _stream(run: Run, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]) -> None:
-    folders = {name: stores.join(run.root, "plan", name) for name in names}
+def training_pilot(run: Run, folder: str, clips: pa.Table) -> None:
+    """Time a few steps of fine-tuning on some of these clips and of generating a video: rows of `folder`/pilot."""
+    alone = run.resources.finetune.model_copy(update={"actors": 1})
+    pilot_of(run, folder, clips.slice(0, TRAINED), alone, pilot.TrainingPilot, "pilot, fine-tuning", ("pilot",))
+
+
+def pilot_of(
+    run: Run, folder: str, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]
+) -> None:
+    """Send rows through a pilot, into tables below a folder of its own."""
     figures = ray_data.stream(
         title,
-        stores.join(run.root, "plan"),
+        folder,
         [rows],
         rows.num_rows,
         pool.model_copy(update={"batch": AT_A_TIME}),
         worker,
-        (run.model_copy(update={"root": stores.join(run.root, "plan")}),),
-        folders,
+        (run.model_copy(update={"root": folder}),),
+        {name: stores.join(folder, name) for name in names},
         {name: {} for name in names},
         command.Progress(title),
     )
@@ -111,11 +118,11 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
-    _print([*costs.table(own, run.prices), costs.total(own, run.prices)])
+    print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
     print("\nattribution (motion and features) and its cheaper variants")
-    _print(costs.table(attributed, run.prices))
+    print_table(costs.table(attributed, run.prices))
     print("\nstorage, before compression")
-    _print([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
+    print_table([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
     if run.prices.gb_month:
         print(f"storage costs {sum(kept.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
     found = costs.summary([*own, *(cost for cost in attributed if cost is not now)], kept, run.prices)
@@ -146,7 +153,7 @@ def _bytes(count: float) -> str:
     return f"{count / _UNITS[unit]:,.1f} {unit}"
 
 
-def _print(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
     """The first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

@@ -91,13 +91,20 @@ def stages(run: Run, size: Size, parts: Seconds, attributed: Cost) -> list[Cost]
     found = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
     found.append(attributed)
     arms = [arm for arm in dict.fromkeys([f.arm, *e.arms]) if arm != "base"]
+    losses = len(e.arms) * size.held_out * len(e.timesteps) * e.noises
+    return [*found, *arms_of(run, len(arms), losses, len(e.arms) * e.generate * len(e.seeds), mean)]
+
+
+def arms_of(run: Run, arms: int, losses: int, videos: int, mean: Mapping[str, float]) -> list[Cost]:
+    """Fine-tuning of so many arms, so many forward passes for held-out losses, and so many generated videos, by the
+    mean seconds of the pilot's parts."""
+    r, e, f = run.resources, run.evaluate, run.finetune
+    found = []
     if arms and "step" in mean:
-        steps = len(arms) * f.steps * f.workers
-        found.append(Cost(f"finetune, {len(arms)} arms", steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
+        steps = arms * f.steps * f.workers
+        found.append(Cost(f"finetune, {arms} arms", steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
     if "denoising" in mean:
         forward = mean["denoising"] / (2 if e.guidance > 1 else 1)
-        losses = len(e.arms) * size.held_out * len(e.timesteps) * e.noises
-        videos = len(e.arms) * e.generate * len(e.seeds)
         video = mean["video"] + e.steps * mean["denoising"]
         found.append(Cost("evaluate, held-out losses", losses, forward, r.evaluate.gpus, r.evaluate.cpus))
         found.append(Cost("evaluate, videos", videos, video, r.evaluate.gpus, r.evaluate.cpus))
