@@ -251,7 +251,7 @@ def _tell(found: Explanation) -> None:
         if parts:
             print(f"\n{title:<24} {'share of the mean influence':>30}")
             for part in parts:
-                print(f"{part.name:<6} {part.note:<17} {part.share:>+30.5f}")
+                print(f"{f'{part.name}  {part.note}':<24} {part.share:>+30.5f}")
             print(f"{'sum':<24} {sum(part.share for part in parts):>+30.5f}")
     if found.undivided:
         print(f"\nits frames cannot be told apart now: {found.undivided}")

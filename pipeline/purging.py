@@ -26,6 +26,7 @@ KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"
 NOTES = (PROMOTED, "done.json")  # where a model says what it was trained on
 ROWS = 1 << 16
+PAGES = ("explain/", "comparison/index.html", "comparison/comparison.json")  # they show other clips beside their own
 
 
 @dataclass
@@ -65,6 +66,8 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     purged.remember(root, ids)
     removed, (fs, bare) = Removed(), stores.place(root)
     for path in _files(fs, bare):
+        if _relative(path, bare).startswith(PAGES):
+            _remove(fs, bare, path, removed)
         if path.endswith(f"/{CURATED}"):
             _from_list(fs, bare, path, ids, removed)
     videos = set[str]()

@@ -63,6 +63,8 @@ def root(tmp_path: Path) -> Path:
     for name in training_set.encodings(clips):
         stores.write_bytes(str(at / "finetuned" / ".latents" / "abc" / name), b"latents")
     stores.write_bytes(str(at / "clips" / ".part-x.parquet.0.tmp"), f"half a part with {GONE}".encode())
+    for page in (f"explain/{CLIPS[0]}/index.html", "comparison/index.html"):
+        stores.write_bytes(str(at / page), f"it stands beside {GONE}".encode())
     in_use.put(str(at), "2026-01-02", "x")
     return at
 
