@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,11 @@ def plain(metric: str) -> str:
 def direction(metric: str) -> str:
     """Which way a metric should go, in words; empty where that is not settled."""
     return DIRECTION.get(plain(metric), "")
+
+
+def ordered(arms: Iterable[str]) -> list[str]:
+    """Arms as contests name them, each once: the base last, so that others are held against it."""
+    return sorted(set(arms), key=lambda a: (a == BASE, _place(a, ARMS), a))
 
 
 def _place(name: str, order: Sequence[str]) -> int:

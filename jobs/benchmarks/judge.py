@@ -1,0 +1,140 @@
+"""How often the automatic judge of `jobs.compare` agrees with the truth, on pairs of videos of the synthetic world.
+
+One video of a pair moves by the law of its motion, the other is spoiled by a known degree (`pipeline.spoiled`); both
+look alike. The judge knows five queries of each motion, as the demo's, and sees the videos' optical flow by RAFT alone.
+Beside it stand two judges that are often taken: the video that moves more, and the smoother one. Agreement is the share
+of right verdicts among those that are no tie, with Wilson's 95 % interval. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
+from pipeline import config, judge, motion, spoiled, world
+from pipeline.config import Run
+from pipeline.intervals import Interval, wilson
+from pipeline.judge import Floats, Judge
+from pipeline.metrics import temporal_flickering
+from pipeline.world import Scene
+
+Frames = npt.NDArray[np.uint8]
+Describe = Callable[[Frames], Floats]
+
+SEED, QUERIES = 2_000_000, 5  # not the seeds that the judge was made with
+
+
+def describer(run: Run) -> Describe:
+    """Frames -> their description, by the run's RAFT on the CPU."""
+    device = torch.device("cpu")
+    raft = motion.load_raft(run.motion, device)
+
+    def describe(frames: Frames) -> Floats:
+        return judge.description(motion.estimate(frames, raft, run.motion, device).numpy())
+
+    return describe
+
+
+def rendered(scene: Scene, run: Run) -> Frames:
+    return world.render(scene, run.data.height, run.data.width)
+
+
+def taught(run: Run, describe: Describe, each: int = QUERIES) -> Judge:
+    scenes = world.queries(SEED, each, run.data.frames)
+    return judge.taught([(scene.motion, describe(rendered(scene, run))) for scene in scenes])
+
+
+def verdicts(run: Run, describe: Describe, known: Judge, each: int) -> list[dict[str, Any]]:
+    """For every pair: motion, how, degree, and each judge's verdict, 1 where it prefers the right video."""
+    found = []
+    for name in world.MOTIONS:
+        for i in range(each):
+            right: tuple[Frames, Floats] | None = None
+            for how, degree in spoiled.ways(name):
+                scenes = spoiled.pair(SEED + 1, f"{name}-{i:02d}", name, how, degree, run.data.frames)
+                right = right or _seen(scenes[0], run, describe)
+                wrong = _seen(scenes[1], run, describe)
+                found.append({"motion": name, "how": how, "degree": degree, **_judged(known, name, right, wrong)})
+    return found
+
+
+def _seen(scene: Scene, run: Run, describe: Describe) -> tuple[Frames, Floats]:
+    frames = rendered(scene, run)
+    return frames, describe(frames)
+
+
+def _judged(known: Judge, name: str, right: tuple[Frames, Floats], wrong: tuple[Frames, Floats]) -> dict[str, int]:
+    ours, theirs = (known.distance(name, numbers) for _, numbers in (right, wrong))
+    more = [float(np.exp(numbers[: judge.STRETCHES]).mean()) for _, numbers in (right, wrong)]
+    rough = [1 - temporal_flickering(frames) for frames, _ in (right, wrong)]
+    return {
+        "nearest_query": judge.verdict(ours, theirs, judge.MARGIN),
+        "more_motion": judge.verdict(more[1], more[0], judge.MARGIN),
+        "smoother": judge.verdict(rough[0], rough[1], judge.MARGIN),
+    }
+
+
+def agreement(found: list[dict[str, Any]], name: str = "nearest_query") -> dict[str, Any]:
+    """How many pairs a judge decides rightly, wrongly or not, and the share of the right ones among the decided."""
+    counts = Counter(row[name] for row in found)
+    right, ties, wrong = counts[1], counts[0], counts[-1]
+    share = wilson(right, right + wrong) if right + wrong else None
+    interval = {"share": None, "low": None, "high": None} if share is None else _named(share)
+    return {"right": right, "ties": ties, "wrong": wrong, **interval}
+
+
+def _named(share: Interval) -> dict[str, float]:
+    return {"share": share.mean, "low": share.low, "high": share.high}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two pairs of each motion and way")
+    each = 2 if parser.parse_args().quick else 20
+    torch.set_num_threads(1)
+    found, run, start = machine(), config.load("demo"), time.monotonic()
+    print_machine(found)
+    describe = describer(run)
+    known = taught(run, describe)
+    pairs = verdicts(run, describe, known, each)
+    print(f"\nthe judge: {judge.RULE}\n")
+    rows = []
+    for how, degree in spoiled.ways("roll"):
+        mine = [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]
+        rows.append({"how": how, "degree": degree, "pairs": len(mine), **_all(mine)})
+    rows.append({"how": "all", "degree": None, "pairs": len(pairs), **_all(pairs)})
+    print_table(
+        ["spoiled by", "degree", "pairs", "right", "ties", "wrong", "agreement", "95 %", "more motion", "smoother"],
+        [_line(row) for row in rows],
+    )
+    seconds = round(time.monotonic() - start, 1)
+    print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": judge.RULE, "rows": rows})
+
+
+def _all(mine: list[dict[str, Any]]) -> dict[str, Any]:
+    others = {name: agreement(mine, name)["share"] for name in ("more_motion", "smoother")}
+    return {**agreement(mine), **others}
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    counts = [f"{row[key]}" for key in ("pairs", "right", "ties", "wrong")]
+    between = "-" if row["share"] is None else f"{row['low']:.1%} to {row['high']:.1%}"
+    others = [_percent(row[name]) for name in ("more_motion", "smoother")]
+    degree = "" if row["degree"] is None else f"{row['degree']:g}"
+    return [row["how"], degree, *counts, _percent(row["share"]), between, *others]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The paper's comparison for your own data and model: fine-tunes the arms of `evaluate.arms` from one run's features,
+evaluates them all alike, and lets a judge decide between each pair of them. A page and tables in ROOT/comparison/."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import command, judging, plan, stages
+from jobs.evaluate import evaluate
+from jobs.finetune import finetune, with_arm
+from jobs.held_out import check_disjoint
+from jobs.report import video_by
+from pipeline import (
+    arms,
+    comparison,
+    comparison_page,
+    contests,
+    costs,
+    judge,
+    pilot,
+    ray_data,
+    ray_resources,
+    ray_train,
+    stores,
+    tables,
+    tracking,
+)
+from pipeline.comparison_page import Compared
+from pipeline.config import Arm, ConfigError, Run
+from pipeline.decoder import Decoder
+from pipeline.stores import join
+
+STAGES = ("finetune", "evaluate")
+HELD_OUT = ("index_clips", "estimate_motion")
+
+
+def compare(run: Run) -> None:
+    named = checked(run)
+    command.record(run)
+    ray_data.connect()
+    ray_resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
+    if run.evaluate.videos:
+        stages.index(run, "held_out")
+        check_disjoint(run)
+    versions = {arm: _version(run, arm) for arm in named}
+    _tell_cost(run, versions)
+    for arm in named:
+        finetune(with_arm(run, arm))
+    evaluate(run)
+    found = tables.read(join(run.root, "evaluation"))
+    if found is None:
+        raise ConfigError(
+            "evaluate: there is nothing to compare the arms by: no held-out clip moves, and no query has a caption to "
+            "generate a video from. Give evaluate.videos that move, or queries with captions."
+        )
+    _write(run, _compared(run, found.filter(pc.is_in(found.column("arm"), pa.array(named)))))
+
+
+def checked(run: Run) -> list[Arm]:
+    """The arms that are compared. Raises ConfigError for what can be known to be wrong before anything starts."""
+    e, named = run.evaluate, list(dict.fromkeys(run.evaluate.arms))
+    if len(named) < 2:
+        raise ConfigError(
+            f"evaluate.arms={list(e.arms)}: a comparison takes at least two different arms, for example "
+            "--set 'evaluate.arms=[base, random, motive_whitened]'."
+        )
+    if e.videos is None and not e.generate:
+        raise ConfigError(
+            "evaluate.videos is null and evaluate.generate=0: there is nothing to compare the arms by. Give held-out "
+            "videos (evaluate.videos), or let every arm generate some (evaluate.generate=10)."
+        )
+    arms.check(run, named)
+    stages.check(run, "index_clips", ("held_out",) if e.videos else ())
+    stages.check(run, "finetune")
+    tracking.check(run)
+    judging.check_files(run)
+    return named
+
+
+def _version(run: Run, arm: Arm) -> tuple[str, int]:
+    """The training that an arm needs and how many clips it has. Raises ConfigError where the run lacks what its rule
+    asks for, before the first arm is trained."""
+    one = with_arm(run, arm)
+    rows = arms.training_set(one)
+    return ("base", 0) if rows is None else (ray_train.version(one, rows), rows.num_rows)
+
+
+# --- the cost --------------------------------------------------------------------------------------------------------
+
+
+def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
+    """Say what is still to do, and what that takes by a few steps that are measured first."""
+    for arm, (_, clips) in versions.items():
+        print(f"arm {arm}: {f'{clips:,} clips' if clips else 'the base model as it is'}")
+    wanted = {arm: version for arm, (version, _) in versions.items()}
+    missing = [a for a in wanted if a != "base" and ray_train.finished(run, a) != wanted[a]]
+    losses, videos = _missing(run, wanted)
+    if not missing and not losses and not videos:
+        print("every arm is trained and evaluated already")
+        return
+    seconds = costs.seconds_by_part(_pilot(run), pilot.AS_IT_IS)
+    passes = losses * len(run.evaluate.timesteps) * run.evaluate.noises
+    found = costs.arms_of(run, len(missing), passes, videos, {part: sum(s) / len(s) for part, s in seconds.items()})
+    print(f"\nstill to do, at most: {', '.join(missing) or 'no arm'} to train, {losses} losses, {videos} videos")
+    plan.print_table([*costs.table(found, run.prices), costs.total(found, run.prices)])
+    print("", flush=True)
+
+
+def _missing(run: Run, wanted: dict[Arm, str]) -> tuple[int, int]:
+    """How many held-out losses and how many videos evaluation/ lacks, at most."""
+    e, folder = run.evaluate, join(run.root, "evaluation")
+    done = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
+    rows = [r for r in ([] if done is None else done.to_pylist()) if wanted.get(r["arm"]) == r["version"]]
+    losses = {(r["arm"], r["clip_id"]) for r in rows if r["metric"] == "masked_loss"}
+    videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if r["metric"] not in comparison.LOSSES}
+    held_out = tables.read(join(run.root, "held_out"), ["error"]) if e.videos else None
+    clips = 0 if held_out is None else held_out.column("error").null_count
+    captions = _captions(run)
+    return (
+        max(0, len(wanted) * clips - len(losses)),
+        max(0, len(wanted) * min(e.generate, captions) * len(e.seeds) - len(videos)),
+    )
+
+
+def _captions(run: Run) -> int:
+    queries = tables.read(join(run.root, "queries"), ["caption", "error"])
+    rows = [] if queries is None else queries.to_pylist()
+    return len({row["caption"] for row in rows if row["caption"] and row["error"] is None})
+
+
+def _pilot(run: Run) -> pa.Table:
+    """Seconds of a few steps, measured once for each configuration of them."""
+    folder = join(run.root, "comparison", "pilot")
+    held = {
+        "model": run.model.model_dump(mode="json"),
+        "data": run.data.model_dump(mode="json", include={"frames", "fps", "height", "width"}),
+        "finetune": run.finetune.model_dump(mode="json", include={"batch", "accumulate", "lora_rank"}),
+        "guidance": run.evaluate.guidance,
+        "pool": run.resources.finetune.model_dump(mode="json"),
+    }
+    place = join(folder, "measured.json")
+    if not stores.exists(place) or json.loads(stores.read_bytes(place)) != held:
+        stores.remove(folder)
+        plan.training_pilot(run, folder, arms.decodable(run))
+        stores.write_bytes(place, json.dumps(held).encode())
+    rows = tables.read(join(folder, "pilot"))
+    assert rows is not None, "it has just been written"
+    return rows
+
+
+# --- the result ------------------------------------------------------------------------------------------------------
+
+
+def _compared(run: Run, evaluation: pa.Table) -> Compared:
+    """Everything that the page and the tables say."""
+    rows = evaluation.to_pylist()
+    order = comparison.ordered(run.evaluate.arms)
+    losses: dict[str, dict[contests.Key, float]] = {arm: {} for arm in order}
+    for row in rows:
+        if row["metric"] == "masked_loss":
+            losses[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
+    measured = judging.distances(run, evaluation)
+    distances = {arm: measured[arm] for arm in order}
+    judged = contests.verdicts("held_out_loss", losses, contests.LOSS_MARGIN)
+    judged += contests.verdicts("generated_video", distances, judge.MARGIN)
+    return Compared(
+        arms=tuple(order),
+        metrics=contests.metrics(evaluation),
+        verdicts=judged,
+        tallies=contests.tallies(judged),
+        distances=distances,
+        videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if r["metric"] not in comparison.LOSSES},
+    )
+
+
+def _write(run: Run, found: Compared) -> None:
+    comparison_page.write_tables(run, found)
+    with Decoder(run.data.decode_timeout) as decoder:
+        page = comparison_page.write(run, found, video_by(run, decoder))
+    print(comparison_page.text(found))
+    print(f"\npage: {page}")
+
+
+if __name__ == "__main__":
+    command.main(compare, __doc__)

@@ -1,0 +1,106 @@
+"""The judge (`pipeline.judge`) over the videos that the arms of a run generated: table comparison/motion/."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import command
+from pipeline import comparison, contests, described, judge, ray_data, stores, tables
+from pipeline.config import ConfigError, Run
+from pipeline.described import ASKED, QUERY, VIDEO, DescriptionWorker
+from pipeline.stores import join
+
+log = logging.getLogger(__name__)
+
+
+def distances(run: Run, evaluation: pa.Table) -> dict[str, dict[contests.Key, float]]:
+    """Every arm's generated videos by their distance from the queries of their caption's group."""
+    found: dict[str, dict[contests.Key, float]] = {arm: {} for arm in dict.fromkeys(run.evaluate.arms)}
+    asked = _asked(run, evaluation)
+    if not any(row["kind"] == VIDEO for row in asked):
+        return found
+    rows = _described(run, asked)
+    _refuse({r["uri"]: r["problem"] for r in rows if r["kind"] == VIDEO and r["problem"] is not None}, run)
+    groups = _groups(run)
+    good = [row for row in rows if row["problem"] is None]
+    known = [(groups[row["clip_id"]], row["description"]) for row in good if row["kind"] == QUERY]
+    unused = sum(row["kind"] == QUERY for row in rows) - len(known)
+    if unused:
+        log.warning("the judge could not use %d queries; comparison/motion/ says why", unused)
+    if not known:
+        log.warning("the judge has no query that it could compare videos with: generated videos are not judged")
+        return found
+    taught = judge.taught(known)
+    for row in good:
+        if row["kind"] == VIDEO and groups[row["clip_id"]] in taught.queries:
+            distance = taught.distance(groups[row["clip_id"]], row["description"])
+            found[row["arm"]][row["clip_id"], row["seed"]] = distance
+    return found
+
+
+def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
+    """The queries and the arms' videos, a row each."""
+    queries = tables.read(join(run.root, "queries"))
+    same = {"kind": QUERY, "arm": "", "seed": 0}
+    rows = [{**same, **row} for row in ([] if queries is None else queries.to_pylist()) if row["error"] is None]
+    generated = [row for row in evaluation.to_pylist() if row["metric"] not in comparison.LOSSES]
+    once = {(row["arm"], row["clip_id"], row["seed"]): row for row in generated}  # it has a row for each metric
+    rows += [{**row, "kind": VIDEO, "start_frame": 0} for row in once.values()]
+    return [{name: row[name] for name in ASKED.names} for row in rows]
+
+
+def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of comparison/motion/ for these; what it lacks, or could not read the last time, is computed."""
+    folder, fingerprint = join(run.root, "comparison", "motion"), described.fingerprint(run)
+    tables.check(folder, fingerprint)
+    tables.drop_where(folder, lambda rows: pc.is_valid(rows.column("problem")), ["problem"])
+    there = tables.read(folder, ["arm", "clip_id", "seed", "version"])
+    known = {tuple(row.values()) for row in ([] if there is None else there.to_pylist())}
+    missing = [r for r in asked if (r["arm"], r["clip_id"], r["seed"], r["version"]) not in known]
+    figures = ray_data.stream(
+        "judge",
+        run.root,
+        [pa.Table.from_pylist(missing, schema=ASKED)],
+        len(missing),
+        run.resources.evaluate,
+        DescriptionWorker,
+        (run,),
+        {"motion": folder},
+        {"motion": fingerprint},
+        command.Progress("judge"),
+    )
+    command.achieved("judge", figures)
+    rows = tables.read(folder)
+    assert rows is not None, "it has just been written"
+    wanted = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in asked}
+    return [r for r in rows.to_pylist() if (r["arm"], r["clip_id"], r["seed"], r["version"]) in wanted]
+
+
+def _groups(run: Run) -> dict[str, str]:
+    table = tables.read(join(run.root, "queries"), ["clip_id", "group"])
+    return {} if table is None else {row["clip_id"]: row["group"] or "all" for row in table.to_pylist()}
+
+
+# --- videos that are not there ---------------------------------------------------------------------------------------
+
+
+def check_files(run: Run) -> None:
+    """Raise ConfigError where a generated video that evaluation/ has figures of is gone."""
+    found = tables.read(join(run.root, "evaluation"), ["arm", "uri", "metric"])
+    rows = [] if found is None else found.to_pylist()
+    uris = {row["uri"] for row in rows if row["metric"] not in comparison.LOSSES and row["arm"] in run.evaluate.arms}
+    _refuse({uri: "it is not there" for uri in uris if not stores.exists(uri)}, run)
+
+
+def _refuse(problems: dict[str, str], run: Run) -> None:
+    if problems:
+        uri, why = min(problems.items())
+        raise ConfigError(
+            f"generated/: {len(problems)} of the arms' videos cannot be compared, such as {uri}: {why}. Put back what "
+            f"the arm generated; or delete {join(run.root, 'evaluation')}, and the same command makes all videos and "
+            "losses again. The fine-tuned models are kept either way."
+        )

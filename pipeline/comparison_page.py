@@ -1,0 +1,158 @@
+"""What a comparison of arms says: tables, text, and the page ``ROOT/comparison/index.html`` with their videos side by
+side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from pipeline import comparison, contests, judge, stores, summary, tables
+from pipeline.config import Run
+from pipeline.contests import Key, Record
+from pipeline.gallery import Studio, VideoOf
+from pipeline.report import environment
+from pipeline.stores import join
+
+CAPTIONS = 16  # captions and seeds that the page shows videos of
+RULES = {"generated_video": judge.RULE, "held_out_loss": contests.LOSS_RULE}
+TITLES = {"generated_video": "generated videos", "held_out_loss": "held-out clips"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The arms, with all that tells them apart; records are those of `contests`."""
+
+    arms: tuple[str, ...]
+    metrics: list[Record]
+    verdicts: list[Record]
+    tallies: list[Record]
+    distances: Mapping[str, Mapping[Key, float]]  # of each arm's videos, from the queries
+    videos: Mapping[tuple[str, str, int], str]  # arm, clip_id, seed -> uri
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def write_tables(run: Run, found: Compared) -> None:
+    """comparison/metrics/, contests/ and verdicts/ as Parquet, and all but the single verdicts in comparison.json."""
+    folder = join(run.root, "comparison")
+    for name, rows, schema in (
+        ("metrics", found.metrics, contests.METRICS),
+        ("contests", found.tallies, contests.TALLIES),
+        ("verdicts", found.verdicts, contests.VERDICTS),
+    ):
+        tables.replace(join(folder, name), pa.Table.from_pylist(rows, schema=schema), {})
+    held = {
+        "root": run.root,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "arms": list(found.arms),
+        "group": run.finetune.group,
+        "steps": run.finetune.steps,
+        "seeds": list(run.evaluate.seeds),
+        "rules": RULES,
+        "metrics": found.metrics,
+        "contests": found.tallies,
+    }
+    stores.write_bytes(join(folder, "comparison.json"), json.dumps(held, indent=1, allow_nan=False).encode())
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def text(found: Compared) -> str:
+    """The tables of the paper: metrics by arm, and win, tie and loss of each pair."""
+    lines, metric = list[str](), ""
+    for row in found.metrics:
+        if row["metric"] != metric:
+            metric = row["metric"]
+            lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>12} {'95 %':>17}   n"]
+        against = f"{'':>12} {'':>17}"
+        if row["relative"] is not None and row["difference_low"] is not None:
+            scale = row["relative"] / row["difference"] if row["difference"] else 0.0
+            against = f"{row['relative']:>+12.2%} {_percents(scale, row['difference_low'], row['difference_high']):>17}"
+        lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
+    for name in dict.fromkeys(row["judge"] for row in found.tallies):
+        lines += [
+            "",
+            f"{TITLES[name]}: {RULES[name]}",
+            f"{'':<40}{'win':>7} {'tie':>7} {'loss':>7}   {'win, 95 %':>14}   n",
+        ]
+        for row in (r for r in found.tallies if r["judge"] == name):
+            shares = " ".join(f"{row[key]:>7.1%}" for key in ("win", "tie", "loss"))
+            between = "" if row["win_low"] is None else f"{row['win_low']:.0%} to {row['win_high']:.0%}"
+            lines.append(f"  {row['ours'] + ' against ' + row['theirs']:<38}{shares}   {between:>14}   {row['pairs']}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _between(row: Record) -> str:
+    return "" if row["low"] is None else f"{row['low']:.5g} to {row['high']:.5g}"
+
+
+def _percents(scale: float, low: float, high: float) -> str:
+    return f"{scale * low:+.2%} to {scale * high:+.2%}"
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def write(run: Run, found: Compared, video_of: VideoOf) -> str:
+    """Write the page; returns its place. `video_of` gives the frames of a video's uri, None where it has none."""
+    shown = _shown(found)
+    studio = Studio(run, lambda row: None, {}, len(shown) * len(found.arms))
+    captions = summary.by_id(run.root, "queries", [clip for clip, _ in shown], ["clip_id", "caption", "group"])
+    rows = []
+    for clip_id, seed in shown:
+        cells: dict[str, Any] = {}
+        for arm in found.arms:
+            uri = found.videos.get((arm, clip_id, seed))
+            frames = video_of(uri) if uri is not None and run.report.pictures else None
+            distance = found.distances.get(arm, {}).get((clip_id, seed))
+            picture = None if frames is None else studio.video(frames)
+            cells[arm] = {"picture": picture, "link": _link(run.root, uri), "distance": distance}
+        best = min((c["distance"] for c in cells.values() if c["distance"] is not None), default=None)
+        told = captions.get(clip_id, {"caption": None, "group": None})
+        rows.append({**told, "clip_id": clip_id, "seed": seed, "cells": cells, "best": best})
+    page = (
+        environment()
+        .get_template("comparison.html")
+        .render(
+            run=run,
+            found=found,
+            rows=rows,
+            rules=RULES,
+            titles=TITLES,
+            metrics=_by(found.metrics, "metric"),
+            contests=_by(found.tallies, "judge"),
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            direction=comparison.direction,
+        )
+    )
+    place = join(run.root, "comparison", "index.html")
+    stores.write_bytes(place, page.encode())
+    return place
+
+
+def _shown(found: Compared) -> list[Key]:
+    """The captions and seeds whose videos are shown: evenly chosen among those that any arm has."""
+    keys = sorted({(clip, seed) for _, clip, seed in found.videos}, key=lambda k: (k[1], k[0]))
+    return keys[:: max(1, -(-len(keys) // CAPTIONS))]
+
+
+def _link(root: str, uri: str | None) -> str | None:
+    """A video below the root, as the page links to it."""
+    prefix = root.rstrip("/") + "/"
+    return f"../{quote(uri.removeprefix(prefix))}" if uri is not None and uri.startswith(prefix) else None
+
+
+def _by(rows: list[Record], key: str) -> dict[str, Any]:
+    return {name: [row for row in rows if row[key] == name] for name in dict.fromkeys(row[key] for row in rows)}

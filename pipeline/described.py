@@ -1,0 +1,68 @@
+"""Videos -> how they move, in the numbers that the judge compares: the body of the actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipeline import fingerprints, judge, motion, tables
+from pipeline.config import Run
+from pipeline.decoder import Decoder
+from pipeline.video import ClipError
+from pipeline.workers import Row, device_for
+
+QUERY, VIDEO = "query", "video"
+ASKED = pa.schema(
+    [(name, pa.string()) for name in ("kind", "arm", "clip_id")]
+    + [("seed", pa.int32()), ("version", pa.string()), ("uri", pa.string()), ("start_frame", pa.int32())]
+)
+# `problem` and not `error`: a clip has a row for each arm and seed.
+DESCRIBED = pa.schema([*ASKED, ("description", pa.list_(pa.float32(), judge.NUMBERS)), ("problem", pa.string())])
+
+
+def fingerprint(run: Run) -> dict[str, Any]:
+    d = run.data
+    return {**fingerprints.motion(run), "data.size": [d.height, d.width], "judge": judge.VERSION}
+
+
+class DescriptionWorker:
+    """Rows of ASKED -> rows of DESCRIBED. A generated video must have exactly the frames that the run asks for."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.device = run, device_for(run.resources.evaluate.gpus)
+        self.raft = motion.load_raft(run.motion, self.device)
+        self.decoder = Decoder(run.data.decode_timeout)
+
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        for found in tables.in_parts(map(self.describe, rows.to_pylist())):
+            yield {"motion": pa.Table.from_pylist(found, schema=DESCRIBED)}
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        found = [{**row, "description": None, "problem": str(error)} for row in rows.to_pylist()]
+        return {"motion": pa.Table.from_pylist(found, schema=DESCRIBED)}
+
+    def describe(self, row: Row) -> Row:
+        d = self.run.data
+        try:
+            frames = self.decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
+            if row["kind"] == VIDEO and self._has(row, d.frames + 1):
+                raise ClipError("too_long", f"it has more than the {d.frames} frames of data.frames.")
+        except ClipError as error:
+            return {**row, "description": None, "problem": str(error)}
+        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
+        if self.run.motion.camera == "subtract":
+            flow = flow - motion.camera_motion(flow)
+        if not bool(torch.isfinite(flow).all()):
+            return {**row, "description": None, "problem": "not_finite: its optical flow is not finite."}
+        return {**row, "description": judge.description(flow.cpu().numpy()).tolist(), "problem": None}
+
+    def _has(self, row: Row, frames: int) -> bool:
+        d = self.run.data
+        try:
+            self.decoder.frames(row["uri"], row["start_frame"], frames, d.fps, d.height, d.width)
+        except ClipError:
+            return False
+        return True

@@ -1,0 +1,120 @@
+"""An automatic judge: which of two videos of one caption and seed moves more like the queries of its motion.
+
+The rule. A video's optical flow gives, over the course of the video, how much moves, how that is spread over time, how
+the moving mass speeds up and how suddenly, and how it spreads and turns about its centre: none of it depends on where
+the motion is, which way it goes, or what it looks like. Each number is divided by its spread within a group of queries.
+The video's distance is its mean absolute difference from the nearest query of its caption's group. The video at the
+smaller distance wins, unless the two are within MARGIN of one another: then it is a tie.
+
+How often that agrees with the truth is measured where the truth is known (``jobs.benchmarks.judge``): on pairs of
+videos of the synthetic world, one of which breaks the law of its motion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Flow = npt.NDArray[np.float32]  # [pairs of frames, 2, h, w], pixels a frame
+
+VERSION = 1  # raise by hand when a description changes
+MARGIN = 0.1  # of the smaller distance
+STRETCHES = 8  # equal parts of a video whose means describe its course
+COURSES = 6
+NUMBERS = COURSES * STRETCHES
+STILL = 1e-3  # halves of the shorter side a frame: what counts as hardly any motion
+NARROWEST = 0.05  # spread of a number within groups, over its spread among all queries, that is taken at least
+
+RULE = (
+    "of two videos of one caption and seed, the one whose motion (from optical flow: its amount and course, "
+    "acceleration, jerk, spreading and turning) is nearer to the nearest query of the caption's group wins; within "
+    f"{MARGIN:.0%} it is a tie"
+)
+
+
+def description(flow: Flow) -> Floats:
+    """How a video moves [NUMBERS], from the flow between its frames. ValueError for no pair of frames."""
+    if flow.ndim != 4 or flow.shape[1] != 2 or not len(flow):
+        raise ValueError(f"flow of shape {flow.shape}: the judge takes [pairs, 2, h, w]")
+    height, width = flow.shape[-2:]
+    half = min(height, width) / 2
+    y, x = np.mgrid[0:height, 0:width] / half
+    u, v = flow.astype(np.float64).transpose(1, 0, 2, 3) / half
+    speed = np.hypot(u, v)
+    mass = speed / (speed.sum((1, 2), keepdims=True) + 1e-9)  # what moves, as a distribution over the picture
+
+    def over(values: Floats) -> Floats:
+        found: Floats = (mass * values).sum((1, 2))
+        return found
+
+    drift = np.stack([over(u), over(v)], 1)
+    scale = np.sqrt(over(speed**2)) + 1e-6
+    dx, dy = x - over(x)[:, None, None], y - over(y)[:, None, None]
+    du, dv = u - drift[:, :1, None], v - drift[:, 1:, None]
+    size = (np.sqrt(over(dx**2 + dy**2)) + 1e-6) * scale
+    amount = speed.mean((1, 2))
+    change = np.diff(drift, axis=0)
+    typical = scale.mean()
+    courses = (
+        np.log(amount + STILL),
+        amount / (amount.mean() + 1e-9),
+        np.linalg.norm(change, axis=1) / typical,
+        np.linalg.norm(np.diff(change, axis=0), axis=1) / typical,
+        over(dx * du + dy * dv) / size,
+        np.abs(over(dx * dv - dy * du)) / size,
+    )
+    return np.concatenate([_stretched(course) for course in courses])
+
+
+def _stretched(course: Floats) -> Floats:
+    """Means over STRETCHES equal parts of a course of any length; zeros for an empty one."""
+    if not len(course):
+        return np.zeros(STRETCHES)
+    total = np.concatenate([[0.0], np.cumsum(course)])
+    ends = np.interp(np.linspace(0, len(course), STRETCHES + 1), np.arange(len(course) + 1), total)
+    found: Floats = np.diff(ends) * STRETCHES / len(course)
+    return found
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The queries' descriptions by group, and the spread that each number is divided by."""
+
+    queries: Mapping[str, Floats]  # group -> [queries, NUMBERS]
+    spread: Floats
+
+    def distance(self, group: str, video: Floats) -> float:
+        """Of a video's description from the nearest query of a group. KeyError for a group without queries."""
+        return float(np.abs((self.queries[group] - video) / self.spread).mean(1).min())
+
+
+def taught(descriptions: Sequence[tuple[str, Floats]]) -> Judge:
+    """The judge of these queries: (group, description) each.
+
+    The spread of a number is its standard deviation within groups, over all groups together; among all queries where
+    every group has one alone, and one where there is a single query. ValueError for none.
+    """
+    if not descriptions:
+        raise ValueError("a judge needs queries")
+    groups: dict[str, list[Floats]] = {}
+    for group, numbers in descriptions:
+        groups.setdefault(group, []).append(numbers)
+    queries = {group: np.stack(members) for group, members in sorted(groups.items())}
+    everything = np.concatenate(list(queries.values()))
+    among = everything.std(0) if len(everything) > 1 else np.ones(everything.shape[1])
+    free = len(everything) - len(queries)
+    squares = sum(((members - members.mean(0)) ** 2).sum(0) for members in queries.values())
+    within = np.sqrt(squares / free) if free else among
+    return Judge(queries, np.maximum(within, np.maximum(NARROWEST * among, 1e-6)))
+
+
+def verdict(ours: float, theirs: float, margin: float) -> int:
+    """1 where ours is lower by more than `margin` of the lower one, -1 where theirs is, 0 for a tie. Lower is better;
+    neither is negative."""
+    if abs(ours - theirs) <= margin * min(ours, theirs):
+        return 0
+    return 1 if ours < theirs else -1

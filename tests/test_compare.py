@@ -1,0 +1,203 @@
+"""Arms compared: verdicts and intervals, the job twice over, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import compare as job
+from jobs import stages
+from jobs.compare import compare
+from jobs.rank_clips import rank_clips
+from pipeline import arms, config, contests, schemas, stores, tables
+from pipeline.config import ConfigError, Run
+from pipeline.video import write_mp4
+
+MakeRun = Callable[..., Run]
+ARMS = ["base", "random", "all"]
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_win_tie_and_loss_are_those_of_the_scores() -> None:
+    scores = {
+        "a": {("x", 0): 1.0, ("y", 0): 1.0, ("z", 0): 2.0, ("only", 0): 9.0},
+        "b": {("x", 0): 2.0, ("y", 0): 1.001, ("z", 0): 1.0},
+    }
+    found = contests.verdicts("j", scores, 0.01)
+    assert [(v["clip_id"], v["verdict"]) for v in found] == [("x", 1), ("y", 0), ("z", -1)]
+    (tally,) = contests.tallies(found)
+    assert (tally["pairs"], tally["wins"], tally["ties"], tally["losses"]) == (3, 1, 1, 1)
+    assert tally["win"] == pytest.approx(1 / 3)
+    assert 0 <= tally["win_low"] <= tally["win"] <= tally["win_high"] <= 1
+
+
+def test_every_pair_of_arms_meets_once() -> None:
+    scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate("abcd")}
+    found = contests.tallies(contests.verdicts("j", scores, 0.0))
+    assert sorted((t["ours"], t["theirs"]) for t in found) == [(a, b) for a in "abcd" for b in "abcd" if a < b]
+    assert all(t["win"] == 1 for t in found), "the lower score wins"
+
+
+def test_seeds_of_one_clip_hang_together() -> None:
+    clips, values = [f"c{i}" for i in range(20)], np.random.default_rng(0).standard_normal(20)
+    one = contests.interval(values.tolist(), clips)
+    many = contests.interval(np.repeat(values, 5).tolist(), np.repeat(clips, 5).tolist())
+    assert many == pytest.approx(one), "repeating a clip's value told something new"
+    assert contests.interval([1.0, 2.0], ["c", "c"]) == (1.5, None, None)
+
+
+def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
+    rng, rows = np.random.default_rng(1), []
+    for i in range(30):
+        level = 1 + rng.standard_normal()
+        for arm, shift in (("base", 0.0), ("random", 0.01), ("motive", -0.1)):
+            held = {"arm": arm, "clip_id": f"c{i}", "uri": "", "seed": 0, "metric": "masked_loss", "version": "v"}
+            rows.append({**held, "value": level + shift + 0.001 * rng.standard_normal()})
+    found = {r["arm"]: r for r in contests.metrics(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))}
+    assert found["base"]["low"] < found["base"]["mean"] < found["base"]["high"]
+    assert found["base"]["difference_low"] is None
+    assert found["motive"]["difference_high"] < -0.09, "pairing was lost"
+    assert found["random"]["difference_low"] > 0.005
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ({"evaluate__arms": ["base"]}, ["evaluate.arms", "two"]),
+        ({"evaluate__arms": ["random", "random"]}, ["evaluate.arms", "two"]),
+        ({"evaluate__videos": None, "evaluate__generate": 0}, ["evaluate.videos", "evaluate.generate=0"]),
+        ({"evaluate__arms": ["base", "oracle"], "data__oracle": None}, ["oracle", "data.oracle"]),
+        ({"evaluate__arms": ["base", "motive"], "attribution__settings": [{"mask": "none"}], "ranking__mask": "none"},
+         ["motive", "mask"]),
+        ({"evaluate__videos": "/nowhere"}, ["evaluate.videos", "/nowhere"]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared(
+    small_run: MakeRun, tmp_path: Path, overrides: dict[str, Any], named: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        compare(small_run(tmp_path / "run", **overrides))
+    assert all(part in str(error.value) for part in named), str(error.value)
+    assert not (tmp_path / "run").exists(), "something was written"
+
+
+def test_an_unknown_arm_is_named(small_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluate\.arms.*'motif'"):
+        small_run(tmp_path, evaluate__arms=["base", "motif"])
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(small_run: MakeRun, tiny_run: Any, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Twelve clips, up to their ranking."""
+    root = tmp_path_factory.mktemp("compare") / "run"
+    tiny: Run = tiny_run(root)
+    values = {**tiny.model_dump(mode="json"), "prices": {"cpu_hour": 0.1}}
+    values["evaluate"] |= {"arms": ARMS, "generate": 2, "steps": 2}
+    made = config.parse(values, "test")
+    for name in ("queries", "clips"):
+        stages.index(made, name)
+        stages.attribute(made, name)
+    rank_clips(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def compared(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A comparison that stopped after its first arm, and the same command again."""
+    patch = pytest.MonkeyPatch()
+
+    def stopped(one: Run) -> None:
+        if one.finetune.arm == "all":
+            raise KeyboardInterrupt
+        arm_trained(one)
+
+    arm_trained = job.finetune
+    with patch.context() as change:
+        change.setattr(job, "finetune", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare(run)
+    first = Path(run.root, "finetuned", "random", "done.json").stat().st_mtime_ns
+    compare(run)
+    assert Path(run.root, "finetuned", "random", "done.json").stat().st_mtime_ns == first, "it was trained again"
+    return run
+
+
+def test_arms_are_trained_evaluated_and_judged(compared: Run) -> None:
+    folder = Path(compared.root, "comparison")
+    held = json.loads((folder / "comparison.json").read_text())
+    pairs = {(t["judge"], t["ours"], t["theirs"]): t for t in held["contests"]}
+    assert {key[0] for key in pairs} == {"generated_video", "held_out_loss"}
+    assert {key[1:] for key in pairs} == {("random", "base"), ("all", "base"), ("random", "all")}
+    assert {t["pairs"] for key, t in pairs.items() if key[0] == "generated_video"} == {2}
+    verdicts, described = (tables.read(str(folder / name)) for name in ("verdicts", "motion"))
+    assert verdicts is not None
+    assert described is not None
+    assert verdicts.num_rows == sum(t["pairs"] for t in held["contests"])
+    assert described.num_rows == 4 + 2 * len(ARMS)
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/webp") == 2 * len(ARMS)
+    assert "../generated/random/" in page
+
+
+def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")}
+    compare(compared)
+    told = capsys.readouterr().out
+    assert "every arm is trained and evaluated already" in told
+    assert "held-out clips: of two arms" in told
+    assert {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")} == before
+
+
+def test_the_cost_is_told_before_anything_is_trained(
+    compared: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(one: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "finetune", refused)
+    evaluate = compared.evaluate.model_copy(update={"arms": (*ARMS, "motive")})
+    with pytest.raises(KeyboardInterrupt):
+        compare(compared.model_copy(update={"evaluate": evaluate}))
+    told = capsys.readouterr().out
+    assert "motive to train, 4 losses, 2 videos" in told
+    assert "finetune, 1 arms" in told
+    assert "USD" in told
+
+
+def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> None:
+    table = tables.read(stores.join(compared.root, "evaluation"))
+    assert table is not None
+    uri = next(r["uri"] for r in table.to_pylist() if r["arm"] == "random" and r["metric"] == "temporal_flickering")
+    kept = Path(uri).read_bytes()
+    before = tables.read(stores.join(compared.root, "evaluation"))
+    Path(uri).unlink()
+    with pytest.raises(ConfigError, match=r"not there.*Put back"):
+        compare(compared)
+    stores.remove(stores.join(compared.root, "comparison", "motion"))
+    for frames, code in ((8, "too_short"), (10, "too_long")):
+        write_mp4(uri, np.zeros((frames, 32, 32, 3), np.uint8), compared.data.fps)
+        with pytest.raises(ConfigError, match=rf"{code}.*evaluation") as error:
+            compare(compared)
+        assert Path(uri).name in str(error.value)
+    Path(uri).write_bytes(kept)
+    compare(compared)
+    assert tables.read(stores.join(compared.root, "evaluation")) == before
+
+
+def test_an_arm_without_its_table_stops_before_the_first_is_trained(small_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="curate"):
+        arms.training_set(small_run(tmp_path, finetune__arm="motive"))

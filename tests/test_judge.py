@@ -1,0 +1,105 @@
+"""The judge prefers the motion that obeys its law, whatever it looks like and wherever it goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs.benchmarks import judge as benchmark
+from pipeline import config, judge, spoiled, world
+from pipeline.judge import Floats
+
+SIZE = 32
+
+
+def seen(scene: world.Scene) -> Floats:
+    """By the world's exact flow, which is [pairs, h, w, 2]."""
+    return judge.description(world.flow(scene, SIZE, SIZE).transpose(0, 3, 1, 2))
+
+
+def scenes(seed: int, each: int) -> list[tuple[str, Floats]]:
+    return [(scene.motion, seen(scene)) for scene in world.queries(seed, each)]
+
+
+def test_right_motion_is_preferred_to_each_way_of_spoiling_it() -> None:
+    known = judge.taught(scenes(1, 5))
+    found: dict[str, list[int]] = {}
+    for motion in world.MOTIONS:
+        for i in range(4):
+            for how, degree in spoiled.ways(motion):
+                right, wrong = spoiled.pair(2, f"{motion}-{i}", motion, how, degree)
+                distances = (known.distance(motion, seen(scene)) for scene in (right, wrong))
+                found.setdefault(how, []).append(judge.verdict(*distances, judge.MARGIN))
+    for how, verdicts in found.items():
+        decided = [v for v in verdicts if v]
+        agreed = np.mean([v > 0 for v in decided])
+        assert agreed > 0.8, f"{how}: {agreed:.0%} of {len(decided)} verdicts are right"
+        assert len(decided) > 0.7 * len(verdicts), f"{how}: most pairs are ties"
+
+
+def test_the_benchmark_agrees_with_the_truth_through_raft() -> None:
+    run = config.load("demo")
+    describe = benchmark.describer(run)
+    pairs = benchmark.verdicts(run, describe, benchmark.taught(run, describe, each=2), each=1)
+    found = benchmark.agreement(pairs)
+    assert found["right"] + found["ties"] + found["wrong"] == len(pairs) == 97
+    assert found["low"] > 0.75, f"the judge is right in {found['share']:.0%} of the pairs that it decides"
+
+
+def test_place_direction_and_size_of_the_picture_do_not_matter() -> None:
+    flow = world.flow(world.scene(3, "a", "real", "slide", pan=0.0), 64, 64).transpose(0, 3, 1, 2)
+    moved = np.roll(flow, (5, 0), (2, 3))
+    turned = np.ascontiguousarray(np.rot90(flow, axes=(2, 3)))  # the picture; then its vectors
+    turned = np.stack([turned[:, 1], -turned[:, 0]], 1)
+    large = 2 * flow.repeat(2, 2).repeat(2, 3)
+    exact = judge.description(flow)
+    for other in (moved, turned, large):
+        np.testing.assert_allclose(judge.description(other), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 8, 80])
+def test_a_video_of_any_length_is_described_by_finite_numbers(pairs: int) -> None:
+    rng = np.random.default_rng(0)
+    for flow in (rng.standard_normal((pairs, 2, 8, 12)), np.zeros((pairs, 2, 8, 12))):
+        found = judge.description(flow.astype(np.float32))
+        assert found.shape == (judge.NUMBERS,)
+        assert np.isfinite(found).all()
+
+
+def test_a_steady_course_is_the_same_at_any_rate() -> None:
+    once = np.zeros((1, 2, 8, 8), np.float32)
+    once[:, 0, 2:5, 2:5] = 1
+    short, long = judge.description(once.repeat(5, 0)), judge.description(once.repeat(50, 0))
+    np.testing.assert_allclose(short, long, atol=1e-9)
+
+
+def test_verdicts_follow_the_margin() -> None:
+    assert [judge.verdict(1, other, 0.1) for other in (0.5, 0.95, 1.05, 1.2)] == [-1, 0, 0, 1]
+    assert judge.verdict(0, 0, 0.1) == 0
+    assert judge.verdict(2, 1, 0.1) == -judge.verdict(1, 2, 0.1)
+
+
+def test_the_nearest_query_counts_and_few_queries_are_enough() -> None:
+    a, b, c = np.zeros(4), np.full(4, 2.0), np.full(4, 10.0)
+    known = judge.taught([("x", a), ("x", b), ("y", c)])
+    assert known.distance("x", b) == 0
+    assert known.distance("x", c) > known.distance("x", a + 0.5) > 0
+    alone = judge.taught([("x", a), ("y", c)])  # no group has two
+    assert alone.distance("x", b) < alone.distance("x", c)
+    assert judge.taught([("x", a)]).distance("x", b) == pytest.approx(2)
+    with pytest.raises(KeyError):
+        known.distance("z", a)
+    with pytest.raises(ValueError, match="needs queries"):
+        judge.taught([])
+
+
+def test_spoiled_pairs_look_alike_and_the_degree_says_how_far() -> None:
+    for how, degree in spoiled.ways("roll"):
+        right, wrong = spoiled.pair(5, "x", "roll", how, degree)
+        assert (right.background.base == wrong.background.base).all(), "the looks differ"
+        assert not np.array_equal(right.bodies[0].poses, wrong.bodies[0].poses), f"{how} {degree} changes nothing"
+    still = spoiled.pair(5, "x", "roll", "frozen", 1.0)[1]
+    assert np.ptp(still.bodies[0].poses, axis=0).max() == 0
+    assert "cartoon" not in dict(spoiled.ways("float"))
+    with pytest.raises(ValueError, match="melted"):
+        spoiled.pair(5, "x", "roll", "melted", 1.0)
