@@ -68,11 +68,11 @@ def tallies(judged: Iterable[Record]) -> list[Record]:
 def _tally(rows: Sequence[Record]) -> Record:
     clips = [row["clip_id"] for row in rows]
     found: Record = {"pairs": len(rows), "clips": len(set(clips))}
-    for name, value in (("win", 1), ("tie", 0), ("loss", -1)):
+    for name, count, value in (("win", "wins", 1), ("tie", "ties", 0), ("loss", "losses", -1)):
         hits = [float(row["verdict"] == value) for row in rows]
         share, low, high = interval(hits, clips)
         bounds = (None, None) if low is None or high is None else (max(0.0, low), min(1.0, high))
-        found |= {f"{name}s": int(sum(hits)), name: share, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+        found |= {count: int(sum(hits)), name: share, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
     return found
 
 
