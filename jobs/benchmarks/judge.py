@@ -98,7 +98,7 @@ def _named(share: Interval) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two pairs of each motion and way")
-    each = 2 if parser.parse_args().quick else 20
+    each = 2 if parser.parse_args().quick else 10
     torch.set_num_threads(1)
     found, run, start = machine(), config.load("demo"), time.monotonic()
     print_machine(found)
