@@ -43,31 +43,40 @@ def description(flow: Flow) -> Floats:
     height, width = flow.shape[-2:]
     half = min(height, width) / 2
     y, x = np.mgrid[0:height, 0:width] / half
-    u, v = flow.astype(np.float64).transpose(1, 0, 2, 3) / half
-    speed = np.hypot(u, v)
-    mass = speed / (speed.sum((1, 2), keepdims=True) + 1e-9)  # what moves, as a distribution over the picture
-
-    def over(values: Floats) -> Floats:
-        found: Floats = (mass * values).sum((1, 2))
-        return found
-
-    drift = np.stack([over(u), over(v)], 1)
-    scale = np.sqrt(over(speed**2)) + 1e-6
-    dx, dy = x - over(x)[:, None, None], y - over(y)[:, None, None]
-    du, dv = u - drift[:, :1, None], v - drift[:, 1:, None]
-    size = (np.sqrt(over(dx**2 + dy**2)) + 1e-6) * scale
-    amount = speed.mean((1, 2))
-    change = np.diff(drift, axis=0)
-    typical = scale.mean()
+    moved = np.array([_moved(u, v, x, y) for u, v in flow.astype(np.float64) / half])
+    amount, drift, scale, spreading, turning = moved[:, 0], moved[:, 1:3], moved[:, 3], moved[:, 4], moved[:, 5]
+    change, typical = np.diff(drift, axis=0), scale.mean()
     courses = (
         np.log(amount + STILL),
         amount / (amount.mean() + 1e-9),
         np.linalg.norm(change, axis=1) / typical,
         np.linalg.norm(np.diff(change, axis=0), axis=1) / typical,
-        over(dx * du + dy * dv) / size,
-        np.abs(over(dx * dv - dy * du)) / size,
+        spreading,
+        turning,
     )
     return np.concatenate([_stretched(course) for course in courses])
+
+
+def _moved(u: Floats, v: Floats, x: Floats, y: Floats) -> tuple[float, ...]:
+    """Of one pair of frames: mean speed, velocity of what moves (two numbers), its root mean square speed, and how fast
+    it spreads from and turns about its centre, for its size and speed."""
+    speed = np.hypot(u, v)
+    mass = speed / (speed.sum() + 1e-9)  # what moves, as a distribution over the picture
+
+    def over(values: Floats) -> float:
+        return float((mass * values).sum())
+
+    dx, dy, du, dv = x - over(x), y - over(y), u - over(u), v - over(v)
+    scale = over(speed**2) ** 0.5 + 1e-6
+    size = (over(dx**2 + dy**2) ** 0.5 + 1e-6) * scale
+    return (
+        float(speed.mean()),
+        over(u),
+        over(v),
+        scale,
+        over(dx * du + dy * dv) / size,
+        abs(over(dx * dv - dy * du)) / size,
+    )
 
 
 def _stretched(course: Floats) -> Floats:
