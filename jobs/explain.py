@@ -18,6 +18,7 @@ from pipeline import (
     ray_data,
     ray_resources,
     scanning,
+    shortlist,
     standing,
     stores,
     tables,
@@ -27,7 +28,7 @@ from pipeline.decoder import Decoder
 from pipeline.decomposition import Array, DecompositionWorker, Sums
 from pipeline.explain_page import Explanation, Problem
 from pipeline.feature_table import under_mask
-from pipeline.ranking import whitened
+from pipeline.ranking import Population, share
 from pipeline.selection import query_rows
 from pipeline.standing import Row
 from pipeline.stores import join
@@ -78,63 +79,69 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
     """The clip's row of motion/, with its mask, and why it has no influence, if so."""
     if clip["error"] is not None:
         return None, Problem("clips", clip["error"])
-    motion = standing.row_of(join(run.root, "motion", "clips"), clip["clip_id"], FeatureWorker.LOOKED_UP)
-    for stage, job, row in (
-        ("motion/clips", "estimate_motion", motion),
-        ("features/clips", "extract_features", _feature_row(run, clip, motion)),
+    clip_id, roots = clip["clip_id"], dict.fromkeys([run.root, shortlist.motion_root(run)])
+    found = (standing.row_of(join(root, "motion", "clips"), clip_id, FeatureWorker.LOOKED_UP) for root in roots)
+    motion = next((row for row in found if row is not None), None)
+    if (
+        motion is not None
+        and motion["error"] is not None
+        and (run.ranking.mask == "motion" or not featured(motion["error"]))
     ):
+        return motion, Problem("motion/clips", motion["error"])
+    feature = _feature_row(run, clip_id)
+    if feature is None and run.attribution.shortlist is not None:
+        told = standing.row_of(join(run.root, "selection"), clip_id)
+        if told is not None:
+            return motion, Problem("selection", f"not_shortlisted: {told['reason']}")
+    for stage, job, row in (("motion", "estimate_motion", motion), ("features", "extract_features", feature)):
         if row is None or row["version"] != clip["version"]:
             raise ConfigError(
-                f"explain.clip={clip['clip_id']!r}: {stage}/ has no row of this clip as it is now; run {job} and "
+                f"explain.clip={clip_id!r}: {stage}/clips/ has no row of this clip as it is now; run {job} and "
                 "rank_clips first, or curate."
             )
-        if row["error"] is not None:
-            return motion, Problem(stage, row["error"])
-    if run.ranking.mask == "motion" and motion is not None and motion["error"] is not None:
-        return motion, Problem("motion/clips", motion["error"])
+        if row["error"] is not None and row is feature:
+            return motion, Problem("features/clips", row["error"])
     return motion, None
 
 
-def _feature_row(run: Run, clip: Row, motion: Row | None) -> Row | None:
-    """The clip's row of features/ without its numbers; for a clip that does not go on to features, that of motion/."""
-    if motion is not None and not featured(motion["error"]):
-        return motion
-    found = standing.rows_of(join(run.root, "features", "clips"), [clip["clip_id"]])
+def _feature_row(run: Run, clip_id: str) -> Row | None:
+    """The clip's row of features/ without its numbers."""
+    found = standing.rows_of(join(run.root, "features", "clips"), [clip_id])
     rows = [] if found is None else found.select(["clip_id", "version", "error"]).to_pylist()
-    return rows[0] if rows else motion if motion is not None and motion["error"] is not None else None
+    return rows[0] if rows else None
 
 
 class Ranked(NamedTuple):
-    """Where the clip stands: columns of STANDING, among how many clips, and its unit row; the queries' groups and their
-    rows [Q, k], whitened where the ranking is; the nearest clips and their cosines."""
+    """Where the clip stands: columns of STANDING, and among how many clips; the queries' groups and their rows [Q, k],
+    whitened where the ranking is; the clip's own unit row; the nearest clips and their cosines."""
 
     table: pa.Table
     among: int
-    own: Array
     groups: list[str]
     queries: Array
+    own: Array
     near: list[tuple[str, float]]
 
 
 def _ranked(run: Run, clip_id: str) -> Ranked:
     """Raises ConfigError where the ranking is not of the features that there are."""
-    fingerprint, rule = fingerprints.features(run), run.ranking
+    rule = run.ranking
     for name in ("clips", "queries"):
-        tables.check(join(run.root, "features", name), fingerprint)
-    tables.check(join(run.root, "influence"), {**fingerprint, "ranking": rule.model_dump()})
+        tables.check(join(run.root, "features", name), fingerprints.features(run))
+    tables.check(join(run.root, "influence"), fingerprints.ranking(run))
     clips = under_mask(run.root, "clips", rule.mask)
-    ids, groups, queries = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
-    found = standing.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), rule.vote_fraction)
+    ids, groups, rows = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
+    population = shortlist.population(run, clips.clip_ids) or Population(len(clips.clip_ids))
+    voted = min(share(rule.vote_fraction, population.count), len(clips.clip_ids))
+    found = standing.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
     if found is None or found[1] != len(clips.clip_ids) or found[0].column("query_id").to_pylist() != ids:
         raise ConfigError(
             f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
             "has now; run rank_clips first."
         )
-    own = clips.among([clip_id]).rows()[clip_id]
-    beside = standing.beside(clips, own)
-    if rule.whiten is not None:
-        queries = whitened(queries, beside.moment, found[1], rule.whiten)
-    return Ranked(*found, own, groups, queries, standing.nearest(clips, beside.cosines, clip_id, NEAR))
+    beside = standing.beside(clips, clip_id, rows, rule.whiten, population.weights)
+    own, near = clips.among([clip_id]).rows()[clip_id], standing.nearest(clips, beside.cosines, clip_id, NEAR)
+    return Ranked(*found, groups, beside.queries, own, near)
 
 
 # --- taking it apart -------------------------------------------------------------------------------------------------
@@ -144,7 +151,7 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
     clip_id, folder = clip["clip_id"], explained.folder(run.root, clip["clip_id"])
     ranked = _ranked(run, clip_id)
     stores.remove(folder)
-    fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
+    fingerprint = fingerprints.ranking(run)
     near = [{"clip_id": clip_id, "near_id": i, "cosine": cosine} for i, cosine in ranked.near]
     tables.replace(join(folder, "near"), pa.Table.from_pylist(near, schema=NEAREST), fingerprint)
     named = ranked.table.add_column(0, "clip_id", pa.array([clip_id] * ranked.table.num_rows, pa.string()))
@@ -158,7 +165,7 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
         decisions=sorted(decisions.to_pylist() if decisions else [], key=lambda d: (d["group"] != "all", d["group"])),
         queries=sorted(ranked.table.to_pylist(), key=lambda q: (-q["influence"], q["query_id"])),
         ranked=ranked.among,
-        motion_percentile=standing.percentile(run.root, "motion_mean", motion["motion_mean"]),
+        motion_percentile=standing.percentile(shortlist.motion_root(run), "motion_mean", motion["motion_mean"]),
         near=ranked.near,
         undivided=undivided,
     )

@@ -16,9 +16,7 @@ from pipeline.stores import join
 
 
 def rank_clips(run: Run) -> None:
-    fingerprint = {**fingerprints.features(run), "ranking": run.ranking.model_dump()}
-    if run.attribution.shortlist is not None:
-        fingerprint["attribution.shortlist"] = run.attribution.shortlist.model_dump()
+    fingerprint = fingerprints.ranking(run)
     for name in ("clips", "queries"):
         tables.check(join(run.root, "features", name), fingerprints.features(run))
     progress = command.Progress("rank_clips")

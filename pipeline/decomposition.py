@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import motion, tables
-from pipeline.config import Run, Setting
+from pipeline.attribution import Setting
+from pipeline.config import Run
 from pipeline.diffusion import loss_map, masked, shared_noise
 from pipeline.gradients import manifest
 from pipeline.models import VideoModel

@@ -29,6 +29,8 @@ REMEDIES = {
     "decode": "Make the video again; a stage is then redone for it, because its version has changed.",
     "refused": "The sentence says which rule it breaks; data.base and the kind of file decide.",
     "timeout": "A higher data.decode_timeout gives it more time, once its rows are deleted.",
+    "not_shortlisted": "The cheaper attribution placed it between those that the full setting looks at; a larger "
+    "attribution.shortlist has it attributed in full.",
     "not_finite": "Its gradient cannot be used; other weights or another dtype may give one.",
 }
 AGAIN = "The next run of the same command tries it once more."

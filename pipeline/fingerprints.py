@@ -48,6 +48,13 @@ def features(run: Run) -> Fingerprint:
     }
 
 
+def ranking(run: Run) -> Fingerprint:
+    found = {**features(run), "ranking": run.ranking.model_dump()}
+    if run.attribution.shortlist is not None:
+        found["attribution.shortlist"] = run.attribution.shortlist.model_dump()
+    return found
+
+
 def evaluation(run: Run) -> Fingerprint:
     e = run.evaluate
     return {

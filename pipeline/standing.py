@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import scanning, tables
 from pipeline.feature_table import FeatureTable
-from pipeline.ranking import Sums, second_moment, share
+from pipeline.ranking import Sums, second_moment, whitened
 from pipeline.stores import join
 
 Array = npt.NDArray[np.float32]
@@ -69,9 +69,9 @@ def resembling(root: str, given: str, most: int = 5) -> list[str]:
 # --- influence -------------------------------------------------------------------------------------------------------
 
 
-def standing(root: str, clip_id: str, groups: dict[str, str], vote_fraction: float) -> tuple[pa.Table, int] | None:
-    """A clip's influence on every query, from influence/, in the order of its queries: columns of STANDING; and of how
-    many clips. None where the clip has no row there.
+def standing(root: str, clip_id: str, groups: dict[str, str], voted: int) -> tuple[pa.Table, int] | None:
+    """A clip's influence on every query, from influence/, in the order of its queries: columns of STANDING; and among
+    how many clips. None where the clip has no row there. A query votes for the first `voted` of its order, ties too.
 
     `rank` counts from 0, by influence, then clip_id. `percentile` is the share of the other clips that rank lower.
     """
@@ -93,26 +93,39 @@ def standing(root: str, clip_id: str, groups: dict[str, str], vote_fraction: flo
         pa.array(values),
         pa.array(ranks),
         pa.array(100.0 * (count - 1 - ranks) / max(count - 1, 1)),
-        pa.array(above < share(vote_fraction, count)),  # as ranking.votes: at or above the last clip voted for
+        pa.array(above < voted),  # as in ranking.votes: at or above the last clip voted for
     ]
     return pa.table(columns, schema=STANDING), count
 
 
 @dataclass(frozen=True)
 class Beside:
-    """A clip's cosines with all clips that have features [N], in their order, and the sum phi^T phi over these."""
+    """A clip's cosines with all clips that have features [N], in their order, and the queries' rows [Q, k] whose inner
+    product with the clip's row is its influence."""
 
     cosines: Array
-    moment: Sums
+    queries: Array
 
 
-def beside(clips: FeatureTable, own: Array) -> Beside:
-    """One pass over the features: cosines with a unit row [k], and the second moment that whitening takes."""
+def beside(clips: FeatureTable, clip_id: str, queries: Array, whiten: float | None, weights: Sums | None) -> Beside:
+    """One pass over the features. `weights` are those of a shortlist's clips, of which this one's counts as one
+    (`ranking.own_part`)."""
+    own = clips.among([clip_id]).rows()[clip_id]
     cosines, moment = list[Array](), np.zeros((len(own), len(own)))
-    for found, part in clips.map(lambda phi: (phi @ own, second_moment(phi))):
+
+    def seen(phi: Array, rows: slice) -> tuple[Array, Sums]:
+        scaled = phi if weights is None else phi * np.sqrt(weights[rows], dtype=np.float32)[:, None]
+        return phi @ own, second_moment(scaled)
+
+    for found, part in clips.map_rows(seen):
         cosines.append(found)
         moment += part
-    return Beside(np.concatenate(cosines), moment)
+    if whiten is not None:
+        if weights is not None:
+            weight = weights[pc.index(clips.clip_ids, pa.scalar(clip_id, pa.large_string())).as_py()]
+            moment += (1 - weight) * np.outer(own, own)
+        queries = whitened(queries, moment, len(clips.clip_ids) if weights is None else float(weights.sum()), whiten)
+    return Beside(np.concatenate(cosines), queries)
 
 
 def nearest(clips: FeatureTable, cosines: Array, clip_id: str, most: int) -> list[tuple[str, float]]:
@@ -124,8 +137,8 @@ def nearest(clips: FeatureTable, cosines: Array, clip_id: str, most: int) -> lis
 
 def percentile(root: str, column: str, value: float) -> float | None:
     """Which share of the clips of motion/clips has less of a motion statistic; None where none has any."""
-    below = count = 0
-    for block in scanning.blocks(join(root, "motion", "clips"), [column]):
+    folder, below, count = join(root, "motion", "clips"), 0, 0
+    for block in scanning.blocks(folder, [column]) if tables.parts(folder) else ():
         held = block.column(column).drop_null()
         below += pc.sum(pc.less(held, value)).as_py() or 0
         count += len(held)

@@ -14,8 +14,7 @@ import pytest
 from jobs import compare as job
 from jobs import stages
 from jobs.compare import compare
-from jobs.rank_clips import rank_clips
-from pipeline import arms, config, contests, schemas, stores, tables
+from pipeline import arms, config, contests, fingerprints, schemas, stores, tables
 from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
 
@@ -110,9 +109,21 @@ def run(small_run: MakeRun, tiny_run: Any, cluster: None, tmp_path_factory: pyte
     made = config.parse(values, "test")
     for name in ("queries", "clips"):
         stages.index(made, name)
-        stages.attribute(made, name)
-    rank_clips(made)
+    _featured(made)
     return made
+
+
+def _featured(run: Run) -> None:
+    """Features of every clip, made up: no arm here looks at more than how many clips have some."""
+    clips = tables.read(stores.join(run.root, "clips"), ["clip_id", "version"])
+    assert clips is not None
+    count, dim = clips.num_rows, run.attribution.projection.dim
+    ones = np.ones((count, 2), np.float32)
+    vectors = map(tables.vectors, (np.ones((count, 2 * dim), np.float32), ones, ones))
+    columns = [*clips.columns, *vectors, pa.array([9] * count, pa.int32()), pa.nulls(count, pa.string())]
+    table, settings = pa.table(columns, schema=schemas.features_schema(2, dim)), run.attribution.settings
+    folder, held = stores.join(run.root, "features", "clips"), [setting.model_dump() for setting in settings]
+    tables.append(folder, table, fingerprints.features(run), settings=held)
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +180,11 @@ def test_the_cost_is_told_before_anything_is_trained(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "finetune", refused)
-    evaluate = compared.evaluate.model_copy(update={"arms": (*ARMS, "motive")})
+    evaluate = compared.evaluate.model_copy(update={"arms": (*ARMS, "oracle")})
     with pytest.raises(KeyboardInterrupt):
         compare(compared.model_copy(update={"evaluate": evaluate}))
     told = capsys.readouterr().out
-    assert "motive to train, 4 losses, 2 videos" in told
+    assert "oracle to train, 4 losses, 2 videos" in told
     assert "finetune, 1 arms" in told
     assert "USD" in told
 

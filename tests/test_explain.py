@@ -19,9 +19,12 @@ from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
 from pipeline import config, decomposition, explained, ranking, schemas, standing, stores, tables
-from pipeline.config import ConfigError, Kind, Run, Setting
+from pipeline.attribution import Kind, Setting
+from pipeline.config import ConfigError, Run
 from pipeline.decomposition import LayeredGradient, by_frame, layer
+from pipeline.feature_table import under_mask
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.influence import influence_columns
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection
 
@@ -130,9 +133,9 @@ def ranked(tmp_path: Path) -> tuple[str, list[str], np.ndarray]:
 
 def test_ranks_are_those_of_the_ranking(ranked: tuple[str, list[str], np.ndarray]) -> None:
     root, ids, influence = ranked
-    votes = {q: ranking.votes(influence[:, [q]], 0.1) for q in range(3)}
+    votes, voted = {q: ranking.votes(influence[:, [q]], 0.1) for q in range(3)}, ranking.share(0.1, 60)
     for n in (0, 21, 22, 59):
-        found = standing.standing(root, ids[n], {"q1": "roll"}, 0.1)
+        found = standing.standing(root, ids[n], {"q1": "roll"}, voted)
         assert found is not None
         rows = found[0].to_pylist()
         assert [r["group"] for r in rows] == ["all", "roll", "all"]
@@ -141,7 +144,31 @@ def test_ranks_are_those_of_the_ranking(ranked: tuple[str, list[str], np.ndarray
             assert row["rank"] == order.index(n), f"clip {n}, query {q}"
             assert row["percentile"] == pytest.approx(100 * (59 - order.index(n)) / 59)
             assert row["votes"] == bool(votes[q][n])
-    assert standing.standing(root, "nobody", {}, 0.1) is None
+    assert standing.standing(root, "nobody", {}, voted) is None
+
+
+@pytest.mark.parametrize("whiten", [None, 0.01])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float | None, weighted: bool) -> None:
+    rng, ids = np.random.default_rng(2), [f"c{n:02d}" for n in range(40)]
+    values, ones = rng.standard_normal((40, 16)).astype(np.float32), np.ones((40, 1), np.float32)
+    values[5] = 2 * values[4] + 0.01 * values[3]
+    columns = [pa.array(ids), pa.array(["1"] * 40), *map(tables.vectors, (values, ones, ones))]
+    columns += [pa.array([9] * 40, pa.int32()), pa.nulls(40, pa.string())]
+    table = pa.table(columns, schema=schemas.features_schema(1, 16))
+    tables.append(str(tmp_path / "features" / "clips"), table, {}, settings=[{"mask": "motion"}])
+    clips = under_mask(str(tmp_path), "clips", "motion")
+    weights = rng.choice([1.0, 4.0], 40) if weighted else None
+    queries = ranking.unit_settings(rng.standard_normal((3, 16)).astype(np.float32), 1)
+    expected = influence_columns(clips, queries, whiten, None, weights)
+    for n in (4, 5, 39):
+        found = standing.beside(clips, ids[n], queries, whiten, weights)
+        own = ranking.unit_settings(values[[n]], 1)[0]
+        np.testing.assert_allclose(found.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
+    near = standing.nearest(clips, standing.beside(clips, "c04", queries, None, None).cosines, "c04", 3)
+    assert len(near) == 3
+    assert near[0][0] == "c05"
+    assert near[0][1] > 0.999
 
 
 def test_any_id_has_a_folder_of_its_own() -> None:
@@ -194,7 +221,7 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     sums = shares.group_by("query_id").aggregate([("share", "sum")]).to_pylist()
     influence = {q["query_id"]: q["influence"] for q in queries.to_pylist()}
     assert {s["query_id"]: pytest.approx(s["share_sum"], abs=1e-5) for s in sums} == influence
-    assert set(shares.column("latent_frame").to_pylist()) == {0, 1, 2}
+    assert set(shares.column("latent_frame").to_pylist()) == set(range(5))
     assert "blocks.0" in shares.column("layer").to_pylist()
     assert near.num_rows == job.NEAR
     assert clip_id not in near.column("near_id").to_pylist()
@@ -206,16 +233,30 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert explained.links(run.root, [clip_id, "other"]) == {clip_id: f"../explain/{clip_id}/index.html"}
 
 
-def test_a_clip_with_an_error_has_its_error_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    motion = tables.read(stores.join(run.root, "motion", "clips"))
-    assert motion is not None
-    still = motion.filter(pc.is_valid(motion.column("error"))).column("clip_id")[0].as_py()
-    explain(asked(run, still))
-    told, page = capsys.readouterr().out, Path(run.root, "explain", still, "index.html").read_text()
-    for text in (told, page):
-        assert "without motion" in text
-        assert "motion.still" in text
-    assert "has no influence" in page
+@pytest.mark.parametrize(
+    ("table", "error", "said"),
+    [
+        ("clips", "decode: frame 3 is damaged.", ["undecodable", "frame 3 is damaged", "Make the video again"]),
+        ("motion/clips", "no_motion: its flow spans less.", ["without motion", "motion.still"]),
+        ("features/clips", "memory: it took too much.", ["out of memory", "tries it once more"]),
+    ],
+)
+def test_a_clip_with_an_error_has_its_error_explained(
+    small_run: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, error: str, said: Any
+) -> None:
+    held = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a/b", "uri": "/gone.mp4", "version": "1"}
+    held |= {"start_frame": 0, "motion_mean": 1.5}
+    kinds = {"clips": schemas.CLIPS, "motion/clips": schemas.motion_schema(schemas.CLIPS)}
+    for name, schema in {**kinds, "features/clips": schemas.features_schema(2, 8)}.items():
+        row = {key: held.get(key) for key in schema.names} | {"error": error if name == table else None}
+        tables.append(stores.join(str(tmp_path), name), pa.Table.from_pylist([row], schema=schema), {})
+    explain(asked(small_run(tmp_path), "a/b"))
+    told = capsys.readouterr().out
+    page = Path(explained.folder(str(tmp_path), "a/b"), "index.html").read_text()
+    for text in said:
+        assert text in told
+        assert text in page
+    assert "a/b has no influence" in page
 
 
 @pytest.mark.parametrize("change", [{}, {"clip_id": "nobody"}, {"cut": True}])
