@@ -31,17 +31,24 @@ def curate(run: Run) -> None:
     attribute_queries(run)
     index_data(run)
     try:
+        _attribute_and_train(run)
+    except SpentError:
+        report(run)
+        raise
+    report(run)
+
+
+def _attribute_and_train(run: Run) -> None:
+    try:
         two_stages.clips(run)
     except SpentError:
         if two_stages.rankable(run):
             rank_clips(run)  # what is finished is a uniform sample; this takes no GPU
-        report(run)
         raise
     rank_clips(run)
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)
-    report(run)
 
 
 def attribute_queries(run: Run) -> None:

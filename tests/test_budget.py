@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import budget, command
+from jobs import budget, command, curate
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.operations import Budget, Pool, SpentError
@@ -42,6 +42,31 @@ def test_nothing_is_begun_with_nothing_left(monkeypatch: pytest.MonkeyPatch) -> 
     with budget.holding("f", Budget(cpu_hours=4), Pool(cpus=2), 3):
         pass
     assert budget._held["cpu_hours"] > 3
+
+
+@pytest.mark.parametrize("where", ["attribute", "finetune", "evaluate"])
+def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
+    small_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    told = list[str]()
+
+    def told_of(name: str) -> Callable[..., None]:
+        def called(*_: object) -> None:
+            told.append(name)
+            if name == where:
+                raise SpentError("x: budget.gpu_hours=1 is spent")
+
+        return called
+
+    for name in ("attribute_queries", "index_data", "rank_clips", "finetune", "evaluate", "report"):
+        monkeypatch.setattr(curate, name, told_of(name))
+    monkeypatch.setattr(curate.stages, "attribute", told_of("attribute"))
+    for module, name in ((curate.stages, "check"), (curate.ray_data, "connect"), (curate.ray_resources, "check")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    with pytest.raises(SpentError):
+        curate.curate(small_run(tmp_path))
+    assert [name for name in told if name in ("rank_clips", "report")] == ["rank_clips", "report"]
+    assert told[-1] == "report"
 
 
 def test_a_job_stops_and_the_same_command_goes_on(
