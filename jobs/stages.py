@@ -32,7 +32,7 @@ from pipeline.merging import merge
 from pipeline.operations import Pool
 from pipeline.scanning import Held, Keys, Rows
 from pipeline.shuffling import Shuffled, keys
-from pipeline.subtraction import lacking
+from pipeline.subtraction import lacking, settle
 from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
@@ -111,7 +111,7 @@ def index(run: Run, name: str) -> Counted:
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
     told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
     _give_way_to_words(run, name, listed, told)
-    listed.subtract(folder)
+    tried = listed.subtract(folder)
     figures = ray_data.stream(
         f"index {name}",
         run.root,
@@ -123,8 +123,10 @@ def index(run: Run, name: str) -> Counted:
         {"clips": folder},
         {"clips": fingerprints.clips(run)},
         Progress(f"index {name}"),
+        tried=tried,
     )
     command.achieved(f"index {name}", figures)
+    settle(folder, tried)
     held = Held(folder)
     _drop_orphans(run, name, held)
     return _counted(held, name)
@@ -219,11 +221,12 @@ def _stream(
     run: Run,
     pool: Pool,
     worker: Callable[[], ray_data.Worker],
-    rows: Shuffled,
+    lacked: tuple[Shuffled, set[str]],
     folders: dict[str, str],
     title: str,
     scope: Scope,
 ) -> None:
+    rows, tried = lacked
     if not rows.num_rows:
         return
     title = f"{scope.words}{title}"
@@ -243,7 +246,10 @@ def _stream(
         {n: prints[n](run) for n in folders},
         Capped(Progress(title), title, run.budget, pool),
         metadata=held,
+        tried=tried,
     )
+    for folder in folders.values():
+        settle(folder, tried)
     command.achieved(title, figures)
 
 

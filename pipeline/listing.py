@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import long_manifest, manifest, tables
+from pipeline import long_manifest, manifest, retries, tables
 from pipeline.config import ConfigError
 from pipeline.scanning import Flags, Keys
 from pipeline.shuffling import Pairs, Shuffled, keys
@@ -51,27 +51,32 @@ class Listing:
             "rows ids of their own in a column `id`; every id must be its own."
         )
 
-    def subtract(self, folder: str) -> None:
+    def subtract(self, folder: str) -> set[str]:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
-        of videos that are not listed any more, and errors worth another try, are dropped from it."""
-        done = list[Pairs]()
+        of videos that are not listed any more, and errors worth another try, are dropped from it, but for the errors of
+        clips that are tried for the last time, which are returned."""
+        done, tried = list[Pairs](), set[str]()
         names = ("uri", "clip_id") if self._own else ("uri",)
 
         def stale(rows: pa.Table) -> pa.Array:
-            stands = self._stands(rows)
+            stands, last = self._stands(rows)
             kept = rows.filter(pa.array(stands))
             done.extend(keys(kept.column(name)) for name in names)
-            return pa.array(~stands)
+            tried.update(rows.column("clip_id").filter(pa.array(last)).to_pylist())
+            return pa.array(~stands & ~last)
 
         tables.drop_where(folder, stale, ["clip_id", "uri", "version", "error"])
         known = Keys.of(done)
         self._versions = Keys.of([])  # they have served, and are large
         self.videos.keep(lambda pairs: ~known.has(pairs))
+        return tried
 
-    def _stands(self, rows: pa.Table) -> Flags:
-        """Whether each clip's video is listed in the same version and its row is no error worth another try."""
-        again: Flags = tables.retried(rows.column("error")).to_numpy()
-        return self._versions.has(keys(_versions(rows))) & ~again
+    def _stands(self, rows: pa.Table) -> tuple[Flags, Flags]:
+        """Of the clips whose video is listed in the same version: those whose row is no error worth another try, and
+        those for which that is the last."""
+        same = self._versions.has(keys(_versions(rows)))
+        again, last = (told(rows.column("error")).to_numpy() for told in (retries.retried, retries.tried_once))
+        return same & ~again, same & last
 
 
 def _versions(rows: pa.Table) -> pa.ChunkedArray:

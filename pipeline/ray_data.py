@@ -14,14 +14,14 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import ray_journal, stores, tables, throughput
+from pipeline import ray_journal, retries, stores, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.decoder import Decoder
 from pipeline.merging import merge
@@ -103,7 +103,9 @@ class _Actor:
         folders: Mapping[str, str],
         fingerprints: Mapping[str, Mapping[str, Any]],
         metadata: Mapping[str, Mapping[str, Any]],
+        tried: Collection[str],
     ) -> None:
+        self.tried = tried
         self.journal = ray_journal.Teller(journal)
         self.place = self.journal.place
         died = self.journal.tell("starts", self.place)
@@ -148,7 +150,8 @@ class _Actor:
     def _write(self, names: list[str], parts: Iterable[dict[str, pa.Table]]) -> list[str]:
         """Write the tables as they come. A clip that fails in several tables of one pass is one error."""
         errors: dict[str, str] = {}
-        for found in parts:
+        for made in parts:
+            found = {n: retries.told_again(t, self.tried) if "error" in t.column_names else t for n, t in made.items()}
             self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in found.items()])
             for name, table in found.items():
                 tables.append(self.folders[name], table, self.fingerprints[name], **self.metadata.get(name, {}))
@@ -166,11 +169,10 @@ class _Actor:
 
 
 def _names(rows: pa.Table) -> list[str]:
-    """What the journal calls these rows; no address, which may carry a signature."""
-    held = rows.select(
-        [c for c in ("arm", "kind", "seed", "clip_id", "relative", "file_name") if c in rows.column_names]
-    )
-    return [" ".join(map(str, row.values())) for row in held.to_pylist()]
+    """What the journal calls these rows, each by another name; no address, which may carry a signature."""
+    columns = ("arm", "kind", "seed", "clip_id", "id", "relative", "file_name")  # a manifest may name a file twice
+    held = rows.select([c for c in columns if c in rows.column_names])
+    return [" ".join(str(value) for value in row.values() if value is not None) for row in held.to_pylist()]
 
 
 def windows(blocks: Iterable[pa.Table], rows: int) -> Iterator[list[pa.Table]]:
@@ -198,12 +200,14 @@ def stream(
     fingerprints: Mapping[str, Mapping[str, Any]],
     report: Report,
     metadata: Mapping[str, Mapping[str, Any]] | None = None,
+    tried: Collection[str] = (),
 ) -> Figures:
     """Send `total` rows through `pool.actors` workers, `pool.batch` at a time, into the tables that `folders` names.
 
     `worker(*arguments)` is called once in each actor; its tables are named as the keys of `folders`. `report` hears of
-    every batch. Rows already in the tables must have been subtracted. What the stage achieved is returned, and noted
-    under `root`. RuntimeError, naming the stage, where the pool fails or makes no progress for NO_PROGRESS seconds.
+    every batch. Rows already in the tables must have been subtracted; clips that were `tried` before get no third try.
+    What the stage achieved is returned, and noted under `root`. RuntimeError, naming the stage, where the pool fails or
+    makes no progress for NO_PROGRESS seconds.
 
     The rows are drawn a window at a time: no more than ROWS are in the object store, and what Ray remembers of every
     batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
@@ -214,7 +218,7 @@ def stream(
     report(0, total, {})
     done, errors = 0, dict[str, int]()
     journal = ray_journal.begin()
-    actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {})
+    actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {}, tried)
     most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
     with ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)), _named(stage, journal, pool):
         for window in windows(blocks, most):

@@ -52,6 +52,8 @@ REASONS = {
     "read": "unreadable",
     "crashed": "crashed",
     "memory": "out of memory",
+    "crashed again": "crashed twice",
+    "memory again": "out of memory twice",
     "timeout": "timed out",
     "refused": "refused",
 }

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import tables
+from pipeline import retries, tables
 from pipeline.parallel import in_order
 from pipeline.shuffling import Pairs, keys
 from pipeline.stores import place
@@ -192,13 +192,15 @@ class Held:
             first[here], second[here] = keys(rows.column("clip_id")).T
             versions[here] = keys(rows.column("version"))[:, 0]
             codes[here] = self._coded(rows.column("error"))
-        self._again = np.array([name in tables.RETRIED for name in self.names])
+        self._again, self._once = (
+            np.array([name in listed for name in self.names]) for listed in (retries.RETRIED, retries.ONCE)
+        )
         order = _winners(first, second, codes.astype(bool).astype(np.uint8) + self._again[codes])
         self.keys, self.versions, self.codes = Keys(first, second, order), versions[order], codes[order]
 
     def _coded(self, errors: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
         """The code of each error, as its place among the names of all; 0 for a result."""
-        listed = tables.codes(pc.fill_null(errors, "")).combine_chunks().dictionary_encode()
+        listed = retries.codes(pc.fill_null(errors, "")).combine_chunks().dictionary_encode()
         found = listed.dictionary.to_pylist()
         self.names += [name for name in found if name not in self.names]
         places = np.array([self.names.index(name) for name in found], np.uint8)
@@ -214,14 +216,15 @@ class Held:
         counts = np.bincount(self.codes, minlength=len(self.names)).tolist()
         return dict(sorted((name, n) for name, n in zip(self.names[1:], counts[1:], strict=True) if n))
 
-    def lacks(self, pairs: Pairs, versions: pa.ChunkedArray) -> tuple[Flags, Flags]:
-        """Of clips with these keys: those without a row of this version that stands, and those of them that have
-        another row, which gives way."""
+    def lacks(self, pairs: Pairs, versions: pa.ChunkedArray) -> tuple[Flags, Flags, Flags]:
+        """Of clips with these keys: those without a row of this version that stands; those of them that have another
+        row, which gives way; and those whose row stays until their last try has one."""
         at = self.keys.find(pairs)
-        there = at >= 0
-        stands = self._of_version(at, versions)
-        stands[stands] = ~self._again[self.codes[at[stands]]]
-        return ~stands, there & ~stands
+        there, same = at >= 0, self._of_version(at, versions)
+        stands, tried = same.copy(), same.copy()
+        stands[same] = ~self._again[self.codes[at[same]]]
+        tried[same] = self._once[self.codes[at[same]]]
+        return ~stands, there & ~stands & ~tried, tried
 
     def knows(self, rows: pa.Table) -> Flags:
         """Whether each row, of another table, is of a clip that is here in the same version."""

@@ -6,28 +6,43 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import tables
+from pipeline.retries import tried_once
 from pipeline.scanning import Held, Keys, Rows
 from pipeline.shuffling import Pairs, Shuffled, keys
 
 
-def lacking(rows: Rows, folders: Sequence[str]) -> Shuffled:
+def lacking(rows: Rows, folders: Sequence[str]) -> tuple[Shuffled, set[str]]:
     """The rows that every one of the tables lacks: they have no row of the clip, one of another version, or one whose
-    error may be tried again; such a row is dropped."""
+    error may be tried again. Such a row is dropped, but where this is the clip's last try: those clips are the second
+    part of the answer, and their rows stay until `settle`, so that no kill forgets them."""
     held = [Held(folder) for folder in folders]
     stale = [list[Pairs]() for _ in folders]
-    found = Shuffled(rows.schema)
+    found, tried = Shuffled(rows.schema), set[str]()
     for block in rows:
         pairs = keys(block.column("clip_id"))
         lacks = [table.lacks(pairs, block.column("version")) for table in held]
-        wanted = np.logical_and.reduce([new for new, _ in lacks])
-        for gone, (_, gives_way) in zip(stale, lacks, strict=True):
+        wanted = np.logical_and.reduce([new for new, _, _ in lacks])
+        for gone, (_, gives_way, last) in zip(stale, lacks, strict=True):
             gone.append(pairs[gives_way & wanted])
+            tried.update(block.column("clip_id").filter(pa.array(last & wanted)).to_pylist())
         found.put(block.filter(pa.array(wanted)), pairs[wanted])
     for folder, blocks in zip(folders, stale, strict=True):
         _drop(folder, Keys.of(blocks))
-    return found
+    return found, tried
+
+
+def settle(folder: str, tried: set[str]) -> None:
+    """Drop the errors that the last tries, each of which has a row by now, were for."""
+    if tried:
+        ids = pa.array(sorted(tried), pa.string())
+        tables.drop_where(
+            folder,
+            lambda rows: pc.and_(pc.is_in(rows.column("clip_id"), ids), tried_once(rows.column("error"))),
+            ["clip_id", "error"],
+        )
 
 
 def _drop(folder: str, clips: Keys) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.retries import retried
 from pipeline.schemas import plain
 from pipeline.stores import files, join, place, write_bytes, writing
 
@@ -28,7 +29,6 @@ Row = TypeVar("Row")
 
 _KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
 _WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
-RETRIED = ("read", "crashed", "memory")  # errors that the next run tries once more
 ROW_GROUP = 8 << 20  # bytes
 PART_SECONDS, PART_ROWS = 60.0, 1000  # finished rows wait no longer for the next before they are written
 
@@ -265,16 +265,6 @@ def vectors(values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None
     flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
     mask = None if valid is None else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
-
-
-def codes(errors: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The code that each error starts with; null for a result."""
-    return pc.list_element(pc.split_pattern(errors, ":", max_splits=1), 0)
-
-
-def retried(errors: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Whether each is an error that the next run tries once more."""
-    return pc.fill_null(pc.is_in(codes(errors), pa.array(RETRIED)), False)
 
 
 def errors_by_code(table: pa.Table) -> dict[str, int]:

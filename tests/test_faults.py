@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
+from jobs import stages  # noqa: E402
 from jobs.curate import curate  # noqa: E402
 from jobs.finetune import finetune  # noqa: E402
-from pipeline import models, ray_data, schemas, tables  # noqa: E402
+from pipeline import models, ray_data, scanning, schemas, tables  # noqa: E402
 from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.decoder import Decoder  # noqa: E402
@@ -107,6 +108,12 @@ def test_two_tasks_on_one_clip_are_two_batches() -> None:
     assert attempts.begins("a", ["random loss 0 c1"]) == (0, [])
 
 
+def test_two_rows_of_one_file_are_two_names() -> None:
+    """Else a torn batch would take the second for the first, which is done, and work it no more."""
+    names = ray_data._names(pa.table({"relative": ["a.mp4"] * 3, "id": ["x", "y", None], "uri": ["s3://b/a.mp4"] * 3}))
+    assert names == ["x a.mp4", "y a.mp4", "a.mp4"]
+
+
 # --- through Ray -----------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +168,9 @@ class Mortal:
         return {"found": pa.Table.from_pylist([{**r, "error": str(error)} for r in rows.to_pylist()], SCHEMA)}
 
 
-def streamed(root: Path, names: list[str], start: str = "", **pool: float) -> dict[str, str | None]:
+def streamed(
+    root: Path, names: list[str], start: str = "", tried: Collection[str] = (), **pool: float
+) -> dict[str, str | None]:
     """The error of every row, each row being there once in the table's files."""
     table, heard = str(root / "found"), list[int]()
     ray_data.stream(
@@ -175,6 +184,7 @@ def streamed(root: Path, names: list[str], start: str = "", **pool: float) -> di
         {"found": table},
         {"found": {}},
         lambda done, total, errors: heard.append(done),
+        tried=tried,
     )
     assert heard[-1] == len(names)
     rows = [row for part in Path(table).glob("part-*") for row in pq.ParquetFile(part).read().to_pylist()]
@@ -184,9 +194,9 @@ def streamed(root: Path, names: list[str], start: str = "", **pool: float) -> di
 
 def test_deadly_clips_become_error_rows_and_others_have_results(cluster: None, tmp_path: Path) -> None:
     names = ["segfault-1", *(f"c{i}" for i in range(9)), "once-1", "segfault-2"]
-    errors = streamed(tmp_path, names)
-    assert {n for n, e in errors.items() if e} == {"segfault-1", "segfault-2"}
-    assert all(e.startswith("crashed: ") for e in errors.values() if e)
+    errors = streamed(tmp_path, names, tried=["segfault-2", "c1"])
+    codes = {name: error.split(":")[0] for name, error in errors.items() if error}
+    assert codes == {"segfault-1": "crashed", "segfault-2": "crashed again"}
 
 
 def test_an_actor_that_dies_once_while_it_starts_costs_nothing(cluster: None, tmp_path: Path) -> None:
@@ -284,6 +294,35 @@ def test_deadly_files_are_rows_of_the_motion_table(
     assert not [name for name in ("good", "fine") if (rows[name]["error"] or "no_motion").split(":")[0] != "no_motion"]
     assert (figures.deaths, figures.errors["crashed"]) == (1 + LIMIT, 2)
     assert figures.bytes_read > 0
+
+
+def test_a_crashed_clip_is_tried_once_more_by_each_stage(
+    cluster: None, small_run: Callable[..., Run], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    for source in sorted((small_world / "clips").rglob("*.mp4"))[:2]:
+        shutil.copy(source, tmp_path / "videos")
+    run, stream, told = small_run(tmp_path / "run", data__videos=str(tmp_path / "videos")), ray_data.stream, list[Any]()
+
+    def watched(*given: Any, **named: Any) -> Any:
+        told.append(set(named["tried"]))
+        return stream(*given, **named)
+
+    for stage, folder in ((stages.index, "clips"), (stages.estimate_motion, "motion/clips")):
+        stage(run, "clips")
+        table = tables.read(f"{run.root}/{folder}")
+        assert table is not None
+        ids = table.column("clip_id").to_pylist()
+        tables.drop(f"{run.root}/{folder}", ids)
+        error = pa.array(["crashed: killed"] * len(ids))
+        failed = table.set_column(table.schema.get_field_index("error"), "error", error)
+        tables.append(f"{run.root}/{folder}", failed, tables.metadata(f"{run.root}/{folder}").get("fingerprint", {}))
+        with monkeypatch.context() as patch:
+            patch.setattr(ray_data, "stream", watched)
+            stage(run, "clips")
+        left = [row for block in scanning.blocks(f"{run.root}/{folder}", ["error"]) for row in block.to_pylist()]
+        assert [row["error"] for row in left] == [None, None], "an error stays beside what came of the second try"
+        assert told.pop() == set(ids)
 
 
 @pytest.mark.soak

@@ -19,9 +19,10 @@ from pipeline import long_manifest, manifest, models, ray_data, scanning, schema
 from pipeline.config import ConfigError, Run
 from pipeline.listing import Listing
 from pipeline.merging import merge
+from pipeline.retries import told_again
 from pipeline.scanning import Held, Rows, lookup
 from pipeline.shuffling import Shuffled, keys
-from pipeline.subtraction import lacking
+from pipeline.subtraction import lacking, settle
 from pipeline.workers import AttributionWorker
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
@@ -183,12 +184,42 @@ def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
     tables.append(source, rows("changed", version="v2"), {})
     tables.append(folder, rows("done", "changed", "other"), {})
     tables.append(folder, rows("failed", error="decode: broken"), {})
-    tables.append(folder, rows("again", error="crashed: killed"), {})
+    tables.append(folder, rows("again", error="read: killed"), {})
     tables.append(folder, rows("broken", error="no_motion: still"), {})
-    found = lacking(Rows(source, everything), [folder])
+    found, _ = lacking(Rows(source, everything), [folder])
     assert sorted(drawn(found)) == ["again", "changed", "new"]
     left = tables.read(folder).column("clip_id").to_pylist()
     assert left == ["broken", "done", "failed", "other"], "old rows are still there, or others have gone with them"
+
+
+def test_a_clip_that_crashes_every_time_is_tried_twice_in_all(folder: str) -> None:
+    """A run that is killed before it comes to the clip forgets nothing; one whose try ends so again gives it up."""
+    source = f"{folder}-source"
+    tables.append(source, rows("a", "b", "c", "d"), {})
+    tables.append(folder, rows("a", "b", error="crashed: killed"), {})
+    tables.append(folder, rows("c", error="memory: too large"), {})
+    tables.append(folder, rows("d", error="read: gone"), {})
+    for _ in range(2):
+        found, tried = lacking(Rows(source, everything), [folder])
+        assert (sorted(drawn(found)), sorted(tried)) == (["a", "b", "c", "d"], ["a", "b", "c"])
+    for made in (rows("a", error="crashed: killed"), rows("b"), rows("c", error="crashed: killed"), rows("d")):
+        tables.append(folder, told_again(made, tried), {})
+    settle(folder, tried)
+    files = [row for block in scanning.blocks(folder, ["clip_id", "error"]) for row in block.to_pylist()]
+    assert sorted((row["clip_id"], row["error"]) for row in files if row["error"]) == [
+        ("a", "crashed again: killed"),
+        ("c", "crashed again: killed"),
+    ]
+    assert sorted(row["clip_id"] for row in files) == ["a", "b", "c", "d"], "an error stays beside what came of it"
+    assert drawn(lacking(Rows(source, everything), [folder])[0]) == [], "a clip that is given up is tried again"
+
+
+def test_a_changed_video_that_crashed_is_a_new_one(folder: str) -> None:
+    source = f"{folder}-source"
+    tables.append(source, rows("a", version="v2"), {})
+    tables.append(folder, rows("a", error="crashed again: killed"), {})
+    found, tried = lacking(Rows(source, everything), [folder])
+    assert (drawn(found), tried, tables.read(folder)) == (["a"], set(), None)
 
 
 def test_a_pass_for_two_tables_takes_only_what_both_lack(folder: str) -> None:
@@ -196,7 +227,7 @@ def test_a_pass_for_two_tables_takes_only_what_both_lack(folder: str) -> None:
     tables.append(source, rows("a", "b", "c", "d"), {})
     tables.append(folder, rows("a", "b"), {})
     tables.append(other, rows("a", "c"), {})
-    assert drawn(lacking(Rows(source, everything), [folder, other])) == ["d"]
+    assert drawn(lacking(Rows(source, everything), [folder, other])[0]) == ["d"]
 
 
 def test_rows_without_a_version_are_not_changed_ones(folder: str) -> None:
@@ -359,9 +390,10 @@ def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> N
     tables.append(
         table, clips(("d", at[2], "v", "read: gone"), ("e", at[3], "v", "decode: x"), ("f", at[5], "v", None)), {}
     )
-    listed.subtract(table)
+    tables.append(table, clips(("g", at[4], "v", "crashed: x"), ("h", at[5], "v", "crashed: x")), {})
+    assert listed.subtract(table) == {"g"}
     assert sorted(r["relative"] for block in listed.videos for r in block.to_pylist()) == ["1.mp4", "2.mp4", "4.mp4"]
-    assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["a", "b", "e"]
+    assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["a", "b", "e", "g"]
 
 
 def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def attribute(root: Path, count: int) -> Spent:
     for path in tables.parts(str(root / "clips")):
         pq.read_table(path)
     watch("ceiling")
-    found = lacking(Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion")])
+    found, _ = lacking(Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion")])
     watch("subtract")
     return scheduled(found, "clip_id", count, watch)
 

@@ -1,0 +1,43 @@
+"""Which errors the next run tries again, and for how long.
+
+A store that cannot be read is no clip's fault and costs a request: `read` is tried by every run. A clip whose process
+died, or took all its memory, is tried once more: if it ends so again, its error is `crashed again` or `memory again`
+and stands, for every try may cost the processes that it dies with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ONCE = ("crashed", "memory")
+RETRIED = ("read", *ONCE)
+
+
+def codes(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The code that each error starts with; null for a result."""
+    return pc.list_element(pc.split_pattern(errors, ":", max_splits=1), 0)
+
+
+def retried(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each is an error that the next run tries again."""
+    return _is_one_of(errors, RETRIED)
+
+
+def tried_once(errors: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether each is an error that the next run tries for the last time."""
+    return _is_one_of(errors, ONCE)
+
+
+def told_again(rows: pa.Table, tried: Collection[str]) -> pa.Table:
+    """Rows of a stage's table in which the same kind of error stands where a clip was tried before."""
+    errors = rows.column("error")
+    last = pc.and_(tried_once(errors), pc.is_in(rows.column("clip_id"), pa.array(sorted(tried), pa.string())))
+    stands = pc.replace_substring(errors, ":", " again:", max_replacements=1)
+    return rows.set_column(rows.schema.get_field_index("error"), "error", pc.if_else(last, stands, errors))
+
+
+def _is_one_of(errors: pa.ChunkedArray, listed: Collection[str]) -> pa.ChunkedArray:
+    return pc.fill_null(pc.is_in(codes(errors), pa.array(listed)), False)
