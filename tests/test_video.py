@@ -305,7 +305,7 @@ def _kill_soon():
 def segments(path, frames, fps, stride):
     name = os.path.basename(path)
     if name == "segfault.mp4":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)
     if name == "hang.mp4":
         time.sleep(100)
     if name == "memory.mp4":
