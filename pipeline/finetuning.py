@@ -2,7 +2,7 @@
 
     encode_set(model, rows, frames_of, cache)           # latents and captions, once (training_set)
     training = begin(model, run.finetune, run.seed)     # every parameter, or LoRA
-    for line in train(training, ClipSet(model, rows, cache), run.finetune, run.seed):
+    for line in train(training, ClipSet(model, rows, kept_in(cache)), run.finetune, run.seed):
         ...                                             # log it, keep training_state.staged(training) now and then
     save_weights(training, folder)                      # what diffusers loads
 

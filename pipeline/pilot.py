@@ -24,7 +24,7 @@ from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.indexing import clip_id, index
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
-from pipeline.training_set import ClipSet, encode_set
+from pipeline.training_set import ClipSet, encode_set, kept_in
 from pipeline.video import ClipError
 from pipeline.workers import MotionWorker, device_for
 
@@ -206,7 +206,7 @@ class TrainingPilot:
 
         with tempfile.TemporaryDirectory() as cache:
             encode_set(self.model, rows, frames_of, cache)
-            clips = ClipSet(self.model, rows, cache)
+            clips = ClipSet(self.model, rows, kept_in(cache))
             training = finetuning.begin(self.model, config, self.run.seed)
             lines = list(finetuning.train(training, clips, config, self.run.seed))
         return [line(rows[0]["clip_id"], AS_IT_IS, "step", step.seconds) for step in lines[1:]]

@@ -32,7 +32,7 @@ from pipeline import finetuning, models, ray_journal, stores
 from pipeline.beside import Patience, looking
 from pipeline.config import Arm, Run
 from pipeline.ray_checkpoints import METRICS, Checkpoints
-from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set
+from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
 from pipeline.workers import device_for
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _worker(told: dict[str, Any]) -> None:
     dist.barrier()
 
     training = finetuning.begin(model, config, run.seed)
-    clips = ClipSet(model, rows, told["cache"])
+    clips = ClipSet(model, rows, kept_in(told["cache"]))
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch)
         checkpoints.resume()

@@ -20,6 +20,9 @@ from pipeline.models import VideoModel
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
+# A clip's latent [C, f, h, w], and its text [tokens, width] or [captions, tokens, width]; without a row, the text of
+# the empty caption.
+Encoded = Callable[[Row | None], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -125,18 +128,23 @@ class Batch:
     noise: Tensor
 
 
-class ClipSet:
-    """Encoded clips as batches, read file by file when they are needed."""
+def kept_in(cache: str) -> Encoded:
+    """What `encode_set` wrote, read file by file when it is needed."""
+    return lambda row: safetensors.torch.load(stores.read_bytes(_file(cache, row)))
 
-    def __init__(self, model: VideoModel, rows: Sequence[Row], cache: str) -> None:
-        self.rows, self.cache, self._upto = rows, cache, cumulated(rows)
+
+class ClipSet:
+    """Encoded clips as batches."""
+
+    def __init__(self, model: VideoModel, rows: Sequence[Row], encoded: Encoded) -> None:
+        self.rows, self._encoded, self._upto = rows, encoded, cumulated(rows)
         self._shifted = model.shifted
-        self._empty = safetensors.torch.load(stores.read_bytes(_file(cache, None)))["text"]
+        self._empty = encoded(None)["text"]
 
     def batch(self, draws: Sequence[Draw], caption_dropout: float) -> Batch:
         """The clips that draws fall on. ValueError if their latents differ in shape."""
         rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
-        found = [safetensors.torch.load(stores.read_bytes(_file(self.cache, row))) for row in rows]
+        found = [self._encoded(row) for row in rows]
         shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, found, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")

@@ -107,7 +107,7 @@ def settings(**changes: object) -> Finetune:
 def trained(checkpoint: str, cache: str, config: Finetune) -> tuple[ft.Training, list[float], VideoModel]:
     model = opened(checkpoint)
     training = ft.begin(model, config, seed=3)
-    lines = list(ft.train(training, ts.ClipSet(model, rows(), cache), config, seed=3))
+    lines = list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=3))
     return training, [line.loss for line in lines], model
 
 
@@ -140,11 +140,11 @@ def test_clips_are_encoded_once_and_a_changed_one_again(checkpoint: str, tmp_pat
 def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> None:
     model, row = opened(checkpoint), rows()[2]
     draw = ts.draw(0, 0, 0)
-    batch = ts.ClipSet(model, [row], cache).batch([draw], caption_dropout=0.0)
+    batch = ts.ClipSet(model, [row], ts.kept_in(cache)).batch([draw], caption_dropout=0.0)
     assert torch.equal(batch.latent[0], model.encode(frames_of(row)))
     assert torch.equal(batch.text, model.text([str(row["caption"])]))
     assert torch.equal(batch.timestep, model.shifted(torch.tensor([draw.time], dtype=torch.float32)))
-    dropped = ts.ClipSet(model, [row], cache).batch([ts.draw(0, 0, 0)], caption_dropout=1.0)
+    dropped = ts.ClipSet(model, [row], ts.kept_in(cache)).batch([ts.draw(0, 0, 0)], caption_dropout=1.0)
     assert torch.equal(dropped.text, model.text([""])), "a dropped caption must become the empty one"
     assert torch.equal(dropped.noise, batch.noise)
 
@@ -152,7 +152,7 @@ def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> No
 def test_captions_of_a_clip_are_drawn_among(checkpoint: str, tmp_path: Path) -> None:
     model, row = opened(checkpoint), {**rows()[2], "captions": CAPTIONS[:3]}
     assert ts.encode_set(model, [row, rows()[2]], frames_of, str(tmp_path)) == 2, "other captions, another encoding"
-    clips, seen = ts.ClipSet(model, [row], str(tmp_path)), []
+    clips, seen = ts.ClipSet(model, [row], ts.kept_in(str(tmp_path))), []
     for step in range(40):
         batch = clips.batch([ts.draw(0, step, 0)], caption_dropout=0.0)
         found = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(batch.text, model.text([caption]))]
@@ -200,7 +200,7 @@ def test_only_what_is_drawn_needs_encoding() -> None:
 
 def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
     model, config = opened(checkpoint), settings(steps=1, batch=4)
-    clips = ts.ClipSet(model, rows(), cache)
+    clips = ts.ClipSet(model, rows(), ts.kept_in(cache))
     b = clips.batch([ts.draw(3, 0, p) for p in range(4)], config.caption_dropout)
     expected = loss_map(model, b.latent, b.text, b.timestep, b.noise).mean().item()
     training = ft.begin(model, config, seed=3)
@@ -216,7 +216,7 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     whole, losses, _ = trained(checkpoint, cache, config)
     model = opened(checkpoint)
     first = ft.begin(model, config, seed=3)
-    for line in ft.train(first, ts.ClipSet(model, rows(), cache), config, seed=3):
+    for line in ft.train(first, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=3):
         if line.step == 4:
             training_state.write(training_state.staged(first), tmp_path)
         if line.step == 5:
@@ -224,7 +224,7 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     model = opened(checkpoint)
     second = ft.begin(model, config, seed=3)
     training_state.restore(second, str(tmp_path))
-    again = list(ft.train(second, ts.ClipSet(model, rows(), cache), config, seed=3))
+    again = list(ft.train(second, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=3))
     assert [(line.step, line.loss) for line in again] == [(5, losses[4]), (6, losses[5])]
     for name, parameter in whole.parameters.items():
         assert torch.equal(parameter, second.parameters[name]), f"{name} differs after a resume"
@@ -236,8 +236,9 @@ def test_shares_of_a_batch_add_up_to_it(checkpoint: str, cache: str) -> None:
     assert accumulated == pytest.approx(losses, rel=1e-5)
     difference = max((p - parts.parameters[n]).abs().max().item() for n, p in whole.parameters.items())
     assert difference < 1e-5
+    clips = ts.ClipSet(opened(checkpoint), rows(), ts.kept_in(cache))
     with pytest.raises(ValueError, match="2 workers"):
-        next(ft.train(whole, ts.ClipSet(opened(checkpoint), rows(), cache), settings(steps=9, batch=1), 0, 0, 2))
+        next(ft.train(whole, clips, settings(steps=9, batch=1), 0, 0, 2))
 
 
 def test_workers_share_a_batch_as_evenly_as_can_be() -> None:
@@ -258,7 +259,7 @@ def test_bfloat16_models_train_float32_weights(checkpoint: str, cache: str) -> N
     model, config = opened(checkpoint, "bfloat16"), settings(steps=1, learning_rate=1e-6)
     training = ft.begin(model, config, seed=0)
     before = {name: p.detach().clone() for name, p in training.parameters.items()}
-    (line,) = ft.train(training, ts.ClipSet(model, rows(), cache), config, seed=0)
+    (line,) = ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=0)
     assert {p.dtype for p in training.parameters.values()} == {torch.float32}
     assert sum(not torch.equal(before[n], p) for n, p in training.parameters.items()) > 0.9 * len(before)
     _, exact, _ = trained(checkpoint, cache, config)
@@ -304,7 +305,7 @@ def test_lora_starts_as_the_base_and_leaves_it_alone(checkpoint: str, cache: str
     training = ft.begin(model, settings(lora_rank=4), seed=0)
     torch.testing.assert_close(velocity(model.transformer), base)
     assert len(training.parameters) == 2 * 2 * 2 * 4, "A and B of q, k, v and out in both attentions of both blocks"
-    list(ft.train(training, ts.ClipSet(model, rows(), cache), settings(lora_rank=4), seed=0))
+    list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(cache)), settings(lora_rank=4), seed=0))
     now = {n.replace(".base_layer", ""): p for n, p in model.transformer.named_parameters()}
     assert all(torch.equal(now[n], p) for n, p in before.items())
     again = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=0)
@@ -320,7 +321,7 @@ def test_an_object_store_does_as_well_as_a_folder(checkpoint: str, rank: int | N
     assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 4
     assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 0
     training = ft.begin(model, config, seed=0)
-    list(ft.train(training, ts.ClipSet(model, rows(), f"{place}/latents"), config, seed=0))
+    list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(f"{place}/latents")), config, seed=0))
     ft.save_weights(training, f"{place}/weights")
     fresh = opened(checkpoint)
     ft.load_weights(fresh, f"{place}/weights")

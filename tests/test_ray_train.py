@@ -96,7 +96,7 @@ def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str
     model = tiny.opened(checkpoint)
     training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
     training = finetuning.begin(model, run.finetune, run.seed)
-    clips = training_set.ClipSet(model, tiny.rows(), str(cache))
+    clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
     losses = [line.loss for line in finetuning.train(training, clips, run.finetune, run.seed)]
     finetuning.save_weights(training, str(cache / "arm"))
     return losses, weights(cache / "arm")

@@ -145,7 +145,7 @@ def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], Weights]
     model = tiny.opened(checkpoint)
     training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
     training = finetuning.begin(model, config, run.seed)
-    clips = training_set.ClipSet(model, tiny.rows(), str(cache))
+    clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
     losses = [line.loss for line in finetuning.train(training, clips, config, run.seed)]
     finetuning.save_weights(training, str(cache / "arm"))
     return losses, weights(str(cache / "arm"))

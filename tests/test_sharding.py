@@ -44,7 +44,7 @@ def one_worker(tmp_path: Path) -> Iterator[None]:
 def trained(checkpoint: str, cache: str, config: Finetune, dtype: str = "float32") -> Trained:
     model = tiny.opened(checkpoint, dtype)
     training = finetuning.begin(model, config, seed=3)
-    clips = ts.ClipSet(model, tiny.rows(), cache)
+    clips = ts.ClipSet(model, tiny.rows(), ts.kept_in(cache))
     return training, [line.loss for line in finetuning.train(training, clips, config, seed=3)]
 
 

@@ -1,0 +1,73 @@
+"""Does attribution pick the right clips? Held against what fine-tuning on them really does, with every control.
+
+``python -m jobs.benchmarks.quality [--quick] [--folder runs/quality]``. What is in the folder is not computed again, so
+that a killed run goes on. Tables as Parquet, plots as PNG in FOLDER/report, one JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from jobs.benchmarks import ceilings
+from jobs.benchmarks.quality import plots, studies
+from jobs.benchmarks.quality.laws import LAWS
+from jobs.benchmarks.quality.problem import Size
+from jobs.benchmarks.quality.retraining import Recipe
+from jobs.benchmarks.quality.studies import Plan
+from jobs.command import duration
+
+LONG = Plan(
+    Size(1200, 10, 15),
+    Recipe(),
+    subsets=100,
+    again=30,
+    halves=100,
+    seeds=3,
+    targets=("explode", "free_fall", "roll", "slide", "spin"),
+    laws=LAWS,
+    exact=40,
+)
+QUICK = Plan(
+    Size(200, 4, 5),
+    Recipe(steps=40, noises=1),
+    subsets=16,
+    again=4,
+    halves=0,
+    seeds=2,
+    targets=("roll", "stretch"),
+    places=((501.0, 0), (751.0, 0)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few clips, subsets, targets and seeds: some minutes")
+    parser.add_argument("--folder", default="runs/quality", help="where everything is kept")
+    given = parser.parse_args()
+    machine = ceilings.machine()
+    ceilings.print_machine(machine)
+    start = time.monotonic()
+    found = run(QUICK if given.quick else LONG, given.folder)
+    seconds = time.monotonic() - start
+    print(f"{duration(seconds)} in this call; plots and tables in {given.folder}/report")
+    ceilings.print_json({"benchmark": "quality", "machine": machine, "seconds": seconds, **found})
+
+
+def run(plan: Plan, folder: str) -> dict[str, Any]:
+    """Every study, printed as it ends. Returns their tables."""
+    study = studies.Studies(plan, folder)
+    found: dict[str, Any] = {}
+    for name, call in study.all.items():
+        found[name] = call()
+        if not found[name]:
+            continue
+        studies.write(f"{folder}/report/{name}.parquet", found[name])
+        studies.show(name, found[name])
+    plots.draw(found, f"{folder}/report")
+    return found
+
+
+if __name__ == "__main__":
+    main()

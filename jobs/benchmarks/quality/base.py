@@ -1,0 +1,94 @@
+"""Train the benchmark's base model: ``python -m jobs.benchmarks.quality.base``.
+
+The demo's model has seen so much of its world that no short fine-tuning teaches it anything. This one is smaller,
+shares the demo's autoencoder and text encoder, and has not learnt all that there is to learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from jobs.weights.transformer import timesteps, velocity_error
+from pipeline import world
+from pipeline.config import PACKAGE, load
+from pipeline.models import VideoModel, open_model
+
+OUT = PACKAGE / "weights" / "quality-transformer"
+STEPS, WARM, DECAY, BATCH, RATE, SCENES, SEED = 3000, 100, 1000, 32, 1e-3, 3000, 9_000_001
+
+
+def make(model: VideoModel) -> WanTransformer3DModel:
+    """Three layers of 96 channels that take the latents and texts of the demo's model."""
+    config: Any = model.transformer.config
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=3,
+        attention_head_dim=32,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=288,
+        num_layers=3,
+        rope_max_seq_len=config.rope_max_seq_len,
+    )
+
+
+def rate(step: int, steps: int) -> float:
+    """Linear warming, then constant, then down to a fiftieth over the last DECAY steps."""
+    return RATE * min(1.0, (step + 1) / WARM) * min(1.0, (steps - step) / DECAY + 0.02)
+
+
+def train(steps: int, out: Path) -> None:
+    run = load("demo")
+    _, _, height, width = run.geometry
+    model = open_model(run.model, torch.device("cpu"))
+    scenes = world.corpus(SEED, SCENES)
+    latents = torch.stack([model.encode(world.render(scene, height, width)) for scene in scenes])
+    texts = torch.cat([model.text([s.caption for s in scenes[i : i + 100]]) for i in range(0, len(scenes), 100)])
+    empty = model.text([""])[0]
+    torch.manual_seed(1)
+    net = make(model)
+    average = copy.deepcopy(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.01, betas=(0.9, 0.99))
+    shown = 0.0
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        chosen = torch.randint(0, len(latents), (BATCH,), generator=generator)
+        text = texts[chosen].clone()
+        text[torch.rand(BATCH, generator=generator) < 0.1] = empty
+        t = timesteps(generator, BATCH)
+        noise = torch.randn((BATCH, *latents.shape[1:]), generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, steps)
+        loss = velocity_error(net, latents[chosen], text, t, noise).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for a, b in zip(average.parameters(), net.parameters(), strict=True):
+                a.lerp_(b, 0.01)
+        shown = 0.98 * shown + 0.02 * float(loss.detach())
+        if (step + 1) % 100 == 0:
+            print(f"step {step + 1} loss {shown / (1 - 0.98 ** (step + 1)):.4f}", flush=True)
+    average.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    train(given.steps, given.out)
+
+
+if __name__ == "__main__":
+    main()

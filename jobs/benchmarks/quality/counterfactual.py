@@ -1,0 +1,110 @@
+"""What happens if the selection is fine-tuned on: every arm for every target motion, under several seeds.
+
+All arms take the same steps. Arms that pick take a tenth of the clips. Losses are held out, masked and plain, on the
+target motion and on the others, and told relative to the base model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.benchmarks.quality.influences import Floats
+from jobs.benchmarks.quality.problem import Clips
+from jobs.benchmarks.quality.retraining import Losses, Retraining, on
+from pipeline.arms import by_hash
+from pipeline.intervals import Interval, bootstrap_mean
+from pipeline.ranking import order, share
+
+TENTH = 0.1
+SAME_FOR_ALL = ("all", "random", "magnitude")  # arms that know no target
+
+
+@dataclass(frozen=True)
+class Influences:
+    """Influence on every query, [N, Q], by the rules that arms pick by."""
+
+    plain: Floats
+    no_mask: Floats
+    whitened: Floats
+    best: Floats
+    overlap: Floats  # [N, T]
+
+
+def chosen(
+    arm: str, clips: Clips, queries: Clips, motions: Sequence[str], target: str, by: Influences, seed: int
+) -> Retraining:
+    """What an arm fine-tunes on for a target. `random` draws anew for every seed; no other choice depends on it."""
+    count, ids, columns = share(TENTH, int(clips.moving.sum())), clips.clip_ids, queries.of(target)
+    everything = np.arange(len(clips))
+
+    def top(values: Floats, rule: str) -> Retraining:
+        ranked = np.flatnonzero(np.isfinite(values).all(1))
+        placed = order(values[ranked].astype(np.float32), [ids[n] for n in ranked], rule)  # type: ignore[arg-type]
+        return on(ranked[placed[:count]], seed)
+
+    if arm == "all":
+        return on(everything, seed)
+    if arm == "random":
+        place = {clip_id: n for n, clip_id in enumerate(ids)}
+        return on(np.array([place[i] for i in by_hash(seed, ids)[:count]]), seed)
+    if arm == "magnitude":
+        return on(np.argsort(-clips.magnitude, kind="stable")[:count], seed)
+    if arm == "mask_overlap":
+        return top(by.overlap[:, [list(motions).index(target)]], "mean")
+    if arm == "no_mask":
+        return top(by.no_mask[:, columns], "votes")
+    if arm == "motive":
+        return top(by.plain[:, columns], "votes")
+    if arm == "motive_whitened":
+        return top(by.whitened[:, columns], "mean")
+    if arm == "best":
+        return top(by.best[:, columns], "mean")
+    mean = by.whitened[:, columns].mean(1)
+    if arm == "all_minus_harmful":
+        last = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable")[:count]
+        return on(np.setdiff1d(everything, last[mean[last] < 0]), seed)
+    if arm == "weighted":
+        positive = [(n, float(value)) for n, value in enumerate(mean.tolist()) if np.isfinite(value) and value > 0]
+        return Retraining(tuple(positive), seed)
+    if arm == "oracle":
+        right = np.flatnonzero((clips.motions == target) & (clips.kinds == "real"))
+        place = {ids[n]: int(n) for n in right}
+        return on(np.array([place[i] for i in by_hash(0, list(place))[:count]]), seed)
+    raise ValueError(f"arm {arm!r}: the benchmark knows no such arm")
+
+
+ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "mask_overlap", "no_mask", "motive",
+        "motive_whitened", "best", "oracle")  # fmt: skip
+
+
+def changes(after: Losses, before: Losses, held_out: Clips, target: str) -> dict[str, float]:
+    """Relative change of mean losses: masked and plain, on the target and on the other motions."""
+    found = {}
+    own = held_out.motions == target
+    for place, rows in (("target", own), ("others", ~own)):
+        for column, name in enumerate(("masked", "plain")):
+            found[f"{name}_{place}"] = float(after[rows, column].mean() / before[rows, column].mean() - 1)
+    return found
+
+
+def table(found: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[str, float | str]]:
+    """A row an arm: the mean change of each loss with its 95 % interval over targets and seeds, and the same of the
+    masked target loss paired with random's. `found` is by arm, target and seed."""
+    rows: list[dict[str, float | str]] = []
+    for arm in dict.fromkeys(arm for arm, _, _ in found):
+        mine = {(target, seed): values for (a, target, seed), values in found.items() if a == arm}
+        random = {(target, seed): values for (a, target, seed), values in found.items() if a == "random"}
+        targets, seeds = ([key[place] for key in mine] for place in (0, 1))
+        row: dict[str, float | str] = {"arm": arm}
+        for name in next(iter(mine.values())):
+            row |= _told(name, bootstrap_mean([values[name] for values in mine.values()], targets, seeds))
+        gain = [values["masked_target"] - random[key]["masked_target"] for key, values in mine.items()]
+        rows.append(row | _told("over_random", bootstrap_mean(gain, targets, seeds)))
+    return rows
+
+
+def _told(name: str, found: Interval) -> dict[str, float | str]:
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

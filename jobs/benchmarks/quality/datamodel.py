@@ -1,0 +1,89 @@
+"""How well a sum of scores tells the loss after fine-tuning: the linear datamodelling score (Park et al. 2023, eq. 3).
+
+Subsets of the corpus are fine-tuned on; a subset's predicted value for a motion is the mean score of its clips, and the
+LDS is Spearman's correlation over the subsets of predicted with measured values (the loss, its sign turned), mean over
+the motions. *Target-specific* is the same after each subset's mean over the motions was taken away from both: it asks
+which motion a subset teaches, not whether it teaches at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from jobs.benchmarks.quality.problem import Clips
+
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+Design = Literal["skewed", "uniform"]
+
+CONCENTRATION = 0.15  # of the Dirichlet distribution that the motions' shares are drawn from
+SHARE = {"skewed": 0.25, "uniform": 0.5}  # of the corpus in a subset
+
+
+def subsets(clips: Clips, design: Design, count: int) -> list[Rows]:
+    """`uniform`: halves of the corpus. `skewed`: quarters in which some motions are many and others hardly there.
+    Subset n does not depend on `count`."""
+    size, named = round(SHARE[design] * len(clips)), sorted(set(clips.motions.tolist()) - {""})
+    found = []
+    for number in range(count):
+        rng = np.random.default_rng([5, number, design == "skewed"])
+        chances = np.ones(len(clips))
+        if design == "skewed":
+            shares = dict(zip(named, rng.dirichlet(np.full(len(named), CONCENTRATION)), strict=True))
+            counts = Counter(clips.motions.tolist())
+            chances = np.array([shares.get(m, 1 / len(named)) / counts[m] for m in clips.motions.tolist()]) + 1e-9
+        found.append(np.sort(rng.choice(len(clips), size, replace=False, p=chances / chances.sum())))
+    return found
+
+
+def predicted(scores: Floats, members: list[Rows]) -> Floats:
+    """Mean score of each subset's clips: [N, T] -> [S, T]. A clip that a method cannot score counts 0."""
+    return np.stack([np.nan_to_num(scores[rows]).mean(0) for rows in members])
+
+
+def specific(values: Floats) -> Floats:
+    """[S, T] without each row's mean, columns standardised first: motions whose losses are large must not rule it."""
+    scaled = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
+    found: Floats = scaled - scaled.mean(1, keepdims=True)
+    return found
+
+
+def correlations(a: Floats, b: Floats) -> Floats:
+    """Spearman's correlation of the columns of [S, T] and [S, T]: [T]."""
+    x, y = (rankdata(v, axis=0) for v in (a, b))
+    x, y = x - x.mean(0), y - y.mean(0)
+    length = np.sqrt((x * x).sum(0) * (y * y).sum(0))
+    found: Floats = (x * y).sum(0) / np.maximum(length, 1e-12)
+    return found
+
+
+@dataclass(frozen=True)
+class Score:
+    """An LDS with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def lds(values: Floats, gain: Floats, target_specific: bool, draws: int = 400) -> Score:
+    """LDS of predicted values [S, T] for the measured gain [S, T] (base loss less loss). The interval is a bootstrap
+    over subsets and motions together, the same draws for every method."""
+    if target_specific:
+        values, gain = specific(values), specific(gain)
+    rng, found = np.random.default_rng(0), []
+    subsets, motions = gain.shape
+    for _ in range(draws):
+        rows, columns = rng.integers(0, subsets, subsets), rng.integers(0, motions, motions)
+        found.append(correlations(values[rows][:, columns], gain[rows][:, columns]).mean())
+    low, high = np.quantile(found, (0.05, 0.95))
+    return Score(float(correlations(values, gain).mean()), float(low), float(high))

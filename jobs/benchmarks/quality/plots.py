@@ -1,0 +1,66 @@
+"""The studies' plots, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+Rows = list[dict[str, Any]]
+CONTROL, OURS, KNOWN = "#b0b0b0", "#2b6cb0", "#2f855a"
+
+
+def draw(found: Mapping[str, Rows], folder: str) -> None:
+    """lds.png, cost.png and counterfactual.png in a local folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    rows = found["lds"]
+    ceiling = found["ceiling"][0]["specific"]
+    _bars([(r["method"], r["specific"], r["specific_low"], r["specific_high"]) for r in rows],
+          "LDS, target-specific", f"{folder}/lds.png", ceiling)  # fmt: skip
+    _cost(rows, f"{folder}/cost.png")
+    held = found["counterfactual"]
+    name = "masked_target"
+    _bars([(r["arm"], 100 * r[name], 100 * r[f"{name}_low"], 100 * r[f"{name}_high"]) for r in held],
+          "held-out masked loss on the target after fine-tuning, %", f"{folder}/counterfactual.png")  # fmt: skip
+
+
+def _colour(name: str) -> str:
+    if name.startswith("oracle"):
+        return KNOWN
+    return CONTROL if name.startswith("control") or name in ("random", "magnitude", "mask_overlap", "all") else OURS
+
+
+def _bars(values: list[tuple[str, float, float, float]], title: str, path: str, ceiling: float | None = None) -> None:
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(values) + 1.2), layout="constrained")
+    names = [name for name, *_ in values]
+    at = range(len(values))
+    axes.barh(at, [v for _, v, *_ in values], color=[_colour(n) for n in names])
+    spread = [[v - low for _, v, low, _ in values], [high - v for _, v, _, high in values]]
+    axes.errorbar([v for _, v, *_ in values], at, xerr=spread, fmt="none", color="black", linewidth=1)
+    if ceiling is not None:
+        axes.axvline(ceiling, color="black", linestyle=":", label="a second fine-tuning on the same subset")
+        axes.legend(loc="lower right")
+    axes.set_yticks(at, names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_title(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _cost(rows: Rows, path: str) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        if row["gradients"]:
+            axes.plot(row["gradients"], row["specific"], "o", color=_colour(row["method"]))
+            axes.annotate(row["method"], (row["gradients"], row["specific"]), xytext=(5, 3), textcoords="offset points")
+    axes.set_xlabel("backward passes a clip")
+    axes.set_ylabel("LDS, target-specific")
+    axes.margins(x=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

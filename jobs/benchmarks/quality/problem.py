@@ -1,0 +1,136 @@
+"""The synthetic world's clips, queries and held-out clips, encoded once: latents, captions, motion masks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from jobs.benchmarks.quality.base import OUT
+from pipeline import config, motion, stores, world
+from pipeline.config import Run
+from pipeline.models import VideoModel, open_model
+from pipeline.motion import load_raft
+
+SEED = 7_000_001  # of the corpus; no weights have seen it. Queries and held-out clips follow
+SETS = ("clips", "queries", "held_out")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much world: clips of the corpus, queries and held-out clips of each of the ten motions."""
+
+    clips: int = 1200
+    queries: int = 10
+    held_out: int = 15
+
+    @property
+    def name(self) -> str:
+        return f"{self.clips}-{self.queries}-{self.held_out}"
+
+    def scenes(self, name: str) -> list[world.Scene]:
+        """The scenes of a set. The motions of queries and held-out clips are taken in equal parts."""
+        if name == "clips":
+            return world.corpus(SEED, self.clips)
+        return world.queries(SEED + SETS.index(name), self.queries if name == "queries" else self.held_out)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Encoded clips; row n of everything is the clip clip_ids[n]."""
+
+    clip_ids: tuple[str, ...]
+    motions: npt.NDArray[np.str_]  # "" where nothing moves by itself
+    kinds: npt.NDArray[np.str_]  # real, cartoon, still, camera
+    magnitude: npt.NDArray[np.float32]  # mean flow, pixels a frame
+    latent: Tensor  # [N, C, f, h, w]
+    text: Tensor  # [N, tokens, width]
+    mask: Tensor  # [N, f, h, w], zeros where a clip has no motion
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    @property
+    def moving(self) -> npt.NDArray[np.bool_]:
+        found: npt.NDArray[np.bool_] = (self.mask.flatten(1).amax(1) > 0).numpy()
+        return found
+
+    def of(self, motion: str) -> npt.NDArray[np.int64]:
+        """Rows of a motion that move."""
+        return np.flatnonzero((self.motions == motion) & self.moving)
+
+
+def run_of() -> Run:
+    """The demo's model and motion settings; everything else the benchmark sets itself."""
+    return config.load("demo")
+
+
+@functools.cache  # once a process: Ray's tasks of one worker share it
+def base_model() -> VideoModel:
+    """The demo's model with the transformer of `base`."""
+    model = open_model(run_of().model, torch.device("cpu"))
+    model.transformer = WanTransformer3DModel.from_pretrained(OUT, use_safetensors=True).eval()
+    model.pipeline.transformer = model.transformer  # type: ignore[attr-defined]
+    return model
+
+
+def encode(scenes: Sequence[world.Scene], folder: str) -> None:
+    """Render, encode and mask scenes with the product's own pieces, RAFT included: two files in `folder`."""
+    run, model = run_of(), base_model()
+    raft = load_raft(run.motion, torch.device("cpu"))
+    _, _, height, width = run.geometry
+    latents, masks, magnitudes = [], [], []
+    for scene in scenes:
+        frames = world.render(scene, height, width)
+        flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
+        latents.append(model.encode(frames))
+        grid = tuple(latents[-1].shape[1:])
+        mask = motion.motion_mask(flow, run.motion, grid, model.temporal_stride)  # type: ignore[arg-type]
+        masks.append(torch.zeros(grid) if mask is None else mask)
+        magnitudes.append(motion.statistics(flow)[0])
+    texts = model.text([scene.caption for scene in scenes])
+    held = {"latent": torch.stack(latents), "mask": torch.stack(masks), "text": texts.contiguous()}
+    stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(held))
+    told = {"clip_id": [s.name for s in scenes], "motion": [s.motion for s in scenes], "kind": [s.kind for s in scenes]}
+    with stores.writing(f"{folder}/clips.parquet") as file:
+        pq.write_table(pa.table({**told, "magnitude": pa.array(magnitudes, pa.float32())}), file)
+
+
+def filmed(model: VideoModel, captions: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
+    """The flow of the videos that a model makes of captions, the n-th with the n-th seed."""
+    run = run_of()
+    raft, geometry = load_raft(run.motion, torch.device("cpu")), (run.data.frames, run.data.height, run.data.width)
+    for seed, caption in enumerate(captions):
+        frames = model.generate(caption, geometry, seed, run.evaluate.steps, run.evaluate.guidance)
+        yield motion.estimate(frames, raft, run.motion, torch.device("cpu")).numpy()
+
+
+def encoded(folder: str) -> bool:
+    return Path(folder, "clips.parquet").exists()  # it is written last
+
+
+@functools.cache
+def load(folders: tuple[str, ...]) -> Clips:
+    """The clips of these folders, one after the other."""
+    tables = pa.concat_tables([pq.read_table(f"{folder}/clips.parquet") for folder in folders])
+    tensors = [safetensors.torch.load_file(f"{folder}/tensors.safetensors") for folder in folders]
+    latent, text, mask = (torch.cat([t[name] for t in tensors]) for name in ("latent", "text", "mask"))
+    return Clips(
+        tuple(tables.column("clip_id").to_pylist()),
+        np.array(tables.column("motion").to_pylist()),
+        np.array(tables.column("kind").to_pylist()),
+        tables.column("magnitude").to_numpy(),
+        latent,
+        text,
+        mask,
+    )

@@ -1,0 +1,116 @@
+"""A short fine-tuning on some of the clips, and the held-out losses after it: the truth of everything here."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jobs.benchmarks.quality.base import make
+from jobs.benchmarks.quality.problem import Clips, base_model
+from pipeline.config import Finetune
+from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.finetuning import begin, train
+from pipeline.models import VideoModel
+from pipeline.training_set import ClipSet, Row
+
+FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
+AT_A_TIME = 25  # held-out clips of one forward pass
+
+Losses = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the benchmark fine-tunes and what it measures then."""
+
+    steps: int = 75
+    batch: int = 16
+    learning_rate: float = 1e-4
+    timesteps: tuple[float, ...] = (251.0, 501.0, 751.0)
+    noises: int = 2
+
+    @property
+    def finetune(self) -> Finetune:
+        return Finetune(arm="random", steps=self.steps, batch=self.batch, learning_rate=self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """A fine-tuning: the weight of every clip that takes part (row of the corpus -> weight), and its seed."""
+
+    weights: tuple[tuple[int, float], ...]
+    seed: int
+
+    def digest(self, recipe: Recipe, size: str) -> str:
+        """Names the result: it depends on this and on nothing else."""
+        known = json.dumps([size, asdict(recipe), self.weights, self.seed])
+        return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
+
+
+def on(rows: npt.NDArray[np.int64], seed: int) -> Retraining:
+    """A fine-tuning on these rows of the corpus, each as likely as the other."""
+    return Retraining(tuple((int(row), 1.0) for row in sorted(rows.tolist())), seed)
+
+
+def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe) -> VideoModel:
+    """The base, fine-tuned by the product's own loop."""
+    model = fresh()
+    rows: list[Row] = [{"clip_id": clips.clip_ids[n], "row": n, "weight": w} for n, w in task.weights]
+    empty = {"text": model.text([""])[0]}
+
+    def read(row: Row | None) -> Mapping[str, Tensor]:
+        return empty if row is None else {"latent": clips.latent[row["row"]], "text": clips.text[row["row"]]}
+
+    training = begin(model, recipe.finetune, task.seed)
+    for _ in train(training, ClipSet(model, rows, read), recipe.finetune, task.seed):
+        pass
+    return model
+
+
+def fresh() -> VideoModel:
+    """The base model as it is on disk, whatever was trained in this process before."""
+    model = base_model()
+    model.transformer.load_state_dict(_state())
+    return model
+
+
+def untrained() -> VideoModel:
+    """A model of the base's architecture whose weights are random: what the architecture alone tells."""
+    model = copy.copy(base_model())  # for gradients alone: its pipeline keeps the base's transformer
+    torch.manual_seed(3)
+    model.transformer = make(model).eval()
+    return model
+
+
+@functools.cache
+def _state() -> dict[str, Any]:
+    """First called by the first `fresh` of a process, when nothing has been trained yet."""
+    return copy.deepcopy(base_model().transformer.state_dict())
+
+
+@torch.no_grad()
+def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
+    """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain."""
+    model.transformer.eval()
+    found = np.zeros((len(clips), 2))
+    for t in recipe.timesteps:
+        for index in range(recipe.noises):
+            noise = shared_noise(0, FIRST_NOISE + index, tuple(clips.latent.shape[1:]))  # type: ignore[arg-type]
+            for start in range(0, len(clips), AT_A_TIME):
+                here = slice(start, start + AT_A_TIME)
+                latent = clips.latent[here]
+                times = torch.full((len(latent),), t)
+                errors = loss_map(model, latent, clips.text[here], times, noise.expand_as(latent))
+                found[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
+                found[here, 1] += errors.mean((1, 2, 3)).numpy()
+    return found / (len(recipe.timesteps) * recipe.noises)

@@ -1,0 +1,45 @@
+"""What a score finds: clips of the same motion, and real clips before their cartoons. With its controls, because most
+of it can be had without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from jobs.benchmarks.quality.influences import Floats
+from jobs.benchmarks.quality.problem import Clips
+from pipeline.intervals import Interval, bootstrap_mean
+
+
+def auc(above: Floats, below: Floats) -> float:
+    """The chance that one of `above` is larger than one of `below`, ties counting half (Mann and Whitney 1947)."""
+    ranks = rankdata(np.concatenate([above, below]))[: len(above)]
+    return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))
+
+
+def same_motion(scores: Floats, clips: Clips, motions: Sequence[str]) -> Interval:
+    """AUC of a motion's real clips over all other clips that move; the interval is over the motions."""
+    real, found = clips.kinds == "real", []
+    for column, motion in enumerate(motions):
+        own = (clips.motions == motion) & real & clips.moving
+        found.append(auc(scores[own, column], scores[(clips.motions != motion) & clips.moving, column]))
+    return bootstrap_mean(found, list(motions))
+
+
+def real_over_cartoon(scores: Floats, clips: Clips, motions: Sequence[str]) -> Interval:
+    """AUC of a motion's real clips over its cartoons, for motions that have cartoons; the interval is over them."""
+    found, named = [], []
+    for column, motion in enumerate(motions):
+        real, cartoon = (_of(clips, motion, kind) for kind in ("real", "cartoon"))
+        if cartoon.any():
+            found.append(auc(scores[real, column], scores[cartoon, column]))
+            named.append(motion)
+    return bootstrap_mean(found, named)
+
+
+def _of(clips: Clips, motion: str, kind: str) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = (clips.motions == motion) & (clips.kinds == kind) & clips.moving
+    return found

@@ -1,0 +1,156 @@
+"""Ray's tasks: a chunk of clips to encode, a kernel, a fine-tuning. What is on disk is not done again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining
+from jobs.benchmarks.quality.influences import other_latents
+from jobs.benchmarks.quality.problem import SETS, Clips, Size
+from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining
+from jobs.command import Progress
+from pipeline import ray_data, stores
+
+EXACT = 48  # clips of the problem whose influence is computed exactly
+CHUNK = 50  # clips that one task encodes
+PAPER = (751.0, 0)  # timestep and noise
+
+
+def each(title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Call it with each of the arguments, as many at a time as there are cores."""
+    if not arguments:
+        return
+    ray_data.connect()
+    remote = ray.remote(num_cpus=1)(_alone)
+    waiting, under_way, progress = list(arguments), list[Any](), Progress(title)
+    while waiting or under_way:
+        while waiting and len(under_way) < (os.cpu_count() or 1):
+            under_way.append(remote.remote(call, waiting.pop(0)))
+        done, under_way = ray.wait(under_way, num_returns=1)
+        ray.get(done)
+        progress(len(arguments) - len(waiting) - len(under_way), len(arguments), {})
+
+
+def _alone(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    call(*arguments)
+
+
+# --- the problem ------------------------------------------------------------------------------------------------------
+
+
+def encoded(folder: str, size: Size) -> tuple[Clips, Clips, Clips]:
+    """Clips, queries and held-out clips."""
+    places = {name: _chunks(folder, size, name) for name in SETS}
+    missing = [(size, name, n, place) for name in SETS for n, place in enumerate(places[name])]
+    each("encode", _encode, [m for m in missing if not problem.encoded(m[-1])])
+    clips, queries, held_out = (problem.load(places[name]) for name in SETS)
+    return clips, queries, held_out
+
+
+def _chunks(folder: str, size: Size, name: str) -> tuple[str, ...]:
+    count = len(size.scenes(name))
+    return tuple(f"{folder}/encoded/{size.name}/{name}-{n:03d}" for n in range(-(-count // CHUNK)))
+
+
+def _encode(size: Size, name: str, chunk: int, place: str) -> None:
+    problem.encode(size.scenes(name)[chunk * CHUNK : (chunk + 1) * CHUNK], place)
+
+
+def loaded(folder: str, size: Size, name: str) -> Clips:
+    return problem.load(_chunks(folder, size, name))
+
+
+# --- fine-tunings -----------------------------------------------------------------------------------------------------
+
+
+def measured(folder: str, size: Size, recipe: Recipe, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
+    """Held-out losses [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
+    places = [f"{folder}/retrained/{task.digest(recipe, size.name)}.parquet" for task in wanted]
+    missing = {place: (folder, size, recipe, task, place) for place, task in zip(places, wanted, strict=True)}
+    each(title, _retrain, [given for place, given in missing.items() if not Path(place).exists()])
+    found = [pq.read_table(place) for place in places]
+    return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in found]
+
+
+def _retrain(folder: str, size: Size, recipe: Recipe, task: Retraining, place: str) -> None:
+    clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
+    model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
+    found = retraining.losses(model, held_out, recipe)
+    columns = {"clip_id": list(held_out.clip_ids), "masked": found[:, 0], "plain": found[:, 1]}
+    with stores.writing(place) as file:
+        pq.write_table(pa.table(columns), file)
+
+
+def generated(
+    folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[Retraining, str]], films: int
+) -> list[list[float]]:
+    """How far the videos that each fine-tuned model makes of a motion's captions are from its law (`laws`)."""
+    places = [f"{folder}/generated/{task.digest(recipe, size.name)}-{motion}-{films}.json" for task, motion in wanted]
+    missing = {p: (folder, size, recipe, *given, films, p) for p, given in zip(places, wanted, strict=True)}
+    each("generate", _generate, [given for place, given in missing.items() if not Path(place).exists()])
+    return [json.loads(stores.read_bytes(place)) for place in places]
+
+
+def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion: str, films: int, place: str) -> None:
+    clips = loaded(folder, size, "clips")
+    model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
+    model.transformer.eval()
+    captions = [scene.caption for scene in size.scenes("held_out") if scene.motion == motion][:films]
+    found = [laws.deviation(motion, flow) for flow in problem.filmed(model, captions)]
+    stores.write_bytes(place, json.dumps(found).encode())
+
+
+def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
+    """`metagradient.exact` of the first clips that move, a quarter of which each subset lacks."""
+    place = f"{folder}/exact/{size.name}-{'-'.join(targets)}-{subsets}.npz"
+    if not Path(place).exists():
+        each("exact influence", _exact, [(folder, size, targets, subsets, place)])
+    with np.load(io.BytesIO(stores.read_bytes(place)), allow_pickle=False) as held:
+        return metagradient.Exact(*(held[name] for name in metagradient.Exact._fields))
+
+
+def exact_rows(clips: Clips) -> tuple[int, ...]:
+    """The rows of the corpus that the small problem is made of."""
+    return tuple(np.flatnonzero(clips.moving)[:EXACT].tolist())
+
+
+def _exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int, place: str) -> None:
+    clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
+    problem = metagradient.Problem(clips, exact_rows(clips))
+    found = metagradient.exact(clips, held_out, targets, problem, subsets, EXACT // 4)
+    buffer = io.BytesIO()
+    np.savez(buffer, **found._asdict())
+    stores.write_bytes(place, buffer.getvalue())
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def grams(folder: str, size: Size, wanted: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
+    """Kernels of (timestep, noise, kind): `shared` noise, `crossed` masks under the same, a noise of each clip's `own`,
+    the `untrained` model, and `others`: each clip's own mask on another clip's latent."""
+    places = [f"{folder}/kernels/{size.name}/{kind}-{t:g}-{n}.npz" for t, n, kind in wanted]
+    missing = [(folder, size, *given, place) for given, place in zip(wanted, places, strict=True)]
+    each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
+    return [kernels.read(place) for place in places]
+
+
+def _grams(folder: str, size: Size, timestep: float, noise: int, kind: str, place: str) -> None:
+    clips, queries = loaded(folder, size, "clips"), loaded(folder, size, "queries")
+    model = retraining.untrained() if kind == "untrained" else retraining.fresh()
+    if kind == "others":
+        clips = other_latents(clips)
+    pairs = {"shared": ("motion", "none", "adam_motion"), "crossed": ("crossed",)}.get(kind, ("motion",))
+    kernels.write(place, dict(kernels.grams(model, clips, queries, timestep, noise, kind == "own", pairs)))
