@@ -1,4 +1,4 @@
-"""The quality benchmark: its pieces against definitions, and its short form on what the long form has shown."""
+"""The quality benchmark: its pieces against their definitions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.quality import __main__ as quality
 from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, problem, retraining, retrieval
 from jobs.benchmarks.quality.metagradient import Differentiable, Problem
 from jobs.benchmarks.quality.problem import Clips, Size
@@ -111,14 +110,3 @@ def test_the_metagradient_is_the_derivative_of_the_trained_loss(sets: tuple[Clip
         at[n] = step
         numeric = -(loss(torch.ones(4) + at) - loss(torch.ones(4) - at)) / (2 * step)
         assert float(influence[n]) == pytest.approx(numeric, rel=0.1, abs=2e-6)
-
-
-@pytest.fixture(scope="module")
-def short_form(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
-    """The tables of the short form, by study."""
-    folder = tmp_path_factory.mktemp("quality")
-    found = quality.run(quality.QUICK, str(folder))
-    plots = {path.name for path in (folder / "report").glob("*.png")}
-    assert plots == {"lds.png", "cost.png", "counterfactual.png"}
-    assert len(list((folder / "report").glob("*.parquet"))) == sum(map(bool, found.values()))
-    return found

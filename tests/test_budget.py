@@ -60,7 +60,8 @@ def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
 
     for name in ("attribute_queries", "index_data", "rank_clips", "finetune", "evaluate", "report"):
         monkeypatch.setattr(curate, name, told_of(name))
-    monkeypatch.setattr(curate.stages, "attribute", told_of("attribute"))
+    monkeypatch.setattr(curate.two_stages, "clips", told_of("attribute"))
+    monkeypatch.setattr(curate.two_stages, "rankable", lambda run: True)
     for module, name in ((curate.stages, "check"), (curate.ray_data, "connect"), (curate.ray_resources, "check")):
         monkeypatch.setattr(module, name, lambda *_: None)
     with pytest.raises(SpentError):
