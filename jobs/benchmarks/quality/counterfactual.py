@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.problem import Clips
@@ -49,7 +50,7 @@ def chosen(
         return on(everything, seed)
     if arm == "random":
         place = {clip_id: n for n, clip_id in enumerate(ids)}
-        return on(np.array([place[i] for i in by_hash(seed, ids)[:count]]), seed)
+        return on(np.array([place[i] for i in _by_hash(seed, ids)[:count]]), seed)
     if arm == "magnitude":
         return on(np.argsort(-clips.magnitude, kind="stable")[:count], seed)
     if arm == "mask_overlap":
@@ -72,12 +73,17 @@ def chosen(
     if arm == "oracle":
         right = np.flatnonzero((clips.motions == target) & (clips.kinds == "real"))
         place = {ids[n]: int(n) for n in right}
-        return on(np.array([place[i] for i in by_hash(0, list(place))[:count]]), seed)
+        return on(np.array([place[i] for i in _by_hash(0, list(place))[:count]]), seed)
     raise ValueError(f"arm {arm!r}: the benchmark knows no such arm")
 
 
 ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "mask_overlap", "no_mask", "motive",
         "motive_whitened", "best", "oracle")  # fmt: skip
+
+
+def _by_hash(seed: int, clip_ids: Sequence[str]) -> list[str]:
+    found: list[str] = by_hash(seed, pa.array(clip_ids, pa.string())).to_pylist()
+    return found
 
 
 def changes(after: Losses, before: Losses, held_out: Clips, target: str) -> dict[str, float]:
