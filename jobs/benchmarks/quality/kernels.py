@@ -102,5 +102,5 @@ def write(path: str, found: Grams) -> None:
 
 
 def read(path: str) -> Grams:
-    with np.load(io.BytesIO(stores.read_bytes(path)), allow_pickle=False) as held:
+    with np.load(io.BytesIO(stores.read_bytes(path))) as held:
         return {name: held[name] for name in held.files}

@@ -117,7 +117,7 @@ def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> me
     place = f"{folder}/exact/{size.name}-{'-'.join(targets)}-{subsets}.npz"
     if not Path(place).exists():
         each("exact influence", _exact, [(folder, size, targets, subsets, place)])
-    with np.load(io.BytesIO(stores.read_bytes(place)), allow_pickle=False) as held:
+    with np.load(io.BytesIO(stores.read_bytes(place))) as held:
         return metagradient.Exact(*(held[name] for name in metagradient.Exact._fields))
 
 
