@@ -127,6 +127,9 @@ class Finetune(Model):
     batch: int = Field(1, ge=1, description="clips a step and worker")
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: it falls to 0 over the steps"
+    )
     weight_decay: float = Field(0.01, ge=0)
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
     caption_dropout: float = Field(0.1, ge=0, le=1)

@@ -123,6 +123,13 @@ def _alone(loss: Tensor) -> Tensor:
     return loss
 
 
+def rate(config: Finetune, step: int) -> float:
+    """The learning rate of a step, counted from 0. What a constant one leaves of the last steps' noise can outweigh the
+    choice of clips; a falling one averages it out."""
+    falls = config.schedule == "linear"
+    return config.learning_rate * (1 - step / config.steps if falls else 1.0)
+
+
 def positions(clips: int, rank: int, workers: int) -> range:
     """The places of a batch that a worker computes, as even as can be. ValueError if some worker has none."""
     if clips < workers:
@@ -164,6 +171,8 @@ def train(
         if not np.isfinite(found):
             raise FloatingPointError(f"the loss of step {training.step + 1} is {found}; lower finetune.learning_rate")
         torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate(config, training.step)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.step += 1

@@ -212,7 +212,7 @@ def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_path: Path, rank: int | None) -> None:
-    config = settings(lora_rank=rank, weight_decay=0.1)
+    config = settings(lora_rank=rank, weight_decay=0.1, schedule="linear")
     whole, losses, _ = trained(checkpoint, cache, config)
     model = opened(checkpoint)
     first = ft.begin(model, config, seed=3)
@@ -247,6 +247,14 @@ def test_workers_share_a_batch_as_evenly_as_can_be() -> None:
             shares = [ft.positions(clips, rank, workers) for rank in range(workers)]
             assert [place for share in shares for place in share] == list(range(clips)), "a place is missing or doubled"
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_linear_schedule_falls_to_nothing(checkpoint: str, cache: str) -> None:
+    constant, linear = settings(steps=4), settings(steps=4, schedule="linear")
+    assert [ft.rate(constant, step) for step in range(4)] == [1e-3] * 4
+    assert [ft.rate(linear, step) for step in range(4)] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    training, _, _ = trained(checkpoint, cache, linear)
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-4), "the loop takes the schedule's rate"
 
 
 def test_the_loss_falls_on_a_set_that_can_be_learnt_by_heart(checkpoint: str, cache: str) -> None:
