@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from jobs.benchmarks import ceilings
-from jobs.benchmarks.quality import plots, studies
+from jobs.benchmarks.quality import plots, rows, studies
 from jobs.benchmarks.quality.laws import LAWS
 from jobs.benchmarks.quality.problem import Size
 from jobs.benchmarks.quality.retraining import Recipe
@@ -22,21 +22,21 @@ LONG = Plan(
     Size(1200, 10, 15),
     Recipe(),
     subsets=100,
-    again=30,
-    halves=100,
+    halves=50,
     seeds=3,
-    targets=("explode", "free_fall", "roll", "slide", "spin"),
+    targets=("bounce", "explode", "free_fall", "roll", "spin"),
     laws=LAWS,
     exact=40,
 )
 QUICK = Plan(
-    Size(200, 4, 5),
+    Size(240, 6, 5),
     Recipe(steps=40, noises=1),
     subsets=16,
-    again=4,
     halves=0,
     seeds=2,
-    targets=("roll", "stretch"),
+    targets=("explode", "free_fall"),
+    draws=1,
+    others=False,
     places=((501.0, 0), (751.0, 0)),
 )
 
@@ -63,8 +63,8 @@ def run(plan: Plan, folder: str) -> dict[str, Any]:
         found[name] = call()
         if not found[name]:
             continue
-        studies.write(f"{folder}/report/{name}.parquet", found[name])
-        studies.show(name, found[name])
+        rows.write(f"{folder}/report/{name}.parquet", found[name])
+        rows.show(name, found[name])
     plots.draw(found, f"{folder}/report")
     return found
 

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Design = Literal["skewed", "uniform"]
 
+DRAWS = 400  # of a bootstrap
 CONCENTRATION = 0.15  # of the Dirichlet distribution that the motions' shares are drawn from
 SHARE = {"skewed": 0.25, "uniform": 0.5}  # of the corpus in a subset
 
@@ -75,15 +76,25 @@ class Score:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def lds(values: Floats, gain: Floats, target_specific: bool, draws: int = 400) -> Score:
-    """LDS of predicted values [S, T] for the measured gain [S, T] (base loss less loss). The interval is a bootstrap
-    over subsets and motions together, the same draws for every method."""
+def lds(values: Floats, gain: Floats, target_specific: bool) -> Score:
+    """LDS of predicted values [S, T] for the measured gain [S, T] (base loss less loss)."""
+    mean, drawn = _bootstrapped(values, gain, target_specific)
+    return Score(mean, *np.quantile(drawn, (0.05, 0.95)).tolist())
+
+
+def difference(ours: Floats, theirs: Floats, gain: Floats, target_specific: bool) -> Score:
+    """How much larger the LDS of our prediction is than that of theirs, paired by subset and motion."""
+    (a, drawn_a), (b, drawn_b) = (_bootstrapped(values, gain, target_specific) for values in (ours, theirs))
+    return Score(a - b, *np.quantile(drawn_a - drawn_b, (0.05, 0.95)).tolist())
+
+
+def _bootstrapped(values: Floats, gain: Floats, target_specific: bool) -> tuple[float, Floats]:
+    """An LDS, and that of resampled subsets and motions: [DRAWS], the same draws for every method."""
     if target_specific:
         values, gain = specific(values), specific(gain)
     rng, found = np.random.default_rng(0), []
     subsets, motions = gain.shape
-    for _ in range(draws):
+    for _ in range(DRAWS):
         rows, columns = rng.integers(0, subsets, subsets), rng.integers(0, motions, motions)
         found.append(correlations(values[rows][:, columns], gain[rows][:, columns]).mean())
-    low, high = np.quantile(found, (0.05, 0.95))
-    return Score(float(correlations(values, gain).mean()), float(low), float(high))
+    return float(correlations(values, gain).mean()), np.array(found)

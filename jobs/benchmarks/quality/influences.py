@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.problem import Clips
+from pipeline.ranking import votes
 
 Floats = npt.NDArray[np.float64]
 Place = tuple[float, int]  # timestep and noise
@@ -94,6 +95,14 @@ def values(grams: Mapping[Place, Grams], method: Method, clips: Clips) -> Floats
     return influence(cosines, len(clips), method.whiten, rows)
 
 
+def voted(values: Floats) -> Floats:
+    """How many of the queries each clip is among the top tenth of: [N, Q] -> [N]; NaN where it has no influence."""
+    has = np.isfinite(values).all(1)
+    found = np.full(len(values), np.nan)
+    found[has] = votes(values[has].astype(np.float32), 0.1)
+    return found
+
+
 # --- controls: what needs no gradient ---------------------------------------------------------------------------------
 
 
@@ -127,11 +136,3 @@ def chance(clips: Clips, motions: Sequence[str]) -> Floats:
 def known(clips: Clips, motions: Sequence[str]) -> Floats:
     """The oracle: 1 for a real clip of the motion, and 0."""
     return np.stack([((clips.motions == m) & (clips.kinds == "real")).astype(np.float64) for m in motions], 1)
-
-
-def other_latents(clips: Clips) -> Clips:
-    """Each moving clip's own mask with the latent and caption of the next one: what the mask's place alone tells."""
-    moving = np.flatnonzero(clips.moving)
-    to = np.arange(len(clips))
-    to[moving] = np.roll(moving, 1)
-    return replace(clips, latent=clips.latent[to], text=clips.text[to])

@@ -19,7 +19,7 @@ def draw(found: Mapping[str, Rows], folder: str) -> None:
     """lds.png, cost.png and counterfactual.png in a local folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     rows = found["lds"]
-    ceiling = found["ceiling"][0]["specific"]
+    ceiling = found["ceiling"][0]["specific_of_mean"] if found["ceiling"] else None
     _bars([(r["method"], r["specific"], r["specific_low"], r["specific_high"]) for r in rows],
           "LDS, target-specific", f"{folder}/lds.png", ceiling)  # fmt: skip
     _cost(rows, f"{folder}/cost.png")
@@ -43,7 +43,7 @@ def _bars(values: list[tuple[str, float, float, float]], title: str, path: str, 
     spread = [[v - low for _, v, low, _ in values], [high - v for _, v, _, high in values]]
     axes.errorbar([v for _, v, *_ in values], at, xerr=spread, fmt="none", color="black", linewidth=1)
     if ceiling is not None:
-        axes.axvline(ceiling, color="black", linestyle=":", label="a second fine-tuning on the same subset")
+        axes.axvline(ceiling, color="black", linestyle=":", label="as many other fine-tunings on the same subset")
         axes.legend(loc="lower right")
     axes.set_yticks(at, names)
     axes.invert_yaxis()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.motion import load_raft
 
 SEED = 7_000_001  # of the corpus; no weights have seen it. Queries and held-out clips follow
 SETS = ("clips", "queries", "held_out")
+TENSORS = ("latent", "mask", "robust", "steady", "small")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Size:
     """How much world: clips of the corpus, queries and held-out clips of each of the ten motions."""
 
     clips: int = 1200
-    queries: int = 10
+    queries: int = 20
     held_out: int = 15
 
     @property
@@ -56,6 +58,10 @@ class Clips:
     latent: Tensor  # [N, C, f, h, w]
     text: Tensor  # [N, tokens, width]
     mask: Tensor  # [N, f, h, w], zeros where a clip has no motion
+    robust: Tensor  # the same with a quantile as its upper end
+    steady: Tensor  # the same after the camera's motion was subtracted
+    small: Tensor  # [N, C, f, h/2, w/2], latents of the clips at half their size
+    frames: npt.NDArray[np.int64]  # latent frames that count, all of them but for `variants.mixed`
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -84,23 +90,37 @@ def base_model() -> VideoModel:
     return model
 
 
+@functools.cache
+def base_digest() -> str:
+    """Names the base model's weights: what was computed with others is not taken for these."""
+    return hashlib.blake2b((OUT / "diffusion_pytorch_model.safetensors").read_bytes(), digest_size=6).hexdigest()
+
+
 def encode(scenes: Sequence[world.Scene], folder: str) -> None:
     """Render, encode and mask scenes with the product's own pieces, RAFT included: two files in `folder`."""
     run, model = run_of(), base_model()
     raft = load_raft(run.motion, torch.device("cpu"))
     _, _, height, width = run.geometry
-    latents, masks, magnitudes = [], [], []
+    held: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
+    magnitudes = []
     for scene in scenes:
         frames = world.render(scene, height, width)
         flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
-        latents.append(model.encode(frames))
-        grid = tuple(latents[-1].shape[1:])
-        mask = motion.motion_mask(flow, run.motion, grid, model.temporal_stride)  # type: ignore[arg-type]
-        masks.append(torch.zeros(grid) if mask is None else mask)
+        latent = model.encode(frames)
+        grid = tuple(latent.shape[1:])
+        held["latent"].append(latent)
+        held["small"].append(model.encode(world.render(scene, height // 2, width // 2)))
+        for name, settings, moves in (
+            ("mask", run.motion, flow),
+            ("robust", run.motion.model_copy(update={"normalise": "quantile"}), flow),
+            ("steady", run.motion, flow - motion.camera_motion(flow)),
+        ):
+            mask = motion.motion_mask(moves, settings, grid, model.temporal_stride)  # type: ignore[arg-type]
+            held[name].append(torch.zeros(grid) if mask is None else mask)
         magnitudes.append(motion.statistics(flow)[0])
     texts = model.text([scene.caption for scene in scenes])
-    held = {"latent": torch.stack(latents), "mask": torch.stack(masks), "text": texts.contiguous()}
-    stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(held))
+    stacked = {name: torch.stack(tensors) for name, tensors in held.items()} | {"text": texts.contiguous()}
+    stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(stacked))
     told = {"clip_id": [s.name for s in scenes], "motion": [s.motion for s in scenes], "kind": [s.kind for s in scenes]}
     with stores.writing(f"{folder}/clips.parquet") as file:
         pq.write_table(pa.table({**told, "magnitude": pa.array(magnitudes, pa.float32())}), file)
@@ -124,13 +144,12 @@ def load(folders: tuple[str, ...]) -> Clips:
     """The clips of these folders, one after the other."""
     tables = pa.concat_tables([pq.read_table(f"{folder}/clips.parquet") for folder in folders])
     tensors = [safetensors.torch.load_file(f"{folder}/tensors.safetensors") for folder in folders]
-    latent, text, mask = (torch.cat([t[name] for t in tensors]) for name in ("latent", "text", "mask"))
+    joined = {name: torch.cat([t[name] for t in tensors]) for name in (*TENSORS, "text")}
     return Clips(
         tuple(tables.column("clip_id").to_pylist()),
         np.array(tables.column("motion").to_pylist()),
         np.array(tables.column("kind").to_pylist()),
         tables.column("magnitude").to_numpy(),
-        latent,
-        text,
-        mask,
+        frames=np.full(tables.num_rows, joined["latent"].shape[2]),
+        **joined,
     )

@@ -35,13 +35,14 @@ class Recipe:
 
     steps: int = 75
     batch: int = 16
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     timesteps: tuple[float, ...] = (251.0, 501.0, 751.0)
     noises: int = 2
 
     @property
     def finetune(self) -> Finetune:
-        return Finetune(arm="random", steps=self.steps, batch=self.batch, learning_rate=self.learning_rate)
+        rate = self.learning_rate
+        return Finetune(arm="random", steps=self.steps, batch=self.batch, learning_rate=rate, schedule="linear")
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,8 @@ class Retraining:
     weights: tuple[tuple[int, float], ...]
     seed: int
 
-    def digest(self, recipe: Recipe, size: str) -> str:
-        """Names the result: it depends on this and on nothing else."""
-        known = json.dumps([size, asdict(recipe), self.weights, self.seed])
+    def digest(self, recipe: Recipe, problem: str) -> str:
+        known = json.dumps([problem, asdict(recipe), self.weights, self.seed])
         return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
 
 

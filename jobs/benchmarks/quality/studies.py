@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jobs.benchmarks import ceilings
-from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, methods, retrieval, tasks
+from jobs.benchmarks.quality import (
+    ablations,
+    cheap,
+    choice,
+    counterfactual,
+    datamodel,
+    influences,
+    kernels,
+    methods,
+    retrieval,
+    tasks,
+    variants,
+)
 from jobs.benchmarks.quality.datamodel import Design
 from jobs.benchmarks.quality.influences import Floats, Method, Place
-from jobs.benchmarks.quality.methods import WHITEN, Kernels, Scored, motion_scores
+from jobs.benchmarks.quality.methods import Kernels, Scored, motion_scores
 from jobs.benchmarks.quality.problem import Size, base_model
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
-from jobs.benchmarks.quality.tasks import PAPER
-from pipeline import stores, world
-from pipeline.intervals import Interval, bootstrap_mean
+from jobs.benchmarks.quality.rows import Rows, both_lds, told
+from pipeline import world
+from pipeline.intervals import bootstrap_mean
 
-Rows = list[dict[str, Any]]
 MOTIONS = world.MOTIONS
+OTHER_NOISE = 10  # what is added to the numbers of the settings' noises to see how repeatable they are
 LAW_ARMS = ("base", "all", "all_minus_harmful", "random", "motive_whitened", "best", "oracle")
 
 
@@ -34,13 +43,14 @@ class Plan:
     size: Size
     recipe: Recipe
     subsets: int  # of the skewed design
-    again: int  # of these that are fine-tuned on under a second seed as well
     halves: int  # subsets of the uniform design
-    seeds: int
+    seeds: int  # of the counterfactual
     targets: tuple[str, ...]
     laws: tuple[str, ...] = ()  # motions of which videos are made and held against their laws
     films: int = 10  # of each
     exact: int = 0  # subsets of the small problem whose influence is computed exactly
+    draws: int = 2  # fine-tunings on each subset, under different seeds, whose mean is predicted
+    others: bool = True  # whether variants and cheaper attributions are looked at
     places: tuple[Place, ...] = ((251.0, 0), (501.0, 0), (751.0, 0), (751.0, 1))
 
 
@@ -56,7 +66,10 @@ class Studies:
         return {
             "lds": self.lds,
             "ceiling": self.ceiling,
+            "choice": self.choice,
             "ablations": self.ablations,
+            "cheap": self.cheap,
+            "lengths": self.lengths,
             "retrieval": self.retrieval,
             "counterfactual": self.counterfactual,
             "laws": self.laws,
@@ -76,12 +89,18 @@ class Studies:
     @cached_property
     def kernels(self) -> Kernels:
         places = self.plan.places
-        kinds = [(*place, kind) for kind in ("shared", "crossed") for place in places]
-        kinds += [(*PAPER, kind) for kind in methods.CONTROLS]
-        found = tasks.grams(self.folder, self.plan.size, kinds)
-        count = len(places)
-        shared = {place: found[n] | found[count + n] for n, place in enumerate(places)}
-        return Kernels(shared, dict(zip(methods.CONTROLS, found[2 * count :], strict=True)))
+        again = [(t, noise + OTHER_NOISE) for t, noise in places] if self.plan.others else []
+        others = methods.OTHERS if self.plan.others else methods.CONTROLS
+        kinds = [(*place, "shared") for place in places] + [(*place, "masked") for place in again]
+        found = tasks.grams(
+            self.folder, self.plan.size, self.plan.recipe, kinds + [(*tasks.PAPER, name) for name in others]
+        )
+        one, two = len(places), len(places) + len(again)
+        return Kernels(
+            dict(zip(places, found[:one], strict=True)),
+            dict(zip(again, found[one:two], strict=True)),
+            dict(zip(others, found[two:], strict=True)),
+        )
 
     @cached_property
     def scored(self) -> dict[str, Scored]:
@@ -92,78 +111,92 @@ class Studies:
         rows = [self.held_out.of(motion) for motion in MOTIONS]
         return [1 - float(losses[r, 0].mean() / self.base[r, 0].mean()) for r in rows]
 
-    def gains(self, design: Design, count: int, seed: int) -> tuple[list[Any], Floats]:
-        """The subsets of a design and what each gained [S, T]."""
+    def fine_tuned(self, design: Design) -> tuple[list[Any], Floats]:
+        """The subsets of a design and what each gained under each seed [draws, S, T]."""
+        count = self.plan.subsets if design == "skewed" else self.plan.halves
         members = datamodel.subsets(self.clips, design, count)
-        found = self.retrained(f"LDS, {design}", [on(rows, seed) for rows in members])
-        return members, np.array([self.gain(losses) for losses in found])
+        wanted = [on(rows, seed) for seed in range(self.plan.draws) for rows in members]
+        found = [self.gain(losses) for losses in self.retrained(f"LDS, {design}", wanted)]
+        return members, np.array(found).reshape(self.plan.draws, count, -1)
+
+    def gains(self, design: Design) -> tuple[list[Any], Floats]:
+        """The subsets of a design and what each gained, mean over the seeds: [S, T]."""
+        members, found = self.fine_tuned(design)
+        return members, found.mean(0)
+
+    def motion_scores(self, scored: Scored) -> Floats:
+        return motion_scores(scored, self.queries, MOTIONS)
 
     # --- the studies --------------------------------------------------------------------------------------------------
 
     def lds(self, design: Design = "skewed") -> Rows:
-        count = self.plan.subsets if design == "skewed" else self.plan.halves
-        if not count:
+        if design == "uniform" and not self.plan.halves:
             return []
-        members, gains = self.gains(design, count, 0)
+        members, gains = self.gains(design)
+        predicted = {n: datamodel.predicted(self.motion_scores(s), members) for n, s in self.scored.items()}
         rows: Rows = []
-        for name, scored in self.scored.items():
-            predicted = datamodel.predicted(motion_scores(scored, self.queries, MOTIONS), members)
-            rows.append({"method": name, "gradients": scored.gradients, **_scores(predicted, gains)})
+        for name, values in predicted.items():
+            over = datamodel.difference(values, predicted["motive"], gains, True)
+            row = {"method": name, "gradients": self.scored[name].gradients, **both_lds(values, gains)}
+            rows.append(row | {"over_motive": over.value, "over_motive_low": over.low, "over_motive_high": over.high})
         return rows
 
     def ceiling(self) -> Rows:
-        """The same subsets under another seed: no prediction can be better than a second fine-tuning is."""
-        members, first = self.gains("skewed", self.plan.again, 0)
-        _, second = self.gains("skewed", self.plan.again, 1)
-        return [{"subsets": len(members), **_scores(second, first)}]
+        """How well a fine-tuning tells another one on the same subset, and what follows for the mean of all of them,
+        which LDS is about (Spearman 1910, Brown 1910): the exact expectation would have the root of that."""
+        members, found = self.fine_tuned("skewed")
+        if len(found) < 2:
+            return []
+        row: dict[str, Any] = {"subsets": len(members), **both_lds(found[0], found[1])}
+        for name in ("plain", "specific"):
+            whole = len(found) * row[name] / (1 + (len(found) - 1) * row[name])
+            row |= {f"{name}_of_mean": whole, f"{name}_of_the_truth": max(0.0, whole) ** 0.5}
+        return [row]
+
+    def choice(self) -> Rows:
+        """The best of all rules, chosen on one half of the subsets and judged on the other."""
+        if not self.plan.others:
+            return []
+        members, gains = self.gains("skewed")
+        named, predicted = choice.cross_fitted(dict(self.variants()), members, gains)
+        return [{"chosen": " | ".join(named), **both_lds(predicted, gains)}]
 
     def ablations(self) -> Rows:
         """LDS of every variant."""
-        members, gains = self.gains("skewed", self.plan.subsets, 0)
-        rows: Rows = []
-        for name, values in self.variants():
-            scores = influences.by_motion(values, self.queries, MOTIONS)
-            rows.append({"ablation": name, **_scores(datamodel.predicted(scores, members), gains)})
-        return rows
+        if not self.plan.others:
+            return []
+        members, gains = self.gains("skewed")
+        return [{"ablation": n, **both_lds(datamodel.predicted(v, members), gains)} for n, v in self.variants()]
 
     def variants(self) -> Iterator[tuple[str, Floats]]:
-        """What else could have been done, one change at a time: a name and influence on every query [N, Q]."""
-        places = self.plan.places
-
-        def of(name: str, method: Method) -> tuple[str, Floats]:
-            return name, influences.values(self.kernels.shared, method, self.clips)
-
-        yield of("motive, whitened (timestep 751)", Method((PAPER,), "motion", WHITEN))
-        for place in places:
-            if place != PAPER:
-                yield of(f"timestep {place[0]:g}, noise {place[1]}", Method((place,), "motion", WHITEN))
-        yield of("queries masked, clips not", Method((PAPER,), "crossed", WHITEN))
-        yield of("unmasked", Method((PAPER,), "none", WHITEN))
-        own = influences.values({PAPER: self.kernels.controls["own"]}, Method((PAPER,), "motion", WHITEN), self.clips)
-        yield "a noise of its own for each clip", own
-        yield of(f"{len(places)} settings", Method(places, "motion", WHITEN))
-        for whiten in (None, 0.1, 0.03, 0.003, 0.001):
-            yield of(f"{len(places)} settings, lambda {whiten}", Method(places, "motion", whiten))
-        yield of(f"{len(places)} settings, unmasked", Method(places, "none", WHITEN))
-        yield of(f"{len(places)} settings, queries masked, clips not", Method(places, "crossed", WHITEN))
-        yield of(f"{len(places)} settings, queries masked, clips not, lambda 0.001", Method(places, "crossed", 0.001))
-        yield of(f"{len(places)} settings, unmasked, lambda 0.001", Method(places, "none", 0.001))
-        yield f"{len(places)} settings, masked and unmasked together", methods.both(self.kernels, self.clips).values
-        yield "the same, lambda 0.001 (best)", methods.both(self.kernels, self.clips, methods.BEST).values
-        yield of(f"{len(places)} settings, by Adam's second moments", Method(places, "adam_motion", WHITEN))
-        yield of(
-            f"{len(places)} settings, each part of the model alike", Method(places, "motion", WHITEN, by_part=True)
-        )
-        yield of(f"{len(places)} settings, lengths kept, not whitened", Method(places, "motion", None, lengths=True))
-        yield of(f"{len(places)} settings, lengths kept", Method(places, "motion", WHITEN, lengths=True))
-        last = tuple(n for n, part in enumerate(self.parts) if part in self.parts[-3:])
-        yield of(
-            f"{len(places)} settings, the last block and what follows", Method(places, "motion", WHITEN, parts=last)
-        )
+        return ablations.variants(self.kernels, self.clips, self.queries, MOTIONS, self.parts)
 
     @property
     def parts(self) -> list[str]:
         return list(kernels.parts(base_model().transformer))
+
+    def cheap(self) -> Rows:
+        if not self.plan.others:
+            return []
+        members, gains = self.gains("skewed")
+        found = list(cheap.variants(self.kernels, self.clips, self.queries, MOTIONS, len(self.parts)))
+        full = found[0][2]
+        return [
+            {"attribution": name, "cost": cost, **cheap.alike(scores, full),
+             **both_lds(datamodel.predicted(scores, members), gains)}
+            for name, cost, scores in found
+        ]  # fmt: skip
+
+    def lengths(self) -> Rows:
+        """Whether length decides where half of the clips are shorter than the queries."""
+        rows: Rows = []
+        for name, whiten in (("cosine", None), ("whitened", methods.WHITEN)) if self.plan.others else ():
+            grams = {tasks.PAPER: self.kernels.others["mixed"]}
+            values = influences.values(grams, Method((tasks.PAPER,), "motion", whiten), self.clips)
+            scores = influences.by_motion(values, self.queries, MOTIONS)
+            found = retrieval.short_over_long(scores, variants.cut(self.clips), MOTIONS)
+            rows.append({"method": name, **told("short_over_long", found)})
+        return rows
 
     def retrieval(self) -> Rows:
         rows: Rows = []
@@ -172,7 +205,7 @@ class Studies:
             if np.isfinite(scores[self.clips.moving]).all():
                 same = retrieval.same_motion(scores, self.clips, MOTIONS)
                 real = retrieval.real_over_cartoon(scores, self.clips, MOTIONS)
-                rows.append({"method": name, **_told("same_motion", same), **_told("real_over_cartoon", real)})
+                rows.append({"method": name, **told("same_motion", same), **told("real_over_cartoon", real)})
         return rows
 
     @cached_property
@@ -202,8 +235,8 @@ class Studies:
             pairs = [(m, n, value) for m in self.plan.laws for n, value in enumerate(by[arm, m])]
             change = [value - by["base", m][n] for m, n, value in pairs]
             films = [f"{m} {n}" for m, n, _ in pairs]
-            rows.append({"arm": arm, **_told("deviation", bootstrap_mean([v for *_, v in pairs], films)),
-                         **_told("over_base", bootstrap_mean(change, films))})  # fmt: skip
+            rows.append({"arm": arm, **told("deviation", bootstrap_mean([v for *_, v in pairs], films)),
+                         **told("over_base", bootstrap_mean(change, films))})  # fmt: skip
         return rows
 
     def exact(self) -> Rows:
@@ -214,8 +247,8 @@ class Studies:
         rows = list(tasks.exact_rows(self.clips))
         columns = [MOTIONS.index(target) for target in self.plan.targets]
         scores = {name: motion_scores(s, self.queries, MOTIONS)[rows][:, columns] for name, s in self.scored.items()}
-        told = {"exact influence, by differentiation": found.influence, **scores}
-        return [{"method": n, **_scores(found.weights @ np.nan_to_num(v), found.gains)} for n, v in told.items()]
+        compared = {"exact influence, by differentiation": found.influence, **scores}
+        return [{"method": n, **both_lds(found.weights @ np.nan_to_num(v), found.gains)} for n, v in compared.items()]
 
     def counterfactual(self) -> Rows:
         wanted = {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}
@@ -225,35 +258,3 @@ class Studies:
             for key, after in zip(wanted, losses, strict=True)
         }
         return counterfactual.table(found)
-
-
-def _scores(predicted: Floats, gains: Floats) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, target_specific in (("plain", False), ("specific", True)):
-        score = datamodel.lds(predicted, gains, target_specific)
-        found |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
-    return found
-
-
-def _told(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
-def write(path: str, rows: Rows) -> None:
-    with stores.writing(path) as file:
-        pq.write_table(pa.Table.from_pylist(rows), file)
-
-
-def show(title: str, rows: Rows) -> None:
-    """A table: words, then every figure that has an interval with it."""
-    print(f"\n{title}")
-    names = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
-    ceilings.print_table(names, [[_cell(row, name) for name in names] for row in rows])
-
-
-def _cell(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, float):
-        return str(value)
-    low = row.get(f"{name}_low")
-    return f"{value:+.3f}" if low is None else f"{value:+.3f} [{low:+.3f}, {row[f'{name}_high']:+.3f}]"

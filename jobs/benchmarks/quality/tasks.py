@@ -16,9 +16,9 @@ import ray
 import torch
 
 from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining
-from jobs.benchmarks.quality.influences import other_latents
 from jobs.benchmarks.quality.problem import SETS, Clips, Size
-from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining
+from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
+from jobs.benchmarks.quality.variants import VARIANTS
 from jobs.command import Progress
 from pipeline import ray_data, stores
 
@@ -75,9 +75,14 @@ def loaded(folder: str, size: Size, name: str) -> Clips:
 # --- fine-tunings -----------------------------------------------------------------------------------------------------
 
 
+def digest(task: Retraining, recipe: Recipe, size: Size) -> str:
+    """Names what a fine-tuning left: it depends on this and on nothing else."""
+    return task.digest(recipe, f"{size.name} {problem.base_digest()}")
+
+
 def measured(folder: str, size: Size, recipe: Recipe, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
     """Held-out losses [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
-    places = [f"{folder}/retrained/{task.digest(recipe, size.name)}.parquet" for task in wanted]
+    places = [f"{folder}/retrained/{digest(task, recipe, size)}.parquet" for task in wanted]
     missing = {place: (folder, size, recipe, task, place) for place, task in zip(places, wanted, strict=True)}
     each(title, _retrain, [given for place, given in missing.items() if not Path(place).exists()])
     found = [pq.read_table(place) for place in places]
@@ -97,7 +102,7 @@ def generated(
     folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[Retraining, str]], films: int
 ) -> list[list[float]]:
     """How far the videos that each fine-tuned model makes of a motion's captions are from its law (`laws`)."""
-    places = [f"{folder}/generated/{task.digest(recipe, size.name)}-{motion}-{films}.json" for task, motion in wanted]
+    places = [f"{folder}/generated/{digest(task, recipe, size)}-{motion}-{films}.json" for task, motion in wanted]
     missing = {p: (folder, size, recipe, *given, films, p) for p, given in zip(places, wanted, strict=True)}
     each("generate", _generate, [given for place, given in missing.items() if not Path(place).exists()])
     return [json.loads(stores.read_bytes(place)) for place in places]
@@ -114,7 +119,7 @@ def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion:
 
 def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
     """`metagradient.exact` of the first clips that move, a quarter of which each subset lacks."""
-    place = f"{folder}/exact/{size.name}-{'-'.join(targets)}-{subsets}.npz"
+    place = f"{folder}/exact/{size.name}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}.npz"
     if not Path(place).exists():
         each("exact influence", _exact, [(folder, size, targets, subsets, place)])
     with np.load(io.BytesIO(stores.read_bytes(place))) as held:
@@ -138,19 +143,24 @@ def _exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int, plac
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def grams(folder: str, size: Size, wanted: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
-    """Kernels of (timestep, noise, kind): `shared` noise, `crossed` masks under the same, a noise of each clip's `own`,
-    the `untrained` model, and `others`: each clip's own mask on another clip's latent."""
-    places = [f"{folder}/kernels/{size.name}/{kind}-{t:g}-{n}.npz" for t, n, kind in wanted]
-    missing = [(folder, size, *given, place) for given, place in zip(wanted, places, strict=True)]
+def grams(folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
+    """Kernels of (timestep, noise, name of a variant)."""
+    home = f"{folder}/kernels/{size.name}-{problem.base_digest()}"
+    places = [f"{home}/{name}-{t:g}-{n}.npz" for t, n, name in wanted]
+    missing = [(folder, size, recipe, *given, place) for given, place in zip(wanted, places, strict=True)]
     each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
     return [kernels.read(place) for place in places]
 
 
-def _grams(folder: str, size: Size, timestep: float, noise: int, kind: str, place: str) -> None:
+def _grams(folder: str, size: Size, recipe: Recipe, timestep: float, noise: int, name: str, place: str) -> None:
     clips, queries = loaded(folder, size, "clips"), loaded(folder, size, "queries")
-    model = retraining.untrained() if kind == "untrained" else retraining.fresh()
-    if kind == "others":
-        clips = other_latents(clips)
-    pairs = {"shared": ("motion", "none", "adam_motion"), "crossed": ("crossed",)}.get(kind, ("motion",))
-    kernels.write(place, dict(kernels.grams(model, clips, queries, timestep, noise, kind == "own", pairs)))
+    variant = VARIANTS[name]
+    if variant.model == "untrained":
+        model = retraining.untrained()
+    elif variant.model == "tuned":
+        model = retraining.fine_tuned(on(np.arange(len(clips)), 0), clips, recipe)
+        model.transformer.eval()
+    else:
+        model = retraining.fresh()
+    given = variant.clips(clips), variant.queries(queries)
+    kernels.write(place, dict(kernels.grams(model, *given, timestep, noise, variant.own_noise, variant.pairs)))
