@@ -23,6 +23,7 @@ from pipeline import (
     stores,
     tables,
 )
+from pipeline.attribution import mask_of
 from pipeline.config import ConfigError, Run
 from pipeline.decoder import Decoder
 from pipeline.decomposition import Array, DecompositionWorker, Sums
@@ -85,7 +86,7 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
     if (
         motion is not None
         and motion["error"] is not None
-        and (run.ranking.mask == "motion" or not featured(motion["error"]))
+        and (mask_of(run.ranking.mask, "clips") == "motion" or not featured(motion["error"]))
     ):
         return motion, Problem("motion/clips", motion["error"])
     feature = _feature_row(run, clip_id)

@@ -11,10 +11,11 @@ mask_overlap        whose motion mask overlaps most with the queries': no model,
 no_mask             cosine of unmasked features, votes, then mean: the paper's control
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
+selected            by the recipe's own ranking, as selection/ has it
 oracle              whose column `data.oracle` names the queries' motion
 
-With `attribution.shortlist` no_mask, motive and motive_whitened are of the shortlist, and magnitude and mask_overlap
-see every clip at the cheaper variant's geometry.
+With `attribution.shortlist` no_mask, motive, motive_whitened and selected are of the shortlist, and magnitude and
+mask_overlap see every clip at the cheaper variant's geometry.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LINES = 10_000  # of a list that are in memory at a time
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
-PICKING = ("random", "magnitude", "mask_overlap", "no_mask", "motive", "motive_whitened", "oracle")
+PICKING = ("random", "magnitude", "mask_overlap", "no_mask", "motive", "motive_whitened", "selected", "oracle")
 
 
 def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
@@ -137,6 +138,8 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
         return _descending(*_overlaps(run))
     if arm == "motive_whitened":
         return _ranked(run, "motion", run.ranking.whiten or WHITEN, "mean")
+    if arm == "selected":
+        return _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by)
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 

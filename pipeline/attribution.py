@@ -20,6 +20,21 @@ class Setting(Model):
     mask: Literal["motion", "none"] = "motion"
 
 
+RankingMask = Literal["motion", "none", "queries"]
+
+
+def mask_of(mask: RankingMask | str, name: str) -> str:
+    """The mask of the features that a ranking compares, of `clips` or of `queries`: the same, or with "queries" the
+    queries' motion and all of a clip. That is what training does: it lowers a clip's plain loss, and what is asked is
+    what this does to the query's motion."""
+    return mask if mask != "queries" else {"clips": "none", "queries": "motion"}[name]
+
+
+def masks_of(mask: RankingMask | str) -> set[str]:
+    """The masks of settings that a ranking needs."""
+    return {mask_of(mask, name) for name in ("clips", "queries")}
+
+
 class ProjectionConfig(Model):
     kind: Kind = "gaussian"
     dim: int = Field(512, ge=8, multiple_of=8)

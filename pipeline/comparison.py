@@ -19,6 +19,7 @@ ORDER = ("masked_loss", "plain_loss", "vbench_dynamic_degree", "vbench_dynamic_m
 ARMS = (
     "base",
     "motive_whitened",
+    "selected",
     "motive",
     "no_mask",
     "mask_overlap",

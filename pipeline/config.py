@@ -7,7 +7,7 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import credentials
-from pipeline.attribution import Attribution
+from pipeline.attribution import Attribution, RankingMask, Setting, masks_of
 from pipeline.explanations import explained
 from pipeline.operations import (
     Budget,
@@ -47,6 +47,7 @@ Arm = Literal[
     "no_mask",
     "motive",
     "motive_whitened",
+    "selected",
     "oracle",
 ]
 
@@ -109,7 +110,10 @@ class Motion(Model):
 
 
 class Ranking(Model):
-    mask: Literal["motion", "none"] = Field("motion", description="features under which mask are compared")
+    mask: RankingMask = Field(
+        "motion",
+        description="features under which mask are compared; `queries`: of queries masked, of clips plain",
+    )
     whiten: float | None = Field(0.01, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
     by: Literal["mean", "votes"] = "mean"
     fraction: float = Field(0.1, gt=0, le=1, description="share of the clips that is selected")
@@ -127,9 +131,7 @@ class Finetune(Model):
     batch: int = Field(1, ge=1, description="clips a step and worker")
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "linear"] = Field(
-        "constant", description="linear: it falls to 0 over the steps"
-    )
+    schedule: Literal["constant", "linear"] = Field("constant", description="linear: it falls to 0 over the steps")
     weight_decay: float = Field(0.01, ge=0)
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
     caption_dropout: float = Field(0.1, ge=0, le=1)
@@ -155,6 +157,19 @@ class Evaluate(Model):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance: float = Field(5.0, ge=1)
+
+
+def _check_masks(mask: RankingMask, settings: Iterable[Setting], key: str) -> None:
+    """Raise ValueError where settings lack what a ranking under `mask` compares."""
+    found = {name: [(s.timestep, s.noise) for s in settings if s.mask == name] for name in sorted(masks_of(mask))}
+    for name, pairs in found.items():
+        if not pairs:
+            raise ValueError(f"ranking.mask={mask!r} needs a setting with mask: {name} in {key}.settings; add one")
+    if any(pairs != found["none"] for pairs in found.values() if mask == "queries"):
+        raise ValueError(
+            f"ranking.mask='queries' compares settings of one timestep and noise, but {key}.settings has {found}; give "
+            "each of them under both masks, in the same order"
+        )
 
 
 class Run(Model):
@@ -188,8 +203,7 @@ class Run(Model):
         for key, held in (("attribution", a), ("attribution.shortlist", a.cheaper)):
             if held is None:
                 continue
-            if r.mask not in {s.mask for s in held.settings}:
-                raise ValueError(f"ranking.mask={r.mask!r} needs a setting with that mask in {key}.settings; add one")
+            _check_masks(r.mask, held.settings, key)
             frames, fps = held.frames or d.frames, held.fps or d.fps
             if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:
                 raise ValueError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import motion, tables
-from pipeline.attribution import Setting
+from pipeline.attribution import Setting, mask_of
 from pipeline.config import Run
 from pipeline.diffusion import loss_map, masked, shared_noise
 from pipeline.gradients import manifest
@@ -114,7 +114,7 @@ def parts_schema(dim: int) -> pa.Schema:
 
 
 class DecompositionWorker:
-    """A row of the motion table -> the clip's feature in parts, under those settings that have the ranking's mask."""
+    """A row of the motion table -> the clip's feature in parts, under those settings that the ranking compares."""
 
     def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
         self.run, self.worker = run, FeatureWorker(run, fingerprint)
@@ -137,7 +137,7 @@ class DecompositionWorker:
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
         text, settings = self.worker.text(row["caption"] or ""), self.run.attribution.settings
         for i, setting in enumerate(settings):
-            if setting.mask != self.run.ranking.mask:
+            if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue
             found = by_frame(self.gradient, self.worker.model, setting, latent, text, mask, self.run.seed)
             for frame, (loss, features) in enumerate(found):

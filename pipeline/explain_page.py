@@ -23,8 +23,8 @@ GROUPS = 12  # columns of a split
 LARGEST = 400_000  # bytes of the clip's own picture
 
 REMEDIES = {
-    "no_motion": "It has no feature under the motion mask. With ranking.mask: none it is ranked by its unmasked one, "
-    "and with a lower motion.still it may have a mask.",
+    "no_motion": "It has no feature under the motion mask. With ranking.mask: none or queries it is ranked by its "
+    "unmasked one, and with a lower motion.still it may have a mask.",
     "too_short": "Take fewer data.frames, or a lower data.fps.",
     "decode": "Make the video again; a stage is then redone for it, because its version has changed.",
     "refused": "The sentence says which rule it breaks; data.base and the kind of file decide.",

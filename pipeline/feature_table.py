@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import tables
+from pipeline.attribution import mask_of
 from pipeline.config import ConfigError
 from pipeline.parallel import in_order
 from pipeline.ranking import unit_settings
@@ -108,7 +109,7 @@ def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]
 
 
 def under_mask(root: str, name: str, mask: str) -> FeatureTable:
-    """The features of `clips` or `queries` under a mask. A still clip has none under "motion".
+    """The features of `clips` or `queries` for a ranking's mask. A still clip has none under "motion".
 
     Raises ConfigError where there is no such table, or no such setting.
     """
@@ -117,7 +118,7 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
     if not paths:
         raise ConfigError(f"root={root!r} has no table features/{name}; run extract_features first, or curate.")
     settings = tables.metadata(folder)["settings"]
-    chosen, (fs, _) = members(settings, mask), place(folder)
+    chosen, (fs, _) = members(settings, mask_of(mask, name)), place(folder)
 
     def of_part(path: str) -> tuple[pa.Table, Flags]:
         with pq.ParquetFile(path, filesystem=fs) as file:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import finetuning, models, motion, schemas
-from pipeline.attribution import Setting
+from pipeline.attribution import Setting, masks_of
 from pipeline.config import Finetune, Run
 from pipeline.decoder import Decoder
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
@@ -46,8 +46,8 @@ def variants(run: Run) -> dict[str, Run]:
     """The recipe as it stands, and what is cheaper: the variant of its shortlist, one setting, smaller geometry, part
     of the blocks, all of these."""
     found: dict[str, dict[str, Any]] = {}
-    if len(run.attribution.settings) > 1:
-        found["one setting"] = {"settings": (_main_setting(run),)}
+    if (one := _one_setting(run)) != run.attribution.settings:
+        found["one setting"] = {"settings": one}
     smaller = _smaller(run)
     if smaller != dict(zip(("frames", "height", "width"), _size(run), strict=True)):
         found["half the frames, height and width"] = smaller
@@ -61,8 +61,11 @@ def variants(run: Run) -> dict[str, Run]:
     return {AS_IT_IS: run} | {name: run.model_copy(update={"attribution": a}) for name, a in changed.items()}
 
 
-def _main_setting(run: Run) -> Setting:
-    return next(s for s in run.attribution.settings if s.mask == run.ranking.mask)
+def _one_setting(run: Run) -> tuple[Setting, ...]:
+    """The first timestep and noise of the ranking, under the masks that it compares."""
+    settings, masks = run.attribution.settings, masks_of(run.ranking.mask)
+    first = next(s for s in settings if s.mask in masks)
+    return tuple(s for s in settings if s.mask in masks and (s.timestep, s.noise) == (first.timestep, first.noise))
 
 
 def _size(run: Run) -> tuple[int, int, int]:

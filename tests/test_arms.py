@@ -113,10 +113,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def expected(setting: int, whiten: float | None, queries: list[int]) -> tuple[list[str], np.ndarray]:
+def expected(
+    setting: int, whiten: float | None, queries: list[int], of_queries: int | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Clips with features of a setting, and their influence on queries, of the same setting or of another one."""
     ids = FEATURED if setting == 0 else [i for i in DECODABLE if i != NOT_FINITE]
     rows = unit_settings(features(N, 0)[[IDS.index(i) for i in ids], setting], 1)
-    return ids, influence(rows, features(4, 1)[queries, setting], whiten)
+    return ids, influence(rows, features(4, 1)[queries, setting if of_queries is None else of_queries], whiten)
 
 
 def with_group(queries: list[int], group: str) -> pa.Table:
@@ -197,6 +200,19 @@ def test_motive_whitened_is_the_selection_where_the_ranking_is_the_default(root:
     selection = tables.read(stores.join(str(root), "selection"))
     rows = [r for r in selection.to_pylist() if r["group"] == "all" and r["decision"] == "selected"]
     assert chosen(root, "motive_whitened") == sorted(r["clip_id"] for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("mask", "setting", "whiten", "by"),
+    [("queries", 1, 0.01, "mean"), ("none", 1, None, "votes"), ("motion", 0, 0.1, "mean")],
+)
+def test_selected_follows_the_recipes_ranking(
+    root: Path, mask: str, setting: int, whiten: float | None, by: Any
+) -> None:
+    of_queries = 0 if mask == "queries" else setting  # a clip's plain gradient, and the queries' motion
+    ids, found = expected(setting, whiten, [0, 1, 2, 3], of_queries)
+    best = [ids[i] for i in order(found, ids, by, 0.1)[:4]]
+    assert chosen(root, "selected", ranking__mask=mask, ranking__whiten=whiten, ranking__by=by) == sorted(best)
 
 
 def test_whitening_stands_where_the_ranking_has_none(root: Path) -> None:

@@ -120,8 +120,18 @@ def test_queries_are_videos_or_prompts_and_not_both(queries: dict[str, Any]) -> 
 def test_the_ranked_mask_must_be_among_the_settings() -> None:
     only_masked = [{"timestep": 751, "mask": "motion"}]
     text = refused({"ranking.mask": "none", "attribution.settings": only_masked})
-    assert "ranking.mask='none' needs a setting with that mask in attribution.settings" in text, text
+    assert "ranking.mask='none' needs a setting with mask: none in attribution.settings" in text, text
     assert load("demo", {"ranking.mask": "motion", "attribution.settings": only_masked}).ranking.mask == "motion"
+
+
+def test_queries_masked_and_clips_plain_need_every_setting_under_both_masks() -> None:
+    one = {"timestep": 751, "noise": 0, "mask": "motion"}
+    with pytest.raises(ConfigError, match="mask: none"):
+        load("demo", {"ranking.mask": "queries", "attribution.settings": [one]})
+    other = {"timestep": 251, "noise": 0, "mask": "none"}
+    with pytest.raises(ConfigError, match="one timestep and noise"):
+        load("demo", {"ranking.mask": "queries", "attribution.settings": [one, other]})
+    assert load("demo", {"ranking.mask": "queries"}).ranking.mask == "queries"
 
 
 def test_attribution_must_not_outlast_a_segment() -> None:

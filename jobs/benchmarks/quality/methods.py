@@ -17,7 +17,7 @@ from jobs.benchmarks.quality.tasks import PAPER
 CONTROLS = ("untrained", "others")
 OTHERS = ("adam", "projected", "own", "robust", "steady", "mixed", "short", "small", "tuned", *CONTROLS)
 WHITEN = 0.01
-BEST = ("crossed", "none"), 0.001  # pairs and lambda, in sight of the skewed subsets: `choice` tells what that is worth
+BEST = ("crossed",), WHITEN  # pairs and lambda, in sight of the skewed subsets: `choice` tells what that is worth
 
 
 @dataclass(frozen=True)
