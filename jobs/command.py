@@ -125,7 +125,9 @@ def record(run: Run) -> None:
     try:
         stores.write_bytes(stores.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
     except OSError as error:
-        raise ConfigError(f"root={run.root!r}: nothing can be written there ({error}); choose another root.") from error
+        raise ConfigError(
+            f"root={run.root!r}: nothing can be written there ({error}). Mend that, or choose another root."
+        ) from error
 
 
 class Progress:
