@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from contextlib import AbstractContextManager
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -23,7 +23,8 @@ def cores() -> int:
 def one_thread() -> AbstractContextManager[object]:
     """BLAS on one thread meanwhile: on small matrices its threads wait for one another far longer than they work, all
     the more where other processes want the cores."""
-    return threadpool_limits(1, "blas")
+    found: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return found
 
 
 def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:

@@ -79,7 +79,8 @@ def influence(clips: Array, queries: Array, whiten: float | None = None) -> Arra
     afterwards.
     """
     blocks = [slice(start, start + BLOCK) for start in range(0, len(clips), BLOCK)]
-    phi, q = np.empty(clips.shape, np.float32), unit_settings(queries, 1)
+    phi: Array = np.empty(clips.shape, np.float32)
+    q = unit_settings(queries, 1)
 
     def moment_of(rows: slice) -> Sums | float:
         phi[rows] = unit_settings(clips[rows], 1)
@@ -90,7 +91,8 @@ def influence(clips: Array, queries: Array, whiten: float | None = None) -> Arra
         moment += found
     if whiten is not None:
         q = whitened(q, moment, len(phi), whiten)
-    return np.concatenate([np.empty((0, len(q)), np.float32), *in_order(lambda rows: phi[rows] @ q.T, blocks)])
+    none: Array = np.empty((0, len(q)), np.float32)
+    return np.concatenate([none, *in_order(lambda rows: phi[rows] @ q.T, blocks)])
 
 
 # --- the clips that a ranking stands for ------------------------------------------------------------------------------
