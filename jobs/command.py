@@ -26,7 +26,7 @@ from pipeline.throughput import Figures
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
 
-CONTINUED = "Once the store can be used again, the same command goes on from here."
+CONTINUED = "Once that is mended, the same command goes on from here."
 
 
 def main(
