@@ -26,7 +26,7 @@ from pipeline.throughput import Figures
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 
 
-CONTINUED = "Once the store can be used again, the same command goes on from here."
+CONTINUED = "Once that is mended, the same command goes on from here."
 
 
 def main(
@@ -125,7 +125,9 @@ def record(run: Run) -> None:
     try:
         stores.write_bytes(stores.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
     except OSError as error:
-        raise ConfigError(f"root={run.root!r}: nothing can be written there ({error}); choose another root.") from error
+        raise ConfigError(
+            f"root={run.root!r}: nothing can be written there ({error}). Mend that, or choose another root."
+        ) from error
 
 
 class Progress:

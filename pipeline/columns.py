@@ -8,6 +8,8 @@ import tempfile
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.stores import writable
+
 Array = npt.NDArray[np.float32]
 
 
@@ -43,6 +45,7 @@ class Columns:
         for column, held in enumerate(np.ascontiguousarray(values.T)):
             at, view = 4 * (column * self.rows + self.filled), memoryview(held.data).cast("B")
             while view:
-                put = os.pwrite(self._file.fileno(), view, at)
+                with writable():
+                    put = os.pwrite(self._file.fileno(), view, at)
                 at, view = at + put, view[put:]
         self.filled += len(values)

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import tables
 from pipeline.attribution import mask_of
 from pipeline.config import ConfigError
 from pipeline.parallel import in_order
+from pipeline.part_files import opened
 from pipeline.ranking import unit_settings
 from pipeline.schemas import plain
 from pipeline.stores import join, place
@@ -81,7 +81,7 @@ class FeatureTable:
             (path, kept), at = part
             found, start = [], 0
             # A buffer, or a whole row group's bytes would be held.
-            with pq.ParquetFile(path, filesystem=fs, buffer_size=1 << 20) as file:
+            with opened(path, fs, buffer_size=1 << 20) as file:
                 for batch in file.iter_batches(BATCH, columns=["feature"], use_threads=False):
                     here = kept[start : start + batch.num_rows]
                     start += batch.num_rows
@@ -121,7 +121,7 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
     chosen, (fs, _) = members(settings, mask_of(mask, name)), place(folder)
 
     def of_part(path: str) -> tuple[pa.Table, Flags]:
-        with pq.ParquetFile(path, filesystem=fs) as file:
+        with opened(path, fs) as file:
             plain(file.schema_arrow.empty_table())
             table = file.read(["clip_id", "error", "norm"], use_threads=False)
         norm = table.column("norm").combine_chunks()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pipeline.columns import Columns
 from pipeline.feature_table import FeatureTable
+from pipeline.parallel import in_order
 from pipeline.ranking import Sums, own_part, second_moment, whitened
 
 Array = npt.NDArray[np.float32]
@@ -58,8 +59,10 @@ def influence_columns(
             tell(many)
         scores = _whitened(queries, moment, count, whiten, weights)
     columns, held = Columns(count, len(queries)), list[Array]()
-    for phi in resident:
-        columns.add(scores(phi, slice(columns.filled, columns.filled + len(phi))))
+    ends = np.cumsum([len(phi) for phi in resident]).tolist()
+    places = (slice(end - len(phi), end) for phi, end in zip(resident, ends, strict=True))
+    for values in in_order(lambda given: scores(*given), zip(resident, places, strict=True)):
+        columns.add(values)
     resident.clear()
     for values in rest.map_rows(scores):
         held.append(values)

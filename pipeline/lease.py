@@ -70,7 +70,9 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[None]:
     try:
         mine = _take(root, job, submission)
     except OSError as error:
-        raise ConfigError(f"root={root!r}: nothing can be written there ({error}); choose another root.") from error
+        raise ConfigError(
+            f"root={root!r}: nothing can be written there ({error}). Mend that, or choose another root."
+        ) from error
     over, lost = threading.Event(), threading.Event()
     renewal = threading.Thread(target=_renew, args=(root, mine, over, lost), name="lease", daemon=True)
     renewal.start()

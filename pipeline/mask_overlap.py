@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import stores, tables
+from pipeline.part_files import opened
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]  # [latent frames, h, w]
@@ -93,8 +93,8 @@ def _masks(root: str, kind: str) -> Iterator[tuple[pa.StringArray, list[Mask]]]:
     """The ids and masks of a motion table, a few at a time."""
     fs, _ = stores.place(root)
     for path in tables.parts(stores.join(root, "motion", kind)):
-        with fs.open(path, "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=["clip_id", "mask", "mask_shape", "error"]):
+        with opened(path, fs) as file:
+            for batch in file.iter_batches(BATCH, columns=["clip_id", "mask", "mask_shape", "error"]):
                 rows = batch.filter(pc.and_(batch.column("error").is_null(), batch.column("mask").is_valid()))
                 shapes = rows.column("mask_shape").to_pylist()
                 values = (np.frombuffer(mask.as_buffer(), np.uint8) for mask in rows.column("mask"))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import tables
 from pipeline.parallel import in_order
+from pipeline.part_files import opened
 from pipeline.scanning import Footer, footers
 from pipeline.stores import place
 
@@ -38,8 +38,8 @@ def _into_one(folder: str, group: list[Footer]) -> None:
     fs, _ = place(folder)
 
     def read(part: Footer) -> pa.Table:
-        with fs.open(part.path, "rb") as file:
-            return pq.ParquetFile(file).read().replace_schema_metadata()
+        with opened(part.path, fs) as file:
+            return file.read().replace_schema_metadata()
 
     merged = tables.once(pa.concat_tables(in_order(read, group), promote_options="default"))
     held = {k.decode(): json.loads(v) for k, v in (group[0].schema.metadata or {}).items()}

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -19,6 +20,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def one_thread() -> AbstractContextManager[object]:
+    """BLAS on one thread meanwhile: on small matrices its threads wait for one another far longer than they work, all
+    the more where other processes want the cores."""
+    found: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return found
+
+
 def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
     """``call`` of each in the order given, a few ahead of the one that is asked for: memory holds no more than those.
 
@@ -26,7 +34,7 @@ def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
     """
     threads = 2 * cores()  # twice, for those that wait for a disk or a bucket
     waiting: deque[Future[R]] = deque()
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
         try:
             for each in given:
                 waiting.append(pool.submit(call, each))

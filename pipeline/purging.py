@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline import purged, schemas, stores, training_set
 from pipeline.in_use import PROMOTED
+from pipeline.part_files import opened
 
 KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"
@@ -109,7 +110,7 @@ def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
         name = posixpath.basename(path)
         if not (name.startswith("part-") and name.endswith(".parquet")):
             continue
-        with pq.ParquetFile(path, filesystem=fs) as file:
+        with opened(path, fs) as file:
             schema = file.schema_arrow
         keys = tuple(k for k in KEYS if k in schema.names)
         queries = (schema.metadata or {}).get(b"query_ids") if "influence" in schema.names else None
@@ -119,7 +120,7 @@ def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
 
 
 def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str] | None) -> Any:
-    with pq.ParquetFile(part.path, filesystem=fs) as file:
+    with opened(part.path, fs) as file:
         schemas.plain(file.schema_arrow.empty_table())  # no pickles: a part of another hand is not opened further
         yield from file.iter_batches(ROWS, columns=None if columns is None else list(columns))
 
@@ -144,7 +145,7 @@ def _from_part(
     if not count and not queries:
         return uris
     removed.rows[posixpath.dirname(_relative(part.path, bare))] += count
-    with pq.ParquetFile(part.path, filesystem=fs) as file:
+    with opened(part.path, fs) as file:
         schema = _without_queries(file.schema_arrow, part, queries)
     writes = "uri" in schema.names and "arm" in schema.names
     if writes:
@@ -153,7 +154,10 @@ def _from_part(
     if count == rows:
         fs.rm_file(part.path)
         return uris
-    with stores.writing(_whole(fs, part.path)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with (
+        stores.writing(_whole(fs, part.path)) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for batch in _batches(fs, part, None):
             table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, part.keys, wanted)))])
             writer.write_table(_narrowed(table, schema, queries))
@@ -240,7 +244,7 @@ def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Remov
         return
     named = training_set.encodings([])
     for part in _parts(fs, stores.join(bare, "clips")):
-        with pq.ParquetFile(part.path, filesystem=fs) as file:
+        with opened(part.path, fs) as file:
             columns = [c for c in ("clip_id", "version", "caption", "captions") if c in file.schema_arrow.names]
         for batch in _batches(fs, part, columns):
             named |= training_set.encodings(batch.to_pylist())

@@ -6,6 +6,7 @@ What is here for all clips at once, `selection` does for as many as a bucket hol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Ranking
+from pipeline.parallel import in_order, one_thread
 
 Array = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
 
-BLOCK = 4096  # rows whose products are summed in float32 before they join a sum in float64
+BLOCK = 2048  # rows whose products are summed in float32 before they join a sum in float64
+SMALL = 2048  # rows of a system that BLAS solves sooner on one thread
 CHUNK = 1 << 18  # rows of a selection that are put into words at a time
 
 
@@ -51,7 +54,8 @@ def second_moment(phi: Array) -> Sums:
 def whitened(queries: Array, moment: Sums, count: float, whiten: float) -> Array:
     """TRAK's preconditioner on unit rows: ``phi_q (moment / count + whiten * I)^-1``; [Q, k] -> [Q, k]."""
     covariance = moment / count + whiten * np.eye(len(moment))
-    return np.ascontiguousarray(np.linalg.solve(covariance, queries.T.astype(np.float64)).T, np.float32)
+    with one_thread() if len(moment) < SMALL else nullcontext():
+        return np.ascontiguousarray(np.linalg.solve(covariance, queries.T.astype(np.float64)).T, np.float32)
 
 
 def own_part(phi: Array, weights: Sums, inverse: Array, total: float) -> Sums:
@@ -74,11 +78,21 @@ def influence(clips: Array, queries: Array, whiten: float | None = None) -> Arra
     ``phi_n^T (Phi^T Phi / N + whiten * I)^-1 phi_q`` (Park et al. 2023), Phi the clips' rows; not normalised
     afterwards.
     """
-    phi, q = unit_settings(clips, 1), unit_settings(queries, 1)
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(clips), BLOCK)]
+    phi: Array = np.empty(clips.shape, np.float32)
+    q = unit_settings(queries, 1)
+
+    def moment_of(rows: slice) -> Sums | float:
+        phi[rows] = unit_settings(clips[rows], 1)
+        return 0.0 if whiten is None else second_moment(phi[rows])
+
+    moment = np.zeros((phi.shape[1], phi.shape[1]))
+    for found in in_order(moment_of, blocks):
+        moment += found
     if whiten is not None:
-        q = whitened(q, second_moment(phi), len(phi), whiten)
-    found: Array = phi @ q.T
-    return found
+        q = whitened(q, moment, len(phi), whiten)
+    none: Array = np.empty((0, len(q)), np.float32)
+    return np.concatenate([none, *in_order(lambda rows: phi[rows] @ q.T, blocks)])
 
 
 # --- the clips that a ranking stands for ------------------------------------------------------------------------------

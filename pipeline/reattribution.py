@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline import drift, fingerprints, shortlist, stores, tables
 from pipeline.config import Run
 from pipeline.drift import Drift
 from pipeline.feature_table import under_mask
+from pipeline.part_files import opened
 from pipeline.ranking import influence
 
 SETS = ("queries", "clips")
@@ -32,7 +32,7 @@ def stale_parts(run: Run) -> dict[str, int]:
         folder = stores.join(root, "features", name)
         fs, _ = stores.place(folder)
         for path in tables.parts(folder):
-            with pq.ParquetFile(path, filesystem=fs) as file:
+            with opened(path, fs) as file:
                 held = json.loads((file.schema_arrow.metadata or {}).get(b"fingerprint", b"{}"))
                 if held.get(FIELD) != wanted:
                     found[path] = file.metadata.num_rows

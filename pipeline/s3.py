@@ -94,6 +94,33 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
 
     call_s3 = sync_wrapper(_call_s3)  # what files opened for writing use; the inherited one is bound to s3fs's own
 
+    # s3fs and fsspec take a store that does not answer for "no", and a folder's manifest would be passed over.
+
+    async def _is(self, kind: str, path: str) -> bool:
+        try:
+            return bool((await self._info(path))["type"] == kind)
+        except FileNotFoundError:
+            return False
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._is("file", path)
+
+    async def _isdir(self, path: str) -> bool:
+        return await self._is("directory", path)
+
+    async def _exists(self, path: str) -> bool:
+        bucket, key, _ = self.split_path(self._strip_protocol(path))
+        try:
+            await (self._info(path) if key else self._call_s3("head_bucket", Bucket=bucket))
+        except FileNotFoundError:
+            return False
+        except PermissionError:
+            if key:
+                raise
+        return True  # also a bucket that one may not ask about, whose objects may well be readable
+
+    isfile, isdir, exists = (sync_wrapper(call) for call in (_isfile, _isdir, _exists))
+
 
 async def _take_body(answer: dict[str, Any], ranged: bool) -> None:
     """Read the body while the request can still be repeated. One larger than a block is left alone: s3fs takes it as a
@@ -163,6 +190,8 @@ def _told(error: Exception, what: str, tries: int) -> StoreError:
     """The error that surfaces: of the kind that callers know, its text scrubbed, its cause left behind."""
     again = f" (tried {tries} times)" if tries > 1 else ""
     text = scrubbed(f"{what}: {_sentence(error)}{again}")
+    if isinstance(error, boto.EndpointConnectionError):
+        text += ". Check AWS_ENDPOINT_URL and the network, on every node"
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return _DeniedError(f"{text}. Give the environment credentials: variables, a profile or a role.")
     kinds = {FileNotFoundError: _MissingError, FileExistsError: _ExistsError, PermissionError: _DeniedError}

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline import retries, tables
 from pipeline.parallel import in_order
+from pipeline.part_files import naming, opened
 from pipeline.shuffling import Pairs, keys
 from pipeline.stores import place
 
@@ -89,8 +90,7 @@ def footers(folder: str) -> list[Footer]:
 
 
 def _footer(path: str, fs: fsspec.AbstractFileSystem) -> Footer:
-    with fs.open(path, "rb") as file:
-        found = pq.ParquetFile(file)
+    with opened(path, fs) as found:
         sizes: dict[str, int] = {}
         for group in range(found.metadata.num_row_groups):
             for i in range(found.metadata.num_columns):
@@ -110,8 +110,8 @@ def _blocks(part: Footer, fs: fsspec.AbstractFileSystem, wanted: pa.Schema) -> I
     names = [name for name in wanted.names if name in part.schema.names]
     bytes_each = sum(part.columns[name] for name in names) / max(part.rows, 1)
     rows = int(min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(bytes_each, 1))))
-    with fs.open(part.path, "rb") as file:
-        for batch in pq.ParquetFile(file).iter_batches(rows, columns=names):
+    with opened(part.path, fs) as file:
+        for batch in file.iter_batches(rows, columns=names):
             columns = [
                 batch.column(f.name).cast(f.type) if f.name in names else pa.nulls(len(batch), f.type) for f in wanted
             ]
@@ -155,8 +155,9 @@ def lookup(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     for path in rows.column(PART).unique().to_pylist():
         fs, bare = place(path)
         ids = rows.filter(pc.equal(rows.column(PART), path)).column("clip_id").to_pylist()
-        with fs.open(bare, "rb") as file:
-            found.append(pq.read_table(file, columns=["clip_id", *columns], filters=[("clip_id", "in", ids)]))
+        with naming(bare), fs.open(bare, "rb") as file:
+            wanted, some = ["clip_id", *columns], [("clip_id", "in", ids)]
+            found.append(pq.read_table(file, columns=wanted, filters=some, page_checksum_verification=True))
     held = pa.concat_tables([table.replace_schema_metadata() for table in found]).combine_chunks()
     at = pc.index_in(rows.column("clip_id"), held.column("clip_id"))
     if at.null_count:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.stores import writable
+
 Pairs = npt.NDArray[np.uint64]  # [n, 2]: 128 bits for each of n texts
 
 BITS = 7  # of the hash: 128 buckets, 80,000 rows each where there are ten million
@@ -81,7 +83,9 @@ class Shuffled:
             stream.write_table(rows)
         data = sink.getvalue()
         self._pieces[bucket].append((self._file.tell(), data.size))
-        self._file.write(data)
+        with writable():
+            self._file.write(data)
+            self._file.flush()
 
     def keep(self, wanted: Callable[[Pairs], npt.NDArray[np.bool_]]) -> None:
         """Go on with those rows only whose keys are wanted."""

@@ -7,8 +7,10 @@ what does not pass surfaces as an OSError whose text names the place and holds n
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from typing import IO
 import fsspec
 import pyarrow.fs
 
+_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a disk says that takes nothing more
 ABANDONED = 3600.0  # seconds without a write after which nobody writes to a half-written file any more
 _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
@@ -25,7 +28,7 @@ _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 S3 = ("s3://", "s3a://")
 
 
-_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3\.\w+Error|stores\.StoreError): (.*)$", re.MULTILINE)
+_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3|stores|part_files)\.\w+Error: (.*)$", re.MULTILINE)
 
 
 class StoreError(OSError):
@@ -44,6 +47,18 @@ def failure(error: BaseException | None) -> StoreError | None:
         seen.append(error)
         error = error.__cause__
     return None
+
+
+@contextmanager
+def writable(what: str | None = None) -> Iterator[None]:
+    """A disk that takes nothing more is told with its file, by default one without a name in TMPDIR."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _BROKEN:
+            raise
+        what = what or f"a temporary file in {tempfile.gettempdir()} (TMPDIR)"
+        raise StoreError(f"{what}: it cannot be written ({error.strerror})") from error
 
 
 def join(root: str, *names: str) -> str:
@@ -86,18 +101,20 @@ def writing(path: str) -> Iterator[IO[bytes]]:
             raise
         file.commit()
         return
-    os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
     # Hidden, so that readers of the folder pass over what a killed writer left.
     part = os.path.join(os.path.dirname(bare), f".{os.path.basename(bare)}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        os.unlink(part)
-        raise
-    os.replace(part, bare)
+    with writable(bare):
+        os.makedirs(os.path.dirname(bare) or ".", exist_ok=True)
+        file = open(part, "wb")  # noqa: SIM115 (closed below)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(part)
+            raise
+        os.replace(part, bare)
 
 
 def sweep(root: str) -> None:

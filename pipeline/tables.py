@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.part_files import opened
 from pipeline.retries import retried
 from pipeline.schemas import plain
 from pipeline.stores import files, join, place, write_bytes, writing
@@ -46,7 +47,7 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
     table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
     sink = pa.BufferOutputStream()
     rows = max(1, ROW_GROUP * table.num_rows // max(table.nbytes, 1))  # so that a row is found without reading the part
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows)
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows, write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -108,6 +109,7 @@ def replace_streamed(
             compression="zstd",
             use_dictionary=words,
             column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
+            write_page_checksum=True,
         ) as writer,
     ):
         for table in rows:
@@ -126,14 +128,13 @@ class FingerprintError(ValueError):
 
 
 def _schema(path: str, fs: fsspec.AbstractFileSystem) -> tuple[pa.Schema, int]:
-    with fs.open(path, "rb") as file:
-        footer = pq.ParquetFile(file)
-        return footer.schema_arrow, footer.metadata.num_rows
+    with opened(path, fs) as file:
+        return file.schema_arrow, file.metadata.num_rows
 
 
 def _read_part(path: str, fs: fsspec.AbstractFileSystem, columns: Sequence[str] | None) -> pa.Table:
-    with fs.open(path, "rb") as file:
-        return plain(pq.ParquetFile(file).read(columns=None if columns is None else list(columns)))
+    with opened(path, fs) as file:
+        return plain(file.read(columns=None if columns is None else list(columns)))
 
 
 def columns(folder: str) -> list[pa.Schema]:

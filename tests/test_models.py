@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +221,27 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(id: str) -> None:
 def test_a_hub_id_that_cannot_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "the hub could not be asked" in refused("no-such-owner/no-such-model")
+
+
+def test_a_hub_model_is_fetched_by_one_at_a_time_without_its_pickles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, most = list[str](), list[int]()
+
+    def snapshot(id: str, allow_patterns: list[str]) -> str:
+        assert not any(fnmatch(name, p) for p in allow_patterns for name in ("a.bin", "a.pt", "a.pkl", "a.py"))
+        here.append(id)
+        time.sleep(0.1)
+        most.append(len(here))
+        here.remove(id)
+        return str(tmp_path / id)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(models, "snapshot_download", snapshot)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(models._snapshot.__wrapped__, ["owner/name"] * 4))
+    assert found == [tmp_path / "owner/name"] * 4
+    assert most == [1] * 4, "several downloads of one model at a time"
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:

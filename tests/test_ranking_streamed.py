@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from threadpoolctl import threadpool_limits
 
 from pipeline import config, feature_table, schemas, selection, tables
 from pipeline import influence as influence_of_tables
 from pipeline.columns import Columns
 from pipeline.config import Ranking, Run
 from pipeline.parallel import in_order
-from pipeline.ranking import influence, order, select, unit_settings, votes
+from pipeline.ranking import BLOCK, influence, order, select, unit_settings, votes
 
 Array = npt.NDArray[np.float32]
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": "motion"}, {"timestep": 501, "noise": 0, "mask": "motion"}]
@@ -200,3 +201,16 @@ def test_work_over_threads_comes_in_order_and_an_error_surfaces() -> None:
 
     with pytest.raises(ValueError, match="part 30"):
         list(in_order(call, range(50)))
+
+
+@pytest.mark.parametrize("clips", [0, 1, BLOCK, 2 * BLOCK + 7])
+def test_influence_is_the_same_to_the_bit_on_any_number_of_threads(clips: int) -> None:
+    phi, q = unit_settings(normal(0, clips, K), 1), unit_settings(normal(1, 5, K), 1)
+    naive = phi @ np.linalg.solve(phi.T.astype(np.float64) @ phi / max(1, clips) + 0.01 * np.eye(K), q.T)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            found.append(influence(phi, q, whiten=0.01 if clips else None))
+    assert found[0].shape == (clips, 5)
+    assert found[0].tobytes() == found[1].tobytes()
+    assert np.allclose(found[0], naive, rtol=1e-4, atol=1e-3)

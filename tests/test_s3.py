@@ -87,7 +87,7 @@ def test_a_connection_that_is_refused_and_an_answer_that_does_not_come(
     assert stores.read_bytes(f"{ROOT}/file") == b"data"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget()
-    with pytest.raises(stores.StoreError, match=r"EndpointConnectionError.*tried 10 times"):
+    with pytest.raises(stores.StoreError, match=r"EndpointConnectionError.*tried 10 times.*Check AWS_ENDPOINT_URL"):
         stores.read_bytes(f"{ROOT}/file")
 
 
