@@ -127,6 +127,21 @@ def test_blocks_are_drawn_a_window_at_a_time() -> None:
     assert [sum(b.num_rows for b in window) for window in windows] == [30, 10], "rows are lost between windows"
 
 
+def test_windows_of_long_rows_are_bounded_by_their_bytes() -> None:
+    blocks = [pa.table({"clip_id": [f"{i}"], "caption": ["a ball " * 1000]}) for i in range(7)]
+    assert [len(window) for window in ray_data.windows(blocks, 100, 20_000)] == [3, 3, 1]
+
+
+def test_a_window_is_handed_over_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_data.ray.data, "from_blocks", list)
+    window = [pa.table({"clip_id": [f"{i}-{j}" for j in range(5)]}) for i in range(3)]
+    ids = [i for block in window for i in block.column("clip_id").to_pylist()]
+    batches = ray_data._stored(window, 4)
+    assert [batch.num_rows for batch in batches] == [4, 4, 4, 3]
+    assert [i for batch in batches for i in batch.column("clip_id").to_pylist()] == ids
+    assert window == [], "the driver holds what the object store has"
+
+
 # --- the shuffled order ----------------------------------------------------------------------------------------------
 
 
