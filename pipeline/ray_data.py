@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
@@ -171,8 +172,9 @@ class _Actor:
 def _names(rows: pa.Table) -> list[str]:
     """What the journal calls these rows, each by another name; no address, which may carry a signature."""
     columns = ("arm", "kind", "seed", "clip_id", "id", "relative", "file_name")  # a manifest may name a file twice
-    held = rows.select([c for c in columns if c in rows.column_names])
-    return [" ".join(str(value) for value in row.values() if value is not None) for row in held.to_pylist()]
+    held = [rows.column(name).cast(pa.string()) for name in columns if name in rows.column_names]
+    names: list[str] = pc.binary_join_element_wise(*held, " ", null_handling="skip").to_pylist()
+    return names
 
 
 def windows(blocks: Iterable[pa.Table], rows: int, size: int = BYTES) -> Iterator[list[pa.Table]]:
