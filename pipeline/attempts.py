@@ -104,8 +104,9 @@ class Attempts:
         if of_batch:
             self._entries[_key(names)] = _Entry(done=True)
             return
-        for key in [_key(names), *(_key([name]) for name in names)]:
-            self._entries.pop(key, None)
+        if self._entries.pop(_key(names)).deaths:  # it was worked clip by clip
+            for name in names:
+                self._entries.pop(_key([name]), None)
 
     def _count(self, known: _Actor, work: Figures) -> None:
         now = self._clock()

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline import long_manifest, manifest, retries, tables
 from pipeline.config import ConfigError
-from pipeline.scanning import Flags, Keys
-from pipeline.shuffling import Pairs, Shuffled, keys
+from pipeline.scanning import Flags, Gathered, Keys
+from pipeline.shuffling import Shuffled, keys
 
 BLOCK = 100_000  # videos in memory at a time
 
@@ -27,14 +27,14 @@ class Listing:
         self.schema, blocks = _read(where, key, base)
         self.videos = Shuffled(self.schema)
         self._own = False  # whether videos have ids of their own
-        versions = list[Pairs]()
+        versions = Gathered()
         for block in blocks:
             own = block.column("id")
             self._own = self._own or own.null_count < len(own)
             self.videos.put(block, keys(pc.coalesce(own, block.column("uri"))))
-            versions.append(keys(_versions(block)))
+            versions.put(keys(_versions(block)))
         self._check_names(where, key)
-        self._versions = Keys.of(versions)
+        self._versions = versions.keys()
 
     def _check_names(self, where: str, key: str) -> None:
         """Raise ConfigError where an id, or a file without one, is listed more than once."""
@@ -55,19 +55,20 @@ class Listing:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
         of videos that are not listed any more, and errors worth another try, are dropped from it, but for the errors of
         clips that are tried for the last time, which are returned."""
-        done, tried = list[Pairs](), set[str]()
+        done, tried = Gathered(), set[str]()
         names = ("uri", "clip_id") if self._own else ("uri",)
 
         def stale(rows: pa.Table) -> pa.Array:
             stands, last = self._stands(rows)
             kept = rows.filter(pa.array(stands))
-            done.extend(keys(kept.column(name)) for name in names)
+            for name in names:
+                done.put(keys(kept.column(name)))
             tried.update(rows.column("clip_id").filter(pa.array(last)).to_pylist())
             return pa.array(~stands & ~last)
 
         tables.drop_where(folder, stale, ["clip_id", "uri", "version", "error"])
-        known = Keys.of(done)
         self._versions = Keys.of([])  # they have served, and are large
+        known = done.keys()
         self.videos.keep(lambda pairs: ~known.has(pairs))
         return tried
 

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ConfigError
-
-Words = npt.NDArray[np.int64]
+from pipeline.growing import Growing, Words
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
@@ -63,11 +62,13 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
     among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
-    known: list[list[Words]] = [[], [], []]
+    known = Growing(), Growing(), Growing()
     for rows in listed:
         for found, text in zip(known, (_video(rows), _captioned(rows), _worded(rows, names)), strict=True):
-            found.append(_hash(text))
-    uris, captioned, worded = (np.sort(np.concatenate([np.empty(0, np.int64), *found])) for found in known)
+            found.put(_hash(text))
+    uris, captioned, worded = (found.take() for found in known)
+    for hashes in (uris, captioned, worded):
+        hashes.sort()
     recaptioned, reworded = list[str](), list[str]()
     for rows in held:
         others = rows.filter(pa.array(~_among(_worded(rows, names), worded)))
@@ -100,4 +101,4 @@ def _among(texts: pa.ChunkedArray, known: Words) -> npt.NDArray[np.bool_]:
 
 def _hash(texts: pa.ChunkedArray) -> Words:
     """64 bits of each text, as this process hashes it: they are compared here and now, and kept nowhere."""
-    return np.fromiter(map(hash, texts.cast(pa.binary()).to_pylist()), np.int64, len(texts))
+    return np.fromiter(map(hash, texts.cast(pa.binary()).to_pylist()), np.int64, len(texts)).view(np.uint64)

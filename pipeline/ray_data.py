@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
@@ -29,7 +30,7 @@ from pipeline.operations import Pool
 from pipeline.throughput import Figures
 from pipeline.video import ClipError
 
-ROWS = 200_000  # in the object store at a time, at most
+ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
@@ -171,19 +172,20 @@ class _Actor:
 def _names(rows: pa.Table) -> list[str]:
     """What the journal calls these rows, each by another name; no address, which may carry a signature."""
     columns = ("arm", "kind", "seed", "clip_id", "id", "relative", "file_name")  # a manifest may name a file twice
-    held = rows.select([c for c in columns if c in rows.column_names])
-    return [" ".join(str(value) for value in row.values() if value is not None) for row in held.to_pylist()]
+    held = [rows.column(name).cast(pa.string()) for name in columns if name in rows.column_names]
+    names: list[str] = pc.binary_join_element_wise(*held, " ", null_handling="skip").to_pylist()
+    return names
 
 
-def windows(blocks: Iterable[pa.Table], rows: int) -> Iterator[list[pa.Table]]:
-    """Blocks drawn as they are wanted, in groups of at least so many rows."""
-    window, held = list[pa.Table](), 0
+def windows(blocks: Iterable[pa.Table], rows: int, size: int = BYTES) -> Iterator[list[pa.Table]]:
+    """Blocks drawn as they are wanted, in groups of at least so many rows or bytes."""
+    window, held, weight = list[pa.Table](), 0, 0
     for block in blocks:
         window.append(block)
-        held += block.num_rows
-        if held >= rows:
+        held, weight = held + block.num_rows, weight + block.nbytes
+        if held >= rows or weight >= size:
             yield window
-            window, held = [], 0
+            window, held, weight = [], 0, 0
     if held:
         yield window
 
@@ -209,7 +211,7 @@ def stream(
     What the stage achieved is returned, and noted under `root`. RuntimeError, naming the stage, where the pool fails or
     makes no progress for NO_PROGRESS seconds.
 
-    The rows are drawn a window at a time: no more than ROWS are in the object store, and what Ray remembers of every
+    The rows are drawn a window at a time: about ROWS or BYTES are in the object store, and what Ray remembers of every
     batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
     models again: a minute or two in the hour or more that an actor takes for 500 batches of clips.
     """
@@ -225,7 +227,7 @@ def stream(
             for folder in folders.values() if done else ():
                 merge(folder)  # a part for each batch: else the next job would have to open them all
             ray.get(journal.expects.remote(_actors(pool, sum(block.num_rows for block in window))))
-            for batch in _through(pa.concat_tables(window), pool, actor):
+            for batch in _through(window, pool, actor):
                 done += sum(batch.column("rows").to_pylist())
                 for error in (e for row in batch.column("errors").to_pylist() for e in row):
                     code = str(error).split(":")[0]
@@ -239,13 +241,11 @@ def _actors(pool: Pool, rows: int) -> int:
     return min(pool.actors, math.ceil(rows / pool.batch))
 
 
-def _through(rows: pa.Table, pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.Table]:
+def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.Table]:
     """One window through a pool of its own; a line comes back for each batch when it is written."""
-    actors = _actors(pool, rows.num_rows)
-    size = min(pool.batch, math.ceil(rows.num_rows / actors))
-    batches = [rows.slice(i, size).combine_chunks() for i in range(0, rows.num_rows, size)]
-    # Not from_arrow: it asks a task of one CPU about each batch and waits for them without a limit or a word.
-    found = ray.data.from_blocks(batches).map_batches(
+    rows = sum(block.num_rows for block in window)
+    actors = _actors(pool, rows)
+    found = _stored(window, min(pool.batch, math.ceil(rows / actors))).map_batches(
         _Actor,
         fn_constructor_args=actor,
         batch_size=None,
@@ -256,6 +256,16 @@ def _through(rows: pa.Table, pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.
         num_gpus=pool.gpus,
     )
     yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def _stored(window: list[pa.Table], size: int) -> Any:
+    """A dataset of the window's rows in blocks of this size. They are in the object store then, and not in this process
+    any more: its list is emptied."""
+    rows = pa.concat_tables(window)
+    window.clear()
+    batches = [rows.slice(i, size).combine_chunks() for i in range(0, rows.num_rows, size)]
+    # Not from_arrow: it asks a task of one CPU about each batch and waits for them without a limit or a word.
+    return ray.data.from_blocks(batches)
 
 
 @contextlib.contextmanager

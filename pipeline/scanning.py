@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import fsspec
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import retries, tables
+from pipeline.growing import Growing, Words
 from pipeline.parallel import in_order
 from pipeline.part_files import naming, opened
 from pipeline.shuffling import Pairs, keys
@@ -28,7 +29,6 @@ _NARROW = pa.schema([(name, pa.string()) for name in ("clip_id", "version", "err
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -37,17 +37,17 @@ Words = npt.NDArray[np.uint64]
 class Keys:
     """The keys of texts, sorted, so that other texts are found among them: 16 bytes a text."""
 
-    def __init__(self, first: Words, second: Words, order: Places | None = None) -> None:
-        """Both halves of the keys; `order`, where it is given, sorts them and may leave some out."""
-        order = np.argsort(first) if order is None else order
-        self._first, self._second = first[order], second[order]
+    def __init__(self, first: Words, second: Words) -> None:
+        """Both halves of the keys, in the order of the first."""
+        self._first, self._second = first, second
 
     @classmethod
-    def of(cls, blocks: list[Pairs]) -> Keys:
-        """Those of the blocks, which are taken out of their list: memory does not hold them twice."""
-        first, second = (np.concatenate([np.empty(0, np.uint64), *(block[:, i] for block in blocks)]) for i in (0, 1))
-        blocks.clear()
-        return cls(first, second)
+    def of(cls, blocks: Iterable[Pairs]) -> Keys:
+        """Those of the blocks, which are drawn one after the other: memory does not hold all of them beside these."""
+        gathered = Gathered()
+        for block in blocks:
+            gathered.put(block)
+        return gathered.keys()
 
     def __len__(self) -> int:
         return len(self._first)
@@ -65,6 +65,24 @@ class Keys:
 
     def has(self, pairs: Pairs) -> Flags:
         return self.find(pairs) >= 0
+
+
+class Gathered:
+    """Keys before they are sorted, as they come."""
+
+    def __init__(self) -> None:
+        self._first, self._second = Growing(), Growing()
+
+    def put(self, pairs: Pairs) -> None:
+        self._first.put(pairs[:, 0])
+        self._second.put(pairs[:, 1])
+
+    def keys(self) -> Keys:
+        """All of them; none is left here."""
+        first = self._first.take()
+        order = np.argsort(first)
+        first = first[order]  # the unsorted half goes before the other is sorted
+        return Keys(first, self._second.take()[order])
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -197,7 +215,10 @@ class Held:
             np.array([name in listed for name in self.names]) for listed in (retries.RETRIED, retries.ONCE)
         )
         order = _winners(first, second, codes.astype(bool).astype(np.uint8) + self._again[codes])
-        self.keys, self.versions, self.codes = Keys(first, second, order), versions[order], codes[order]
+        first = first[order]  # one after the other: no more than one of them is in memory twice
+        second = second[order]
+        versions = versions[order]
+        self.keys, self.versions, self.codes = Keys(first, second), versions, codes[order]
 
     def _coded(self, errors: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
         """The code of each error, as its place among the names of all; 0 for a result."""
@@ -240,7 +261,8 @@ class Held:
 def _winners(first: Words, second: Words, ranks: npt.NDArray[np.uint8]) -> Places:
     """The rows that count, in the order of their keys: of those of one key the first of the lowest rank."""
     order = np.argsort(first)
-    if not (first[order[1:]] == first[order[:-1]]).any():
+    ascending = first[order]
+    if not (ascending[1:] == ascending[:-1]).any():
         return order
     order = np.lexsort((ranks, second, first))  # stable: of equal rows the first
     new = np.ones(len(order), bool)

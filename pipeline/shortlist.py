@@ -64,7 +64,7 @@ def blocks(run: Run, *columns: str) -> Iterator[pa.Table]:
 def chosen(run: Run) -> Keys:
     """The clips that are on the shortlist."""
     listed = (rows.filter(pc.is_valid(rows.column("reason"))) for rows in blocks(run, "reason"))
-    return Keys.of([keys(rows.column("clip_id")) for rows in listed])
+    return Keys.of(keys(rows.column("clip_id")) for rows in listed)
 
 
 def audited(run: Run) -> pa.Array:

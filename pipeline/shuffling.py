@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.growing import Growing, Words
 from pipeline.stores import writable
 
 Pairs = npt.NDArray[np.uint64]  # [n, 2]: 128 bits for each of n texts
@@ -35,14 +36,17 @@ def keys(texts: pa.Array | pa.ChunkedArray) -> Pairs:
 class Shuffled:
     """Rows that are put in by the block, in any order, and drawn by the block, in the order of their keys.
 
-    A key counts once: where its rows have an `error` the one without, else the first. In memory are 8 bytes a row.
+    A key counts once: where its rows have an `error` the one without, else the first. In memory are 8 bytes a row until
+    the last is in.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = pa.schema([*schema, *(pa.field(name, pa.uint64()) for name in _KEY)])
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
         self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(1 << BITS)]  # of each bucket: place and size
-        self._first = list[npt.NDArray[np.uint64]]()
+        self._first = Growing()
+        self._twice: Words | None = None
+        self._put = 0
         self._kept: list[npt.NDArray[np.bool_]] | None = None
         self._count: int | None = None
 
@@ -58,24 +62,25 @@ class Shuffled:
             if end > start:
                 self._write(bucket, rows.slice(start, end - start))
             start = end
-        self._first.append(pairs[:, 0].copy())
+        self._first.put(pairs[:, 0])
+        self._put += len(pairs)
 
     @property
     def num_rows(self) -> int:
         """How many rows are drawn. No more may be put then."""
         if self._count is None:
-            self._count = sum(map(len, self._first))
+            self._count = self._put
             if len(self.twice()):
                 self.keep(lambda pairs: np.ones(len(pairs), bool))
         return self._count
 
-    def twice(self) -> npt.NDArray[np.uint64]:
-        """The keys, their first halves, that more than one row has."""
-        first = np.concatenate([np.empty(0, np.uint64), *self._first])
-        self._first = [first]
-        first.sort()
-        found: npt.NDArray[np.uint64] = first[1:][first[1:] == first[:-1]]
-        return found
+    def twice(self) -> Words:
+        """The keys, their first halves, that more than one row has. No more rows may be put then."""
+        if self._twice is None:
+            first = self._first.take()
+            first.sort()
+            self._twice = first[1:][first[1:] == first[:-1]]
+        return self._twice
 
     def _write(self, bucket: int, rows: pa.Table) -> None:
         sink = pa.BufferOutputStream()

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.retries import tried_once
-from pipeline.scanning import Held, Keys, Rows
-from pipeline.shuffling import Pairs, Shuffled, keys
+from pipeline.scanning import Gathered, Held, Keys, Rows
+from pipeline.shuffling import Shuffled, keys
 
 
 def lacking(rows: Rows, folders: Sequence[str]) -> tuple[Shuffled, set[str]]:
@@ -19,18 +19,18 @@ def lacking(rows: Rows, folders: Sequence[str]) -> tuple[Shuffled, set[str]]:
     error may be tried again. Such a row is dropped, but where this is the clip's last try: those clips are the second
     part of the answer, and their rows stay until `settle`, so that no kill forgets them."""
     held = [Held(folder) for folder in folders]
-    stale = [list[Pairs]() for _ in folders]
+    stale = [Gathered() for _ in folders]
     found, tried = Shuffled(rows.schema), set[str]()
     for block in rows:
         pairs = keys(block.column("clip_id"))
         lacks = [table.lacks(pairs, block.column("version")) for table in held]
         wanted = np.logical_and.reduce([new for new, _, _ in lacks])
         for gone, (_, gives_way, last) in zip(stale, lacks, strict=True):
-            gone.append(pairs[gives_way & wanted])
+            gone.put(pairs[gives_way & wanted])
             tried.update(block.column("clip_id").filter(pa.array(last & wanted)).to_pylist())
         found.put(block.filter(pa.array(wanted)), pairs[wanted])
-    for folder, blocks in zip(folders, stale, strict=True):
-        _drop(folder, Keys.of(blocks))
+    for folder, gone in zip(folders, stale, strict=True):
+        _drop(folder, gone.keys())
     return found, tried
 
 

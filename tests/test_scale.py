@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.config import ConfigError, Run
 from pipeline.listing import Listing
 from pipeline.merging import merge
 from pipeline.retries import told_again
-from pipeline.scanning import Held, Rows, lookup
+from pipeline.scanning import Gathered, Held, Keys, Rows, lookup
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking, settle
 from pipeline.workers import AttributionWorker
@@ -126,6 +127,21 @@ def test_blocks_are_drawn_a_window_at_a_time() -> None:
     assert [sum(b.num_rows for b in window) for window in windows] == [30, 10], "rows are lost between windows"
 
 
+def test_windows_of_long_rows_are_bounded_by_their_bytes() -> None:
+    blocks = [pa.table({"clip_id": [f"{i}"], "caption": ["a ball " * 1000]}) for i in range(7)]
+    assert [len(window) for window in ray_data.windows(blocks, 100, 20_000)] == [3, 3, 1]
+
+
+def test_a_window_is_handed_over_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_data.ray.data, "from_blocks", list)
+    window = [pa.table({"clip_id": [f"{i}-{j}" for j in range(5)]}) for i in range(3)]
+    ids = [i for block in window for i in block.column("clip_id").to_pylist()]
+    batches = ray_data._stored(window, 4)
+    assert [batch.num_rows for batch in batches] == [4, 4, 4, 3]
+    assert [i for batch in batches for i in batch.column("clip_id").to_pylist()] == ids
+    assert window == [], "the driver holds what the object store has"
+
+
 # --- the shuffled order ----------------------------------------------------------------------------------------------
 
 
@@ -165,6 +181,36 @@ def test_nothing_to_draw_is_no_block() -> None:
     found = shuffled(rows("a"))
     found.keep(lambda pairs: np.zeros(len(pairs), bool))
     assert (found.num_rows, drawn(found), drawn(shuffled())) == (0, [], [])
+
+
+# --- keys in memory --------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_found_whatever_the_order_in_which_they_came() -> None:
+    ids = pa.array([f"clip-{i}" for i in range(5000)])
+    pairs = keys(ids)
+    known = Keys.of(pairs[i : i + 700] for i in range(0, 5000, 700))
+    at = known.find(pairs)
+    assert sorted(at.tolist()) == list(range(5000)), "a key is lost or found twice"
+    assert (known.pairs[at] == pairs).all(), "the halves of a key were parted"
+    assert not known.has(keys(pa.array(["clip-5000", ""]))).any()
+    assert not Keys.of([]).has(pairs).any()
+
+
+def test_keys_are_gathered_and_sorted_in_twice_their_room() -> None:
+    count = 1 << 20
+    random = np.random.default_rng(0)
+    gathered = Gathered()
+    tracemalloc.start()
+    try:
+        for _ in range(16):
+            gathered.put(random.integers(0, 1 << 63, (count // 16, 2), np.uint64))
+        known = gathered.keys()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(known) == count
+    assert peak < 2.25 * 16 * count, f"{peak / count:.0f} bytes a key"
 
 
 # --- what a table holds and lacks ------------------------------------------------------------------------------------

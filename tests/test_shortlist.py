@@ -73,7 +73,7 @@ def test_shares_of_few_clips_do_not_meet() -> None:
         ({"frames": 17}, r"attribution\.shortlist\.frames=17"),
         ({"fps": 2}, r"attribution\.shortlist\.fps=2"),
         ({"parameters": "(a", "frames": 5}, "no regular expression"),
-        ({"settings": [{"mask": "none"}]}, r"needs a setting with mask: none in attribution\.shortlist\.settings"),
+        ({"settings": [{"mask": "none"}]}, r"needs a setting with mask: motion in attribution\.shortlist\.settings"),
         ({"top": 0.05, "frames": 5}, r"ranking\.fraction=0\.1 .* attribution\.shortlist\.top=0\.05"),
         ({"frame": 5}, "Did you mean `frames`"),
         ({"audit": 0, "frames": 5}, "greater than 0"),

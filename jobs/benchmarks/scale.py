@@ -2,12 +2,14 @@
 
 ``--quick`` takes 200,000. Two cases, a process each: `index` holds a manifest of n videos against the clips of half of
 them; `attribute` holds a table of n clips against the motion of half of them. What is lacking then streams through
-Ray to an actor that does nothing. The ceiling of both is to read the same Parquet and nothing else.
+Ray to an actor that does nothing. The ceiling of both is to read the same Parquet and nothing else. What a job imports
+is in memory too.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import resource
 import tempfile
@@ -163,16 +165,20 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
         ray_data.stream("scale", root, seen_blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
     watch("schedule")
     assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
-    window = min(ray_data.ROWS, found.num_rows) * seen["bytes"] / seen["rows"]
+    window = min(min(ray_data.ROWS, found.num_rows) * seen["bytes"] / seen["rows"], ray_data.BYTES)
     steps = [step for step in ("list", "compare", "subtract", "schedule") if step in watch.spent]
     whole = {f"whole{kind}": sum(watch.spent[step + kind] for step in steps) for kind in ("", "_cpu")}
     return {**watch.spent, **whole, "peak_bytes": peak(), "window_bytes": window}
 
 
 def alone(case: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process of its own: its peak of memory is not another's."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+    """Call it in a process of its own, with the imports of a job: its peak of memory is not another's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _as_a_job) as process:
         return process.submit(case, *arguments).result()
+
+
+def _as_a_job() -> None:
+    importlib.import_module("jobs.stages")
 
 
 def make(root: Path, count: int) -> None:
