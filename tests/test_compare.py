@@ -91,6 +91,12 @@ def test_what_cannot_be_compared(
     assert not (tmp_path / "run").exists(), "something was written"
 
 
+def test_an_arm_whose_table_is_missing_stops_before_anything_is_written(small_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'weighted' needs the table clips/.*curate"):
+        compare(small_run(tmp_path / "run", evaluate__arms=["base", "weighted"]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_arm_is_named(small_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.arms.*'motif'"):
         small_run(tmp_path, evaluate__arms=["base", "motif"])
