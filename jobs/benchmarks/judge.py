@@ -30,6 +30,8 @@ Frames = npt.NDArray[np.uint8]
 Describe = Callable[[Frames], Floats]
 
 SEED, QUERIES = 2_000_000, 5  # not the seeds that the judge was made with
+JUDGES = ("nearest_query", "more_motion", "smoother")
+KINDS = spoiled.ways("roll")  # a motion that can be spoiled in every way
 
 
 def describer(run: Run) -> Describe:
@@ -106,34 +108,33 @@ def main() -> None:
     known = taught(run, describe)
     pairs = verdicts(run, describe, known, each)
     print(f"\nthe judge: {judge.RULE}\n")
-    rows = []
-    for how, degree in spoiled.ways("roll"):
-        mine = [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]
-        rows.append({"how": how, "degree": degree, "pairs": len(mine), **_all(mine)})
-    rows.append({"how": "all", "degree": None, "pairs": len(pairs), **_all(pairs)})
+    rows = [_row(how, degree, [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]) for how, degree in KINDS]
+    rows += [_row(name, None, [p for p in pairs if p["motion"] == name]) for name in world.MOTIONS]
+    rows.append(_row("all", None, pairs))
     print_table(
-        ["spoiled by", "degree", "pairs", "right", "ties", "wrong", "agreement", "95 %", "more motion", "smoother"],
+        ["spoiled by, or motion", "degree", "pairs", "right", "ties", "wrong", *(f"{n}, 95 %" for n in JUDGES)],
         [_line(row) for row in rows],
     )
     seconds = round(time.monotonic() - start, 1)
     print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": judge.RULE, "rows": rows})
 
 
-def _all(mine: list[dict[str, Any]]) -> dict[str, Any]:
-    others = {name: agreement(mine, name)["share"] for name in ("more_motion", "smoother")}
-    return {**agreement(mine), **others}
+def _row(what: str, degree: float | None, mine: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"what": what, "degree": degree, "pairs": len(mine), **{name: agreement(mine, name) for name in JUDGES}}
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    counts = [f"{row[key]}" for key in ("pairs", "right", "ties", "wrong")]
-    between = "-" if row["share"] is None else f"{row['low']:.1%} to {row['high']:.1%}"
-    others = [_percent(row[name]) for name in ("more_motion", "smoother")]
+    counts = [f"{row['pairs']}", *(f"{row[JUDGES[0]][key]}" for key in ("right", "ties", "wrong"))]
     degree = "" if row["degree"] is None else f"{row['degree']:g}"
-    return [row["how"], degree, *counts, _percent(row["share"]), between, *others]
+    return [row["what"], degree, *counts, *(_share(row[name]) for name in JUDGES)]
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _share(found: dict[str, Any]) -> str:
+    """The agreement, its interval, and how many of the pairs were decided."""
+    if found["share"] is None:
+        return "-"
+    decided = found["right"] + found["wrong"]
+    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {decided}"
 
 
 if __name__ == "__main__":
