@@ -39,13 +39,13 @@ HELD_OUT = ("index_clips", "estimate_motion")
 
 def compare(run: Run) -> None:
     named = checked(run)
+    versions = {arm: _version(run, arm) for arm in named}
     command.record(run)
     ray_data.connect()
     ray_resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
     if run.evaluate.videos:
         stages.index(run, "held_out")
         check_disjoint(run)
-    versions = {arm: _version(run, arm) for arm in named}
     _tell_cost(run, versions)
     for arm in named:
         finetune(with_arm(run, arm))
@@ -82,7 +82,7 @@ def checked(run: Run) -> list[Arm]:
 
 def _version(run: Run, arm: Arm) -> tuple[str, int]:
     """The training that an arm needs and how many clips it has. Raises ConfigError where the run lacks what its rule
-    asks for, before the first arm is trained."""
+    asks for, before anything is written."""
     one = with_arm(run, arm)
     rows = arms.training_set(one)
     return ("base", 0) if rows is None else (ray_train.version(one, rows), rows.num_rows)

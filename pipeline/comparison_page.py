@@ -78,15 +78,14 @@ def text(found: Compared) -> str:
             against = f"{row['relative']:>+12.2%} {_percents(scale, row['difference_low'], row['difference_high']):>17}"
         lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
     for name in dict.fromkeys(row["judge"] for row in found.tallies):
-        lines += [
-            "",
-            f"{TITLES[name]}: {RULES[name]}",
-            f"{'':<40}{'win':>7} {'tie':>7} {'loss':>7}   {'win, 95 %':>14}   n",
-        ]
-        for row in (r for r in found.tallies if r["judge"] == name):
+        rows = {f"{row['ours']} against {row['theirs']}": row for row in found.tallies if row["judge"] == name}
+        width = max(map(len, rows))
+        head = f"  {'':<{width}} {'win':>7} {'tie':>7} {'loss':>7}   {'win, 95 %':>14}   n"
+        lines += ["", f"{TITLES[name]}: {RULES[name]}", head]
+        for named, row in rows.items():
             shares = " ".join(f"{row[key]:>7.1%}" for key in ("win", "tie", "loss"))
             between = "" if row["win_low"] is None else f"{row['win_low']:.0%} to {row['win_high']:.0%}"
-            lines.append(f"  {row['ours'] + ' against ' + row['theirs']:<38}{shares}   {between:>14}   {row['pairs']}")
+            lines.append(f"  {named:<{width}} {shares}   {between:>14}   {row['pairs']}")
     return "\n".join(lines)
 
 

@@ -80,9 +80,10 @@ def student(values: Sequence[float] | Floats, confidence: float = 0.95) -> Inter
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share of independent trials (Wilson 1927, JASA 22, 209-212): within [0, 1], and of
-    some width also at 0 and 1. Raises ValueError where there were no trials."""
+    some width also at 0 and 1. `successes` may be a fraction, where a trial is several that hang together. Raises
+    ValueError where there were no trials."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"{successes} successes of {trials} trials")
     z, share = float(stats.norm.ppf(_tails(confidence)[1])), successes / trials

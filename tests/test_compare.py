@@ -14,7 +14,8 @@ import pytest
 from jobs import compare as job
 from jobs import stages
 from jobs.compare import compare
-from pipeline import arms, config, contests, fingerprints, schemas, stores, tables
+from pipeline import arms, comparison_page, config, contests, fingerprints, schemas, stores, tables
+from pipeline.comparison_page import Compared
 from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
 
@@ -67,6 +68,16 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     assert found["random"]["difference_low"] > 0.005
 
 
+def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
+    scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate(["a", "b" * 30, "c" * 30])}
+    tallies = contests.tallies(contests.verdicts("held_out_loss", scores, 0.0))
+    found = Compared(tuple(scores), [], [], tallies, {}, {})
+    head, *rows = comparison_page.text(found).splitlines()[2:]
+    ends = [head.index(name) + len(name) for name in ("win", "tie", "loss")]
+    assert len(rows) == 3
+    assert all(row[end - 1] == "%" and row[end] == " " for row in rows for end in ends)
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +100,12 @@ def test_what_cannot_be_compared(
         compare(small_run(tmp_path / "run", **overrides))
     assert all(part in str(error.value) for part in named), str(error.value)
     assert not (tmp_path / "run").exists(), "something was written"
+
+
+def test_an_arm_whose_table_is_missing_stops_before_anything_is_written(small_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'weighted' needs the table clips/.*curate"):
+        compare(small_run(tmp_path / "run", evaluate__arms=["base", "weighted"]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_arm_is_named(small_run: MakeRun, tmp_path: Path) -> None:

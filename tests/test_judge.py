@@ -43,7 +43,17 @@ def test_the_benchmark_agrees_with_the_truth_through_raft() -> None:
     pairs = benchmark.verdicts(run, describe, benchmark.taught(run, describe, each=2), each=1)
     found = benchmark.agreement(pairs)
     assert found["right"] + found["ties"] + found["wrong"] == len(pairs) == 97
-    assert found["low"] > 0.75, f"the judge is right in {found['share']:.0%} of the pairs that it decides"
+    assert found["share"] > 0.85, f"the judge is right in {found['share']:.0%} of the pairs that it decides"
+
+
+def test_pairs_of_one_scene_count_as_one_trial() -> None:
+    pairs = [{"scene": f"s{i}", "nearest_query": -1 if i == 3 else 1} for i in range(20)]
+    once, many = benchmark.agreement(pairs), benchmark.agreement(pairs * 10)
+    assert many["right"] == 10 * once["right"] == 190
+    assert {k: many[k] for k in ("share", "low", "high")} == pytest.approx(
+        {k: once[k] for k in ("share", "low", "high")}
+    )
+    assert benchmark.agreement([{"scene": "s", "nearest_query": 0}])["share"] is None
 
 
 def test_place_direction_and_size_of_the_picture_do_not_matter() -> None:

@@ -2,8 +2,10 @@
 
 One video of a pair moves by the law of its motion, the other is spoiled by a known degree (`pipeline.spoiled`); both
 look alike. The judge knows five queries of each motion, as the demo's, and sees the videos' optical flow by RAFT alone.
-Beside it stand two judges that are often taken: the video that moves more, and the smoother one. Agreement is the share
-of right verdicts among those that are no tie, with Wilson's 95 % interval. The last line is JSON.
+Beside it stand two judges that are often taken, the video that moves more and the smoother one, and the judge itself
+on a harder task: the right video is of another scene, with its own place, size, direction and speed. Agreement is the
+share of right verdicts among those that are no tie, with Wilson's 95 % interval, in which all pairs of one spoiled
+scene count as a single trial. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,8 +30,11 @@ from pipeline.world import Scene
 
 Frames = npt.NDArray[np.uint8]
 Describe = Callable[[Frames], Floats]
+Seen = tuple[Frames, Floats]  # a video and its description
 
 SEED, QUERIES = 2_000_000, 5  # not the seeds that the judge was made with
+JUDGES = ("nearest_query", "other_scene", "more_motion", "smoother")
+KINDS = spoiled.ways("roll")  # a motion that can be spoiled in every way
 
 
 def describer(run: Run) -> Describe:
@@ -53,30 +58,35 @@ def taught(run: Run, describe: Describe, each: int = QUERIES) -> Judge:
 
 
 def verdicts(run: Run, describe: Describe, known: Judge, each: int) -> list[dict[str, Any]]:
-    """For every pair: motion, how, degree, and each judge's verdict, 1 where it prefers the right video."""
+    """For every pair: scene, motion, how, degree, and each judge's verdict, 1 where it prefers the right video."""
     found = []
-    for name in world.MOTIONS:
-        for i in range(each):
-            right: tuple[Frames, Floats] | None = None
-            for how, degree in spoiled.ways(name):
-                scenes = spoiled.pair(SEED + 1, f"{name}-{i:02d}", name, how, degree, run.data.frames)
-                right = right or _seen(scenes[0], run, describe)
-                wrong = _seen(scenes[1], run, describe)
-                found.append({"motion": name, "how": how, "degree": degree, **_judged(known, name, right, wrong)})
+    for motion_name in world.MOTIONS:
+        kinds, scenes = spoiled.ways(motion_name), [f"{motion_name}-{i:02d}" for i in range(each)]
+
+        def pair(scene: str, how: str, degree: float, name: str = motion_name) -> tuple[Scene, Scene]:
+            return spoiled.pair(SEED + 1, scene, name, how, degree, run.data.frames)
+
+        rights = [_seen(pair(scene, *kinds[0])[0], run, describe) for scene in scenes]  # the same in every pair
+        for i, scene in enumerate(scenes):
+            for how, degree in kinds:
+                wrong = _seen(pair(scene, how, degree)[1], run, describe)
+                judged = _judged(known, motion_name, rights[i], rights[(i + 1) % each], wrong)
+                found.append({"scene": scene, "motion": motion_name, "how": how, "degree": degree, **judged})
     return found
 
 
-def _seen(scene: Scene, run: Run, describe: Describe) -> tuple[Frames, Floats]:
+def _seen(scene: Scene, run: Run, describe: Describe) -> Seen:
     frames = rendered(scene, run)
     return frames, describe(frames)
 
 
-def _judged(known: Judge, name: str, right: tuple[Frames, Floats], wrong: tuple[Frames, Floats]) -> dict[str, int]:
-    ours, theirs = (known.distance(name, numbers) for _, numbers in (right, wrong))
+def _judged(known: Judge, name: str, right: Seen, other: Seen, wrong: Seen) -> dict[str, int]:
+    ours, others, theirs = (known.distance(name, numbers) for _, numbers in (right, other, wrong))
     more = [float(np.exp(numbers[: judge.STRETCHES]).mean()) for _, numbers in (right, wrong)]
     rough = [1 - temporal_flickering(frames) for frames, _ in (right, wrong)]
     return {
         "nearest_query": judge.verdict(ours, theirs, judge.MARGIN),
+        "other_scene": judge.verdict(others, theirs, judge.MARGIN),
         "more_motion": judge.verdict(more[1], more[0], judge.MARGIN),
         "smoother": judge.verdict(rough[0], rough[1], judge.MARGIN),
     }
@@ -86,9 +96,10 @@ def agreement(found: list[dict[str, Any]], name: str = "nearest_query") -> dict[
     """How many pairs a judge decides rightly, wrongly or not, and the share of the right ones among the decided."""
     counts = Counter(row[name] for row in found)
     right, ties, wrong = counts[1], counts[0], counts[-1]
-    share = wilson(right, right + wrong) if right + wrong else None
-    interval = {"share": None, "low": None, "high": None} if share is None else _named(share)
-    return {"right": right, "ties": ties, "wrong": wrong, **interval}
+    if not right + wrong:
+        return {"right": right, "ties": ties, "wrong": wrong, "share": None, "low": None, "high": None}
+    scenes = len({row["scene"] for row in found if row[name]})  # what is independent
+    return {"right": right, "ties": ties, "wrong": wrong, **_named(wilson(right / (right + wrong) * scenes, scenes))}
 
 
 def _named(share: Interval) -> dict[str, float]:
@@ -106,34 +117,33 @@ def main() -> None:
     known = taught(run, describe)
     pairs = verdicts(run, describe, known, each)
     print(f"\nthe judge: {judge.RULE}\n")
-    rows = []
-    for how, degree in spoiled.ways("roll"):
-        mine = [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]
-        rows.append({"how": how, "degree": degree, "pairs": len(mine), **_all(mine)})
-    rows.append({"how": "all", "degree": None, "pairs": len(pairs), **_all(pairs)})
+    rows = [_row(how, degree, [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]) for how, degree in KINDS]
+    rows += [_row(name, None, [p for p in pairs if p["motion"] == name]) for name in world.MOTIONS]
+    rows.append(_row("all", None, pairs))
     print_table(
-        ["spoiled by", "degree", "pairs", "right", "ties", "wrong", "agreement", "95 %", "more motion", "smoother"],
+        ["spoiled by, or motion", "degree", "pairs", "right", "ties", "wrong", *(f"{n}, 95 %" for n in JUDGES)],
         [_line(row) for row in rows],
     )
     seconds = round(time.monotonic() - start, 1)
     print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": judge.RULE, "rows": rows})
 
 
-def _all(mine: list[dict[str, Any]]) -> dict[str, Any]:
-    others = {name: agreement(mine, name)["share"] for name in ("more_motion", "smoother")}
-    return {**agreement(mine), **others}
+def _row(what: str, degree: float | None, mine: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"what": what, "degree": degree, "pairs": len(mine), **{name: agreement(mine, name) for name in JUDGES}}
 
 
 def _line(row: dict[str, Any]) -> list[str]:
-    counts = [f"{row[key]}" for key in ("pairs", "right", "ties", "wrong")]
-    between = "-" if row["share"] is None else f"{row['low']:.1%} to {row['high']:.1%}"
-    others = [_percent(row[name]) for name in ("more_motion", "smoother")]
+    counts = [f"{row['pairs']}", *(f"{row[JUDGES[0]][key]}" for key in ("right", "ties", "wrong"))]
     degree = "" if row["degree"] is None else f"{row['degree']:g}"
-    return [row["how"], degree, *counts, _percent(row["share"]), between, *others]
+    return [row["what"], degree, *counts, *(_share(row[name]) for name in JUDGES)]
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
+def _share(found: dict[str, Any]) -> str:
+    """The agreement, its interval, and how many of the pairs were decided."""
+    if found["share"] is None:
+        return "-"
+    decided = found["right"] + found["wrong"]
+    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {decided}"
 
 
 if __name__ == "__main__":
