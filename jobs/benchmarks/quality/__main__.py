@@ -29,12 +29,13 @@ LONG = Plan(
     exact=40,
 )
 QUICK = Plan(
-    Size(240, 6, 5),
+    Size(200, 5, 5),
     Recipe(steps=40, noises=1),
     subsets=16,
     halves=0,
     seeds=2,
     targets=("explode", "free_fall"),
+    arms=("random", "motive", "motive_whitened", "best", "oracle"),
     draws=1,
     others=False,
     places=((501.0, 0), (751.0, 0)),

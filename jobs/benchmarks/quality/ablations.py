@@ -13,7 +13,7 @@ from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.tasks import PAPER
 
 ONE = (PAPER,)
-QUERIES = (1, 5, 10)  # of a motion, where all others have all of them
+QUERIES = (1, 3, 5)  # of a motion, where all others have all of them
 Named = tuple[str, Floats]  # what was changed, and the score of every clip for every motion [N, T]
 
 

@@ -33,7 +33,7 @@ class Size:
     """How much world: clips of the corpus, queries and held-out clips of each of the ten motions."""
 
     clips: int = 1200
-    queries: int = 20
+    queries: int = 10
     held_out: int = 15
 
     @property

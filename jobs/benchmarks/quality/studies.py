@@ -49,6 +49,7 @@ class Plan:
     laws: tuple[str, ...] = ()  # motions of which videos are made and held against their laws
     films: int = 10  # of each
     exact: int = 0  # subsets of the small problem whose influence is computed exactly
+    arms: tuple[str, ...] = counterfactual.ARMS
     draws: int = 2  # fine-tunings on each subset, under different seeds, whose mean is predicted
     others: bool = True  # whether variants and cheaper attributions are looked at
     places: tuple[Place, ...] = ((251.0, 0), (501.0, 0), (751.0, 0), (751.0, 1))
@@ -218,7 +219,7 @@ class Studies:
         )  # fmt: skip
         return {
             (arm, target, seed): counterfactual.chosen(arm, self.clips, self.queries, MOTIONS, target, by, seed)
-            for arm in counterfactual.ARMS
+            for arm in self.plan.arms
             for target in dict.fromkeys([*self.plan.targets, *self.plan.laws])
             for seed in range(self.plan.seeds)
         }
