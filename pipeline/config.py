@@ -254,7 +254,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
     _refuse_credentials(dict(overrides or {}))  # before any message can repeat a value
     for key, value in (overrides or {}).items():
         _put(values, key, value)
-    return parse(_packaged(values), str(path))
+    return parse(_packaged(values), f"{path}, --set included" if overrides else str(path))
 
 
 def parse(values: Mapping[str, Any], source: str) -> Run:
