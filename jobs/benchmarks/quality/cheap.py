@@ -1,9 +1,9 @@
 """Cheaper attributions beside the full one: how alike they rank, what is lost, and what the full one's own noise is.
 
 The full one is masked and whitened over every setting. Its repeatability is how alike it ranks under noises of other
-numbers: no cheaper one can be asked to be more alike. Cost is gradients' seconds, as they were measured, as a share of
-the full one's; what leaving out parts of the model saves is not in it. How much of the full best tenth the cheap best
-fifth holds is what two stages of attribution live on.
+numbers: no cheaper one can be asked to be more alike. Cost is the processor's seconds for gradients, as a share of the
+full one's; what leaving out parts of the model saves is not in it. How much of the full best tenth the cheap best fifth
+holds is what two stages of attribution live on.
 """
 
 from __future__ import annotations

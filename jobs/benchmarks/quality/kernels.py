@@ -64,12 +64,12 @@ def grams(
     `crossed` has masked gradients in its rows and unmasked ones in its columns. In `adam_motion` every parameter is
     divided by the root of Adam's second moment, that of the mean gradient of BATCH clips of the corpus (as LESS does,
     Xia et al. 2024): half of it on either side of the product. `projected` is one matrix for each dimension and kind of
-    projection, of masked gradients. `seconds` [1] is what the gradients of a clip or query took.
+    projection, of masked gradients. `seconds` [1] are those of the processor for the gradients of a clip or query.
     """
     masks = ("motion", "none") if UNMASKED & set(pairs) else ("motion",)
-    start = time.monotonic()
+    start = time.thread_time()
     rows, sizes = gradients(model, (clips, queries), timestep, noise, own, masks)
-    yield "seconds", np.array([(time.monotonic() - start) / len(rows["motion"])], np.float32)
+    yield "seconds", np.array([(time.thread_time() - start) / len(rows["motion"])], np.float32)
     spans = list(pairwise(np.cumsum([0, *sizes]).tolist()))
 
     def products(a: str, b: str) -> Floats:
