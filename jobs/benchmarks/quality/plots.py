@@ -12,6 +12,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 Rows = list[dict[str, Any]]
+APART = 0.022  # of labels, in LDS
 CONTROL, OURS, KNOWN = "#b0b0b0", "#2b6cb0", "#2f855a"
 
 
@@ -55,12 +56,17 @@ def _bars(values: list[tuple[str, float, float, float]], title: str, path: str, 
 
 def _cost(rows: Rows, path: str) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for row in rows:
-        if row["gradients"]:
-            axes.plot(row["gradients"], row["specific"], "o", color=_colour(row["method"]))
-            axes.annotate(row["method"], (row["gradients"], row["specific"]), xytext=(5, 3), textcoords="offset points")
+    held = sorted((row["gradients"], row["specific"], row["method"]) for row in rows if row["gradients"])
+    before, at = 0, 0.0
+    for cost, value, name in held:
+        axes.plot(cost, value, "o", color=_colour(name))
+        at = max(value, at + APART) if cost == before else value  # labels must not lie upon one another
+        axes.annotate(name, (cost, at), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
+        before = cost
+    costs = sorted({cost for cost, *_ in held})
     axes.set_xlabel("backward passes a clip")
     axes.set_ylabel("LDS, target-specific")
-    axes.margins(x=0.3)
+    axes.set_xlim(0, 2 * costs[-1])
+    axes.set_xticks(costs)
     figure.savefig(path, dpi=120)
     plt.close(figure)
