@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.comparison import BASE, comparison
-from pipeline.intervals import Interval, bootstrap_mean, student
+from pipeline.intervals import Interval, bootstrap_mean, student, wilson
 from pipeline.judge import verdict
 
 Key = tuple[str, int]  # clip_id and seed
@@ -71,6 +71,8 @@ def _tally(rows: Sequence[Record]) -> Record:
     for name, count, value in (("win", "wins", 1), ("tie", "ties", 0), ("loss", "losses", -1)):
         hits = [float(row["verdict"] == value) for row in rows]
         share, low, high = interval(hits, clips)
+        if share in (0, 1) and low is not None:  # resampling what never differs would leave an interval of no width
+            _, low, high = wilson(share * found["clips"], found["clips"])
         bounds = (None, None) if low is None or high is None else (max(0.0, low), min(1.0, high))
         found |= {count: int(sum(hits)), name: share, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
     return found

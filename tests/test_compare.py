@@ -54,6 +54,15 @@ def test_seeds_of_one_clip_hang_together() -> None:
     assert contests.interval([1.0, 2.0], ["c", "c"]) == (1.5, None, None)
 
 
+@pytest.mark.parametrize("clips", [4, 10, 40])
+def test_what_never_happened_may_still_happen(clips: int) -> None:
+    scores = {"a": {(f"c{i}", 0): 1.0 for i in range(clips)}, "b": {(f"c{i}", 0): 1.0 for i in range(clips)}}
+    (tally,) = contests.tallies(contests.verdicts("j", scores, 0.01))
+    assert (tally["win"], tally["win_low"]) == (0, 0)
+    assert 1 / clips < tally["win_high"] < 4 / clips
+    assert 1 - 4 / clips < tally["tie_low"] < tally["tie_high"] == pytest.approx(1)
+
+
 def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     rng, rows = np.random.default_rng(1), []
     for i in range(30):
