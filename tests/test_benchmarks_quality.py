@@ -106,9 +106,9 @@ def test_the_metagradient_is_the_derivative_of_the_trained_loss(sets: tuple[Clip
         with torch.no_grad():
             return float(found.target(found.trained(weights)[-1][0], queries, rows, timesteps).double())
 
-    step = 0.05
+    step = 0.01  # with 0.05 the loss is no straight line
     for n in range(2):
         at = torch.zeros(4)
         at[n] = step
         numeric = -(loss(torch.ones(4) + at) - loss(torch.ones(4) - at)) / (2 * step)
-        assert float(influence[n]) == pytest.approx(numeric, rel=0.1, abs=2e-6)
+        assert float(influence[n]) == pytest.approx(numeric, rel=0.05, abs=2e-6)
