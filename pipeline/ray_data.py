@@ -219,10 +219,13 @@ def stream(
         return Figures()
     report(0, total, {})
     done, errors = 0, dict[str, int]()
-    journal = ray_journal.begin()
-    actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {}, tried)
     most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
-    with ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)), _named(stage, journal, pool):
+    with (
+        ray_journal.begun() as journal,
+        ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)),
+        _named(stage, journal, pool),
+    ):
+        actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {}, tried)
         for window in windows(blocks, most):
             for folder in folders.values() if done else ():
                 merge(folder)  # a part for each batch: else the next job would have to open them all

@@ -29,10 +29,16 @@ LOOK = 5.0  # seconds between two looks
 SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed job leaves behind
 
 
-def begin() -> Any:
-    """A new stage's journal, on the driver's own node: while the driver lives, so does it."""
+@contextmanager
+def begun() -> Iterator[Any]:
+    """A stage's journal, on the driver's own node: while the driver lives, so does it. It ends with the body; left to
+    itself it would stay for as long as the driver, since Ray Data keeps what its actors were made of."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
+    journal = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
+    try:
+        yield journal
+    finally:
+        ray.kill(journal)
 
 
 def figures(journal: Any) -> Figures:

@@ -174,6 +174,21 @@ def test_metrics_reach_the_dashboard_and_figures_the_root(metrics: str, tmp_path
     assert sum(float(line.rsplit(" ", 1)[1]) for line in rows) == 6, "rows are not what was finished"
 
 
+def test_no_process_of_a_stage_outlives_it(metrics: str, tmp_path: Path) -> None:
+    import ray
+
+    streamed(tmp_path, ["a", "b"], Pool(actors=2, batch=1))
+
+    def alive() -> list[str]:
+        named = [a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
+        return [name for name in named if name == Attempts.__name__ or name.startswith("MapWorker")]  # Ray has its own
+
+    deadline = time.monotonic() + 20
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert alive() == []
+
+
 def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
     metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
