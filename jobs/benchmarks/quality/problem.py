@@ -40,6 +40,11 @@ class Size:
     def name(self) -> str:
         return f"{self.clips}-{self.queries}-{self.held_out}"
 
+    @property
+    def trained(self) -> str:
+        """Names what a fine-tuning and its losses depend on: not the queries."""
+        return f"{self.clips}-{self.held_out}"
+
     def scenes(self, name: str) -> list[world.Scene]:
         """The scenes of a set. The motions of queries and held-out clips are taken in equal parts."""
         if name == "clips":

@@ -61,7 +61,7 @@ def encoded(folder: str, size: Size) -> tuple[Clips, Clips, Clips]:
 
 def _chunks(folder: str, size: Size, name: str) -> tuple[str, ...]:
     count = len(size.scenes(name))
-    return tuple(f"{folder}/encoded/{size.name}/{name}-{n:03d}" for n in range(-(-count // CHUNK)))
+    return tuple(f"{folder}/encoded/{name}-{count}/{n:03d}" for n in range(-(-count // CHUNK)))
 
 
 def _encode(size: Size, name: str, chunk: int, place: str) -> None:
@@ -77,7 +77,7 @@ def loaded(folder: str, size: Size, name: str) -> Clips:
 
 def digest(task: Retraining, recipe: Recipe, size: Size) -> str:
     """Names what a fine-tuning left: it depends on this and on nothing else."""
-    return task.digest(recipe, f"{size.name} {problem.base_digest()}")
+    return task.digest(recipe, f"{size.trained} {problem.base_digest()}")
 
 
 def measured(folder: str, size: Size, recipe: Recipe, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
@@ -119,7 +119,7 @@ def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion:
 
 def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
     """`metagradient.exact` of the first clips that move, a quarter of which each subset lacks."""
-    place = f"{folder}/exact/{size.name}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}.npz"
+    place = f"{folder}/exact/{size.trained}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}.npz"
     if not Path(place).exists():
         each("exact influence", _exact, [(folder, size, targets, subsets, place)])
     with np.load(io.BytesIO(stores.read_bytes(place))) as held:
