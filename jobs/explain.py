@@ -128,7 +128,7 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
     """Raises ConfigError where the ranking is not of the features that there are."""
     rule = run.ranking
     for name in ("clips", "queries"):
-        tables.check(join(run.root, "features", name), fingerprints.features(run))
+        tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
     tables.check(join(run.root, "influence"), fingerprints.ranking(run))
     clips = under_mask(run.root, "clips", rule.mask)
     ids, groups, rows = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
@@ -181,12 +181,14 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
 def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | None]:
     """The clip's feature in parts, or why there are none: computed by one actor, as its feature was."""
     pool = run.resources.extract_features.model_copy(update={"actors": 1, "batch": 1})
-    alone = run.model_copy(update={"resources": run.resources.model_copy(update={"extract_features": pool})})
+    alone = run.of("clips").model_copy(
+        update={"resources": run.resources.model_copy(update={"extract_features": pool})}
+    )
     ray_data.connect()
     ray_resources.check(alone, ["extract_features"])
     rows = standing.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
     assert rows is not None, "its row has just been read"
-    fingerprint, place = fingerprints.features(run), join(folder, "parts")
+    fingerprint, place = fingerprints.features(alone), join(folder, "parts")
     ray_data.stream(
         "explain",
         run.root,

@@ -18,7 +18,7 @@ from pipeline.stores import join
 def rank_clips(run: Run) -> None:
     fingerprint = fingerprints.ranking(run)
     for name in ("clips", "queries"):
-        tables.check(join(run.root, "features", name), fingerprints.features(run))
+        tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
     progress = command.Progress("rank_clips")
     ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: progress(done, total, {}))
     command.record(run)

@@ -67,7 +67,7 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
         for name in names:
             tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
             if name != "held_out":
-                tables.check(stores.join(one.root, "features", name), fingerprints.features(one))
+                tables.check(stores.join(one.root, "features", name), fingerprints.features(one.of(name)))
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
 
 def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Projected gradients of a set's clips, from the motion table."""
-    scope = scope or Scope(run.root, run.root)
+    run, scope = run.of(name), scope or Scope(run.root, run.root)
     folder = stores.join(run.root, "features", name)
     merge(folder)
     worker = partial(FeatureWorker, run, fingerprints.features(run))
@@ -185,7 +185,7 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
 
 def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
-    scope = scope or Scope(run.root, run.root)
+    run, scope = run.of(name), scope or Scope(run.root, run.root)
     folders = {"motion": stores.join(scope.motion, "motion", name), "features": stores.join(run.root, "features", name)}
     for folder in folders.values():
         merge(folder)
@@ -233,7 +233,7 @@ def _stream(
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
-    held = {"features": {"settings": [s.model_dump() for s in run.attribution.settings]}}
+    held = {"features": {"settings": [s.record() for s in run.attribution.settings]}}
     figures = ray_data.stream(
         title,
         scope.index,

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import mask_overlap, scanning, schemas, shortlist, stores, tables
+from pipeline.attribution import compared
 from pipeline.config import Arm, ConfigError, Run
 from pipeline.feature_table import under_mask
 from pipeline.ranking import placed, share
@@ -47,15 +48,15 @@ PICKING = ("random", "magnitude", "mask_overlap", "no_mask", "motive", "motive_w
 
 def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
     """Raise ConfigError for an arm that this configuration cannot have; by default its own and those it evaluates."""
-    masks = {setting.mask for setting in run.attribution.settings}
     for arm in dict.fromkeys(arms or [run.finetune.arm, *run.evaluate.arms]):
-        needed = NEEDED_MASK.get(arm)
-        if needed is not None and needed not in masks:
+        try:
+            compared(NEEDED_MASK.get(arm, run.ranking.mask), run.attribution.settings)
+        except ValueError as error:
             raise ConfigError(
-                f"finetune.arm={arm!r} compares features under mask {needed!r}, but attribution.settings has none with "
-                f"mask: {needed}. Add one (it shares the forward pass of one with the same timestep and noise) and "
-                "extract features again in a new root, or leave this arm out of finetune.arm and evaluate.arms."
-            )
+                f"finetune.arm={arm!r} compares features under mask {NEEDED_MASK[arm]!r}, and in attribution.settings "
+                f"{error} (it shares the forward pass of one with the same timestep and noise) and extract features "
+                "again in a new root, or leave this arm out of finetune.arm and evaluate.arms."
+            ) from error
         if arm == "oracle" and run.data.oracle is None:
             raise ConfigError(
                 "finetune.arm='oracle' needs to know each clip's true group, but data.oracle is null. Set data.oracle "

@@ -18,6 +18,11 @@ class Setting(Model):
     timestep: float = Field(751, gt=0, lt=1000)
     noise: int = Field(0, ge=0)
     mask: Literal["motion", "none"] = "motion"
+    of: Literal["both", "clips", "queries"] = Field("both", description="whose gradient is taken")
+
+    def record(self) -> dict[str, Any]:
+        """As fingerprints and tables have it; a table is of clips or of queries, and does not say so again."""
+        return self.model_dump(exclude={"of"} if self.of == "both" else None)
 
 
 RankingMask = Literal["motion", "none", "queries"]
@@ -30,9 +35,25 @@ def mask_of(mask: RankingMask | str, name: str) -> str:
     return mask if mask != "queries" else {"clips": "none", "queries": "motion"}[name]
 
 
-def masks_of(mask: RankingMask | str) -> set[str]:
-    """The masks of settings that a ranking needs."""
-    return {mask_of(mask, name) for name in ("clips", "queries")}
+def compared(mask: RankingMask | str, settings: tuple[Setting, ...]) -> dict[str, tuple[Setting, ...]]:
+    """The settings that a ranking compares, of `clips` and of `queries`.
+
+    Raises ValueError where one side has none, or the sides differ in more than the mask.
+    """
+    found = {
+        name: tuple(s for s in settings if s.of in ("both", name) and s.mask == mask_of(mask, name))
+        for name in ("clips", "queries")
+    }
+    for name, taken in found.items():
+        if not taken:
+            raise ValueError(f"there is no setting of {name} with mask: {mask_of(mask, name)}; add one")
+    pairs = {name: [(s.timestep, s.noise) for s in taken] for name, taken in found.items()}
+    if pairs["clips"] != pairs["queries"]:
+        raise ValueError(
+            f"clips and queries are compared at one timestep and noise, but these settings have {pairs}; give both the "
+            "same, in the same order"
+        )
+    return found
 
 
 class ProjectionConfig(Model):
@@ -106,6 +127,11 @@ class Attribution(Model):
             raise ValueError(f"hold={self.hold} is for dense projections; {self.projection.kind} is streamed: use 1")
         return self
 
+    def alone(self, name: str) -> Attribution:
+        """What is left of it for `clips` or for `queries`."""
+        held = tuple(s.model_copy(update={"of": "both"}) for s in self.settings if s.of in ("both", name))
+        return self.model_copy(update={"settings": held})
+
     @property
     def cheaper(self) -> Attribution | None:
         """What every clip gets first, where this is for a shortlist only."""
@@ -122,5 +148,7 @@ def _check_expression(parameters: str) -> None:
 
 
 def _check_distinct(settings: tuple[Setting, ...]) -> None:
-    if len(set(settings)) != len(settings):
-        raise ValueError("settings: two settings are the same")
+    for name in ("clips", "queries"):
+        taken = [(s.timestep, s.noise, s.mask) for s in settings if s.of in ("both", name)]
+        if len(set(taken)) != len(taken):
+            raise ValueError(f"settings: two settings of {name} are the same")

@@ -7,7 +7,7 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline import credentials
-from pipeline.attribution import Attribution, RankingMask, Setting, masks_of
+from pipeline.attribution import Attribution, RankingMask, compared
 from pipeline.explanations import explained
 from pipeline.operations import (
     Budget,
@@ -159,19 +159,6 @@ class Evaluate(Model):
     guidance: float = Field(5.0, ge=1)
 
 
-def _check_masks(mask: RankingMask, settings: Iterable[Setting], key: str) -> None:
-    """Raise ValueError where settings lack what a ranking under `mask` compares."""
-    found = {name: [(s.timestep, s.noise) for s in settings if s.mask == name] for name in sorted(masks_of(mask))}
-    for name, pairs in found.items():
-        if not pairs:
-            raise ValueError(f"ranking.mask={mask!r} needs a setting with mask: {name} in {key}.settings; add one")
-    if any(pairs != found["none"] for pairs in found.values() if mask == "queries"):
-        raise ValueError(
-            f"ranking.mask='queries' compares settings of one timestep and noise, but {key}.settings has {found}; give "
-            "each of them under both masks, in the same order"
-        )
-
-
 class Run(Model):
     """A complete configuration."""
 
@@ -203,7 +190,10 @@ class Run(Model):
         for key, held in (("attribution", a), ("attribution.shortlist", a.cheaper)):
             if held is None:
                 continue
-            _check_masks(r.mask, held.settings, key)
+            try:
+                compared(r.mask, held.settings)
+            except ValueError as error:
+                raise ValueError(f"ranking.mask={r.mask!r}, {key}.settings: {error}") from error
             frames, fps = held.frames or d.frames, held.fps or d.fps
             if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:
                 raise ValueError(
@@ -223,6 +213,10 @@ class Run(Model):
                     "fraction"
                 )
         return self
+
+    def of(self, name: str) -> Run:
+        """This run as the features of `clips`, or of `queries`, have it."""
+        return self.model_copy(update={"attribution": self.attribution.alone(name)})
 
     @property
     def geometry(self) -> tuple[int, float, int, int]:

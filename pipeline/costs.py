@@ -134,7 +134,7 @@ def storage(run: Run, size: Size) -> dict[str, float]:
 
 def _row(attribution: Attribution) -> int:
     """Bytes of a clip's features."""
-    return 4 * len(attribution.settings) * (attribution.projection.dim + 2)
+    return 4 * len(attribution.alone("clips").settings) * (attribution.projection.dim + 2)
 
 
 def table(costs: Sequence[Cost], prices: Prices) -> list[list[str]]:

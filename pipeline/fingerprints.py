@@ -42,7 +42,7 @@ def features(run: Run) -> Fingerprint:
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,
         "model.parameters": manifest_hash(manifest(models.skeleton(path))),
-        "attribution.settings": [setting.model_dump() for setting in a.settings],
+        "attribution.settings": [setting.record() for setting in a.settings],
         "attribution.parameters": a.parameters,
         "attribution.projection": a.projection.model_dump(),
     }

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import finetuning, models, motion, schemas
-from pipeline.attribution import Setting, masks_of
+from pipeline.attribution import Setting, compared
 from pipeline.config import Finetune, Run
 from pipeline.decoder import Decoder
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
@@ -63,9 +63,9 @@ def variants(run: Run) -> dict[str, Run]:
 
 def _one_setting(run: Run) -> tuple[Setting, ...]:
     """The first timestep and noise of the ranking, under the masks that it compares."""
-    settings, masks = run.attribution.settings, masks_of(run.ranking.mask)
-    first = next(s for s in settings if s.mask in masks)
-    return tuple(s for s in settings if s.mask in masks and (s.timestep, s.noise) == (first.timestep, first.noise))
+    of = compared(run.ranking.mask, run.attribution.settings)
+    wanted = {of["clips"][0], of["queries"][0]}
+    return tuple(s for s in run.attribution.settings if s in wanted)
 
 
 def _size(run: Run) -> tuple[int, int, int]:
@@ -163,7 +163,9 @@ class AttributionPilot:
         mask = None
         if measured["mask"] is not None:
             mask = motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)
-        take = partial(take_clip, gradients, self.model, run.attribution.settings, latent, text, mask, run.seed)
+        take = partial(
+            take_clip, gradients, self.model, run.of("clips").attribution.settings, latent, text, mask, run.seed
+        )
         if not warm and take():  # compiles, and chooses algorithms
             gradients.collect()
         if not clock("gradient", take):

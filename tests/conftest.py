@@ -51,7 +51,7 @@ def small_run(small_world: Path) -> Callable[..., Run]:
             "evaluate.videos": str(small_world / "held_out"),
             "finetune.steps": 4,
             "finetune.checkpoint_every": 2,
-            "evaluate.arms": ["base", "random", "motive_whitened"],
+            "evaluate.arms": ["base", "random", "selected"],
             "evaluate.generate": 2,
             "evaluate.steps": 3,
             "resources.extract_features.batch": 5,

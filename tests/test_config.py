@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipeline import config
+from pipeline import config, fingerprints
 from pipeline.config import ConfigError, Run, load, parse
 
 MINIMAL: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_queries_are_videos_or_prompts_and_not_both(queries: dict[str, Any]) -> 
 def test_the_ranked_mask_must_be_among_the_settings() -> None:
     only_masked = [{"timestep": 751, "mask": "motion"}]
     text = refused({"ranking.mask": "none", "attribution.settings": only_masked})
-    assert "ranking.mask='none' needs a setting with mask: none in attribution.settings" in text, text
+    assert "ranking.mask='none', attribution.settings: there is no setting of clips with mask: none" in text, text
     assert load("demo", {"ranking.mask": "motion", "attribution.settings": only_masked}).ranking.mask == "motion"
 
 
@@ -134,6 +134,21 @@ def test_queries_masked_and_clips_plain_need_every_setting_under_both_masks() ->
     assert load("demo", {"ranking.mask": "queries"}).ranking.mask == "queries"
 
 
+def test_a_setting_of_one_side_is_no_setting_of_the_other() -> None:
+    masked, plain = {"mask": "motion", "of": "queries"}, {"mask": "none", "of": "clips"}
+    run = load("demo", {"ranking.mask": "queries", "attribution.settings": [masked, plain]})
+    masks = {name: [s.mask for s in run.of(name).attribution.settings] for name in ("clips", "queries")}
+    assert masks == {"clips": ["none"], "queries": ["motion"]}
+    assert fingerprints.features(run.of("clips")) != fingerprints.features(run.of("queries"))
+    both = load("demo", {"ranking.mask": "none", "attribution.settings": [{"mask": "none"}]})
+    assert fingerprints.features(run.of("clips")) == fingerprints.features(both.of("clips")), "its table still fits"
+    for mask in ("motion", "none"):
+        with pytest.raises(ConfigError, match=f"ranking.mask='{mask}', attribution.settings: there is no setting of"):
+            load("demo", {"ranking.mask": mask, "attribution.settings": [masked, plain]})
+    with pytest.raises(ConfigError, match="two settings of clips are the same"):
+        load("demo", {"attribution.settings": [{"mask": "none"}, plain]})
+
+
 def test_attribution_must_not_outlast_a_segment() -> None:
     text = refused({"attribution.frames": 17})
     for part in ("attribution.frames=17", "data.frames=9"):
@@ -144,7 +159,8 @@ def test_attribution_must_not_outlast_a_segment() -> None:
 
 
 def test_two_equal_settings_and_a_broken_expression_are_refused() -> None:
-    assert "two settings are the same" in refused({"attribution.settings": [{"timestep": 751}, {"timestep": 751.0}]})
+    twice = [{"timestep": 751}, {"timestep": 751.0}]
+    assert "two settings of clips are the same" in refused({"attribution.settings": twice})
     assert "no regular expression" in refused({"attribution.parameters": "(attn"})
 
 

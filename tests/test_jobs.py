@@ -141,7 +141,7 @@ def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
     assert table is not None
     frame = table.to_pandas()
     losses = frame[frame.metric == "masked_loss"].pivot(index="clip_id", columns="arm", values="value")
-    assert set(losses.columns) == {"base", "random", "motive_whitened"}
+    assert set(losses.columns) == {"base", "random", "selected"}
     assert losses.notna().all(axis=None), "an arm lacks a held-out clip"
     assert (losses["base"] != losses["random"]).all(), "fine-tuning changed nothing"
     assert {p.suffix for p in (whole / "generated" / "base").iterdir()} == {".mp4"}
@@ -271,4 +271,4 @@ def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_
             i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id
         ]
         assert len(held) == len(set(held)), f"{name}: a row is there twice"
-    assert (root / "finetuned" / "motive_whitened" / "done.json").is_file()
+    assert (root / "finetuned" / "selected" / "done.json").is_file()

@@ -219,8 +219,8 @@ class Stages:
         monkeypatch.setattr(jobs.nightly, "finetune", self.finetune)
         monkeypatch.setattr(jobs.nightly, "rank_clips", self.rank)
         monkeypatch.setattr(jobs.nightly, "measure_drift", lambda *_: {"drift": None, "drift_features": None})
-        folder = root / "finetuned" / "motive_whitened"
-        monkeypatch.setattr(jobs.nightly, "trained", lambda *_: Trained("motive_whitened", self.version, str(folder)))
+        folder = root / "finetuned" / "selected"
+        monkeypatch.setattr(jobs.nightly, "trained", lambda *_: Trained("selected", self.version, str(folder)))
 
     def rank(self, run: Run) -> None:
         table = pa.table({"clip_id": ["a", "b"], "uri": ["/a", "/b"], "version": ["1", "1"]})
@@ -230,7 +230,7 @@ class Stages:
 
     def finetune(self, run: Run) -> None:
         self.trainings += 1
-        stores.write_bytes(str(self.root / "finetuned/motive_whitened/transformer/weights"), self.version.encode())
+        stores.write_bytes(str(self.root / "finetuned/selected/transformer/weights"), self.version.encode())
 
     def measure(self, run: Run, tasks: list[tuple[Trained, dict[str, str]]], folder: str) -> None:
         held = tables.read(folder)

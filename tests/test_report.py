@@ -114,7 +114,7 @@ def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
 
 def _evaluated(root: str, queries: list[str]) -> None:
     rng, rows = np.random.default_rng(1), []
-    effect = {"base": 0.0, "random": 0.002, "motive_whitened": -0.02}
+    effect = {"base": 0.0, "random": 0.002, "selected": -0.02}
     for arm, shift in effect.items():
         for n in range(30):
             value = 0.5 + 0.1 * np.sin(n) + shift + rng.normal(0, 0.004)
@@ -135,7 +135,7 @@ def build(root: str, until: str = "evaluation") -> config.Run:
     clips += [_clip("clip-x", EVIL, "", f"read: {EVIL} is gone.")]
     clips += [_clip(f"clip-short-{n}", "shelf real", "", "too_short: 3 frames, 9 are needed.") for n in range(25)]
     queries = [{**_clip(i, "q", captions[i]), "group": i.split("-")[1]} for i in SCENES if i.startswith("query")]
-    evaluate = {"videos": "held", "arms": ["base", "random", "motive_whitened"]}
+    evaluate = {"videos": "held", "arms": ["base", "random", "selected"]}
     data = {"videos": "s3://bucket/clips", "frames": FRAMES, "fps": 8, "height": SIZE, "width": SIZE}
     values = {"root": root, "data": data, "queries": {"videos": "q"}, "model": {"id": "demo"}, "evaluate": evaluate}
     moved = _index_and_motion(root, "clips", schemas.CLIPS, clips)
@@ -369,7 +369,7 @@ def test_differences_to_base_are_paired() -> None:
 
 def test_the_result_is_in_the_headline(written: tuple[dict[str, Any], str, Path]) -> None:
     found, page, _ = written
-    change = re.search(r"base model: (.)(\d\.\d) ± 0\.\d % after fine-tuning on motive_whitened", found["headline"])
+    change = re.search(r"base model: (.)(\d\.\d) ± 0\.\d % after fine-tuning on selected", found["headline"])
     assert change
     assert change[1] == "\N{MINUS SIGN}"
     assert "18 queries of 3 motions" in found["headline"]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 # What the log shows when a stage begins: ranking begins with the features' last line, the page with the evaluation's.
 MOMENTS = ("index queries", "attribute queries", "index clips", "attribute clips", "features/clips: ")
-MOMENTS += ("finetune motive_whitened", "index held_out", "evaluate  ", "evaluation: ")
+MOMENTS += ("finetune selected", "index held_out", "evaluate  ", "evaluation: ")
 TABLES = ("queries", "clips", "motion/queries", "motion/clips", "features/queries", "features/clips", "influence")
 TABLES += ("neighbors", "selection", "held_out", "motion/held_out", "evaluation")
 

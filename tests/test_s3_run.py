@@ -127,11 +127,11 @@ def test_rows_and_bytes_are_those_of_the_run_on_disk(done: Done, store: Store, n
 
 def test_everything_of_the_run_lies_in_the_bucket(done: Done, store: Store) -> None:
     there = {key.removeprefix("runs/a run [1]/") for key in store.keys("runs/")}
-    for wanted in ("report/index.html", "summary.json", "config.yaml", "finetuned/motive_whitened/done.json"):
+    for wanted in ("report/index.html", "summary.json", "config.yaml", "finetuned/selected/done.json"):
         assert wanted in there, sorted(there)
     assert any(key.startswith("generated/base/") and key.endswith(".mp4") for key in there)
     assert any(key.startswith("finetuned/.latents/") for key in there)
-    assert any(key.startswith("finetuned/motive_whitened/transformer/") for key in there)
+    assert any(key.startswith("finetuned/selected/transformer/") for key in there)
     assert not [key for key in there if key.startswith("finetuned/.train/")], "checkpoints of a finished arm are kept"
     assert store.asked(r"^PUT .*finetuned/\.train/.*state-\d+-of-\d+\.safetensors"), "checkpoints went elsewhere"
     assert not [key for key in there if key.endswith("/")], "directory markers"

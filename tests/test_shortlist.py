@@ -73,7 +73,7 @@ def test_shares_of_few_clips_do_not_meet() -> None:
         ({"frames": 17}, r"attribution\.shortlist\.frames=17"),
         ({"fps": 2}, r"attribution\.shortlist\.fps=2"),
         ({"parameters": "(a", "frames": 5}, "no regular expression"),
-        ({"settings": [{"mask": "none"}]}, r"needs a setting with mask: motion in attribution\.shortlist\.settings"),
+        ({"settings": [{"mask": "none"}]}, r"attribution\.shortlist\.settings: there is no setting of queries"),
         ({"top": 0.05, "frames": 5}, r"ranking\.fraction=0\.1 .* attribution\.shortlist\.top=0\.05"),
         ({"frame": 5}, "Did you mean `frames`"),
         ({"audit": 0, "frames": 5}, "greater than 0"),
@@ -85,7 +85,8 @@ def test_wrong_shortlists_are_refused(given: dict[str, Any], says: str) -> None:
 
 
 def test_the_variant_has_what_it_names_and_the_rest_of_the_full_attribution() -> None:
-    run = config.load("demo", {"attribution.shortlist": {"frames": 5, "settings": [{"timestep": 501}]}})
+    masked = {"ranking.mask": "motion", "attribution.shortlist": {"frames": 5, "settings": [{"timestep": 501}]}}
+    run = config.load("demo", masked)
     cheaper = shortlist.variant(run)
     assert cheaper is not None
     assert cheaper.geometry == (5, 8.0, 32, 32)
@@ -94,7 +95,7 @@ def test_the_variant_has_what_it_names_and_the_rest_of_the_full_attribution() ->
     assert cheaper.attribution.shortlist is None
     assert run.geometry == (9, 8.0, 32, 32)
     assert shortlist.motion_root(run) == cheaper.root, "motion is of one geometry"
-    same = config.load("demo", {"attribution.shortlist": {"settings": [{"timestep": 501}]}})
+    same = config.load("demo", masked | {"attribution.shortlist": {"settings": [{"timestep": 501}]}})
     assert shortlist.motion_root(same) == same.root, "motion of the same geometry is estimated twice"
 
 

@@ -130,7 +130,7 @@ def whole(tokened: Cluster, tiny_run: MakeRun, tmp_path_factory: pytest.TempPath
 @pytest.mark.soak
 def test_the_log_is_followed_to_the_end(whole: tuple[Run, str]) -> None:
     run, log = whole
-    for line in ("attribute clips", "12/12", "selection: 12 clips", "finetuned/motive_whitened: 4 steps", "page: "):
+    for line in ("attribute clips", "12/12", "selection: 12 clips", "finetuned/selected: 4 steps", "page: "):
         assert line in log
     assert "\r" not in log, "progress meant for a terminal"
     assert "succeeded" in log

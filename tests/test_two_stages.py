@@ -28,7 +28,8 @@ MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[1]
 CLIPS = 16
 SHARES = {"top": 0.25, "bottom": 0.1, "audit": 0.3}
-CHEAPER = {"frames": 5, "settings": [{"timestep": 501}]}  # another geometry has motion of its own
+SETTINGS = [{"timestep": 501, "of": "queries"}, {"timestep": 501, "mask": "none", "of": "clips"}]
+CHEAPER = {"frames": 5, "settings": SETTINGS}  # another geometry has motion of its own
 WRITTEN = ("shortlist/motion/clips", "shortlist/features/clips", "shortlist/features/queries", "shortlist/chosen")
 WRITTEN += ("motion/clips", "features/clips", "features/queries", "influence", "neighbors", "selection")
 
