@@ -41,8 +41,9 @@ def store() -> Iterator[s3_store.Store]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def another_node(notes: Path, store: s3_store.Store) -> Iterator[Callable[[], object]]:
-    """Three nodes of one logical CPU, the first with the driver, that see the store."""
+def three_nodes(notes: Path, store: s3_store.Store) -> Iterator[Callable[[], None]]:
+    """Three nodes of one logical CPU, the first with the driver, that see the store; what replaces those that a test
+    lost."""
     before = dict(os.environ)
     path = os.pathsep.join([HERE, str(Path(HERE).parent)])
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": path}
@@ -59,7 +60,12 @@ def another_node(notes: Path, store: s3_store.Store) -> Iterator[Callable[[], ob
         for _ in range(2):
             nodes.add_node(**small)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        yield lambda: nodes.add_node(**small)
+
+        def filled() -> None:
+            while sum(node["Alive"] for node in ray.nodes()) < 3:
+                nodes.add_node(**small)
+
+        yield filled
         ray.shutdown()
         nodes.shutdown()
     os.environ.clear()
@@ -214,9 +220,9 @@ def test_a_lost_node_leaves_fewer_workers_and_the_same_result(checkpoint: str, t
 
 @pytest.mark.soak
 def test_a_node_that_is_about_to_go_is_checkpointed_for(
-    checkpoint: str, tmp_path: Path, notes: Path, another_node: Callable[[], object]
+    checkpoint: str, tmp_path: Path, notes: Path, three_nodes: Callable[[], None]
 ) -> None:
-    another_node()
+    three_nodes()
     settings = {"min_workers": 2, "checkpoint_every": 1000, "checkpoint_seconds": 1e6}
     run = prepared(str(tmp_path / "run"), checkpoint, notes, **settings)
     folder = ray_train.finetune(run, alone.training_rows(), frames_and_a_noticed_node)
