@@ -34,7 +34,7 @@ class Method:
     @property
     def masked(self) -> bool:
         """Whether a clip without motion has no score."""
-        return self.pair != "none"
+        return self.pair not in ("none", "crossed")
 
 
 def kernel(grams: Mapping[Place, Grams], method: Method) -> Floats:
