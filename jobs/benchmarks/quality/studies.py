@@ -50,7 +50,8 @@ class Plan:
     films: int = 10  # of each
     exact: int = 0  # subsets of the small problem whose influence is computed exactly
     arms: tuple[str, ...] = counterfactual.ARMS
-    draws: int = 2  # fine-tunings on each subset, under different seeds, whose mean is predicted
+    draws: int = 4  # fine-tunings on each skewed subset, under different seeds, whose mean is predicted
+    draws_of_halves: int = 2
     others: bool = True  # whether variants and cheaper attributions are looked at
     places: tuple[Place, ...] = ((251.0, 0), (501.0, 0), (751.0, 0), (751.0, 1))
 
@@ -114,11 +115,12 @@ class Studies:
 
     def fine_tuned(self, design: Design) -> tuple[list[Any], Floats]:
         """The subsets of a design and what each gained under each seed [draws, S, T]."""
-        count = self.plan.subsets if design == "skewed" else self.plan.halves
+        plan = self.plan
+        count, draws = (plan.subsets, plan.draws) if design == "skewed" else (plan.halves, plan.draws_of_halves)
         members = datamodel.subsets(self.clips, design, count)
-        wanted = [on(rows, seed) for seed in range(self.plan.draws) for rows in members]
+        wanted = [on(rows, seed) for seed in range(draws) for rows in members]
         found = [self.gain(losses) for losses in self.retrained(f"LDS, {design}", wanted)]
-        return members, np.array(found).reshape(self.plan.draws, count, -1)
+        return members, np.array(found).reshape(draws, count, -1)
 
     def gains(self, design: Design) -> tuple[list[Any], Floats]:
         """The subsets of a design and what each gained, mean over the seeds: [S, T]."""
@@ -143,14 +145,16 @@ class Studies:
         return rows
 
     def ceiling(self) -> Rows:
-        """How well a fine-tuning tells another one on the same subset, and what follows for the mean of all of them,
-        which LDS is about (Spearman 1910, Brown 1910): the exact expectation would have the root of that."""
+        """How well the fine-tunings of half the seeds tell those of the others on the same subset, and what follows for
+        the mean of all of them, which LDS is about (Spearman 1910, Brown 1910): the exact expectation would have the
+        root of that."""
         members, found = self.fine_tuned("skewed")
         if len(found) < 2:
             return []
-        row: dict[str, Any] = {"subsets": len(members), **both_lds(found[0], found[1])}
+        halves = found[::2].mean(0), found[1::2].mean(0)
+        row: dict[str, Any] = {"subsets": len(members), "draws": len(found), **both_lds(*halves)}
         for name in ("plain", "specific"):
-            whole = len(found) * row[name] / (1 + (len(found) - 1) * row[name])
+            whole = 2 * row[name] / (1 + row[name])
             row |= {f"{name}_of_mean": whole, f"{name}_of_the_truth": max(0.0, whole) ** 0.5}
         return [row]
 
