@@ -18,7 +18,7 @@ from jobs import explain as job
 from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
-from pipeline import config, decomposition, explained, ranking, schemas, standing, stores, tables
+from pipeline import config, decomposition, explain_page, explained, ranking, schemas, standing, stores, tables
 from pipeline.attribution import Kind, Setting
 from pipeline.config import ConfigError, Run
 from pipeline.decomposition import LayeredGradient, by_frame, layer
@@ -257,6 +257,16 @@ def test_a_clip_with_an_error_has_its_error_explained(
         assert text in told
         assert text in page
     assert "a/b has no influence" in page
+
+
+def test_the_page_of_a_ranked_clip_without_motion_says_why_it_has_no_mask(
+    small_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = small_run(tmp_path, ranking__mask="queries", report__pictures=False)
+    clip = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a", "uri": "/a.mp4"}
+    motion = dict.fromkeys(schemas.motion_schema(schemas.CLIPS).names) | {"error": "no_motion: its flow spans less."}
+    page = Path(explain_page.write(run, explain_page.Explanation(clip, motion, None), lambda row: None)).read_text()
+    assert "It has no mask: its flow spans less. The ranking compares its unmasked feature" in page
 
 
 @pytest.mark.parametrize("change", [{}, {"clip_id": "nobody"}, {"cut": True}])
