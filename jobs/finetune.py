@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from jobs import budget, command, stages
 from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, stores, tracking
-from pipeline.config import Arm, Run
+from pipeline.config import Arm, Finetune, Run
 
 
 def with_arm(run: Run, arm: Arm) -> Run:
@@ -36,22 +36,30 @@ def _followed(run: Run, rows: pa.Table) -> str:
     progress = command.Progress(f"finetune {config.arm}")
     metrics = stores.join(run.root, "finetuned", config.arm, ray_checkpoints.METRICS)
     version = "" if run.tracking.kind == "none" else ray_train.version(run, rows)
-    print(
-        f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "
-        f"{config.checkpoint_every} steps or {command.duration(config.checkpoint_seconds)} of work are done again, and "
-        "what it takes to write a checkpoint"
-    )
+    begun = False
     with tracking.opened(run, config.arm, version) as tracked:
         if tracked is not None:
             print(f"finetuned/{config.arm}: tracked at {tracked.url}")
 
         def report(done: int, total: int, errors: dict[str, int]) -> None:
+            nonlocal begun
+            if not begun:  # an arm that is finished already never comes here
+                print(_promise(config), flush=True)
+                begun = True
             progress(done, total, errors)
             tracking.follow(tracked, metrics)
 
         folder = ray_train.finetune(run, rows, report=report)
         tracking.follow(tracked, metrics)
     return folder
+
+
+def _promise(config: Finetune) -> str:
+    return (
+        f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "
+        f"{config.checkpoint_every} steps or {command.duration(config.checkpoint_seconds)} of work are done again, and "
+        "what it takes to write a checkpoint"
+    )
 
 
 if __name__ == "__main__":
