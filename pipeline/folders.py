@@ -30,7 +30,7 @@ Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by r
 def found(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> Found:
     """The videos of a folder or glob, or a single one, ordered by path, with the captions in the .txt beside them."""
     root, entries = _entries(fs, bare)
-    kept = {path: info for path, info in sorted(entries.items()) if is_file(info)}
+    kept = {path: info for path, info in sorted(entries.items()) if is_file(info) or is_broken(info)}
     visible = {p: i for p, i in kept.items() if not any(part.startswith(".") for part in relative(p, root).split("/"))}
     files = {p: i for p, i in visible.items() if p.lower().endswith(EXTENSIONS)}
     packed = {p: i for p, i in visible.items() if p.lower().endswith(shards.EXTENSIONS)}
@@ -114,7 +114,8 @@ def _shard(
 def _sidecars(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, str]:
     """Captions by video: the text of NAME.txt beside it."""
     beside = {path: posixpath.splitext(path)[0] + ".txt" for path in paths}
-    files = {str(path) for folder in sorted({posixpath.dirname(p) for p in paths}) for path in fs.ls(folder, False)}
+    entries = (entry for folder in sorted({posixpath.dirname(p) for p in paths}) for entry in fs.ls(folder, True))
+    files = {str(entry["name"]) for entry in entries if is_file(entry)}
     there = {path: text for path, text in beside.items() if text in files}
     texts = fs.cat(list(there.values())) if there else {}  # at once: a request each would take hours on a store
     return {path: texts[text].decode("utf-8", "replace").strip() for path, text in there.items()}
@@ -123,6 +124,11 @@ def _sidecars(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, str]
 def is_file(entry: Mapping[str, Any]) -> bool:
     """Whether a listing's entry is a file, or a link to one: in a cache of Hugging Face's hub all are links."""
     return entry["type"] == "file" or bool(entry.get("islink") and os.path.isfile(str(entry["name"])))
+
+
+def is_broken(entry: Mapping[str, Any]) -> bool:
+    """Whether a listing's entry is a link that leads to nothing, as when a disk is not mounted."""
+    return bool(entry.get("islink")) and not os.path.exists(str(entry["name"]))
 
 
 def relative(path: str, root: str) -> str:
@@ -146,6 +152,8 @@ def of_file(
     if info is None:
         missing = refusals.of_missing(below)
         return {**row, "error": f"refused: {missing}" if missing else MISSING}
+    if is_broken(info):
+        return {**row, "error": "read: it is a link to a file that is not there"}
     etag = info.get("ETag") or info.get("etag")
     modified = os.stat(path).st_mtime_ns if local else info.get("LastModified") or info.get("mtime")
     version = str(etag).strip('"') if etag and not local else f"{info['size']}-{modified}"

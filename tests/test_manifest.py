@@ -65,6 +65,24 @@ def test_glob_and_single_file(tmp_path: Path) -> None:
     assert one["caption"].to_pylist() == ["a cat"]
 
 
+def test_a_link_to_nothing_is_a_row_with_an_error(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").symlink_to(tmp_path / "unmounted" / "b.mp4")
+    (tmp_path / "c.mp4").symlink_to(tmp_path / "a.mp4")
+    table = videos(str(tmp_path), "data.videos")
+    assert table["relative"].to_pylist() == ["a.mp4", "b.mp4", "c.mp4"]
+    assert table["error"].to_pylist() == [None, "read: it is a link to a file that is not there", None]
+
+
+def test_captions_beside_videos_are_files(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        _touch(tmp_path / name)
+    (tmp_path / "a.txt").symlink_to(tmp_path / "unmounted" / "a.txt")
+    (tmp_path / "b.txt").mkdir()
+    _touch(tmp_path / "c.txt", "a cat")
+    assert videos(str(tmp_path), "data.videos")["caption"].to_pylist() == ["", "", "a cat"]
+
+
 def test_a_folder_named_like_a_glob(tmp_path: Path) -> None:
     _touch(tmp_path / "set [1]" / "a.mp4")
     assert videos(str(tmp_path / "set [1]"))["relative"].to_pylist() == ["a.mp4"]
