@@ -73,8 +73,8 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[None]:
         raise ConfigError(
             f"root={root!r}: nothing can be written there ({error}). Mend that, or choose another root."
         ) from error
-    over, lost = threading.Event(), threading.Event()
-    renewal = threading.Thread(target=_renew, args=(root, mine, over, lost), name="lease", daemon=True)
+    over, lost, failed = threading.Event(), threading.Event(), list[str]()
+    renewal = threading.Thread(target=_renew, args=(root, mine, over, lost, failed), name="lease", daemon=True)
     renewal.start()
     try:
         yield
@@ -83,8 +83,9 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[None]:
         renewal.join(5.0)  # it may be waiting for a store that does not answer
         if lost.is_set():
             raise LostError(
-                f"root={root!r}: this job could not renew its lease for {EXPIRY:g} s (a stalled machine or store), and "
-                "another job may hold the run by now. Give the same command again to continue."
+                f"root={root!r}: this job could not renew its lease for {EXPIRY:g} s "
+                f"({failed[-1] if failed else 'a stalled machine or store'}), and another job may hold the run by now. "
+                f"{'Once that is mended, give' if failed else 'Give'} the same command again to continue."
             )
         _remove(root, mine.nonce)
         for folder in made:
@@ -175,7 +176,8 @@ def _born(pid: int) -> str | None:
 # --- renewing ---------------------------------------------------------------------------------------------------------
 
 
-def _renew(root: str, mine: Holder, over: threading.Event, lost: threading.Event) -> None:
+def _renew(root: str, mine: Holder, over: threading.Event, lost: threading.Event, failed: list[str]) -> None:
+    """Renew until it is `over` or the lease is `lost`; `failed` says why renewals since the last good one failed."""
     last = _clock()
     while not over.wait(RENEWAL):
         now = _clock()
@@ -189,7 +191,9 @@ def _renew(root: str, mine: Holder, over: threading.Event, lost: threading.Event
                 return
             _write(root, mine.model_copy(update={"renewed": time.time()}))
             last = now
+            failed.clear()
         except Exception as error:  # every store has its own exceptions; whichever it is, the next renewal may succeed
+            failed.append(str(error))
             log.warning("the lease on %s was not renewed (%s: %s)", root, type(error).__name__, error)
 
 

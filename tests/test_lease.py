@@ -231,6 +231,14 @@ def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_a_job_that_cannot_renew_its_lease_says_why(tmp_path: Path) -> None:
+    full = "lease._write = lambda *_: (_ for _ in ()).throw(OSError('lease-1: No space left')); time.sleep(60)"
+    _, said = job(tmp_path, full).communicate(timeout=120)
+    *_, last = said.splitlines()
+    assert "could not renew its lease for 1 s (lease-1: No space left)" in last
+    assert "Once that is mended, give the same command again" in last
+
+
 def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
     with lease.held(str(tmp_path), "nightly", "raysubmit_7"):
         process = job(tmp_path, "pass")
