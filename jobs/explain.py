@@ -93,7 +93,8 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
     if feature is None and run.attribution.shortlist is not None:
         told = standing.row_of(join(run.root, "selection"), clip_id)
         if told is not None:
-            return motion, Problem("selection", f"not_shortlisted: {told['reason']}")
+            why = told["reason"].removeprefix("not ranked: ").removeprefix("not on the shortlist, ")
+            return motion, Problem("selection", f"not_shortlisted: {why}")
     for stage, job, row in (("motion", "estimate_motion", motion), ("features", "extract_features", feature)):
         if row is None or row["version"] != clip["version"]:
             raise ConfigError(
@@ -246,7 +247,7 @@ def _table(clip_id: str, shares: Sums, settings: list[int], layers: list[str], r
 def _tell(found: Explanation) -> None:
     clip_id = found.clip["clip_id"]
     if found.problem is not None:
-        print(f"clip {clip_id} has no influence: {found.problem} {found.problem.remedy}")
+        print(f"clip {clip_id} has no influence: {str(found.problem).rstrip('.')}. {found.problem.remedy}")
         return
     for d in found.decisions[:1]:
         print(f"clip {clip_id}: {d['decision']}, {d['reason']}")

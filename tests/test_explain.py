@@ -236,7 +236,7 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("table", "error", "said"),
     [
-        ("clips", "decode: frame 3 is damaged.", ["undecodable", "frame 3 is damaged", "Make the video again"]),
+        ("clips", "decode: frame 3 is damaged", ["undecodable", "frame 3 is damaged", "Make the video again"]),
         ("motion/clips", "no_motion: its flow spans less.", ["without motion", "motion.still"]),
         ("features/clips", "memory: it took too much.", ["out of memory", "tries it once more"]),
     ],
@@ -256,6 +256,8 @@ def test_a_clip_with_an_error_has_its_error_explained(
     for text in said:
         assert text in told
         assert text in page
+    assert f". {explain_page.Problem(table, error).remedy}" in told, "one sentence, then the next"
+    assert ".." not in told
     assert "a/b has no influence" in page
 
 
