@@ -141,6 +141,8 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
                 _trainer(run, told, name, storage).fit()
                 return
             except ray.train.TrainingFailedError as error:
+                if stores.failure(error) is not None:
+                    raise  # each request was tried long enough, and a full disk stays full
                 failed = error
                 log.warning("fine-tuning failed %d times after step %d: %s", MAX_FAILURES + 1, _lines(metrics), error)
     finally:

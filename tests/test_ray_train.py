@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from ray.train import TrainingFailedError
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
@@ -165,3 +166,19 @@ def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: s
         ray_train.identity(configured(tmp_path, checkpoint, lora_rank=None), rows, "h"),
     ]
     assert len({name, *others}) == 6
+
+
+def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, calls = tmp_path / ray_train.METRICS, list[int]()
+
+    class Trainer:
+        def fit(self) -> None:
+            calls.append(1)
+            metrics.write_text("{}\n" * len(calls))
+            raise TrainingFailedError("x\npipeline.stores.StoreError: /a: it cannot be written (No space left)")
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
+    with pytest.raises(TrainingFailedError) as error:
+        ray_train._fit(configured(tmp_path, "none"), {"folder": str(tmp_path)}, "name", str(tmp_path))
+    assert str(stores.failure(error.value)) == "/a: it cannot be written (No space left)"
+    assert len(calls) == 1, "a full disk was tried again"
