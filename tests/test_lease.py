@@ -203,6 +203,18 @@ def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signa
     assert files(str(tmp_path)) == []
 
 
+def test_a_second_interrupt_while_a_stopped_job_leaves_changes_nothing(tmp_path: Path) -> None:
+    leaving = "lambda: (print('leaving', flush=True), time.sleep(1))"
+    process = job(tmp_path, f"import atexit; atexit.register({leaving}); time.sleep(60)")
+    assert process.stdout is not None
+    for line in ("began\n", "leaving\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert said == "stopped; the same command continues from here\n"
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
