@@ -53,13 +53,13 @@ def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
             compared(NEEDED_MASK.get(arm, run.ranking.mask), run.attribution.settings)
         except ValueError as error:
             raise ConfigError(
-                f"finetune.arm={arm!r} compares features under mask {NEEDED_MASK[arm]!r}, and in attribution.settings "
+                f"the arm {arm!r} compares features under mask {NEEDED_MASK[arm]!r}, and in attribution.settings "
                 f"{error} (it shares the forward pass of one with the same timestep and noise) and extract features "
                 "again in a new root, or leave this arm out of finetune.arm and evaluate.arms."
             ) from error
         if arm == "oracle" and run.data.oracle is None:
             raise ConfigError(
-                "finetune.arm='oracle' needs to know each clip's true group, but data.oracle is null. Set data.oracle "
+                "the arm 'oracle' needs to know each clip's true group, but data.oracle is null. Set data.oracle "
                 "to the manifest's column that holds it, or leave this arm out of finetune.arm and evaluate.arms."
             )
 

@@ -89,8 +89,10 @@ def test_another_fingerprint_is_an_error_not_a_mixture(small_run: MakeRun, clust
 
 
 def test_arms_that_this_configuration_cannot_have(small_run: MakeRun, tmp_path: Path) -> None:
-    run = small_run(tmp_path, attribution__settings=[{"timestep": 751}], finetune__arm="no_mask")
-    with pytest.raises(ConfigError, match=r"finetune\.arm='no_mask'"):
+    run = small_run(
+        tmp_path, attribution__settings=[{"timestep": 751}], ranking__mask="motion", finetune__arm="no_mask"
+    )
+    with pytest.raises(ConfigError, match="the arm 'no_mask'"):
         arms.check(run)
 
 

@@ -138,6 +138,7 @@ def build(root: str, until: str = "evaluation") -> config.Run:
     evaluate = {"videos": "held", "arms": ["base", "random", "selected"]}
     data = {"videos": "s3://bucket/clips", "frames": FRAMES, "fps": 8, "height": SIZE, "width": SIZE}
     values = {"root": root, "data": data, "queries": {"videos": "q"}, "model": {"id": "demo"}, "evaluate": evaluate}
+    values["finetune"] = {"arm": "selected"}
     moved = _index_and_motion(root, "clips", schemas.CLIPS, clips)
     asked = _index_and_motion(root, "queries", schemas.QUERIES, queries)
     if until != "motion":
