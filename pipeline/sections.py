@@ -26,7 +26,8 @@ def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) ->
     compared = f"{ranked:,} clips" if listed is None else f"{listed['clips']:,} clips, {ranked:,} of them in full,"
     return (
         f"Of {compared} compared with {len(groups):,} {'query' if len(groups) == 1 else 'queries'}"
-        f"{f' of {motions} motions' if motions > 1 else ''}, {decisions['selected']:,} are selected and "
+        f"{f' of {motions} motions' if motions > 1 else ''}, {decisions['selected']:,} "
+        f"{'is' if decisions['selected'] == 1 else 'are'} selected and "
         f"{decisions['harmful']:,} marked harmful.{_effect(numbers, arm)}"
     )
 
