@@ -39,9 +39,14 @@ def evaluate(run: Run) -> None:
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     measure(run, tasks, folder)
     done = tables.read(folder)
-    if done is not None:
-        tracking.evaluated(run, {arm.arm: arm.version for arm in arms}, comparison(done))
-    print(f"evaluation: {0 if done is None else done.num_rows} values of {len(arms)} arms")
+    if done is None:
+        print(
+            "evaluation: no values, because no held-out clip moves (evaluate.videos), and no video is to be generated "
+            "(evaluate.generate) or no query has a caption for it"
+        )
+        return
+    tracking.evaluated(run, {arm.arm: arm.version for arm in arms}, comparison(done))
+    print(f"evaluation: {done.num_rows} values of {pc.count_distinct(done.column('arm')).as_py()} arms")
 
 
 def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
