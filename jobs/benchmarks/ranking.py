@@ -39,7 +39,7 @@ ASKED = {"plain": 0.5, "whitened": 0.4, "arrays": 0.1, "parquet": 0.4}
 
 def run_of(root: str, whiten: float | None) -> Run:
     projection = {"kind": "gaussian", "dim": DIM, "seed": 0}
-    changes = {"root": root, "ranking.whiten": whiten, "attribution.projection": projection,
+    changes = {"root": root, "ranking.mask": "motion", "ranking.whiten": whiten, "attribution.projection": projection,
                "attribution.settings": [{"timestep": 751, "noise": 0, "mask": "motion"}]}  # fmt: skip
     return config.load("demo", changes)
 
@@ -50,7 +50,7 @@ def run_of(root: str, whiten: float | None) -> Run:
 def make(root: str, clips: int, part: int) -> None:
     """A features table of random clips that share a direction, and of queries; each clip's numbers belong to its id."""
     run = run_of(root, None)
-    settings = [s.model_dump() for s in run.attribution.settings]
+    settings = [s.record() for s in run.attribution.settings]
     common = np.random.default_rng(1).standard_normal(DIM, np.float32)
 
     def write(name: str, start: int, count: int) -> None:
