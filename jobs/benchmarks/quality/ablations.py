@@ -46,13 +46,17 @@ def _of_one_setting(held: Kernels, clips: Clips, queries: Clips, motions: Sequen
     values = influences.values(held.shared, ours, clips)
     voted = [influences.voted(values[:, queries.of(motion)]) for motion in motions]
     yield "votes instead of the mean", np.stack(voted, 1)
-    for count in QUERIES:
-        few = [values[:, queries.of(motion)[:count]].mean(1) for motion in motions]
-        yield f"{count} of the queries of each motion", np.stack(few, 1)
+    yield from _of_few_queries("", values, queries, motions)
     for pair in held.others["projected"]:
         if pair != "seconds":
             yield of(f"projected: {pair}", Method(ONE, pair, WHITEN), "projected")
     yield of("projected: gaussian-512, not whitened", Method(ONE, "gaussian-512", None), "projected")
+
+
+def _of_few_queries(start: str, values: Floats, queries: Clips, motions: Sequence[str]) -> Iterator[Named]:
+    for count in QUERIES:
+        few = [values[:, queries.of(motion)[:count]].mean(1) for motion in motions]
+        yield f"{start}{count} of the queries of each motion", np.stack(few, 1)
 
 
 def _of_every_setting(
@@ -70,6 +74,8 @@ def _of_every_setting(
     for pair, title in (("none", "unmasked"), ("crossed", "queries masked, clips not")):
         for whiten in (None, WHITEN, 0.001):
             yield of(f", {title}, lambda {whiten}", Method(places, pair, whiten))
+    crossed = influences.values(held.shared, Method(places, "crossed", WHITEN), clips)
+    yield from _of_few_queries(f"{start}, queries masked, clips not, ", crossed, queries, motions)
     for pairs in (("motion", "none"), ("crossed", "none"), ("crossed", "motion")):
         for whiten in (WHITEN, 0.001):
             values = combined(held, clips, pairs, whiten).values
