@@ -30,7 +30,7 @@ from pipeline.operations import Pool
 from pipeline.throughput import Figures
 from pipeline.video import ClipError
 
-ROWS, BYTES = 250_000, 64 << 20  # in the object store at a time: the window closes with the block that reaches one
+ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one

@@ -11,7 +11,6 @@ from typing import Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from diffusers import WanTransformer3DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
@@ -115,6 +114,8 @@ def patch(path: Path) -> tuple[int, int, int]:
 
 def skeleton(path: Path) -> nn.Module:
     """The transformer on the meta device: names and shapes of its parameters without their memory."""
+    from diffusers import WanTransformer3DModel  # 0.3 GiB, which a driver that only lists videos does not need
+
     with torch.device("meta"):
         config = WanTransformer3DModel.load_config(path, subfolder="transformer")
         return cast(nn.Module, WanTransformer3DModel.from_config(config))
