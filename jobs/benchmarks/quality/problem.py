@@ -17,7 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from jobs.benchmarks.quality.base import OUT
+from jobs.benchmarks.quality.base_model import OUT
 from pipeline import config, motion, stores, world
 from pipeline.config import Run
 from pipeline.models import VideoModel, open_model

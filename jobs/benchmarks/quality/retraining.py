@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jobs.benchmarks.quality.base import make
+from jobs.benchmarks.quality.base_model import make
 from jobs.benchmarks.quality.problem import Clips, base_model
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map, masked_mean, shared_noise

@@ -1,4 +1,4 @@
-"""Train the benchmark's base model: ``python -m jobs.benchmarks.quality.base``.
+"""Train the benchmark's base model: ``python -m jobs.benchmarks.quality.base_model``.
 
 The demo's model has seen so much of its world that no short fine-tuning teaches it anything. This one is smaller,
 shares the demo's autoencoder and text encoder, and knows what the world looks like but hardly how it moves: it has
