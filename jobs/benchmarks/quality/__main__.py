@@ -19,7 +19,7 @@ from jobs.benchmarks.quality.studies import Plan
 from jobs.command import duration
 
 LONG = Plan(
-    Size(1200, 10, 15),
+    Size(1200, 10, 50),
     Recipe(),
     subsets=100,
     halves=50,

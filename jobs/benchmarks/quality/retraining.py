@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.quality.base_model import make
+from jobs.benchmarks.quality.kernels import own_noise
 from jobs.benchmarks.quality.problem import Clips, base_model
 from pipeline.config import Finetune
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.diffusion import loss_map, masked_mean
 from pipeline.finetuning import begin, train
 from pipeline.models import VideoModel
 from pipeline.training_set import ClipSet, Row
@@ -100,17 +101,19 @@ def _state() -> dict[str, Any]:
 
 @torch.no_grad()
 def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
-    """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain."""
+    """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain.
+
+    Every clip has noises of its own, so that a mean over clips is one over as many noises."""
     model.transformer.eval()
     found = np.zeros((len(clips), 2))
-    for t in recipe.timesteps:
+    for start in range(0, len(clips), AT_A_TIME):
+        here = slice(start, start + AT_A_TIME)
+        latent = clips.latent[here]
         for index in range(recipe.noises):
-            noise = shared_noise(0, FIRST_NOISE + index, tuple(clips.latent.shape[1:]))  # type: ignore[arg-type]
-            for start in range(0, len(clips), AT_A_TIME):
-                here = slice(start, start + AT_A_TIME)
-                latent = clips.latent[here]
-                times = torch.full((len(latent),), t)
-                errors = loss_map(model, latent, clips.text[here], times, noise.expand_as(latent))
+            at, shape = FIRST_NOISE + index, tuple(latent.shape[1:])
+            noise = torch.stack([own_noise(clip_id, at, shape) for clip_id in clips.clip_ids[here]])
+            for t in recipe.timesteps:
+                errors = loss_map(model, latent, clips.text[here], torch.full((len(latent),), t), noise)
                 found[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
                 found[here, 1] += errors.mean((1, 2, 3)).numpy()
     return found / (len(recipe.timesteps) * recipe.noises)
