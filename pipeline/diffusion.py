@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,21 @@ def shared_noise(seed: int, index: int, shape: tuple[int, int, int, int]) -> Ten
         generator = np.random.Generator(np.random.Philox(key=[seed, (index << 32) + f]))
         drawn[:, f] = generator.standard_normal((channels, height, width), np.float32)
     return torch.from_numpy(drawn)
+
+
+def own_noise(name: str, index: int, shape: tuple[int, ...]) -> Tensor:
+    """The noise of that index for the clip of that name alone, float32, drawn on the CPU.
+
+    A mean over clips is then one over as many noises, where one noise for all is one draw however many clips share it.
+    """
+    drawn = named_generator(f"own noise {name} {index}").standard_normal(shape, np.float32)
+    return torch.from_numpy(drawn)
+
+
+def named_generator(name: str) -> np.random.Generator:
+    """Random numbers that belong to a name; NumPy's, because PyTorch's depend on the processor's vector width."""
+    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def loss_map(model: VideoModel, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:

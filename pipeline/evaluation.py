@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline import finetuning, motion, schemas, stores, tables
 from pipeline.config import Run
 from pipeline.decoder import Decoder
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
 from pipeline.video import ClipError, write_mp4
@@ -127,22 +127,22 @@ class EvaluationWorker:
 
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
-        """Mean masked and plain loss over the timesteps and noises, which are every arm's."""
+        """Mean masked and plain loss over the timesteps and the clip's noises, which are every arm's."""
         model, text = self.model(row["weights"])
         latent = model.encode(frames)
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
         losses = [
             (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
-            for errors in self._errors(model, latent, text(row["caption"] or ""))
+            for errors in self._errors(model, row["clip_id"], latent, text(row["caption"] or ""))
         ]
         masked, plain = np.mean(losses, axis=0).tolist()
         return [_line(row, row["uri"], "masked_loss", masked), _line(row, row["uri"], "plain_loss", plain)]
 
-    def _errors(self, model: VideoModel, latent: Tensor, text: Tensor) -> Iterable[Tensor]:
+    def _errors(self, model: VideoModel, clip_id: str, latent: Tensor, text: Tensor) -> Iterable[Tensor]:
         for timestep in self.run.evaluate.timesteps:
             t = torch.full((1,), timestep, device=self.device)
             for n in range(self.run.evaluate.noises):
-                noise = shared_noise(self.run.seed, FIRST_NOISE + n, tuple(latent.shape))  # type: ignore[arg-type]
+                noise = own_noise(f"{self.run.seed} {clip_id}", FIRST_NOISE + n, tuple(latent.shape))
                 yield loss_map(model, latent[None], text, t, noise.to(self.device)[None])
 
     def _video(self, row: Row) -> list[Row]:

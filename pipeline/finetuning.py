@@ -31,10 +31,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import sharding, stores
 from pipeline.config import Finetune
-from pipeline.diffusion import loss_map
+from pipeline.diffusion import loss_map, named_generator
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
-from pipeline.training_set import ClipSet, draw, named_generator
+from pipeline.training_set import ClipSet, draw
 
 LORA = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -66,7 +66,7 @@ def evaluation(run: Run) -> Fingerprint:
         "model.text_tokens": run.model.text_tokens,
         "data.size": [run.data.height, run.data.width],
         "evaluate.timesteps": list(e.timesteps),
-        "evaluate.noises": e.noises,
+        "evaluate.noises": f"{e.noises} of each clip's own",
         "evaluate.steps": e.steps,
         "evaluate.guidance": e.guidance,
     }

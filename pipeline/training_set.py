@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import stores
 from pipeline.config import Finetune
+from pipeline.diffusion import named_generator
 from pipeline.models import VideoModel
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
@@ -45,12 +46,6 @@ def draw(seed: int, step: int, position: int) -> Draw:
     clip, moment, dropped = generator.random(3).tolist()
     caption = named_generator(f"caption {seed} {step} {position}").random()
     return Draw(clip, moment, dropped, caption, generator)
-
-
-def named_generator(name: str) -> np.random.Generator:
-    """Random numbers that belong to a name; NumPy's, because PyTorch's depend on the processor's vector width."""
-    key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
-    return np.random.Generator(np.random.Philox(key=key))
 
 
 def cumulated(rows: Sequence[Row]) -> npt.NDArray[np.float64]:

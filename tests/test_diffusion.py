@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.kernels.philox import Tag, gaussian
 
 RECORDED = [0.05991104, 0.01555963, -1.43146300, 1.67071688, -1.16443849, -0.13264713, -0.40272397, -1.29564202]
@@ -126,3 +126,12 @@ def test_the_noise_is_unrelated_to_the_projection_of_the_same_seed() -> None:
     for rows in gaussian(0, 16, 0, noise.numel(), "cpu", Tag.GAUSSIAN).double().T:
         related = torch.corrcoef(torch.stack([noise, rows]))[0, 1].abs()
         assert related < 5 / noise.numel() ** 0.5, f"noise and projection are the same numbers ({related:.3f})"
+
+
+def test_a_clips_own_noise_belongs_to_its_name_and_index_alone() -> None:
+    shape, keys = (16, 1, 32, 32), [("a", 0), ("a", 1), ("b", 0), ("a 1", 0)]
+    torch.manual_seed(12345)
+    found = [own_noise(*key, shape) for key in keys]
+    assert [torch.equal(a, own_noise(*key, shape)) for a, key in zip(found, keys, strict=True)] == [True] * 4
+    related = torch.corrcoef(torch.stack([n.double().flatten() for n in found])).fill_diagonal_(0).abs().max()
+    assert related < 5 / found[0].numel() ** 0.5, f"two clips or indices share noise (correlation {related:.3f})"

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from jobs.benchmarks.quality.problem import Clips
 from pipeline import stores
 from pipeline.attribution import Kind
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
-from pipeline.training_set import named_generator
 
 Floats = npt.NDArray[np.float32]
 Grams = dict[str, Floats]  # by the masks of both sides: [parts, M, M], M = clips, then queries
@@ -42,12 +41,6 @@ def parts(module: nn.Module) -> dict[str, list[str]]:
         first, *rest = name.split(".")
         found.setdefault(f"{first}.{rest[0]}" if first == "blocks" else first, []).append(name)
     return found
-
-
-def own_noise(clip_id: str, index: int, shape: tuple[int, ...]) -> Tensor:
-    """A noise that belongs to the clip: the alternative to one noise for all."""
-    drawn = named_generator(f"own noise {clip_id} {index}").standard_normal(shape, np.float32)
-    return torch.from_numpy(drawn)
 
 
 def grams(

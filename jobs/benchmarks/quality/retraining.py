@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.quality.base_model import make
-from jobs.benchmarks.quality.kernels import own_noise
 from jobs.benchmarks.quality.problem import Clips, base_model
 from pipeline.config import Finetune
-from pipeline.diffusion import loss_map, masked_mean
+from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.finetuning import begin, train
 from pipeline.models import VideoModel
 from pipeline.training_set import ClipSet, Row
@@ -101,9 +100,7 @@ def _state() -> dict[str, Any]:
 
 @torch.no_grad()
 def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
-    """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain.
-
-    Every clip has noises of its own, so that a mean over clips is one over as many noises."""
+    """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain."""
     model.transformer.eval()
     found = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
