@@ -102,7 +102,8 @@ def arms_of(run: Run, arms: int, losses: int, videos: int, mean: Mapping[str, fl
     found = []
     if arms and "step" in mean:
         steps = arms * f.steps * f.workers
-        found.append(Cost(f"finetune, {arms} arms", steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
+        title = f"finetune, {arms} arm{'s' * (arms > 1)}"
+        found.append(Cost(title, steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
     if "denoising" in mean:
         forward = mean["denoising"] / (2 if e.guidance > 1 else 1)
         video = mean["video"] + e.steps * mean["denoising"]

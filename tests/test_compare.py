@@ -211,7 +211,7 @@ def test_the_cost_is_told_before_anything_is_trained(
         compare(compared.model_copy(update={"evaluate": evaluate}))
     told = capsys.readouterr().out
     assert "oracle to train, 4 losses, 2 videos" in told
-    assert "finetune, 1 arms" in told
+    assert "finetune, 1 arm " in told
     assert "USD" in told
 
 
