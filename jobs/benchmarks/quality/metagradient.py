@@ -115,7 +115,8 @@ class Differentiable:
         at = list(rows)
         latent, total = clips.latent[at], torch.zeros(())
         for index, t in enumerate(timesteps):
-            noise = shared_noise(0, (1 << 20) + index, tuple(latent.shape[1:])).expand_as(latent)  # type: ignore[arg-type]
+            shape = tuple(latent.shape[1:])
+            noise = shared_noise(0, retraining.FIRST_NOISE + index, shape).expand_as(latent)  # type: ignore[arg-type]
             errors = self.errors(parameters, latent, clips.text[at], torch.full((len(at),), t), noise)
             total = total + masked_mean(errors, clips.mask[at]) / len(timesteps)
         return total

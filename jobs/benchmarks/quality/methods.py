@@ -17,10 +17,8 @@ from jobs.benchmarks.quality.tasks import PAPER
 CONTROLS = ("untrained", "others")
 OTHERS = ("adam", "projected", "own", "robust", "steady", "mixed", "short", "small", "tuned", *CONTROLS)
 WHITEN = 0.01
-BEST = (
-    ("crossed",),
-    WHITEN,
-)  # pairs, and lambda, over every setting; chosen in sight of the subsets (`choice` judges that)
+# Pairs, and lambda, over every setting; chosen in sight of the subsets (`choice` judges that).
+BEST = (("crossed",), WHITEN)
 
 
 @dataclass(frozen=True)
