@@ -12,12 +12,13 @@ import pyarrow as pa
 import pytest
 
 from jobs import compare as job
-from jobs import stages
+from jobs import judging, stages
 from jobs.compare import compare
 from pipeline import arms, comparison_page, config, contests, fingerprints, schemas, stores, tables
 from pipeline.comparison_page import Compared
 from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
+from tests.studies import run_of
 
 MakeRun = Callable[..., Run]
 ARMS = ["base", "random", "all"]
@@ -75,6 +76,18 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     assert found["base"]["difference_low"] is None
     assert found["motive"]["difference_high"] < -0.09, "pairing was lost"
     assert found["random"]["difference_low"] > 0.005
+
+
+def test_videos_of_queries_that_are_gone_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = run_of(tmp_path, captions=3)
+    tables.drop(stores.join(run.root, "queries"), ["q01"])
+    evaluation = tables.read(stores.join(run.root, "evaluation"))
+    assert evaluation is not None
+    asked = judging._asked(run, evaluation)
+    assert sorted((r["kind"], r["clip_id"]) for r in asked) == [
+        *(("query", q) for q in ("q00", "q02")), *(("video", q) for q in ("q00", "q00", "q02", "q02"))
+    ]  # fmt: skip
+    assert "1 captions" in caplog.text
 
 
 def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
