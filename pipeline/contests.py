@@ -38,11 +38,33 @@ TALLIES = pa.schema(
     + [(name, pa.float64()) for name in _SHARES]
 )
 _MEAN = ["mean", "low", "high", "standard_error", "difference", "difference_low", "difference_high"]
+_RELATIVE = ["relative", "relative_low", "relative_high"]
 METRICS = pa.schema(
     [("metric", pa.string()), ("arm", pa.string())]
     + [(name, pa.int32()) for name in ("n", "missing", "pairs")]
-    + [(name, pa.float64()) for name in [*_MEAN, "difference_standard_error", "relative"]]
+    + [(name, pa.float64()) for name in [*_MEAN, "difference_standard_error", *_RELATIVE]]
 )
+
+
+def shared(table: pa.Table, arms: Iterable[str]) -> pa.Table:
+    """The rows of evaluation/ on what all of these arms were evaluated on: earlier runs may have asked some of them for
+    more captions, seeds or clips, and means over different ones cannot be held against each other."""
+    wanted = set(arms)
+    rows = table.select(["arm", "metric", "clip_id", "seed"]).to_pylist()
+    found: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        found[row["metric"], row["clip_id"], row["seed"]].add(row["arm"])
+    held = [r["arm"] in wanted and wanted <= found[r["metric"], r["clip_id"], r["seed"]] for r in rows]
+    return table.filter(pa.array(held, pa.bool_()))
+
+
+def losses(table: pa.Table, arms: Iterable[str]) -> dict[str, dict[Key, float]]:
+    """Every arm's motion-masked losses on held-out clips. One that is not finite is missing, as it is in `metrics`."""
+    found: dict[str, dict[Key, float]] = {arm: {} for arm in arms}
+    for row in table.to_pylist():
+        if row["metric"] == "masked_loss" and row["value"] is not None and np.isfinite(row["value"]):
+            found[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
+    return found
 
 
 def verdicts(judge: str, scores: Scores, margin: float) -> list[Record]:

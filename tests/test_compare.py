@@ -78,6 +78,29 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     assert found["random"]["difference_low"] > 0.005
 
 
+def _rows(arm: str, values: dict[str, float], metric: str = "masked_loss") -> list[dict[str, Any]]:
+    held = {"arm": arm, "uri": "", "seed": 0, "metric": metric, "version": "v"}
+    return [{**held, "clip_id": clip, "value": value} for clip, value in values.items()]
+
+
+def test_arms_are_compared_on_what_all_of_them_were_evaluated_on() -> None:
+    rows = _rows("base", {"a": 1.0, "b": 1.0, "easy": 0.0}) + _rows("random", {"a": 1.0, "b": 1.0})
+    rows += _rows("motive", {"a": 5.0})
+    table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
+    found = contests.shared(table, ["base", "random"])
+    assert {(r["arm"], r["clip_id"]) for r in found.to_pylist()} == {(m, c) for m in ("base", "random") for c in "ab"}
+    assert [r["mean"] for r in contests.metrics(found)] == [1, 1], "base had an easier clip"
+    assert contests.shared(table, ["base", "oracle"]).num_rows == 0
+
+
+def test_a_loss_that_is_not_finite_is_missing_and_nobodys_win() -> None:
+    rows = _rows("base", {"a": float("nan"), "b": 2.0}) + _rows("random", {"a": 1.0, "b": 1.0})
+    table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
+    (verdict,) = contests.verdicts("j", contests.losses(table, ["random", "base"]), 0.0)
+    assert (verdict["clip_id"], verdict["verdict"]) == ("b", 1)
+    assert {r["arm"]: r["missing"] for r in contests.metrics(table)} == {"base": 1, "random": 0}
+
+
 def test_videos_of_queries_that_are_gone_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = run_of(tmp_path, captions=3)
     tables.drop(stores.join(run.root, "queries"), ["q01"])
