@@ -73,9 +73,9 @@ def text(found: Compared) -> str:
             metric = row["metric"]
             lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>12} {'95 %':>17}   n"]
         against = f"{'':>12} {'':>17}"
-        if row["relative"] is not None and row["difference_low"] is not None:
-            scale = row["relative"] / row["difference"] if row["difference"] else 0.0
-            against = f"{row['relative']:>+12.2%} {_percents(scale, row['difference_low'], row['difference_high']):>17}"
+        if row["relative_low"] is not None:
+            between = f"{row['relative_low']:+.2%} to {row['relative_high']:+.2%}"
+            against = f"{row['relative']:>+12.2%} {between:>17}"
         lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
     for name in dict.fromkeys(row["judge"] for row in found.tallies):
         rows = {f"{row['ours']} against {row['theirs']}": row for row in found.tallies if row["judge"] == name}
@@ -95,10 +95,6 @@ def _number(value: float | None) -> str:
 
 def _between(row: Record) -> str:
     return "" if row["low"] is None else f"{row['low']:.5g} to {row['high']:.5g}"
-
-
-def _percents(scale: float, low: float, high: float) -> str:
-    return f"{scale * low:+.2%} to {scale * high:+.2%}"
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

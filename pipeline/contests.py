@@ -114,8 +114,8 @@ def interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, floa
 
 
 def metrics(table: pa.Table) -> list[Record]:
-    """The records of `comparison.comparison`, with `low` and `high` of the mean, and `difference_low` and
-    `difference_high` of its difference to base; None where there are too few clips to tell."""
+    """The records of `comparison.comparison`, with `low` and `high` of the mean, of its `difference` to base and of
+    `relative`, that difference over base's mean; None where there are too few clips to tell, or that mean is zero."""
     held: dict[tuple[str, str], dict[Key, float]] = defaultdict(dict)
     for row in table.select(["metric", "arm", "clip_id", "seed", "value"]).to_pylist():
         if row["value"] is not None and np.isfinite(row["value"]):
@@ -126,7 +126,10 @@ def metrics(table: pa.Table) -> list[Record]:
         keys = sorted(ours.keys() & base.keys()) if record["arm"] != BASE else []
         _, low, high = _of([ours[k] for k in ours], list(ours))
         _, down, up = _of([ours[k] - base[k] for k in keys], keys)
-        found.append({**record, "low": low, "high": high, "difference_low": down, "difference_high": up})
+        level = abs(float(np.mean([base[k] for k in keys]))) if keys else 0.0
+        ends = (None, None) if down is None or up is None or not level else (down / level, up / level)
+        about = {"low": low, "high": high, "difference_low": down, "difference_high": up}
+        found.append({**record, **about, "relative_low": ends[0], "relative_high": ends[1]})
     return found
 
 

@@ -101,6 +101,23 @@ def test_a_loss_that_is_not_finite_is_missing_and_nobodys_win() -> None:
     assert {r["arm"]: r["missing"] for r in contests.metrics(table)} == {"base": 1, "random": 0}
 
 
+def test_a_difference_of_zero_keeps_its_interval() -> None:
+    rows = _rows("base", {f"c{i}": float(i % 2) for i in range(8)}, "vbench_dynamic_degree")
+    rows += _rows("random", {f"c{i}": float(i % 4 < 2) for i in range(8)}, "vbench_dynamic_degree")
+    found = contests.metrics(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    base, random = found
+    assert (random["difference"], random["relative"]) == (0, 0)
+    assert (
+        random["relative_high"]
+        == pytest.approx(2 * random["difference_high"])
+        == pytest.approx(-random["relative_low"])
+    )
+    assert random["relative_high"] > 0.5
+    assert base["relative_low"] is None
+    text = comparison_page.text(Compared(("random", "base"), found, [], [], {}, {}))
+    assert f"{random['relative_low']:+.2%} to {random['relative_high']:+.2%}" in text
+
+
 def test_videos_of_queries_that_are_gone_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = run_of(tmp_path, captions=3)
     tables.drop(stores.join(run.root, "queries"), ["q01"])
