@@ -113,7 +113,8 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
             frames = video_of(uri) if uri is not None and run.report.pictures else None
             distance = found.distances.get(arm, {}).get((clip_id, seed))
             picture = None if frames is None else studio.video(frames)
-            cells[arm] = {"picture": picture, "link": _link(run.root, uri), "distance": distance}
+            link = _link(run.root, uri) if run.report.captions else None  # a video's name is its caption
+            cells[arm] = {"picture": picture, "link": link, "distance": distance}
         best = min((c["distance"] for c in cells.values() if c["distance"] is not None), default=None)
         told = captions.get(clip_id, {"caption": None, "group": None})
         rows.append({**told, "clip_id": clip_id, "seed": seed, "cells": cells, "best": best})

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -128,6 +129,20 @@ def test_videos_of_queries_that_are_gone_are_not_judged(tmp_path: Path, caplog: 
         *(("query", q) for q in ("q00", "q02")), *(("video", q) for q in ("q00", "q00", "q02", "q02"))
     ]  # fmt: skip
     assert "1 captions" in caplog.text
+
+
+def test_captions_stay_off_the_page_where_the_configuration_says_so(tmp_path: Path) -> None:
+    run = run_of(tmp_path, captions=1)
+    evaluation = tables.read(stores.join(run.root, "evaluation"))
+    queries = tables.read(stores.join(run.root, "queries"))
+    assert evaluation is not None
+    assert queries is not None
+    videos = {(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in evaluation.to_pylist()}
+    for shown in (True, False):
+        one = run.model_copy(update={"report": run.report.model_copy(update={"captions": shown})})
+        page = Path(comparison_page.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
+        text = unquote(page.read_text())
+        assert (queries.column("caption")[0].as_py() in text) == shown
 
 
 def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
