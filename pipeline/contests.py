@@ -15,14 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.comparison import BASE, comparison
-from pipeline.intervals import Interval, bootstrap_mean, student, wilson
+from pipeline.intervals import FEW, Interval, bootstrap_mean, student, wilson
 from pipeline.judge import verdict
 
 Key = tuple[str, int]  # clip_id and seed
 Scores = Mapping[str, Mapping[Key, float]]  # arm -> one score for each clip and seed; lower is better
 Record = dict[str, Any]
 
-FEW = 10  # clips below which a percentile bootstrap is too narrow, so that Student's interval of their means is taken
 LOSS_MARGIN = 0.005  # of the smaller loss
 LOSS_RULE = f"of two arms, the one with the lower motion-masked loss on a held-out clip wins; within {LOSS_MARGIN:.1%}"
 LOSS_RULE += " it is a tie"

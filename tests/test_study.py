@@ -488,6 +488,39 @@ def replace_sides(a: Answer) -> Answer:
     return a.model_copy(update={"left": a.right, "right": a.left, "choice": other})
 
 
+def crossed(people: int, captions: int) -> tuple[list[str], list[str]]:
+    return [f"p{n}" for n in range(people) for _ in range(captions)], [f"c{n}" for n in range(captions)] * people
+
+
+def test_what_nobody_said_may_still_be_said() -> None:
+    persons, clips = crossed(17, 50)
+    never, always = (preferences.interval([v] * 850, persons, clips, 0, 0) for v in (0.0, 1.0))
+    assert never is not None
+    assert always is not None
+    assert (never.mean, never.low) == (0, 0)
+    assert 1 / 17 < never.high < 4 / 17, "an interval of no width for what was never seen"
+    assert (always.low, always.high) == pytest.approx((1 - never.high, 1))
+    net = preferences.interval([1.0] * 850, persons, clips, 0, -1)
+    assert net is not None
+    assert net.low == pytest.approx(2 * always.low - 1), "wins less losses, where every other answer may be a loss"
+    ties = preferences.interval([0.0] * 850, persons, clips, 0, -1)
+    assert ties is not None
+    assert ties.low == pytest.approx(-never.high) == -ties.high
+
+
+@pytest.mark.parametrize(("people", "captions"), [(3, 40), (40, 3)])
+def test_intervals_cover_where_people_or_captions_are_few_and_differ(people: int, captions: int) -> None:
+    rng, (persons, clips), covered = np.random.default_rng(3), crossed(people, captions), []
+    for _ in range(100):
+        levels = 1 / (1 + np.exp(-rng.normal(size=min(people, captions))))
+        p = np.repeat(levels, captions) if people < captions else np.tile(levels, people)
+        found = preferences.interval((rng.random(len(p)) < p).astype(float).tolist(), persons, clips, 0, 0)
+        assert found is not None
+        assert 0 <= found.low <= found.high <= 1
+        covered.append(found.low <= 0.5 <= found.high)
+    assert np.mean(covered) > 0.9, f"{np.mean(covered):.0%} of the intervals hold the truth"
+
+
 def test_one_person_alone_has_shares_and_no_interval(built: Run) -> None:
     found = study_results.score(built, paper_key(5), crowd(paper_key(5), 1, (0.7, 0.1)))
     row = found["scores"]["everyone"][0]
