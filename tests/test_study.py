@@ -230,7 +230,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     one, two, three, *_ = (answer(key, p, "Anna", known(p)) for p in key.pairs)
     (tmp_path / "a.jsonl").write_text(lines([one, two]))
     wrong = [
-        lines([two]),
+        lines([two.model_copy(update={"choice": "tie" if two.choice != "tie" else "left"})]),
         lines([three.model_copy(update={"study": "f" * 24})]),
         lines([three.model_copy(update={"pair": "0" * 24})]),
         lines([three.model_copy(update={"left": one.left})]),
@@ -247,7 +247,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     assert "8 of 10 answers cannot be scored" in told
     b = tmp_path / "b.jsonl"
     for word in (
-        f"{b}, line 2: it repeats the answer of {tmp_path / 'a.jsonl'}, line 2",
+        f"{b}, line 2: it answers once more, and otherwise, what {tmp_path / 'a.jsonl'}, line 2 answers",
         f"{b}, line 3: it is of another study ('ffffffffffffffffffffffff'; this one is '{key.study}')",
         f"{b}, line 4: this study has no pair '000000000000000000000000'",
         f"{b}, line 5: its videos are not those of the pair",
@@ -271,6 +271,7 @@ def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(buil
     other = answer(key, pair, "Bert", None)
     (tmp_path / "a.jsonl").write_text(lines([second, first]))
     (tmp_path / "b.jsonl").write_text(lines([other]).rstrip("\n"))  # an editor took the last line's end away
+    (tmp_path / "c.jsonl").write_text(lines([second, other]))  # downloaded once more, after going back
     (tmp_path / "notes.txt").write_text("no answers")
     found = answers.read(str(tmp_path), key)
     assert found == answers.read(str(tmp_path / "*.jsonl"), key)
