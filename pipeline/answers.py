@@ -15,7 +15,7 @@ LONGEST = 4096  # bytes of one answer
 TOLD = 5  # problems that a message names
 
 Which = tuple[str, str, int]  # person, pair, revision
-Name = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
+Name = Annotated[str, Field(pattern=r"^[^\s\p{Cc}]([^\p{Cc}]*[^\s\p{Cc}])?$", max_length=80)]  # it is printed
 
 
 class Answer(BaseModel, frozen=True, extra="forbid"):

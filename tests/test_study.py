@@ -263,6 +263,19 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
             job.study(_asking(built, answers=str(tmp_path / place)))
 
 
+@pytest.mark.parametrize(
+    ("person", "taken"), [("Ö", True), ("a 1", True), ("a\x1b[2J", False), ("\x07", False), (" a", False)]
+)
+def test_a_name_is_printable(built: Run, person: str, taken: bool) -> None:
+    key = key_of(built)
+    line = answer(key, key.pairs[0], "x", None).model_copy(update={"person": person}).model_dump_json()
+    if taken:
+        assert answers.parse(line).person == person
+        return
+    with pytest.raises(ValueError, match=r"damaged \(person"):
+        answers.parse(line)
+
+
 def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(built: Run, tmp_path: Path) -> None:
     key = key_of(built)
     pair = next(p for p in key.pairs if p.kind == "arms")
