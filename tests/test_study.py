@@ -385,6 +385,8 @@ def test_the_log_has_one_writer_and_mends_what_a_power_cut_left(built: Run, tmp_
         log.add(two.model_copy(update={"left": two.right, "right": two.left}).model_dump_json().encode())
     log.close()
     assert path.read_text() == lines([one, two])
+    with pytest.raises(ConfigError, match=r"answers cannot be written there \(Is a directory\)"):
+        AnswerLog(str(tmp_path), key)
     path.write_text(lines([one]) + "damaged\n" + lines([two]))
     with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2: it is damaged"):
         AnswerLog(str(path), key)
