@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,20 @@ def test_a_build_that_was_killed_is_made_anew(tmp_path: Path) -> None:
     job.study(run)
     assert not left.exists()
     assert len(list(left.parent.iterdir())) == 2 * len(key_of(run).pairs)
+
+
+def test_a_handout_that_lost_files_is_neither_served_nor_built_over(tmp_path: Path) -> None:
+    run = run_of(tmp_path, captions=2)
+    job.study(run)
+    videos = Path(handout.place(run.root, "handout", "videos"))
+    gone = sorted(videos.iterdir())[1]
+    gone.unlink()
+    with pytest.raises(ConfigError, match=rf"lacks 1 of its files, such as videos/{gone.name}, but its key"):
+        job.study(run)
+    shutil.rmtree(videos.parent)
+    with pytest.raises(ConfigError, match=r"lacks 9 of its files, such as index\.html"):
+        job.study(_asking(run, serve=True))
+    assert key_of(run)
 
 
 def _asking(run: Run, **study: Any) -> Run:
