@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs import command, judging, plan, stages
 from jobs.evaluate import evaluate
@@ -51,12 +50,13 @@ def compare(run: Run) -> None:
         finetune(with_arm(run, arm))
     evaluate(run)
     found = tables.read(join(run.root, "evaluation"))
-    if found is None:
+    found = None if found is None else contests.shared(found, named)
+    if found is None or not found.num_rows:
         raise ConfigError(
             "evaluate: there is nothing to compare the arms by: no held-out clip moves, and no query has a caption to "
             "generate a video from. Give evaluate.videos that move, or queries with captions."
         )
-    _write(run, _compared(run, found.filter(pc.is_in(found.column("arm"), pa.array(named)))))
+    _write(run, _compared(run, found))
 
 
 def checked(run: Run) -> list[Arm]:
@@ -158,13 +158,9 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
     """Everything that the page and the tables say."""
     rows = evaluation.to_pylist()
     order = comparison.ordered(run.evaluate.arms)
-    losses: dict[str, dict[contests.Key, float]] = {arm: {} for arm in order}
-    for row in rows:
-        if row["metric"] == "masked_loss":
-            losses[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
     measured = judging.distances(run, evaluation)
     distances = {arm: measured[arm] for arm in order}
-    judged = contests.verdicts("held_out_loss", losses, contests.LOSS_MARGIN)
+    judged = contests.verdicts("held_out_loss", contests.losses(evaluation, order), contests.LOSS_MARGIN)
     judged += contests.verdicts("generated_video", distances, judge.MARGIN)
     return Compared(
         arms=tuple(order),

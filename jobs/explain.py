@@ -152,13 +152,16 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
 def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
     clip_id, folder = clip["clip_id"], explained.folder(run.root, clip["clip_id"])
     ranked = _ranked(run, clip_id)
-    stores.remove(folder)
+    stores.remove(join(folder, "parts"))  # what a killed job left
+    parts, undivided = _parts(run, clip_id, folder)
+    divided = None if parts is None else decomposition.as_array(parts)
+    shares = None if divided is None else _shares(divided[0], ranked)
+    stores.remove(folder)  # an earlier page stays until all is known that this one says
     fingerprint = fingerprints.ranking(run)
     near = [{"clip_id": clip_id, "near_id": i, "cosine": cosine} for i, cosine in ranked.near]
     tables.replace(join(folder, "near"), pa.Table.from_pylist(near, schema=NEAREST), fingerprint)
     named = ranked.table.add_column(0, "clip_id", pa.array([clip_id] * ranked.table.num_rows, pa.string()))
     tables.replace(join(folder, "queries"), named, fingerprint)
-    parts, undivided = _parts(run, clip_id, folder)
     decisions = standing.rows_of(join(run.root, "selection"), [clip_id])
     found = Explanation(
         clip,
@@ -171,10 +174,9 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
         near=ranked.near,
         undivided=undivided,
     )
-    if parts is None:
+    if divided is None or shares is None:
         return found
-    array, settings, layers = decomposition.as_array(parts)
-    shares = _shares(array, ranked)
+    _, settings, layers = divided
     tables.replace(join(folder, "shares"), _table(clip_id, shares, settings, layers, ranked), fingerprint)
     return found.split(run, shares, layers, ranked.groups)
 
@@ -211,19 +213,21 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
 
 
 def _shares(parts: Array, ranked: Ranked) -> Sums:
-    """The parts' shares. RuntimeError where they do not add up to the feature and the influence of the tables."""
+    """The parts' shares. ConfigError where they do not add up to the feature and the influence of the tables."""
     cosine = decomposition.agreement(parts, ranked.own)
     if not cosine >= CLOSE:
-        raise RuntimeError(
-            f"the parts of this clip's feature have a cosine of {cosine:.6f} with the feature in features/: they were "
-            "computed on another kind of machine, or the video has changed. Explain it where features are extracted."
+        raise ConfigError(
+            f"explain.clip: the parts of this clip's feature have a cosine of {cosine:.6f} with the one in features/: "
+            "they were computed on another kind of machine, or the video has changed. Explain it where features are "
+            "extracted, or run curate again."
         )
     shares = decomposition.shares(parts, ranked.queries)
     off = np.abs(shares.sum((0, 1, 2)) - ranked.table.column("influence").to_numpy())
     allowed = np.sqrt(2 - 2 * CLOSE) * np.linalg.norm(ranked.queries, axis=1) + 1e-5
     if not (off <= allowed).all():
-        raise RuntimeError(
-            f"the shares differ from influence/ by up to {off.max():.2g}: it is not of these features; run rank_clips."
+        raise ConfigError(
+            f"explain.clip: the shares differ from influence/ by up to {off.max():.2g}: it is not of these features; "
+            "run rank_clips."
         )
     print(f"explain: the shares add up to the influence, within {off.max():.1g} (cosine of the features {cosine:.7f})")
     return shares

@@ -44,11 +44,15 @@ def distances(run: Run, evaluation: pa.Table) -> dict[str, dict[contests.Key, fl
 
 def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
     """The queries and the arms' videos, a row each."""
-    queries = tables.read(join(run.root, "queries"))
-    same = {"kind": QUERY, "arm": "", "seed": 0}
-    rows = [{**same, **row} for row in ([] if queries is None else queries.to_pylist()) if row["error"] is None]
+    table = tables.read(join(run.root, "queries"))
+    queries = [] if table is None else table.to_pylist()
+    rows = [{"kind": QUERY, "arm": "", "seed": 0, **row} for row in queries if row["error"] is None]
+    known = {row["clip_id"] for row in queries}
     generated = [row for row in evaluation.to_pylist() if row["metric"] not in comparison.LOSSES]
-    once = {(row["arm"], row["clip_id"], row["seed"]): row for row in generated}  # it has a row for each metric
+    gone = {row["clip_id"] for row in generated} - known
+    if gone:
+        log.warning("videos of %d captions are not judged: queries/ no longer has them", len(gone))
+    once = {(row["arm"], row["clip_id"], row["seed"]): row for row in generated if row["clip_id"] in known}
     rows += [{**row, "kind": VIDEO, "start_frame": 0} for row in once.values()]
     return [{name: row[name] for name in ASKED.names} for row in rows]
 

@@ -7,7 +7,7 @@ import os
 
 from jobs import command
 from jobs.command import Progress
-from pipeline import answers, handout, stores, study_results
+from pipeline import answers, handout, study_results
 from pipeline.answer_log import AnswerLog
 from pipeline.answer_server import LOOPBACK, AnswerServer
 from pipeline.config import ConfigError, Run
@@ -36,10 +36,11 @@ def built(run: Run) -> Key:
             held = handout.build(
                 run, decoder, lambda done, of: checking(done, of, {}), lambda done, of: writing(done, of, {})
             )
-    elif not stores.exists(handout.place(run.root, "handout", "index.html")):
+    elif missing := handout.missing(run.root, held):
         raise ConfigError(
-            f"{handout.place(run.root, 'handout')} is gone, but its key is still there. Bring it back, or delete the "
-            f"folder {handout.place(run.root)}, answers and all, to build another study."
+            f"{handout.place(run.root, 'handout')} lacks {len(missing)} of its files, such as {missing[0]}, but its "
+            f"key is still there. Bring it back, or delete the folder {handout.place(run.root)}, answers and all, to "
+            "build another study."
         )
     catch = sum(pair.kind != "arms" for pair in held.pairs)
     print(

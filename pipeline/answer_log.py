@@ -22,13 +22,17 @@ class ConflictError(ValueError):
 class AnswerLog:
     """`path` is local. What it holds already is read, so that a restart goes on from there.
 
-    Raises ConfigError where another process has it open, or where it holds what no scoring would take.
+    Raises ConfigError where it cannot be opened, where another process has it open, or where it holds what no scoring
+    would take.
     """
 
     def __init__(self, path: str, key: Key) -> None:
         self._key, self._pairs = key, {pair.pair: pair for pair in key.pairs}
         self._lock = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise ConfigError(f"{path}: answers cannot be written there ({error.strerror}).") from error
         try:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however that ends

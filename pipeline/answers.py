@@ -15,7 +15,7 @@ LONGEST = 4096  # bytes of one answer
 TOLD = 5  # problems that a message names
 
 Which = tuple[str, str, int]  # person, pair, revision
-Name = Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=80)]
+Name = Annotated[str, Field(pattern=r"^[^\s\p{Cc}]([^\p{Cc}]*[^\s\p{Cc}])?$", max_length=80)]  # it is printed
 
 
 class Answer(BaseModel, frozen=True, extra="forbid"):
@@ -66,7 +66,8 @@ def check(answer: Answer, study: str, pairs: Mapping[str, Pair]) -> None:
 def read(place: str, key: Key) -> list[Answer]:
     """Every answer of a file, a folder (its .jsonl files) or a glob, the last revision of each, by person and pair.
 
-    Raises ConfigError that names file and line of whatever is damaged, of another study, of no pair, or there twice.
+    Raises ConfigError that names file and line of whatever is damaged, of another study, of no pair, or given twice
+    with two contents.
     """
     paths = _files(place)
     found, wrong = collect(paths, key)
@@ -82,7 +83,9 @@ def read(place: str, key: Key) -> list[Answer]:
 
 
 def collect(paths: Sequence[str], key: Key) -> tuple[dict[Which, Answer], list[str]]:
-    """The answers of these files, and a sentence with file and line for each line that holds none of this study."""
+    """The answers of these files, and a sentence with file and line for each line that holds none of this study.
+
+    An answer that is there again, word for word, is one: who goes back from the last screen downloads a second file."""
     pairs = {pair.pair: pair for pair in key.pairs}
     found: dict[Which, Answer] = {}
     places: dict[Which, str] = {}
@@ -98,10 +101,9 @@ def collect(paths: Sequence[str], key: Key) -> tuple[dict[Which, Answer], list[s
             except ValueError as error:
                 wrong.append(f"{here}: {error}")
                 continue
-            if answer.which in found:
-                wrong.append(f"{here}: it repeats the answer of {places[answer.which]}")
-                continue
-            found[answer.which], places[answer.which] = answer, here
+            if found.setdefault(answer.which, answer) != answer:
+                wrong.append(f"{here}: it answers once more, and otherwise, what {places[answer.which]} answers")
+            places.setdefault(answer.which, here)
     return found, wrong
 
 

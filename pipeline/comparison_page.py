@@ -73,9 +73,9 @@ def text(found: Compared) -> str:
             metric = row["metric"]
             lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>12} {'95 %':>17}   n"]
         against = f"{'':>12} {'':>17}"
-        if row["relative"] is not None and row["difference_low"] is not None:
-            scale = row["relative"] / row["difference"] if row["difference"] else 0.0
-            against = f"{row['relative']:>+12.2%} {_percents(scale, row['difference_low'], row['difference_high']):>17}"
+        if row["relative_low"] is not None:
+            between = f"{row['relative_low']:+.2%} to {row['relative_high']:+.2%}"
+            against = f"{row['relative']:>+12.2%} {between:>17}"
         lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
     for name in dict.fromkeys(row["judge"] for row in found.tallies):
         rows = {f"{row['ours']} against {row['theirs']}": row for row in found.tallies if row["judge"] == name}
@@ -97,10 +97,6 @@ def _between(row: Record) -> str:
     return "" if row["low"] is None else f"{row['low']:.5g} to {row['high']:.5g}"
 
 
-def _percents(scale: float, low: float, high: float) -> str:
-    return f"{scale * low:+.2%} to {scale * high:+.2%}"
-
-
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +113,8 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
             frames = video_of(uri) if uri is not None and run.report.pictures else None
             distance = found.distances.get(arm, {}).get((clip_id, seed))
             picture = None if frames is None else studio.video(frames)
-            cells[arm] = {"picture": picture, "link": _link(run.root, uri), "distance": distance}
+            link = _link(run.root, uri) if run.report.captions else None  # a video's name is its caption
+            cells[arm] = {"picture": picture, "link": link, "distance": distance}
         best = min((c["distance"] for c in cells.values() if c["distance"] is not None), default=None)
         told = captions.get(clip_id, {"caption": None, "group": None})
         rows.append({**told, "clip_id": clip_id, "seed": seed, "cells": cells, "best": best})

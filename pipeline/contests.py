@@ -15,14 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.comparison import BASE, comparison
-from pipeline.intervals import Interval, bootstrap_mean, student, wilson
+from pipeline.intervals import FEW, Interval, bootstrap_mean, student, wilson
 from pipeline.judge import verdict
 
 Key = tuple[str, int]  # clip_id and seed
 Scores = Mapping[str, Mapping[Key, float]]  # arm -> one score for each clip and seed; lower is better
 Record = dict[str, Any]
 
-FEW = 10  # clips below which a percentile bootstrap is too narrow, so that Student's interval of their means is taken
 LOSS_MARGIN = 0.005  # of the smaller loss
 LOSS_RULE = f"of two arms, the one with the lower motion-masked loss on a held-out clip wins; within {LOSS_MARGIN:.1%}"
 LOSS_RULE += " it is a tie"
@@ -38,11 +37,33 @@ TALLIES = pa.schema(
     + [(name, pa.float64()) for name in _SHARES]
 )
 _MEAN = ["mean", "low", "high", "standard_error", "difference", "difference_low", "difference_high"]
+_RELATIVE = ["relative", "relative_low", "relative_high"]
 METRICS = pa.schema(
     [("metric", pa.string()), ("arm", pa.string())]
     + [(name, pa.int32()) for name in ("n", "missing", "pairs")]
-    + [(name, pa.float64()) for name in [*_MEAN, "difference_standard_error", "relative"]]
+    + [(name, pa.float64()) for name in [*_MEAN, "difference_standard_error", *_RELATIVE]]
 )
+
+
+def shared(table: pa.Table, arms: Iterable[str]) -> pa.Table:
+    """The rows of evaluation/ on what all of these arms were evaluated on: earlier runs may have asked some of them for
+    more captions, seeds or clips, and means over different ones cannot be held against each other."""
+    wanted = set(arms)
+    rows = table.select(["arm", "metric", "clip_id", "seed"]).to_pylist()
+    found: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    for row in rows:
+        found[row["metric"], row["clip_id"], row["seed"]].add(row["arm"])
+    held = [r["arm"] in wanted and wanted <= found[r["metric"], r["clip_id"], r["seed"]] for r in rows]
+    return table.filter(pa.array(held, pa.bool_()))
+
+
+def losses(table: pa.Table, arms: Iterable[str]) -> dict[str, dict[Key, float]]:
+    """Every arm's motion-masked losses on held-out clips. One that is not finite is missing, as it is in `metrics`."""
+    found: dict[str, dict[Key, float]] = {arm: {} for arm in arms}
+    for row in table.to_pylist():
+        if row["metric"] == "masked_loss" and row["value"] is not None and np.isfinite(row["value"]):
+            found[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
+    return found
 
 
 def verdicts(judge: str, scores: Scores, margin: float) -> list[Record]:
@@ -92,8 +113,8 @@ def interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, floa
 
 
 def metrics(table: pa.Table) -> list[Record]:
-    """The records of `comparison.comparison`, with `low` and `high` of the mean, and `difference_low` and
-    `difference_high` of its difference to base; None where there are too few clips to tell."""
+    """The records of `comparison.comparison`, with `low` and `high` of the mean, of its `difference` to base and of
+    `relative`, that difference over base's mean; None where there are too few clips to tell, or that mean is zero."""
     held: dict[tuple[str, str], dict[Key, float]] = defaultdict(dict)
     for row in table.select(["metric", "arm", "clip_id", "seed", "value"]).to_pylist():
         if row["value"] is not None and np.isfinite(row["value"]):
@@ -104,7 +125,10 @@ def metrics(table: pa.Table) -> list[Record]:
         keys = sorted(ours.keys() & base.keys()) if record["arm"] != BASE else []
         _, low, high = _of([ours[k] for k in ours], list(ours))
         _, down, up = _of([ours[k] - base[k] for k in keys], keys)
-        found.append({**record, "low": low, "high": high, "difference_low": down, "difference_high": up})
+        level = abs(float(np.mean([base[k] for k in keys]))) if keys else 0.0
+        ends = (None, None) if down is None or up is None or not level else (down / level, up / level)
+        about = {"low": low, "high": high, "difference_low": down, "difference_high": up}
+        found.append({**record, **about, "relative_low": ends[0], "relative_high": ends[1]})
     return found
 
 

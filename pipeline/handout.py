@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,14 @@ def found(run: Run) -> Key | None:
             "away, or delete it; or ask for that study."
         )
     return held
+
+
+def missing(root: str, made: Key) -> list[str]:
+    """The names of the handout's files that are gone."""
+    names = {"index.html", *(f"videos/{side.video}.mp4" for pair in made.pairs for side in pair.sides)}
+    there = {posixpath.basename(path) for path in stores.files(place(root, "handout"))}
+    there |= {f"videos/{posixpath.basename(path)}" for path in stores.files(place(root, "handout", "videos"))}
+    return sorted(names - there)
 
 
 def build(run: Run, decoder: Decoder, progress: Progress, writing: Progress) -> Key:

@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 
 DRAWS = 4000
+FEW = 10  # clusters below which a percentile bootstrap is too narrow
 
 
 class Interval(NamedTuple):
@@ -43,7 +44,7 @@ def bootstrap_mean(
     hold several values. A draw that holds no value at all is left out.
 
     The resamples belong to the seed and the sorted labels, not to the order of the values; equal clusters and seeds
-    give equal resamples, so that shares which add up to one do so in every draw. With fewer than about ten clusters a
+    give equal resamples, so that shares which add up to one do so in every draw. With fewer than FEW clusters a
     percentile interval is too narrow: take `student` of the clusters' means.
 
     Raises ValueError for no values, values that are not finite, labels of another length, more than two labellings, and

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -97,9 +97,7 @@ def people(answers: Sequence[Answer], key: Key, passing: float) -> list[Row]:
 
 def scores(judged: Sequence[Judgement], arms: Sequence[str], seed: int) -> list[Row]:
     """One row for each two arms, in the order of `arms`: shares of wins, ties and losses and wins less losses, each
-    with a 95 % interval, and how far people agree. Intervals are bootstrapped over people and captions at once, since
-    the judgements of a person, and those of a caption's videos, are not independent; None where there is one person or
-    one caption alone."""
+    with a 95 % interval (`interval`), and how far people agree."""
     rows = []
     matches = {(j.arm, j.other) for j in judged}
     for arm, other in sorted(matches, key=lambda match: [arms.index(a) for a in match]):
@@ -110,11 +108,40 @@ def scores(judged: Sequence[Judgement], arms: Sequence[str], seed: int) -> list[
         values: dict[str, list[float]] = {o: [float(j.outcome == o) for j in of] for o in OUTCOMES}
         values["net"] = [w - loss for w, loss in zip(values["win"], values["loss"], strict=True)]
         for name, x in values.items():
-            varied = len(set(persons)) > 1 and len(set(clips)) > 1
-            found = intervals.bootstrap_mean(x, persons, clips, seed=seed) if varied else None
-            row |= _named(name, found) if found else {**_named(name, None), name: sum(x) / len(x)}
+            row |= {**_named(name, interval(x, persons, clips, seed, -1 if name == "net" else 0)), name: fmean(x)}
         rows.append(row | _agreed(of, seed))
     return rows
+
+
+def interval(
+    values: Sequence[float], persons: Sequence[str], clips: Sequence[str], seed: int, least: int
+) -> Interval | None:
+    """95 % interval of the mean of values between `least` and 1; None for one person or one caption alone.
+
+    It is bootstrapped over people and captions at once, since the judgements of a person, and those of a caption's
+    videos, are not independent. Where either are few it is no narrower than Student's of their means. Where all values
+    are equal, of which resampling would make an interval of no width, other ones are as rare as Wilson's interval lets
+    them be after as many trials as there are people, or captions if these are fewer.
+    """
+    trials = min(len(set(persons)), len(set(clips)))
+    if trials < 2:
+        return None
+    if len(set(values)) == 1:
+        share, value = intervals.wilson(trials, trials).low, values[0]
+        return Interval(value, *(share * value + (1 - share) * end for end in (least, 1)))
+    found = [intervals.bootstrap_mean(values, persons, clips, seed=seed)]
+    for labels in (persons, clips):
+        if len(set(labels)) < intervals.FEW:
+            found.append(intervals.student(_means(values, labels)))
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    return Interval(found[0].mean, max(least, low), min(1, high))
+
+
+def _means(values: Sequence[float], labels: Sequence[str]) -> list[float]:
+    members: dict[str, list[float]] = defaultdict(list)
+    for value, label in zip(values, labels, strict=True):
+        members[label].append(value)
+    return [fmean(members[label]) for label in sorted(members)]
 
 
 def _agreed(judged: Sequence[Judgement], seed: int) -> Row:
@@ -135,10 +162,8 @@ def left_share(judged: Sequence[Judgement], seed: int) -> Row:
     """How often the left video was chosen where one was, over people and captions; half of them where nobody leans."""
     sided = [j for j in judged if j.outcome != "tie"]
     x = [float((j.left == j.arm) == (j.outcome == "win")) for j in sided]
-    persons, clips = [j.person for j in sided], [j.clip_id for j in sided]
-    if len(set(persons)) < 2 or len(set(clips)) < 2:
-        return _named("left", None) | {"left": sum(x) / len(x) if x else None}
-    return _named("left", intervals.bootstrap_mean(x, persons, clips, seed=seed))
+    found = interval(x, [j.person for j in sided], [j.clip_id for j in sided], seed, 0)
+    return {**_named("left", found), "left": fmean(x) if x else None}
 
 
 def table(judged: Sequence[Judgement], counted: Mapping[str, bool]) -> pa.Table:

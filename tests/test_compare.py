@@ -6,18 +6,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from jobs import compare as job
-from jobs import stages
+from jobs import judging, stages
 from jobs.compare import compare
 from pipeline import arms, comparison_page, config, contests, fingerprints, schemas, stores, tables
 from pipeline.comparison_page import Compared
 from pipeline.config import ConfigError, Run
 from pipeline.video import write_mp4
+from tests.studies import run_of
 
 MakeRun = Callable[..., Run]
 ARMS = ["base", "random", "all"]
@@ -75,6 +77,72 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     assert found["base"]["difference_low"] is None
     assert found["motive"]["difference_high"] < -0.09, "pairing was lost"
     assert found["random"]["difference_low"] > 0.005
+
+
+def _rows(arm: str, values: dict[str, float], metric: str = "masked_loss") -> list[dict[str, Any]]:
+    held = {"arm": arm, "uri": "", "seed": 0, "metric": metric, "version": "v"}
+    return [{**held, "clip_id": clip, "value": value} for clip, value in values.items()]
+
+
+def test_arms_are_compared_on_what_all_of_them_were_evaluated_on() -> None:
+    rows = _rows("base", {"a": 1.0, "b": 1.0, "easy": 0.0}) + _rows("random", {"a": 1.0, "b": 1.0})
+    rows += _rows("motive", {"a": 5.0})
+    table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
+    found = contests.shared(table, ["base", "random"])
+    assert {(r["arm"], r["clip_id"]) for r in found.to_pylist()} == {(m, c) for m in ("base", "random") for c in "ab"}
+    assert [r["mean"] for r in contests.metrics(found)] == [1, 1], "base had an easier clip"
+    assert contests.shared(table, ["base", "oracle"]).num_rows == 0
+
+
+def test_a_loss_that_is_not_finite_is_missing_and_nobodys_win() -> None:
+    rows = _rows("base", {"a": float("nan"), "b": 2.0}) + _rows("random", {"a": 1.0, "b": 1.0})
+    table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
+    (verdict,) = contests.verdicts("j", contests.losses(table, ["random", "base"]), 0.0)
+    assert (verdict["clip_id"], verdict["verdict"]) == ("b", 1)
+    assert {r["arm"]: r["missing"] for r in contests.metrics(table)} == {"base": 1, "random": 0}
+
+
+def test_a_difference_of_zero_keeps_its_interval() -> None:
+    rows = _rows("base", {f"c{i}": float(i % 2) for i in range(8)}, "vbench_dynamic_degree")
+    rows += _rows("random", {f"c{i}": float(i % 4 < 2) for i in range(8)}, "vbench_dynamic_degree")
+    found = contests.metrics(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    base, random = found
+    assert (random["difference"], random["relative"]) == (0, 0)
+    assert (
+        random["relative_high"]
+        == pytest.approx(2 * random["difference_high"])
+        == pytest.approx(-random["relative_low"])
+    )
+    assert random["relative_high"] > 0.5
+    assert base["relative_low"] is None
+    text = comparison_page.text(Compared(("random", "base"), found, [], [], {}, {}))
+    assert f"{random['relative_low']:+.2%} to {random['relative_high']:+.2%}" in text
+
+
+def test_videos_of_queries_that_are_gone_are_not_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = run_of(tmp_path, captions=3)
+    tables.drop(stores.join(run.root, "queries"), ["q01"])
+    evaluation = tables.read(stores.join(run.root, "evaluation"))
+    assert evaluation is not None
+    asked = judging._asked(run, evaluation)
+    assert sorted((r["kind"], r["clip_id"]) for r in asked) == [
+        *(("query", q) for q in ("q00", "q02")), *(("video", q) for q in ("q00", "q00", "q02", "q02"))
+    ]  # fmt: skip
+    assert "1 captions" in caplog.text
+
+
+def test_captions_stay_off_the_page_where_the_configuration_says_so(tmp_path: Path) -> None:
+    run = run_of(tmp_path, captions=1)
+    evaluation = tables.read(stores.join(run.root, "evaluation"))
+    queries = tables.read(stores.join(run.root, "queries"))
+    assert evaluation is not None
+    assert queries is not None
+    videos = {(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in evaluation.to_pylist()}
+    for shown in (True, False):
+        one = run.model_copy(update={"report": run.report.model_copy(update={"captions": shown})})
+        page = Path(comparison_page.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
+        text = unquote(page.read_text())
+        assert (queries.column("caption")[0].as_py() in text) == shown
 
 
 def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:

@@ -281,6 +281,26 @@ def test_clips_that_are_not_there(run: Run, change: dict[str, Any]) -> None:
     assert sorted(Path(run.root, "explain").rglob("*")) == before
 
 
+def test_parts_of_another_feature_are_refused_and_the_earlier_page_stays(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_id = selected(run)
+    explain(asked(run, clip_id))
+    page = Path(run.root, "explain", clip_id, "index.html")
+    before = page.read_bytes()
+    as_array = decomposition.as_array
+
+    def turned(parts: pa.Table) -> Any:
+        found, settings, layers = as_array(parts)
+        return -found, settings, layers
+
+    monkeypatch.setattr(decomposition, "as_array", turned)
+    with pytest.raises(ConfigError, match=r"explain\.clip: the parts of this clip's feature have a cosine of -1"):
+        explain(asked(run, clip_id))
+    assert page.read_bytes() == before
+    assert (page.parent / "shares").is_dir()
+
+
 def test_a_ranking_of_other_features_is_refused(run: Run, tiny_run: Callable[..., Run]) -> None:
     other = asked(run, selected(run)).model_copy(update={"ranking": run.ranking.model_copy(update={"whiten": None})})
     with pytest.raises(tables.FingerprintError, match="whiten"):

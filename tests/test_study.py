@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,20 @@ def test_a_build_that_was_killed_is_made_anew(tmp_path: Path) -> None:
     assert len(list(left.parent.iterdir())) == 2 * len(key_of(run).pairs)
 
 
+def test_a_handout_that_lost_files_is_neither_served_nor_built_over(tmp_path: Path) -> None:
+    run = run_of(tmp_path, captions=2)
+    job.study(run)
+    videos = Path(handout.place(run.root, "handout", "videos"))
+    gone = sorted(videos.iterdir())[1]
+    gone.unlink()
+    with pytest.raises(ConfigError, match=rf"lacks 1 of its files, such as videos/{gone.name}, but its key"):
+        job.study(run)
+    shutil.rmtree(videos.parent)
+    with pytest.raises(ConfigError, match=r"lacks 9 of its files, such as index\.html"):
+        job.study(_asking(run, serve=True))
+    assert key_of(run)
+
+
 def _asking(run: Run, **study: Any) -> Run:
     return run.model_copy(update={"study": run.study.model_copy(update=study)})
 
@@ -230,7 +245,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     one, two, three, *_ = (answer(key, p, "Anna", known(p)) for p in key.pairs)
     (tmp_path / "a.jsonl").write_text(lines([one, two]))
     wrong = [
-        lines([two]),
+        lines([two.model_copy(update={"choice": "tie" if two.choice != "tie" else "left"})]),
         lines([three.model_copy(update={"study": "f" * 24})]),
         lines([three.model_copy(update={"pair": "0" * 24})]),
         lines([three.model_copy(update={"left": one.left})]),
@@ -247,7 +262,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     assert "8 of 10 answers cannot be scored" in told
     b = tmp_path / "b.jsonl"
     for word in (
-        f"{b}, line 2: it repeats the answer of {tmp_path / 'a.jsonl'}, line 2",
+        f"{b}, line 2: it answers once more, and otherwise, what {tmp_path / 'a.jsonl'}, line 2 answers",
         f"{b}, line 3: it is of another study ('ffffffffffffffffffffffff'; this one is '{key.study}')",
         f"{b}, line 4: this study has no pair '000000000000000000000000'",
         f"{b}, line 5: its videos are not those of the pair",
@@ -263,6 +278,19 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
             job.study(_asking(built, answers=str(tmp_path / place)))
 
 
+@pytest.mark.parametrize(
+    ("person", "taken"), [("Ö", True), ("a 1", True), ("a\x1b[2J", False), ("\x07", False), (" a", False)]
+)
+def test_a_name_is_printable(built: Run, person: str, taken: bool) -> None:
+    key = key_of(built)
+    line = answer(key, key.pairs[0], "x", None).model_copy(update={"person": person}).model_dump_json()
+    if taken:
+        assert answers.parse(line).person == person
+        return
+    with pytest.raises(ValueError, match=r"damaged \(person"):
+        answers.parse(line)
+
+
 def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(built: Run, tmp_path: Path) -> None:
     key = key_of(built)
     pair = next(p for p in key.pairs if p.kind == "arms")
@@ -271,6 +299,7 @@ def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(buil
     other = answer(key, pair, "Bert", None)
     (tmp_path / "a.jsonl").write_text(lines([second, first]))
     (tmp_path / "b.jsonl").write_text(lines([other]).rstrip("\n"))  # an editor took the last line's end away
+    (tmp_path / "c.jsonl").write_text(lines([second, other]))  # downloaded once more, after going back
     (tmp_path / "notes.txt").write_text("no answers")
     found = answers.read(str(tmp_path), key)
     assert found == answers.read(str(tmp_path / "*.jsonl"), key)
@@ -371,6 +400,8 @@ def test_the_log_has_one_writer_and_mends_what_a_power_cut_left(built: Run, tmp_
         log.add(two.model_copy(update={"left": two.right, "right": two.left}).model_dump_json().encode())
     log.close()
     assert path.read_text() == lines([one, two])
+    with pytest.raises(ConfigError, match=r"answers cannot be written there \(Is a directory\)"):
+        AnswerLog(str(tmp_path), key)
     path.write_text(lines([one]) + "damaged\n" + lines([two]))
     with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2: it is damaged"):
         AnswerLog(str(path), key)
@@ -486,6 +517,39 @@ def test_scores_belong_to_the_answers_and_not_to_their_order_or_sides(built: Run
 def replace_sides(a: Answer) -> Answer:
     other = {"left": "right", "right": "left", "tie": "tie"}[a.choice]
     return a.model_copy(update={"left": a.right, "right": a.left, "choice": other})
+
+
+def crossed(people: int, captions: int) -> tuple[list[str], list[str]]:
+    return [f"p{n}" for n in range(people) for _ in range(captions)], [f"c{n}" for n in range(captions)] * people
+
+
+def test_what_nobody_said_may_still_be_said() -> None:
+    persons, clips = crossed(17, 50)
+    never, always = (preferences.interval([v] * 850, persons, clips, 0, 0) for v in (0.0, 1.0))
+    assert never is not None
+    assert always is not None
+    assert (never.mean, never.low) == (0, 0)
+    assert 1 / 17 < never.high < 4 / 17, "an interval of no width for what was never seen"
+    assert (always.low, always.high) == pytest.approx((1 - never.high, 1))
+    net = preferences.interval([1.0] * 850, persons, clips, 0, -1)
+    assert net is not None
+    assert net.low == pytest.approx(2 * always.low - 1), "wins less losses, where every other answer may be a loss"
+    ties = preferences.interval([0.0] * 850, persons, clips, 0, -1)
+    assert ties is not None
+    assert ties.low == pytest.approx(-never.high) == -ties.high
+
+
+@pytest.mark.parametrize(("people", "captions"), [(3, 40), (40, 3)])
+def test_intervals_cover_where_people_or_captions_are_few_and_differ(people: int, captions: int) -> None:
+    rng, (persons, clips), covered = np.random.default_rng(3), crossed(people, captions), []
+    for _ in range(100):
+        levels = 1 / (1 + np.exp(-rng.normal(size=min(people, captions))))
+        p = np.repeat(levels, captions) if people < captions else np.tile(levels, people)
+        found = preferences.interval((rng.random(len(p)) < p).astype(float).tolist(), persons, clips, 0, 0)
+        assert found is not None
+        assert 0 <= found.low <= found.high <= 1
+        covered.append(found.low <= 0.5 <= found.high)
+    assert np.mean(covered) > 0.9, f"{np.mean(covered):.0%} of the intervals hold the truth"
 
 
 def test_one_person_alone_has_shares_and_no_interval(built: Run) -> None:

@@ -198,9 +198,9 @@ def test_videos_loop_in_step_pause_and_are_chosen_by_touch(small: Run, browser: 
 class Served:
     """A study's server that can be stopped and started again on its port, as its job would."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, path: Path | None = None) -> None:
         self.run, self.key, self.port = run, key_of(run), 0
-        self.path = Path(handout.place(run.root, "answers.jsonl"))
+        self.path = path or Path(handout.place(run.root, "answers.jsonl"))
         self.start()
 
     def start(self) -> None:
@@ -305,3 +305,111 @@ def test_another_browser_goes_on_where_the_server_says(served: Served, browser: 
     assert page.text_content("#count") == "Pair 4 of 56"
     assert asked == ["3 pairs have been judged as “two browsers” already. Is that you?"]
     context.close()
+
+
+# --- answers that could be lost --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(small: Run, tmp_path: Path) -> Iterator[Served]:
+    """The small study, served with a file of answers of this test's own."""
+    found = Served(small, tmp_path / "answers.jsonl")
+    yield found
+    found.stop()
+
+
+def judge_all(page: Page, count: int) -> None:
+    for _ in range(count):
+        press(page, "ArrowLeft")
+    page.wait_for_selector("#done:not([hidden])")
+
+
+def recorded(served: Served) -> set[tuple[str, str]]:
+    given = served.path.read_text().splitlines()
+    return {(one.person, one.pair) for one in map(answers.parse, given)}
+
+
+def test_answers_that_are_given_while_another_is_being_sent_are_sent_too(serving: Served, page: Page) -> None:
+    page.add_init_script(
+        """const send = window.fetch;
+        window.fetch = async (...words) => {
+          if (words[1]) await new Promise((resolve) => setTimeout(resolve, 1500));
+          return send(...words);
+        };"""
+    )
+    page.goto(f"http://127.0.0.1:{serving.port}/")
+    begin(page, "fast")
+    judge_all(page, 5)
+    page.wait_for_selector("#told:has-text('have been recorded')")
+    assert recorded(serving) == {("fast", pair.pair) for pair in serving.key.pairs}
+
+
+def test_what_is_still_to_be_sent_is_sent_after_a_reload_whoever_sits_there(serving: Served, page: Page) -> None:
+    page.route("**/answers", lambda route: route.abort())
+    page.goto(f"http://127.0.0.1:{serving.port}/")
+    begin(page, "Anna")
+    judge_all(page, 5)
+    page.wait_for_selector("#told:has-text('5 answers are still to be sent')")
+    page.click("#done .other")
+    begin(page, "Bert")
+    press(page, "ArrowDown")
+    page.click("#judging .other")
+    assert recorded(serving) == set()
+    page.unroute("**/answers")
+    page.reload()
+    begin(page, "Carla")
+    press(page, "ArrowRight")
+    page.wait_for_function("document.getElementById('notice').hidden")
+    page.click("#judging .other")
+    page.fill("#person", "Anna")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#told:has-text('have been recorded')")
+    assert Counter(person for person, _ in recorded(serving)) == {"Anna": 5, "Bert": 1, "Carla": 1}
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_an_answer_that_is_refused_is_not_said_to_be_recorded(serving: Served, page: Page, status: int) -> None:
+    page.route("**/answers", lambda route: route.fulfill(status=status, body="no such page"))
+    page.goto(f"http://127.0.0.1:{serving.port}/")
+    begin(page, "Anna")
+    judge_all(page, 5)
+    page.wait_for_selector("#told:has-text('5 answers are still to be sent')")
+    assert page.is_visible("#download")
+    assert f"{status}: no such page" in (page.text_content("#notice") or "")
+    page.unroute("**/answers")
+    page.wait_for_selector("#told:has-text('have been recorded')")
+    assert len(recorded(serving)) == 5
+
+
+def test_two_tabs_of_one_person_keep_each_others_answers(small: Run, page: Page) -> None:
+    where = (Path(small.root) / "study" / "handout" / "index.html").as_uri()
+    page.goto(where)
+    begin(page, "Anna")
+    other = page.context.new_page()
+    other.set_default_timeout(TIMEOUT)
+    other.goto(where)
+    other.wait_for_selector(READY)
+    press(page, "ArrowLeft")
+    press(page, "ArrowLeft")
+    press(other, "ArrowRight")
+    other.reload()
+    other.wait_for_selector(READY)
+    assert other.text_content("#count") == "Pair 3 of 5", "the tabs lost each other's answers"
+    held = other.evaluate("Object.entries(localStorage).find(([key]) => key.endsWith('answers of Anna'))[1]")
+    given = [one["answer"] for one in json.loads(held).values()]
+    assert sorted((one["revision"], one["choice"]) for one in given) == [(0, "left"), (1, "right")]
+
+
+def test_a_pair_that_cannot_be_played_is_skipped_by_keyboard(serving: Served, page: Page) -> None:
+    page.route("**/*.mp4", lambda route: route.abort())
+    page.goto(f"http://127.0.0.1:{serving.port}/")
+    page.fill("#person", "Anna")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#skip:not([hidden])")
+    page.focus("#skip")
+    page.wait_for_timeout(4000)  # the pair is tried again meanwhile
+    assert page.evaluate("document.activeElement.id") == "skip", "trying again took the focus away"
+    page.unroute("**/*.mp4")
+    page.wait_for_selector(READY)
+    assert page.is_hidden("#skip")
+    assert page.evaluate("document.activeElement.id") == "question"

@@ -34,7 +34,9 @@
   let order = [];
   let answers = {}; // pair -> {revision, answer (null: given elsewhere, the server alone has it), sent}
   let at = 0;
+  const everyone = new Map(); // the answers of each person who has judged in this browser: some may still be to send
 
+  const OF = "answers of ";
   const stored = (name) => `study ${study.study} ${name}`;
 
   function read(name) {
@@ -53,8 +55,28 @@
     }
   }
 
+  // Someone's answers, with those that another tab has kept since.
+  function recall(name) {
+    const held = everyone.get(name) || {};
+    for (const [pair, other] of Object.entries(read(OF + name) || {})) {
+      if (!held[pair] || held[pair].revision < other.revision) held[pair] = other;
+    }
+    everyone.set(name, held);
+    return held;
+  }
+
+  const keepAnswers = (name) => keep(OF + name, recall(name));
+
+  function recallEveryone() {
+    try {
+      for (const key of Object.keys(localStorage)) if (key.startsWith(stored(OF))) recall(key.slice(stored(OF).length));
+    } catch (error) {
+      return; // this browser keeps nothing, as `keep` will tell
+    }
+  }
+
   function notice(text) {
-    el("notice").textContent = text;
+    if (el("notice").textContent !== text) el("notice").textContent = text; // else it would be read out once more
     el("notice").hidden = !text;
   }
 
@@ -62,23 +84,27 @@
     for (const main of document.querySelectorAll("main")) main.hidden = main.id !== screen;
   }
 
-  const unsent = () => Object.values(answers).filter((held) => study.served && held.answer && !held.sent);
+  const unsent = (held) => Object.values(held).filter((one) => study.served && one.answer && !one.sent);
   const open = () => order.findIndex((trial) => !answers[trial.pair]);
 
   async function begin(name) {
     person = name;
     order = shuffled(person);
-    const mine = read(`answers of ${person}`);
-    answers = mine || {};
-    if (study.served && !(await fetchAnswers(mine === null))) return;
+    const fresh = !everyone.has(person) && read(OF + person) === null;
+    answers = recall(person);
+    if (study.served && !(await fetchAnswers(fresh))) {
+      everyone.delete(person);
+      return;
+    }
+    keepAnswers(person);
     keep("person", person);
+    send();
     const first = open();
     if (first < 0) return finish();
     show("judging");
     el("whose").textContent = person;
     go(first);
     el("question").focus();
-    send();
   }
 
   // What the server has of this person, perhaps from another browser. False: stay on the first screen.
@@ -98,7 +124,7 @@
       return false;
     }
     for (const [pair, revision] of Object.entries(revisions)) {
-      if (!answers[pair]) answers[pair] = { revision, answer: null, sent: true };
+      if (!answers[pair] || answers[pair].revision < revision) answers[pair] = { revision, answer: null, sent: true };
     }
     return true;
   }
@@ -106,7 +132,7 @@
   function answer(choice) {
     if (!ready) return;
     const trial = order[at];
-    const before = answers[trial.pair];
+    const before = recall(person)[trial.pair];
     ready = false;
     if (!before || !before.answer || before.answer.choice !== choice) {
       const revision = before ? before.revision + 1 : 0;
@@ -114,42 +140,57 @@
       const seconds = Math.round((performance.now() - began) / 100) / 10;
       const told = { study: study.study, person, pair, revision, left, right, choice, seconds, at: new Date().toISOString() };
       answers[pair] = { revision, answer: told, sent: false };
-      keep(`answers of ${person}`, answers);
+      keepAnswers(person);
       send();
     }
     for (const button of choices) button.classList.toggle("chosen", button.dataset.choice === choice);
-    setTimeout(() => (at + 1 < order.length ? go(at + 1) : finish()), 100); // so that one sees what one has pressed
+    const turn = shown;
+    setTimeout(() => turn === shown && next(), 100); // so that one sees what one has pressed
   }
 
   // --- sending and downloading ---------------------------------------------------------------------------------------
 
   let sending = false;
+  let waiting = false; // whether the last answers that were sent have not all been taken
   let retry = null;
 
+  const untaken = () => [...everyone.values()].flatMap(unsent);
+
+  async function post(told) {
+    try {
+      const headers = { "Content-Type": "application/json" };
+      return await fetch("answers", { method: "POST", headers, body: JSON.stringify(told) });
+    } catch (error) {
+      return null;
+    }
+  }
+
+  // Every answer that is to be sent, also those that are given meanwhile. One counts as sent once the server has it, or
+  // another one in its place (409); what is refused otherwise is kept and tried again, for it may be another's server.
   async function send() {
     if (sending || !study.served) return;
     sending = true;
-    for (const held of unsent()) {
-      let response;
-      try {
-        const headers = { "Content-Type": "application/json" };
-        response = await fetch("answers", { method: "POST", headers, body: JSON.stringify(held.answer) });
-      } catch (error) {
-        response = null;
-      }
+    clearTimeout(retry);
+    const tried = new Set();
+    const untried = () => untaken().find((held) => !tried.has(held));
+    let trouble = "";
+    for (let held = untried(); held; held = untried()) {
+      tried.add(held);
+      const response = await post(held.answer);
       if (response === null || response.status >= 500) {
-        notice("An answer could not be sent. It is kept in this browser and tried again; go on.");
-        clearTimeout(retry);
-        retry = setTimeout(send, RETRY);
+        trouble = "An answer could not be sent. It is kept in this browser and tried again; go on.";
         break;
       }
-      held.sent = true;
-      keep(`answers of ${person}`, answers);
-      if (response.ok && retry !== null) notice("");
-      if (response.ok) retry = null;
-      else notice(`An answer was not taken (${response.status}: ${await response.text()}). Do two people use one name?`);
+      held.sent = response.ok || response.status === 409;
+      keepAnswers(held.answer.person);
+      if (!response.ok) trouble = `An answer was not taken (${response.status}: ${await response.text()}). `;
+      if (response.status === 409) trouble += "Do two people use one name?";
+      else if (!response.ok) trouble += "It is kept in this browser and tried again.";
     }
     sending = false;
+    if (trouble || waiting) notice(trouble);
+    waiting = untaken().length > 0;
+    if (waiting) retry = setTimeout(send, RETRY);
     if (!el("done").hidden) finish();
   }
 
@@ -167,13 +208,13 @@
   function finish() {
     stop();
     const missed = order.filter((trial) => !answers[trial.pair]).length;
-    const waiting = unsent().length;
+    const left = unsent(answers).length;
     const skipped = missed ? ` ${missed} could not be shown.` : "";
     const all = `You have judged ${order.length - missed} of ${order.length} pairs.${skipped} `;
     if (!study.served) el("told").textContent = `${all}Now download your answers and send the file to whoever asked you.`;
-    else if (waiting) el("told").textContent = `${all}${waiting} answers are still to be sent: leave this page open.`;
+    else if (left) el("told").textContent = `${all}${left} answers are still to be sent: leave this page open.`;
     else el("told").textContent = `${all}Your answers have been recorded; you can close this page.`;
-    el("download").hidden = study.served && !waiting;
+    el("download").hidden = study.served && !left;
     if (el("done").hidden) {
       show("done");
       el("thanks").focus();
@@ -212,6 +253,7 @@
   async function go(index) {
     const turn = ++shown;
     stop();
+    if (index !== at) offerSkip(false);
     at = index;
     const trial = order[at];
     const before = [...films, ...Object.values(ahead).flat()];
@@ -220,7 +262,6 @@
     for (const video of before.filter((v) => !films.includes(v))) release(video);
     el("caption").textContent = trial.caption ? `“${trial.caption}”` : "";
     el("pair").classList.remove("broken");
-    el("skip").hidden = true;
     el("back").disabled = at === 0;
     setPaused(false);
     el("left").replaceChildren(films[0]);
@@ -234,11 +275,12 @@
     } catch (error) {
       if (turn !== shown) return;
       el("pair").classList.add("broken");
-      el("skip").hidden = false;
+      offerSkip(true);
       setTimeout(() => turn === shown && go(at), RETRY); // the server may be back by then
       return;
     }
     if (turn !== shown) return;
+    offerSkip(false);
     for (const video of films) video.classList.toggle("small", video.videoWidth <= SMALL);
     const given = answers[trial.pair] && answers[trial.pair].answer;
     for (const button of choices) {
@@ -249,6 +291,12 @@
     began = performance.now();
     restart();
     if (at + 1 < order.length) ahead[order[at + 1].pair] = load(order[at + 1]);
+  }
+
+  // It stays while its pair is tried again, and takes the focus nowhere but to the question.
+  function offerSkip(now) {
+    if (!now && document.activeElement === el("skip")) el("question").focus();
+    el("skip").hidden = !now;
   }
 
   function stop() {
@@ -294,7 +342,6 @@
   function setPaused(now) {
     paused = now;
     el("pause").textContent = paused ? "Play" : "Pause";
-    el("pause").setAttribute("aria-pressed", String(paused));
   }
 
   function togglePause() {
@@ -305,26 +352,30 @@
   }
 
   const back = () => at > 0 && go(at - 1);
+  const next = () => (at + 1 < order.length ? go(at + 1) : finish());
 
   // --- events --------------------------------------------------------------------------------------------------------
 
   for (const button of choices) button.addEventListener("click", () => answer(button.dataset.choice));
   el("back").addEventListener("click", back);
   el("pause").addEventListener("click", togglePause);
-  el("skip").addEventListener("click", () => (at + 1 < order.length ? go(at + 1) : finish()));
+  el("skip").addEventListener("click", next);
   el("download").addEventListener("click", download);
   el("again").addEventListener("click", () => {
     show("judging");
     el("whose").textContent = person;
     go(order.length - 1);
   });
-  el("other").addEventListener("click", () => {
-    stop();
-    keep("person", null);
-    el("person").value = "";
-    show("welcome");
-    el("person").focus();
-  });
+  for (const button of document.querySelectorAll(".other")) {
+    button.addEventListener("click", () => {
+      shown += 1; // nothing that is still loading starts behind the first screen
+      stop();
+      keep("person", null);
+      el("person").value = "";
+      show("welcome");
+      el("person").focus();
+    });
+  }
   el("entry").addEventListener("submit", (event) => {
     event.preventDefault();
     const name = el("person").value.normalize("NFC").trim().replace(/\s+/g, " ");
@@ -342,6 +393,8 @@
 
   requestAnimationFrame(inStep);
   show("welcome");
+  recallEveryone();
+  send();
   const last = read("person");
   if (last) begin(last);
   else el("person").focus();
