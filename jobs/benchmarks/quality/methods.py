@@ -46,6 +46,7 @@ class Scored:
 def main(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
     """The methods of the main table, and the controls."""
     every, many = held.places, f"{len(held.places)} settings"
+    others = [place for place in every if place[0] != PAPER[0]]
 
     def of(pair: str, whiten: float | None, places: tuple[Place, ...] = (PAPER,)) -> Scored:
         return Scored(influences.values(held.shared, Method(places, pair, whiten), clips), len(places))
@@ -56,6 +57,7 @@ def main(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) 
         "motive, whitened": of("motion", WHITEN),
         "no mask, whitened": of("none", WHITEN),
         "queries masked, whitened": of("crossed", WHITEN),
+        **{f"queries masked, timestep {t:g}, whitened": of("crossed", WHITEN, ((t, n),)) for t, n in others},
         f"motive, {many}": of("motion", None, every),
         f"no mask, {many}": of("none", None, every),
         f"motive, {many}, whitened": of("motion", WHITEN, every),
