@@ -87,9 +87,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _from_here(self) -> bool:
         """Whether the request is for this machine by name, and not another site's doing."""
-        host = urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname
         origin = self.headers.get("Origin")
-        if host in HOSTS and (origin is None or urllib.parse.urlsplit(origin).hostname in HOSTS):
+        if _host(f"//{self.headers.get('Host', '')}") in HOSTS and (origin is None or _host(origin) in HOSTS):
             return True
         self.close_connection = True
         self._tell(HTTPStatus.FORBIDDEN, {"error": "this page is served to 127.0.0.1 alone"})
@@ -111,6 +110,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def _video(self, path: str) -> None:
+        if not os.path.exists(path):
+            log.warning("a video of the study is gone: %s", path)
+            self._tell(HTTPStatus.NOT_FOUND, {"error": "this video is gone"})
+            return
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -139,3 +142,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)
+
+
+def _host(address: str) -> str | None:
+    try:
+        return urllib.parse.urlsplit(address).hostname
+    except ValueError:  # an address that is none, such as //[
+        return None

@@ -377,6 +377,7 @@ def test_the_server_gives_the_page_and_its_videos_and_nothing_else(served: tuple
         assert ask(server, "GET", hidden)[0] == 404
     fine = answer(key, key.pairs[0], "Anna", None).model_dump_json()
     assert ask(server, "GET", "/", Host="evil.example:8377")[0] == 403, "another name that leads to loopback"
+    assert ask(server, "GET", "/", Host="[")[0] == 403, "no name at all"
     assert ask(server, "POST", "/answers", fine, Origin="https://evil.example")[0] == 403
     assert ask(server, "POST", "/answers", fine, Content_Type="text/plain")[0] == 400, "what any page may post"
     assert ask(server, "POST", "/answers", " " * 5000)[0] == 400
@@ -384,6 +385,9 @@ def test_the_server_gives_the_page_and_its_videos_and_nothing_else(served: tuple
     assert ask(server, "POST", "/answers", "[]")[0] == 400
     assert path.read_text() == ""
     assert ask(server, "GET", "/", Host="localhost:1")[0] == 200
+    away = video.rename(video.with_suffix(".away"))
+    assert ask(server, "GET", name)[0] == 404, "a video that was deleted while it is served"
+    away.rename(video)
 
 
 def test_the_log_has_one_writer_and_mends_what_a_power_cut_left(built: Run, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@
       const revision = before ? before.revision + 1 : 0;
       const { pair, left, right } = trial;
       const seconds = Math.round((performance.now() - began) / 100) / 10;
-      const told = { study: study.study, person, pair, revision, left, right, choice, seconds, at: new Date().toISOString() };
+      const now = new Date().toISOString();
+      const told = { study: study.study, person, pair, revision, left, right, choice, seconds, at: now };
       answers[pair] = { revision, answer: told, sent: false };
       keepAnswers(person);
       send();
@@ -211,9 +212,10 @@
     const left = unsent(answers).length;
     const skipped = missed ? ` ${missed} could not be shown.` : "";
     const all = `You have judged ${order.length - missed} of ${order.length} pairs.${skipped} `;
-    if (!study.served) el("told").textContent = `${all}Now download your answers and send the file to whoever asked you.`;
-    else if (left) el("told").textContent = `${all}${left} answers are still to be sent: leave this page open.`;
-    else el("told").textContent = `${all}Your answers have been recorded; you can close this page.`;
+    let what = "Your answers have been recorded; you can close this page.";
+    if (!study.served) what = "Now download your answers and send the file to whoever asked you.";
+    else if (left) what = `${left} answers are still to be sent: leave this page open.`;
+    el("told").textContent = all + what;
     el("download").hidden = study.served && !left;
     if (el("done").hidden) {
       show("done");
