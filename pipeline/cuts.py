@@ -9,24 +9,45 @@ Frames = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 
-def cuts(small: Frames) -> npt.NDArray[np.int64]:
-    """Indices of the thumbnails [n, h, w, 3] at which another shot begins (hard cuts; fades are not looked for).
+class Changes:
+    """How much each frame of a film differs from the one before it: two numbers a frame, whatever the film's length.
 
     At a cut both the pixels and the colour histogram change, much more than they do within 8 frames around it: camera
     motion changes the former alone, flicker and fast motion change neighbours as well.
     """
-    if len(small) < 2:
-        return np.empty(0, np.int64)
-    pixels = np.array([np.abs(a.astype(np.int16) - b).mean() / 255 for a, b in zip(small[1:], small[:-1], strict=True)])
-    colours = np.stack([_histogram(picture) for picture in small])
-    shift = np.abs(np.diff(colours, axis=0)).sum(1) / 2
-    found = []
-    for i in np.flatnonzero((pixels > 0.08) & (shift > 0.12)):
-        around = np.r_[max(0, i - 8) : i, i + 1 : min(len(pixels), i + 9)]
-        usual = [float(np.quantile(change[around], 0.8)) if len(around) else 0.0 for change in (pixels, shift)]
-        if pixels[i] > 2.5 * usual[0] and shift[i] > 2.5 * usual[1]:
-            found.append(i + 1)
-    return np.array(found, np.int64)
+
+    def __init__(self) -> None:
+        self._last: tuple[Frames, Floats] | None = None
+        self._pixels: list[float] = []
+        self._colours: list[float] = []
+
+    def add(self, small: Frames) -> None:
+        """The next frame's thumbnail [h, w, 3]."""
+        colours = _histogram(small)
+        if self._last is not None:
+            picture, histogram = self._last
+            self._pixels.append(float(np.abs(small.astype(np.int16) - picture).mean() / 255))
+            self._colours.append(float(np.abs(colours - histogram).sum() / 2))
+        self._last = small, colours
+
+    def cuts(self) -> npt.NDArray[np.int64]:
+        """Indices of the frames at which another shot begins (hard cuts; fades are not looked for)."""
+        pixels, colours = np.array(self._pixels), np.array(self._colours)
+        indices = []
+        for i in np.flatnonzero((pixels > 0.08) & (colours > 0.12)):
+            around = np.r_[max(0, i - 8) : i, i + 1 : min(len(pixels), i + 9)]
+            usual = [float(np.quantile(change[around], 0.8)) if len(around) else 0.0 for change in (pixels, colours)]
+            if pixels[i] > 2.5 * usual[0] and colours[i] > 2.5 * usual[1]:
+                indices.append(i + 1)
+        return np.array(indices, np.int64)
+
+
+def cuts(small: Frames) -> npt.NDArray[np.int64]:
+    """Indices of the thumbnails [n, h, w, 3] at which another shot begins."""
+    changes = Changes()
+    for picture in small:
+        changes.add(picture)
+    return changes.cuts()
 
 
 def _histogram(picture: Frames) -> Floats:

@@ -28,8 +28,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pipeline.credentials import scrubbed
-from pipeline.decoding import PING
-from pipeline.video import ClipError, Frames
+from pipeline.decoding import PING, PULSE
+from pipeline.errors import ClipError
+from pipeline.upright import Frames
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ _KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")  # of the 
 class Decoder:
     """Decodes in a child process, one call after the other; `submit_frames` lets the next clip decode meanwhile.
 
-    `timeout` is seconds for one call (fetching a remote file not included), `memory` bytes. Nothing starts before the
-    first call. Every method raises ClipError for a bad clip (a future's `result` does); a child that cannot start at
-    all is a RuntimeError.
+    `timeout` is seconds in which not a packet or frame comes: it ends a call that stands still, however long its file.
+    `memory` is bytes. Nothing starts before the first call. Every method raises ClipError for a bad clip (a future's
+    `result` does); a child that cannot start at all is a RuntimeError.
     """
 
     _bytes_read: ClassVar[int] = 0
@@ -100,24 +101,40 @@ class Decoder:
         assert self._child is not None
         assert self._link is not None
         asked = {"function": function, "timeout": self._timeout, "wanted": {"path": path, **wanted}}
-        with _limited(self._child, self._timeout) as late:
-            try:
-                self._link.send_bytes(json.dumps(asked).encode())
-                answer = json.loads(self._link.recv_bytes(_LONGEST))
-                frames = self._receive(wanted) if answer.get("frames") else None
-            except (EOFError, OSError, ProcessError, ValueError, AttributeError) as error:
-                # The pipe ended, or what came is no answer of ours: either way this child is no use any more.
-                code = self._stop()
-                if late.is_set():
-                    raise ClipError("timeout", f"decoding it took more than {self._timeout:g} seconds") from error
-                raise ClipError("crashed", f"the decoder ended with {_name(code)} while reading it") from error
-        if late.is_set():  # the answer came at the last moment, the child is gone
+        try:
+            self._send(json.dumps(asked).encode())
+            answer = json.loads(self._answer())
+            frames = self._receive(wanted) if answer.get("frames") else None
+        except _StillError as error:
             self._stop()
+            raise ClipError("timeout", f"decoding it stood still for {self._timeout:g} seconds") from error
+        except (EOFError, OSError, ProcessError, ValueError, AttributeError) as error:
+            # The pipe ended, or what came is no answer of ours: either way this child is no use any more.
+            raise ClipError("crashed", f"the decoder ended with {_name(self._stop())} while reading it") from error
         if "code" in answer:
             if answer["code"] == "memory":
                 self._stop()  # what is left of its memory is in pieces
             raise ClipError(answer["code"], answer["sentence"])
         return answer["rows"] if frames is None else frames
+
+    def _send(self, message: bytes) -> None:
+        assert self._child is not None
+        assert self._link is not None
+        with _limited(self._child, self._timeout):
+            self._link.send_bytes(message)
+
+    def _answer(self) -> bytes:
+        """The child's answer, as long as it takes: each pulse of the child's gives it the whole time limit again."""
+        while True:
+            message = self._message()
+            if message != PULSE:
+                return message
+
+    def _message(self) -> bytes:
+        assert self._child is not None
+        assert self._link is not None
+        with _limited(self._child, self._timeout):
+            return self._link.recv_bytes(_LONGEST)
 
     def _count(self, uri: str, path: str) -> None:
         if uri == self._read:
@@ -130,18 +147,20 @@ class Decoder:
         """Whether the child answers: that it was killed since the last call is no fault of the next clip."""
         if self._child is None or self._link is None:
             return False
-        with _limited(self._child, _START) as late:
-            try:
+        try:
+            with _limited(self._child, _START):
                 self._link.send_bytes(PING)
-                return self._link.recv_bytes() == PING and not late.is_set()
-            except (EOFError, OSError):
-                return False
+                return self._link.recv_bytes() == PING
+        except (_StillError, EOFError, OSError):
+            return False
 
     def _receive(self, wanted: Mapping[str, Any]) -> Frames:
+        assert self._child is not None
         assert self._link is not None
         frames = np.empty((wanted["count"], wanted["height"], wanted["width"], 3), np.uint8)
-        if self._link.recv_bytes_into(frames.data.cast("B")) != frames.nbytes:
-            raise EOFError
+        with _limited(self._child, self._timeout):
+            if self._link.recv_bytes_into(frames.data.cast("B")) != frames.nbytes:
+                raise EOFError
         return frames
 
     def _start(self) -> None:
@@ -219,9 +238,13 @@ def _warn_of_network(why: str) -> None:
     log.warning("decoders are not kept from the network: %s. Their other limits hold.", why)
 
 
+class _StillError(Exception):
+    """A child was killed because nothing was heard of it."""
+
+
 @contextlib.contextmanager
-def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
-    """Kill the child after so many seconds, which ends any read from it; the event tells that it was this."""
+def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """Kill the child after so many seconds, which ends any read from it. Raises _StillError then, whatever came."""
     late = threading.Event()
 
     def kill() -> None:
@@ -232,10 +255,16 @@ def _limited(child: subprocess.Popen[bytes], seconds: float) -> Iterator[threadi
     timer.daemon = True
     timer.start()
     try:
-        yield late
+        yield
+    except (EOFError, OSError, ProcessError, ValueError, AttributeError) as error:
+        if late.is_set():
+            raise _StillError from error
+        raise
     finally:
         timer.cancel()
         timer.join()  # it has killed the child by now, or never will
+    if late.is_set():  # the message came at the last moment, and the child is gone
+        raise _StillError
 
 
 def _extension(name: str) -> str:

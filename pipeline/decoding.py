@@ -7,6 +7,7 @@ import importlib
 import json
 import resource
 import signal
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,9 +16,12 @@ import av
 import numpy as np
 
 from pipeline import seccomp
-from pipeline.video import ClipError, Frames
+from pipeline.errors import ClipError
+from pipeline.upright import Frames
 
 PING = b"ready?"
+PULSE = b"going on"  # sent about once a second while an answer is being made and frames or packets come
+_PAUSE = 1.0  # seconds between two of them, or a quarter of the time limit where that is less
 GRACE = 10.0  # seconds after the time limit at which a child whose parent is gone ends itself
 
 
@@ -29,6 +33,7 @@ def serve(handle: int, memory: int, functions: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     link: Connection[Any, Any] = Connection(handle)
+    pulse = _Pulse(link)
     open_because = seccomp.seal()
     link.send_bytes(PING if open_because is None else open_because.encode())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent closed or is gone
@@ -38,13 +43,33 @@ def serve(handle: int, memory: int, functions: str) -> None:
                 link.send_bytes(PING)
                 continue
             asked = json.loads(message)
-            # The default action of SIGALRM ends the process: should the parent die meanwhile, nothing else would.
-            signal.setitimer(signal.ITIMER_REAL, asked["timeout"] + GRACE)
-            answer, frames = _answer(getattr(module, asked["function"]), asked["wanted"])
+            pulse.begin(asked["timeout"])
+            answer, frames = _answer(getattr(module, asked["function"]), {**asked["wanted"], "pulse": pulse})
             link.send_bytes(json.dumps(answer).encode())
             if frames is not None:
                 link.send_bytes(frames.data.cast("B"))
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _Pulse:
+    """Tells the parent that the answer is being worked on, whenever it is called and the last time is a while ago."""
+
+    def __init__(self, link: Connection[Any, Any]) -> None:
+        self._link, self._timeout, self._last = link, 0.0, 0.0
+
+    def begin(self, timeout: float) -> None:
+        """Begin an answer: the process ends itself if nothing is heard of it for so many seconds and a grace."""
+        self._timeout, self._last = timeout, time.monotonic()
+        # The default action of SIGALRM ends the process: should the parent die meanwhile, nothing else would.
+        signal.setitimer(signal.ITIMER_REAL, timeout + GRACE)
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last < min(_PAUSE, self._timeout / 4):
+            return
+        self._last = now
+        signal.setitimer(signal.ITIMER_REAL, self._timeout + GRACE)
+        self._link.send_bytes(PULSE)
 
 
 def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:

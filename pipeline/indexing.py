@@ -50,7 +50,7 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
         return [row(0, empty, str(error))]
-    return [row(segment["start_frame"], segment, None) for segment in found]
+    return [row(segment["start_frame"], segment, segment["error"]) for segment in found]
 
 
 class IndexWorker:

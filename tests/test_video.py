@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,7 +22,9 @@ from pipeline.config import Data
 from pipeline.cuts import cuts
 from pipeline.decoder import Decoder
 from pipeline.indexing import clip_id, index
+from pipeline.upright import pose
 from pipeline.video import ClipError, Frames
+from tests.numbered import numbers, picture, write
 
 KINDS = [
     ("mp4", "libx264", "yuv420p"),
@@ -33,33 +37,8 @@ KINDS = [
 ]
 
 
-def _picture(number: int) -> Frames:
-    """A frame [32, 64, 3] that shows its number in eight stripes, black or white."""
-    bits = (number >> np.arange(8)) & 1
-    return np.repeat(np.tile(np.repeat(bits, 8), (32, 1))[..., None], 3, 2).astype(np.uint8) * 255
-
-
-def _numbers(frames: Frames) -> list[int]:
-    """The numbers that frames [F, H, W, 3] show."""
-    stripes = frames.mean(axis=(1, 3)).reshape(len(frames), 8, -1).mean(axis=2) > 127
-    return [int(n) for n in stripes @ (1 << np.arange(8))]
-
-
 def _write(path: Path, kind: tuple[str, str, str], stamps: list[int], rate: int = 25, keys: int = 10) -> str:
-    """A file whose frame i shows the number i at stamps[i] / rate seconds."""
-    container_format = {"mkv": "matroska", "m4v": "mp4"}.get(kind[0], kind[0])
-    with av.open(str(path), "w", format=container_format) as container:
-        stream: Any = container.add_stream(kind[1], rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 64, 32, kind[2]
-        stream.codec_context.gop_size = keys
-        stream.codec_context.time_base = Fraction(1, rate)
-        stream.codec_context.bit_rate = 2_000_000
-        for number, stamp in enumerate(stamps):
-            frame = av.VideoFrame.from_ndarray(_picture(number), format="rgb24").reformat(format=kind[2])
-            frame.pts, frame.time_base = stamp, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return str(path)
+    return write(path, kind[1], stamps, rate=rate, keys=keys, pix_fmt=kind[2])
 
 
 def _audio(path: Path) -> None:
@@ -97,29 +76,29 @@ def test_every_container(tmp_path: Path, kind: tuple[str, str, str]) -> None:
     assert [row["start_frame"] for row in rows] == [0, 15, 30], "segments do not start every stride frames"
     assert {(row["height"], row["width"], row["num_frames"], row["fps"]) for row in rows} == {(32, 64, 6, 5.0)}
     for row in rows:
-        got = _numbers(video.decode(path, row["start_frame"], 6, 5.0, 32, 64))
+        got = numbers(video.decode(path, row["start_frame"], 6, 5.0, 32, 64))
         assert got == [row["start_frame"] + 5 * j for j in range(6)], "decoding gives other frames than the index saw"
 
 
 def test_a_segment_is_frame_exact_wherever_it_starts(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.mp4", KINDS[0], list(range(200)), keys=50)
     for start in (0, 1, 49, 50, 51, 99, 130, 196):
-        assert _numbers(video.decode(path, start, 4, 25.0, 32, 64)) == [start + j for j in range(4)], "seek is off"
+        assert numbers(video.decode(path, start, 4, 25.0, 32, 64)) == [start + j for j in range(4)], "seek is off"
 
 
 def test_seeking_decodes_only_the_neighbourhood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _write(tmp_path / "a.mp4", KINDS[0], list(range(200)))
     seen = []
-    pictures = video._pictures
+    numbered = video.numbered
 
-    def counted(*arguments: Any) -> Iterator[tuple[float, Any]]:
-        for found in pictures(*arguments):
-            seen.append(found[0])
-            yield found
+    def noted(*arguments: Any) -> Iterator[tuple[int, Any]]:
+        for number, decoded in numbered(*arguments):
+            seen.append(number)
+            yield number, decoded
 
-    monkeypatch.setattr(video, "_pictures", counted)
+    monkeypatch.setattr(video, "numbered", noted)
     video.decode(path, 150, 5, 25.0, 32, 64)
-    assert len(seen) < 30, "a late segment is decoded from the start of the file"
+    assert 0 < len(seen) < 30, "a late segment is decoded from the start of the file"
 
 
 def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
@@ -127,14 +106,14 @@ def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.mkv", KINDS[1], stamps, rate=10)
     row = video.segments(path, frames=5, fps=1.0)[0]
     assert row["num_frames"] == 5
-    assert _numbers(video.decode(path, 0, 5, 1.0, 32, 64)) == [0, 4, 6, 7, 9], "frames are counted, not timed"
-    assert _numbers(video.decode(path, 0, 4, 10.0, 32, 64)) == [0, 1, 2, 3]
-    assert _numbers(video.decode(path, 4, 3, 1.0, 32, 64)) == [4, 6, 7]
+    assert numbers(video.decode(path, 0, 5, 1.0, 32, 64)) == [0, 4, 6, 7, 9], "frames are counted, not timed"
+    assert numbers(video.decode(path, 0, 4, 10.0, 32, 64)) == [0, 1, 2, 3]
+    assert numbers(video.decode(path, 4, 3, 1.0, 32, 64)) == [4, 6, 7]
 
 
 def test_upsampling_repeats_frames(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.mp4", KINDS[0], list(range(10)), rate=10)
-    assert _numbers(video.decode(path, 0, 8, 20.0, 32, 64)) == [0, 0, 1, 1, 2, 2, 3, 3], "ties do not go to the earlier"
+    assert numbers(video.decode(path, 0, 8, 20.0, 32, 64)) == [0, 0, 1, 1, 2, 2, 3, 3], "ties do not go to the earlier"
 
 
 def test_another_geometry_of_the_same_segment(tmp_path: Path) -> None:
@@ -142,7 +121,7 @@ def test_another_geometry_of_the_same_segment(tmp_path: Path) -> None:
     full = video.decode(path, 20, 9, 12.5, 32, 64)
     half = video.decode(path, 20, 5, 6.25, 16, 32)
     assert half.shape == (5, 16, 32, 3)
-    assert _numbers(half) == _numbers(full)[::2]
+    assert numbers(half) == numbers(full)[::2]
 
 
 def test_an_unknown_duration_is_no_obstacle(tmp_path: Path) -> None:
@@ -158,7 +137,7 @@ def test_an_unknown_duration_is_no_obstacle(tmp_path: Path) -> None:
     with av.open(str(path)) as container:
         assert container.duration is None, "the test's own file has a duration"
     assert len(video.segments(str(path), 5, 5.0)) == 1
-    assert _numbers(video.decode(str(path), 10, 3, 25.0, 32, 64)) == [10, 11, 12]
+    assert numbers(video.decode(str(path), 10, 3, 25.0, 32, 64)) == [10, 11, 12]
 
 
 class _Pipe:
@@ -168,19 +147,114 @@ class _Pipe:
         self.write = file.write
 
 
-def test_rotation_is_honoured(tmp_path: Path) -> None:
-    path = _write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2, 3])
-    upright = video.decode(path, 0, 4, 25.0, 32, 64)
-    quarter = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)  # a phone's: a quarter turn clockwise
+# a b c d of the display matrix: the stored pixel (x, y) goes to (a x + c y, b x + d y).
+ORIENTATIONS = {
+    "upright": (1, 0, 0, 1),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1),
+    "half a turn": (-1, 0, 0, -1),
+    "a quarter clockwise": (0, 1, -1, 0),
+    "a quarter counter-clockwise": (0, -1, 1, 0),
+    "transposed": (0, 1, 1, 0),
+    "transposed about the other diagonal": (0, -1, -1, 0),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_all_eight_orientations(tmp_path: Path, orientation: str) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], [7, 8, 9, 10])
+    stored = video.decode(path, 0, 4, 25.0, 32, 64)
+    a, b, c, d = ORIENTATIONS[orientation]
+    # Where each corner of the stored picture goes, by the matrix alone.
+    expected = np.zeros((4, *(reversed(stored.shape[1:3]) if b else stored.shape[1:3]), 3), np.uint8)
+    rows, columns = np.mgrid[:32, :64]
+    x, y = a * columns + c * rows, b * columns + d * rows
+    expected[:, y - y.min(), x - x.min()] = stored
     data = bytearray(Path(path).read_bytes())
     matrix = data.index(b"tkhd") + 44
-    data[matrix : matrix + 36] = quarter
-    turned = tmp_path / "turned.mp4"
-    turned.write_bytes(data)
-    row = video.segments(str(turned), 4, 25.0)[0]
-    assert (row["height"], row["width"]) == (64, 32), "height and width are those before the rotation"
-    shown = video.decode(str(turned), 0, 4, 25.0, 64, 32)
-    assert np.abs(shown.astype(int) - np.rot90(upright, -1, (1, 2))).max() < 3, "the picture is turned the wrong way"
+    data[matrix : matrix + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    shown_as = tmp_path / "shown_as.mp4"
+    shown_as.write_bytes(data)
+    row = video.segments(str(shown_as), 4, 25.0)[0]
+    assert (row["height"], row["width"]) == expected.shape[1:3], "height and width are those of the stored picture"
+    shown = video.decode(str(shown_as), 0, 4, 25.0, *expected.shape[1:3])
+    assert np.array_equal(shown, expected), "the picture lies another way than its matrix says"
+    if shutil.which("ffmpeg"):
+        command = ["ffmpeg", "-loglevel", "error", "-i", str(shown_as), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        raw = subprocess.run(command, capture_output=True, check=True).stdout
+        as_ffmpeg = np.frombuffer(raw, np.uint8).reshape(expected.shape)
+        assert np.abs(as_ffmpeg.astype(int) - expected).mean() < 3, "FFmpeg shows it another way"
+
+
+@pytest.mark.parametrize(("pixel", "shape"), [(Fraction(8, 3), (32, 171)), (Fraction(1, 2), (32, 32))])
+def test_pixels_that_are_not_square(tmp_path: Path, pixel: Fraction, shape: tuple[int, int]) -> None:
+    def stretch(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = pixel
+
+    for end in ("mp4", "mkv"):
+        path = write(tmp_path / f"a.{end}", "libx264", [0, 1, 2, 3], stream_changes=stretch)
+        row = video.segments(path, 4, 25.0)[0]
+        assert (row["height"], row["width"]) == shape, "the shape is that of the stored picture"
+        shown = video.decode(path, 0, 4, 25.0, *shape)
+        assert numbers(shown[:, :, : shape[1] // 8 * 8]) == [0, 1, 2, 3]
+        square = video.decode(path, 3, 1, 25.0, 32, 32)[0]
+        if pixel > 1:  # 32 of 171 columns are left, about the centre: 12 of 64 stored ones, which show stripes 3 and 4
+            assert square.max() < 60, "the crop is of the stored picture, not of what is shown"
+        else:
+            assert np.array_equal(square, shown[3]), "all of it fits"
+
+
+def test_pixels_of_an_impossible_shape_are_an_error() -> None:
+    with pytest.raises(ClipError, match="pixels are said to be 1000 times as wide as high"):
+        pose(av.VideoFrame(64, 32, "rgb24"), 1000.0)
+
+
+def _two_tracks(path: Path, first: list[int], default: int) -> str:
+    """A Matroska file with a track of the first stamps, 32 x 64 and with numbers from 100 on, and then the video of
+    48 x 64; the track of this index is flagged as default."""
+    with av.open(str(path), "w", format="matroska") as container:
+        streams: list[Any] = [container.add_stream("libx264", rate=25) for _ in range(2)]
+        for index, (stream, height) in enumerate(zip(streams, (32, 48), strict=True)):
+            stream.height, stream.width, stream.pix_fmt = height, 64, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if index == default else 0
+        for stamp in range(20):
+            for stream, height, start in zip(streams, (32, 48), (100, 0), strict=True):
+                if start == 0 or stamp in first:
+                    frame = av.VideoFrame.from_ndarray(picture(start + stamp, height), format="rgb24")
+                    frame.pts, frame.time_base = stamp, Fraction(1, 25)
+                    container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode(None))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "default", "height", "why"),
+    [
+        (list(range(20)), 1, 48, "a preview comes first, the video is the default"),
+        (list(range(20)), 0, 32, "the first one is the default, and smaller"),
+        ([0], 1, 48, "a still picture comes first"),
+        ([0], 0, 48, "a still picture is the default"),
+    ],
+)
+def test_the_track_that_a_player_shows(tmp_path: Path, first: list[int], default: int, height: int, why: str) -> None:
+    path = _two_tracks(tmp_path / "two.mkv", first, default)
+    row = video.segments(path, 5, 25.0)[0]
+    assert row["height"] == height, why
+    assert numbers(video.decode(path, 3, 2, 25.0, height, 64)) == [3 + 100 * (height == 32), 4 + 100 * (height == 32)]
+
+
+def test_no_two_segments_begin_at_one_frame(tmp_path: Path, decoder: Decoder) -> None:
+    """A frame that a GIF holds for seconds, a pause of a variable-rate video, more segments a second than frames."""
+    held = _write(tmp_path / "held.gif", ("gif", "gif", "rgb8"), [*range(0, 100, 10), *range(700, 800, 10)], rate=100)
+    pause = _write(tmp_path / "pause.mkv", KINDS[1], [*range(10), *range(300, 310)])
+    slow = _write(tmp_path / "slow.mp4", KINDS[0], list(range(20)), rate=5)
+    for path, stride in ((held, None), (pause, None), (slow, 1)):
+        starts = [row["start_frame"] for row in video.segments(path, 5, 8.0, stride)]
+        assert len(starts) > 1
+        assert starts == sorted(set(starts)), f"{path}: {starts}"
+        ids = [row["clip_id"] for row in index(_row(path), _data(fps=8.0, stride=stride), decoder)]
+        assert len(ids) == len(set(ids)), "two clips of one id"
 
 
 def test_resizing_covers_and_crops_about_the_centre(tmp_path: Path) -> None:
@@ -285,7 +359,7 @@ def test_remote_files_are_fetched_by_the_parent(tmp_path: Path) -> None:
     with Decoder(timeout=30) as remote:
         assert index(_row("memory://bucket/a.mp4"), _data(), remote)[0]["error"] is None
         copy = remote._local("memory://bucket/a.mp4")
-        assert _numbers(remote.frames("memory://bucket/a.mp4", 3, 2, 25.0, 32, 64)) == [3, 4]
+        assert numbers(remote.frames("memory://bucket/a.mp4", 3, 2, 25.0, 32, 64)) == [3, 4]
         assert index(_row("memory://bucket/no.mp4"), _data(), remote)[0]["error"].startswith("read: ")
         assert not os.path.exists(copy), "fetched files pile up"
     fs.rm("/bucket", recursive=True)
@@ -302,23 +376,27 @@ def _kill_soon():
     time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
 
-def segments(path, frames, fps, stride):
+def segments(path, frames, fps, stride, pulse):
     name = os.path.basename(path)
     if name == "segfault.mp4":
         signal.raise_signal(signal.SIGSEGV)
     if name == "hang.mp4":
         time.sleep(100)
+    if name == "long.mp4":  # twice the time limit, but it goes on all the while
+        for _ in range(40):
+            time.sleep(0.1)
+            pulse()
     if name == "memory.mp4":
         np.ones(1 << 34)
     if name == "secrets.mp4":
         raise video.ClipError("decode", " ".join(os.environ))
-    return video.segments(path, frames, fps, stride)
+    return video.segments(path, frames, fps, stride, pulse)
 
-def decode(path, start_frame, count, fps, height, width):
+def decode(path, start_frame, count, fps, height, width, pulse):
     if os.path.basename(path) == "midway.mp4":  # dies with half of its answer in the pipe
         threading.Thread(target=_kill_soon).start()
         return np.zeros((count, height, width, 3), np.uint8)
-    return video.decode(path, start_frame, count, fps, height, width)
+    return video.decode(path, start_frame, count, fps, height, width, pulse)
 """
 
 
@@ -340,6 +418,8 @@ def test_a_hostile_file_is_a_row_and_the_next_call_works(tmp_path: Path, hostile
         assert error.startswith(f"{code}: "), f"{name}: {error}"
         assert time.monotonic() - began < 10, f"{name} does not end in time"
         assert index(_row(good), _data(), hostile)[0]["error"] is None, f"no decoding after {name}"
+    Path(good).rename(tmp_path / "long.mp4")
+    assert index(_row(str(tmp_path / "long.mp4")), _data(), hostile)[0]["error"] is None, "length is taken for a hang"
     error = index(_row(str(tmp_path / "secrets.mp4")), _data(), hostile)[0]["error"]
     assert "PATH" in error
     assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN"} & set(error.split()), "the child has credentials"
@@ -351,10 +431,10 @@ def test_a_child_that_dies_answering_or_idle_is_replaced(tmp_path: Path, hostile
     after = hostile.submit_frames(good, 0, 3, 25.0, 32, 64)
     with pytest.raises(ClipError, match="crashed: "):
         first.result(timeout=20)
-    assert _numbers(after.result(timeout=20)) == [0, 1, 2], "the call that waited behind a crash is lost"
+    assert numbers(after.result(timeout=20)) == [0, 1, 2], "the call that waited behind a crash is lost"
     assert hostile._child is not None
     hostile._child.kill()
-    assert _numbers(hostile.frames(good, 5, 2, 25.0, 32, 64)) == [5, 6], "a child killed while idle stays dead"
+    assert numbers(hostile.frames(good, 5, 2, 25.0, 32, 64)) == [5, 6], "a child killed while idle stays dead"
 
 
 def test_the_child_imports_little(decoder: Decoder, tmp_path: Path) -> None:
