@@ -27,7 +27,9 @@ from pipeline.cuts import cuts
 Frames = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")  # of files that a folder's videos are found by
+# Of files that a folder's videos are found by.
+EXTENSIONS: tuple[str, ...] = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v", ".mpg", ".mpeg", ".vob", ".ts")
+EXTENSIONS += (".m2ts", ".mts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv")
 # Containers of single files. Playlists (hls, concat, dash, ...) can name other files and hosts, so they are not here.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,gif,flv,ogg,asf,mpeg,mpegts,apng,webp"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "enable_drefs": "0"}
