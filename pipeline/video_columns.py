@@ -20,7 +20,7 @@ from pipeline.credentials import scrubbed
 from pipeline.schemas import CAPTIONS, caption_column
 from pipeline.texts import decode_text, text_flaw
 
-TEXT, NUMBERS, LISTS, HUGE = "text", "numbers", "lists", "integers of more than 64 bits"
+TEXT, NUMBERS, LISTS, OBJECTS, HUGE = "text", "numbers", "lists", "objects", "integers of more than 64 bits"
 TEXTS = (*CAPTIONS, "id", "source", "group")  # text, whatever a file has there
 
 Row = dict[str, Any]
@@ -142,9 +142,9 @@ def _target(name: str, parts: Sequence[Part]) -> str | None:
         elif column is not None:
             counts.update(kind for kind in map(kind_of, column) if kind is not None)
     counts = +counts
-    empty = counts.pop(LISTS, 0)  # an empty list is one of any kind
-    if empty and not any(kind.startswith(LISTS) for kind in counts):
-        counts[LISTS] = empty
+    for kind in [kind for kind in counts if kind.endswith(LISTS)]:  # an empty list is one of any kind
+        if any(other != kind and other.startswith(kind) for other in counts):
+            del counts[kind]
     if len(counts) > 1:
         counts.pop(HUGE, None)
     return counts.most_common(1)[0][0] if counts else None
@@ -164,7 +164,7 @@ def _checked(name: str, rows: list[Row], column: Column, target: str | None) -> 
         if isinstance(value, float) and math.isnan(value) and target != NUMBERS:
             value = None  # as pandas writes what is missing
         kind = own if own is not None and value is given else kind_of(value)
-        fits = kind is None or kind == target or (kind == LISTS and str(target).startswith(LISTS))
+        fits = kind is None or kind == target or (kind.endswith(LISTS) and str(target).startswith(kind))
         if value is None or (fits and target != HUGE):
             checked.append(value)
             continue
@@ -201,10 +201,19 @@ def _array(name: str, rows: list[Row], values: list[Any], target: str | None) ->
         return pa.chunked_array([pa.array(values, pa.uint64() if large else pa.int64())])
     if target == TEXT:
         return pa.chunked_array([pa.array(values, pa.string())])
+    if str(target).endswith(LISTS):  # empty ones, and Arrow's list of nulls does not survive a cast
+        return pa.chunked_array([pa.array(values, _lists_of_text(str(target)))])
     try:
         return pa.chunked_array([pa.array(values)])
     except (pa.ArrowInvalid, OverflowError):  # lists with integers that only floats can stand beside
         return pa.chunked_array([pa.array([_floats(value) for value in values])])
+
+
+def _lists_of_text(kind: str) -> pa.DataType:
+    of_text = pa.string()
+    for _ in range(kind.count(LISTS)):
+        of_text = pa.list_(of_text)
+    return of_text
 
 
 def _floats(value: Any) -> Any:
@@ -237,11 +246,17 @@ def kind_of(value: Any) -> str | None:
     if isinstance(value, float):
         return NUMBERS
     if isinstance(value, list):
-        kinds = {kind for kind in map(kind_of, value) if kind is not None}
+        kinds = _kinds(value)
         return f"{LISTS} of {max(kinds, key=len)}" if kinds else LISTS  # of [[], [1]] the kind is that of [1]
     if isinstance(value, dict):
-        return "objects"
+        return OBJECTS
     return TEXT if isinstance(value, str) else type(value).__name__
+
+
+def _kinds(values: list[Any]) -> set[str]:
+    """The kinds of a list's elements. NaN is a number here: in a list it stands for nothing that is missing."""
+    kinds = {NUMBERS if isinstance(value, float) else kind_of(value) for value in values}
+    return {kind for kind in kinds if kind is not None}
 
 
 def kind_of_type(kind: pa.DataType) -> str | None:
@@ -276,9 +291,12 @@ def plain_value(value: Any) -> Any:
 def _uniform(values: list[Any]) -> bool:
     """Whether the elements of a list are of one kind, through all its levels, and that kind is no object."""
     lists = [value for value in values if isinstance(value, list)]
+    if lists and len(lists) < sum(value is not None for value in values):
+        return False
     if not all(_uniform(value) for value in lists):
         return False
-    kinds = {kind for kind in map(kind_of, values) if kind not in (None, LISTS)}
+    kinds = _kinds(values)
+    kinds = {kind for kind in kinds if not any(other != kind and other.startswith(kind) for other in kinds)}
     huge = any(kind.endswith(HUGE) for kind in kinds)
     return len(kinds) <= 1 and not huge and not any(isinstance(value, dict) for value in values)
 
@@ -297,7 +315,8 @@ def column_of(values: list[Any]) -> Column:
     """Values of JSON as an array where they are of one kind, which takes little memory; else as they are."""
     kinds = {kind for kind in map(kind_of, values) if kind is not None}
     try:
-        if len(kinds) == 1 and not any(isinstance(value, float) and math.isnan(value) for value in values):
+        typed = len(kinds) == 1 and not any(kind.endswith((LISTS, OBJECTS)) for kind in kinds)
+        if typed and not any(isinstance(value, float) and math.isnan(value) for value in values):
             return pa.chunked_array([pa.array(values)])
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         pass

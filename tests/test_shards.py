@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import parquet_shards, shards, world
 from pipeline.config import ConfigError, Data
@@ -501,3 +504,26 @@ def test_parquet_and_tars_that_disagree_on_a_column(tmp_path: Path, films: dict[
 def test_columns_named_like_kinds_of_videos(tmp_path: Path, films: dict[str, bytes], column: str) -> None:
     pq.write_table(pa.table({column: pa.array([films["a"]], pa.binary())}), tmp_path / "s.parquet")
     assert _fetched(videos(str(tmp_path / "s.parquet"))["uri"][0].as_py(), tmp_path) == films["a"]
+
+
+_TEXTS = st.text(st.characters(), max_size=5)  # lone surrogates, NULs and all
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | _TEXTS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(_TEXTS, values, max_size=2),
+    max_leaves=5,
+)
+_NAMES = st.sampled_from(["caption", "captions", "text", "score", "tags", "error", "uri", "source", ""]) | _TEXTS
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.dictionaries(_NAMES.filter(lambda name: name != "id"), _VALUES), st.integers(0, 2))))
+def test_whatever_json_says_is_a_row_of_its_video(said: list[tuple[dict[str, Any], int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in range(3):
+            members = [(n, values) for n, (values, at) in enumerate(said) if at == shard]
+            packed = [(f"{n}.mp4", b"v") for n, _ in members] + [(f"{n}.json", _json(**v)) for n, v in members]
+            _tar(Path(folder) / f"s-{shard}.tar", [("whole.mp4", b"v"), *packed])
+        rows = videos(folder).to_pylist()
+    assert len(rows) == 3 + len(said), "a video left no row"
+    assert all(row["error"] is None or row["error"].startswith("decode: s-") for row in rows)
+    assert not any("\0" in text for row in rows for text in [row["caption"], *(row.get("captions") or [])])
