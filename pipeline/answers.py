@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from pipeline import stores
+from pipeline import file_tree, stores
 from pipeline.config import ConfigError
 from pipeline.pairs import Key, Pair
 
@@ -120,7 +120,7 @@ def _files(place: str) -> Sequence[str]:
     elif fs.isdir(bare):
         names = [path for path in stores.files(place) if path.endswith(".jsonl")]
     else:
-        names = sorted(str(path) for path in fs.glob(bare) if fs.isfile(path))
+        names = sorted(path for path in file_tree.matching(fs, bare)[1].entries if fs.isfile(path))
     if not names:
         raise ConfigError(
             f"study.answers={place!r}: there is no such file, and no .jsonl file in a folder or glob of that name."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
 import os
 import posixpath
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,110 +15,377 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline import refusals, shards
+from pipeline import file_tree, refusals, shards
 from pipeline.config import ConfigError
+from pipeline.file_tree import Tree
+from pipeline.texts import decode_text
 from pipeline.video import EXTENSIONS
+from pipeline.video_columns import Part, chosen, joined, of_table
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
+LARGEST_CAPTION = 1 << 20  # bytes of a .txt
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # in this order, where a folder has several
+SHOWN = 5  # names in a warning
 
 Row = dict[str, Any]
 Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by row
+ReadManifest = Callable[[str], Found | None]  # None: the file names no videos
 
 
-def found(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> Found:
-    """The videos of a folder or glob, or a single one, ordered by path, with the captions in the .txt beside them."""
-    root, entries = _entries(fs, bare)
-    kept = {path: info for path, info in sorted(entries.items()) if is_file(info) or is_broken(info)}
-    visible = {p: i for p, i in kept.items() if not any(part.startswith(".") for part in relative(p, root).split("/"))}
-    files = {p: i for p, i in visible.items() if p.lower().endswith(EXTENSIONS)}
-    packed = {p: i for p, i in visible.items() if p.lower().endswith(shards.EXTENSIONS)}
-    captions = _sidecars(fs, list(files)) if files else {}
-    rows = [of_file(fs, path, relative(path, root), info, base) for path, info in files.items()]
-    words = pa.table({"caption": pa.array([captions.get(path, "") for path in files], pa.string())})
-    tables = [words] if files else []
-    for path, listed in _shards(fs, packed, root, where, key, base):
-        if listed is None:
-            log.warning("%s=%r: %s has no column with the bytes of videos; it is left out.", key, where, path)
-        else:
-            rows += listed[0]
-            tables.append(listed[1])
-    if not rows:
-        raise ConfigError(
-            f"{key}={where!r}: there are no videos ({', '.join(e[1:] for e in EXTENSIONS)}) and no shards of them "
-            f"({', '.join(e[1:] for e in shards.EXTENSIONS)}) among the {len(visible)} files found there. Name the "
-            "folder that holds them, or list them in a manifest."
-        )
-    with _one_type(where, key):
-        return rows, pa.concat_tables(tables, promote_options="permissive")
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A folder, glob or file that videos are looked for in."""
+
+    fs: fsspec.AbstractFileSystem
+    named: str  # key and value, for messages
+    base: str | None
+    root: str  # what the videos' paths are relative to
+    whole: bool  # whether it is a folder with all below it
+
+    def uri(self, path: str) -> str:
+        return path if "file" in self.fs.protocol else str(self.fs.unstrip_protocol(path))
+
+    def listed_uri(self, path: str) -> str:
+        """The uri that a row of a manifest has which lists the file: without `..` on a local disk."""
+        return posixpath.normpath(path) if "file" in self.fs.protocol else self.uri(path)
+
+    def below(self, path: str) -> str:
+        return relative(path, self.root)
+
+    def row(self, path: str, info: Mapping[str, Any]) -> Row:
+        return of_file(self.fs, path, self.below(path), info, self.base)
 
 
-def _shards(
-    fs: fsspec.AbstractFileSystem, packed: Mapping[str, Any], root: str, where: str, key: str, base: str | None
-) -> Iterator[tuple[str, Found | None]]:
-    """What each shard holds; None for a Parquet file without videos."""
-    lists = partial(_shard, fs, root=root, base=base)
-    with _one_type(where, key), ThreadPoolExecutor(AT_ONCE) as threads:
-        yield from zip(packed, threads.map(lists, packed.items()), strict=True)
+def found(
+    fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None, read: ReadManifest
+) -> Found:
+    """The videos of a folder or glob, or a single one: those that metadata files in its folders list (`read` gives
+    them), the other files with the captions in the .txt beside them, ordered by path, and those in shards. What is
+    passed over is a warning. Raises ConfigError."""
+    place, tree = _opened(fs, bare, f"{key}={where!r}", base)
+    entries = _visible(place, tree)
+    kinds = _sorted(place, entries)
+    outside = Part([place.row(path, {"size": 0}) for path in sorted(tree.outside)], {})
+    listed = _without_repeats(place, _listed(place, kinds, read))
+    named = {row["uri"] for part in listed for row in part.rows}
+    loose = {path: info for path, info in kinds.videos.items() if place.listed_uri(path) not in named}
+    _say_unlisted(place, kinds.metadata, loose)
+    captions = _sidecars(place, list(loose), kinds.others)
+    files = _with_captions(place, loose, captions)
+    packed = _shards(place, kinds.shards)
+    rows, table = joined([outside, *listed, files, *packed])
+    _check_any(place, rows, len(entries))
+    _say_left_out(place, kinds)
+    _say_unmatched(place, [name for part in packed for name in part.unmatched])
+    return rows, table
 
 
-@contextlib.contextmanager
-def _one_type(where: str, key: str) -> Iterator[None]:
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+def _opened(fs: fsspec.AbstractFileSystem, bare: str, named: str, base: str | None) -> tuple[_Place, Tree]:
     try:
-        yield
+        if fs.isfile(bare):
+            return _Place(fs, named, base, posixpath.dirname(bare), False), Tree({bare: fs.info(bare)})
+        if fs.exists(bare):
+            return _Place(fs, named, base, bare, True), file_tree.below(fs, bare, base)
+        root, tree = file_tree.matching(fs, bare, base)
+        return _Place(fs, named, base, root, False), tree
+    except ValueError as error:
+        raise ConfigError(f"{named}: its files cannot be listed: {error}.") from error
+
+
+def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
+    """The files that are not hidden, ordered by path."""
+    if tree.closed:
+        names = _some([place.below(path) for path in tree.closed])
+        log.warning("%s: left out are folders that may not be read: %d (%s).", place.named, len(tree.closed), names)
+    return {
+        path: info
+        for path, info in sorted(tree.entries.items())
+        if (is_file(info) or is_broken(info)) and not any(n.startswith(".") for n in place.below(path).split("/"))
+    }
+
+
+@dataclasses.dataclass
+class _Kinds:
+    """The files of a place by what they are."""
+
+    metadata: list[str]  # manifests, the deepest first
+    videos: dict[str, Any]
+    shards: dict[str, Any]
+    others: dict[str, Any]
+
+
+def _sorted(place: _Place, entries: Mapping[str, Any]) -> _Kinds:
+    """The files by kind. A folder has one metadata file; where the root has one, what it lists is all that counts."""
+    kinds = _Kinds([], {}, {}, {})
+    folders: dict[str, list[str]] = {}
+    for path, info in entries.items():
+        name = posixpath.basename(path).lower()
+        if name.endswith(EXTENSIONS):
+            kinds.videos[path] = info
+        elif place.whole and name in METADATA and not is_broken(info):
+            folders.setdefault(posixpath.dirname(path), []).append(path)
+        elif name.endswith((*shards.EXTENSIONS, *shards.COMPRESSED)):
+            kinds.shards[path] = info
+        else:
+            kinds.others[path] = info
+    for paths in folders.values():
+        first, *rest = sorted(paths, key=lambda path: METADATA.index(posixpath.basename(path).lower()))
+        kinds.others |= {path: entries[path] for path in rest}
+        if first.lower().endswith(".parquet") and shards.holds_videos(place.fs, first):
+            kinds.shards[first] = entries[first]
+        else:
+            kinds.metadata.append(first)
+    kinds.metadata.sort(key=lambda path: (-path.count("/"), path))
+    if kinds.metadata and posixpath.dirname(kinds.metadata[-1]) == place.root:
+        *deeper, own = kinds.metadata
+        say_other_metadata(place.named, posixpath.basename(own), [place.below(path) for path in deeper])
+        return _Kinds([own], {}, {}, {})
+    return kinds
+
+
+def say_other_metadata(named: str, own: str, others: list[str]) -> None:
+    if others:
+        log.warning(
+            "%s: its %s lists the videos; metadata files in folders below it are not read: %d (%s). Take %s away, and "
+            "they are.",
+            named,
+            own,
+            len(others),
+            _some(others),
+            own,
+        )
+
+
+def metadata_below(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """The metadata files in the folders below one, relative to it; a store is not asked, as it may not be listed."""
+    if "file" not in fs.protocol:
+        return []
+    paths = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if path != folder:
+            paths += [relative(posixpath.join(path, name), folder) for name in names if name.lower() in METADATA]
+    return sorted(paths)
+
+
+# --- metadata in subfolders ------------------------------------------------------------------------------------------
+
+
+def _listed(place: _Place, kinds: _Kinds, read: ReadManifest) -> list[Part]:
+    """The videos that metadata files list. Those that list none are taken out of `kinds`."""
+    parts = []
+    for path in list(kinds.metadata):
+        if refusals.of_place(place.uri(path), place.base):
+            parts.append(Part([place.row(path, {"size": 0})], {}))
+            continue
+        listed = read(path)
+        if listed is None:
+            log.warning("%s: %s names no videos; it is left out.", place.named, place.below(path))
+            kinds.metadata.remove(path)
+        else:
+            parts.append(_below_root(place, path, *listed))
+    return parts
+
+
+def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> Part:
+    """What a metadata file lists, with paths relative to the root instead of its own folder."""
+    folder = posixpath.dirname(place.below(path))
+    head = place.listed_uri(place.root).rstrip("/") + "/"
+    for number, row in enumerate(rows, 1):
+        row["origin"] = f"{place.below(path)} (row {number})"
+        if row["uri"].startswith(head):
+            row["relative"] = row["uri"].removeprefix(head)
+        elif row["relative"] != row["uri"] and not row["relative"].startswith("/"):
+            row["relative"] = posixpath.normpath(posixpath.join(folder, row["relative"]))
+    try:
+        return of_table(rows, table)
+    except ValueError as error:
+        raise ConfigError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
+
+
+def _without_repeats(place: _Place, listed: list[Part]) -> list[Part]:
+    """Of a video that the metadata of several folders lists, the row of the deepest folder, which comes first."""
+    parts, named, repeats = [], set[str](), 0
+    for part in listed:
+        fresh = [at for at, row in enumerate(part.rows) if row["uri"] not in named]
+        repeats += len(part.rows) - len(fresh)
+        parts.append(chosen(part, fresh) if len(fresh) < len(part.rows) else part)
+        named |= {row["uri"] for row in part.rows}
+    if repeats:
+        log.warning(
+            "%s: rows of metadata that the metadata of a deeper folder has too: %d. They are left out.",
+            place.named,
+            repeats,
+        )
+    return parts
+
+
+def _say_unlisted(place: _Place, metadata: list[str], loose: Mapping[str, Any]) -> None:
+    folders = {posixpath.dirname(path) for path in metadata}
+    names = []
+    for path in loose:
+        folder = posixpath.dirname(path)
+        while len(folder) > len(place.root) and folder not in folders:
+            folder = posixpath.dirname(folder)
+        if folder in folders:
+            names.append(place.below(path))
+    if names:
+        log.warning(
+            "%s: videos that the metadata of their folder does not list: %d (%s). They are used all the same, with the "
+            "captions in .txt files beside them; list them, or take them away.",
+            place.named,
+            len(names),
+            _some(names),
+        )
+
+
+# --- captions beside videos ------------------------------------------------------------------------------------------
+
+
+def _sidecars(place: _Place, videos: list[str], others: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Path and size of the NAME.txt beside each video that has one."""
+    if not place.whole:  # a pattern for videos names no text
+        folders = sorted({posixpath.dirname(path) for path in videos})
+        others = {str(entry["name"]): entry for folder in folders for entry in place.fs.ls(folder, detail=True)}
+    texts: dict[str, tuple[str, Any]] = {}
+    for path, info in others.items():
+        stem, end = posixpath.splitext(path)
+        if end.lower() == ".txt" and is_file(info) and (end == ".txt" or stem not in texts):
+            texts[stem] = path, info["size"]
+    stems = {path: posixpath.splitext(path)[0] for path in videos}
+    return {path: texts[stem] for path, stem in stems.items() if stem in texts}
+
+
+def _with_captions(place: _Place, videos: Mapping[str, Any], captions: Mapping[str, tuple[str, Any]]) -> Part:
+    """The rows of video files with their captions. One whose caption cannot be read is a row with an error."""
+    texts, errors = _texts(place, dict(captions.values()))
+    rows, own = [], []
+    for path, info in videos.items():
+        row = place.row(path, info)
+        caption = captions[path][0] if path in captions else ""
+        rows.append({**row, "error": row["error"] or errors.get(caption)})
+        own.append(texts.get(caption, ""))
+    return Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
+
+
+def _texts(place: _Place, sizes: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The text of caption files, and an error for each of those that cannot be read."""
+    texts: dict[str, str] = {}
+    errors: dict[str, str] = {}
+    for path, size in sizes.items():
+        refused = refusals.of_place(place.uri(path), place.base)
+        if refused:
+            errors[path] = f"refused: its caption {place.below(path)}: {refused}"
+        elif size > LARGEST_CAPTION:
+            errors[path] = f"refused: its caption {place.below(path)} has {size} bytes, more than {LARGEST_CAPTION}"
+    paths = [path for path in sizes if path not in errors]
+    # At once, for a request after the other would take hours on a store; and not by `cat`, which takes patterns.
+    contents = place.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+    for path, content in zip(paths, contents, strict=True):
+        if isinstance(content, FileNotFoundError | PermissionError):
+            errors[path] = f"read: its caption {place.below(path)} may not be read, or is not there any more"
+        elif isinstance(content, BaseException):
+            raise content
+        else:
+            try:
+                texts[path] = decode_text(content).strip()
+            except ValueError as error:
+                errors[path] = f"decode: its caption {place.below(path)}: {error}"
+    return texts, errors
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def _shards(place: _Place, packed: Mapping[str, Any]) -> list[Part]:
+    """What each shard holds; nothing, and a warning, for a Parquet file without videos."""
+    parts = []
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for path, part in zip(packed, threads.map(partial(_shard, place), packed.items()), strict=True):
+            if part is None:
+                log.warning("%s: %s has no column with the bytes of videos; it is left out.", place.named, path)
+            else:
+                parts.append(part)
+    return parts
+
+
+def _shard(place: _Place, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
+    path, info = entry
+    file = place.row(path, info)
+    if file["error"] is not None:
+        return Part([file], {})
+    try:
+        return shards.listed(place.fs, path, file)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{key}={where!r}: what its shards say of their videos is no table: {error}. Give every column one plain "
-            "type in all of them, or leave it out."
+            f"{place.named}: what {file['relative']} says of its videos is no table: {error}. Give every column one "
+            "plain type, or leave it out."
         ) from error
 
 
-def _entries(fs: fsspec.AbstractFileSystem, bare: str) -> tuple[str, dict[str, Any]]:
-    """The folder that paths are relative to, and the files by path. `{000..012}` and `{a,b}` stand for several."""
-    if fs.isfile(bare):
-        return posixpath.dirname(bare), {bare: fs.info(bare)}
-    if fs.exists(bare):
-        return bare, fs.find(bare, detail=True)
-    fixed = bare[: min(bare.index(c) for c in "*?[{" if c in bare)]
-    entries: dict[str, Any] = {}
-    for pattern in braced(bare):
-        entries |= fs.glob(pattern, detail=True)
-    return posixpath.dirname(fixed), entries
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
-def braced(pattern: str) -> list[str]:
-    """What a pattern with braces stands for, as WebDataset writes it: shard-{000..012}.tar, {a,b}.tar."""
-    brace = re.search(r"\{([^{}]*)\}", pattern)
-    if brace is None:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
-    if numbers:
-        first, last = numbers.groups()
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    else:
-        choices = brace[1].split(",")
-    return [one for c in choices for one in braced(pattern[: brace.start()] + c + pattern[brace.end() :])]
+def _check_any(place: _Place, rows: list[Row], count: int) -> None:
+    """Raise ConfigError where there is no video, or none that could ever be read."""
+    if not rows:
+        raise ConfigError(
+            f"{place.named}: there are no videos ({', '.join(e[1:] for e in EXTENSIONS)}) and no shards of them "
+            f"({', '.join(e[1:] for e in shards.EXTENSIONS)}) among its {count} files. Name the folder that holds "
+            "them, or list them in a manifest."
+        )
+    packed = [row for row in rows if row["relative"].lower().endswith(shards.COMPRESSED)]
+    if len(packed) == len(rows):
+        names = _some([row["relative"] for row in packed])
+        raise ConfigError(f"{place.named}: all videos lie in compressed tars ({names}): {shards.UNPACK}.")
 
 
-def _shard(
-    fs: fsspec.AbstractFileSystem, entry: tuple[str, Mapping[str, Any]], root: str, base: str | None
-) -> Found | None:
-    path, info = entry
-    file = of_file(fs, path, relative(path, root), info, base)
-    if file["error"] is not None:
-        return [file], pa.table({"caption": [""]})
-    return shards.listed(fs, path, file)
+def _say_left_out(place: _Place, kinds: _Kinds) -> None:
+    """One line on the files that are neither videos nor anything that belongs to them."""
+    if not place.whole:
+        return
+    stems = {posixpath.splitext(path)[0] for path in kinds.videos}
+    counts: Counter[str] = Counter()
+    broken = [place.below(path) for path, info in kinds.others.items() if is_broken(info)]
+    if broken:
+        log.warning("%s: left out are links to what is not there: %d (%s).", place.named, len(broken), _some(broken))
+    for path, info in kinds.others.items():
+        stem, end = posixpath.splitext(path)
+        end = end.lower()
+        if is_broken(info):
+            continue
+        if end != ".txt":
+            counts[end or "without an extension"] += 1
+        elif stem not in stems:
+            counts[".txt of no video"] += 1
+    if counts:
+        ends = [f"{count} {end}" for end, count in counts.most_common(20)]
+        more = f" and {len(counts) - 20} other kinds" if len(counts) > 20 else ""
+        log.warning("%s: left out: %s%s.", place.named, ", ".join(ends), more)
 
 
-def _sidecars(fs: fsspec.AbstractFileSystem, paths: list[str]) -> dict[str, str]:
-    """Captions by video: the text of NAME.txt beside it."""
-    beside = {path: posixpath.splitext(path)[0] + ".txt" for path in paths}
-    entries = (entry for folder in sorted({posixpath.dirname(p) for p in paths}) for entry in fs.ls(folder, True))
-    files = {str(entry["name"]) for entry in entries if is_file(entry)}
-    there = {path: text for path, text in beside.items() if text in files}
-    texts = fs.cat(list(there.values())) if there else {}  # at once: a request each would take hours on a store
-    return {path: texts[text].decode("utf-8", "replace").strip() for path, text in there.items()}
+def _say_unmatched(place: _Place, names: list[str]) -> None:
+    if names:
+        log.warning(
+            "%s: members of tar shards that are the .txt or .json of no video: %d (%s). Give them the names of their "
+            "videos.",
+            place.named,
+            len(names),
+            _some(names),
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN]).encode("utf-8", "backslashreplace").decode()  # not every name is UTF-8
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def is_file(entry: Mapping[str, Any]) -> bool:

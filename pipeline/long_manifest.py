@@ -64,9 +64,9 @@ def _blocks(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> I
 
 
 def _batches(file: Any, path: str) -> Iterator[pa.RecordBatch]:
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         yield from pq.ParquetFile(file).iter_batches(BLOCK)
-    elif path.endswith(".csv"):
+    elif path.lower().endswith(".csv"):
         yield from pyarrow.csv.open_csv(
             file,
             read_options=pyarrow.csv.ReadOptions(block_size=BYTES),

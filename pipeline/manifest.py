@@ -8,6 +8,7 @@ import logging
 import os
 import posixpath
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline import credentials, folders, refusals, shards
 from pipeline.config import ConfigError
+from pipeline.file_tree import MAGIC
 from pipeline.folders import Row
 from pipeline.located import located
 from pipeline.schemas import CAPTIONS, CLIPS, caption_column, plain
@@ -53,8 +55,11 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
     except PermissionError as error:
         raise ConfigError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     rows, others = _described(files, known, where, key)
+    empty = sum(not row["caption"] for row in rows if row["error"] is None)
     if not any(row["caption"] for row in rows):
         log.warning("%s=%r: no video has a caption; empty captions are used.", key, where)
+    elif empty:
+        log.warning("%s=%r: without a caption: %d of %d videos. Theirs are empty.", key, where, empty, len(rows))
     schema = pa.schema([*SCHEMA, *others])
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
 
@@ -75,11 +80,14 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base
     if fs.exists(bare):
         manifest = manifest_of(fs, bare)
         if manifest is not None:
+            if manifest != bare:
+                others = folders.metadata_below(fs, bare)
+                folders.say_other_metadata(f"{key}={where!r}", posixpath.basename(manifest), others)
             return _manifest(fs, manifest, where, key, base)
-        return folders.found(fs, bare, where, key, base)
-    if any(c in bare for c in "*?[{"):
-        return folders.found(fs, bare, where, key, base)
-    if bare.endswith(MANIFESTS):
+        return folders.found(fs, bare, where, key, base, partial(_metadata, fs, where, key, base))
+    if any(c in bare for c in MAGIC):
+        return folders.found(fs, bare, where, key, base, partial(_metadata, fs, where, key, base))
+    if bare.lower().endswith(MANIFESTS):
         raise ConfigError(f"{key}={where!r}: there is no such manifest. Check the path.")
     raise ConfigError(
         f"{key}={where!r}: there is no such file or folder. Name a folder of videos or shards, a glob, or a manifest "
@@ -88,10 +96,15 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base
 
 
 def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
-    """The manifest that a place is, or that lies in it; None where it is a folder, a video or shards."""
-    listed = [bare] if fs.isfile(bare) else [join(bare, f"metadata{end}") for end in MANIFESTS]
-    found = next((path for path in listed if path.endswith(MANIFESTS) and fs.isfile(path)), None)
-    return None if found is None or (found.endswith(".parquet") and shards.holds_videos(fs, found)) else found
+    """The manifest that a place is, or that lies in it; None where it is a folder, a video or shards.
+
+    A folder's metadata in capitals (METADATA.CSV), and that of the folders in it, is for `folders.found` to list.
+    """
+    paths = [bare] if fs.isfile(bare) else [join(bare, name) for name in folders.METADATA]
+    manifest = next((path for path in paths if path.lower().endswith(MANIFESTS) and fs.isfile(path)), None)
+    if manifest is None or (manifest.lower().endswith(".parquet") and shards.holds_videos(fs, manifest)):
+        return None
+    return manifest
 
 
 # --- what is known of each video -------------------------------------------------------------------------------------
@@ -171,8 +184,17 @@ def _check_ids(rows: list[Row], where: str, key: str) -> None:
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> folders.Found:
-    table = _read(fs, bare, where, key)
+def _metadata(fs: fsspec.AbstractFileSystem, where: str, key: str, base: str | None, path: str) -> folders.Found | None:
+    """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
+    at = f"{where}: {path}"
+    table = _read(fs, path, at, key)
+    return _manifest(fs, path, at, key, base, table) if set(PATHS) & set(table.column_names) else None
+
+
+def _manifest(
+    fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None, table: pa.Table | None = None
+) -> folders.Found:
+    table = _read(fs, bare, where, key) if table is None else table
     listed = path_column(table.column_names, where, key)
     if not table.num_rows:
         raise ConfigError(f"{key}={where!r}: the manifest has no rows. List at least one video.")
@@ -202,9 +224,9 @@ def path_column(names: list[str], where: str, key: str) -> str:
 def _read(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) -> pa.Table:
     data = fs.cat_file(bare)
     try:
-        if bare.endswith(".parquet"):
+        if bare.lower().endswith(".parquet"):
             return plain(pq.ParquetFile(io.BytesIO(data)).read())
-        if bare.endswith(".csv"):
+        if bare.lower().endswith(".csv"):
             return pyarrow.csv.read_csv(
                 io.BytesIO(data),
                 parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),

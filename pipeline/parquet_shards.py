@@ -9,10 +9,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.schemas import caption_column, plain
-from pipeline.video import ClipError
+from pipeline.schemas import plain
+from pipeline.video import EXTENSIONS, ClipError
+from pipeline.video_columns import Part, of_table
 
-COLUMNS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "bytes", "video_bytes")
+COLUMNS = ("video", *(end[1:] for end in EXTENSIONS), "bytes", "video_bytes")
 _BOMB = 100  # times as large unpacked as packed: no video is
 _BUFFER = 1 << 20  # bytes that are read of a column at a time
 
@@ -43,7 +44,7 @@ def holds_videos(fs: fsspec.AbstractFileSystem, bare: str) -> bool:
             return False  # whoever reads it as a manifest says what is wrong with it
 
 
-def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -> tuple[list[Row], pa.Table] | None:
+def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -> Part | None:
     """A row for each row of the file, and its other columns; None where no column holds videos. A file that cannot be
     read is one row with an error. Raises ValueError for columns that are more than plain values."""
     with fs.open(bare, "rb") as file:
@@ -54,7 +55,7 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -
                 return None
             table = parquet.read([name for name in parquet.schema_arrow.names if name != column.split(".")[0]])
         except (pa.ArrowException, OSError) as error:
-            return [{**shard, "error": f"decode: this shard cannot be read ({error})"}], pa.table({"caption": [""]})
+            return Part([{**shard, "error": f"decode: this shard cannot be read ({error})"}], {})
         errors = _bombs(parquet, column, largest)
     folder = posixpath.dirname(shard["relative"])
     rows = [
@@ -68,18 +69,7 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -
         }
         for row, error in enumerate(errors)
     ]
-    return rows, _named(plain(table))
-
-
-def _named(table: pa.Table) -> pa.Table:
-    """The table with its captions in the column `caption`, or `captions` where they are lists."""
-    column = caption_column(table.column_names)
-    if column is None:
-        return table
-    several = pa.types.is_list(table.schema.field(column).type) or pa.types.is_large_list(
-        table.schema.field(column).type
-    )
-    return table.rename_columns({column: "captions" if several else "caption"})
+    return of_table(rows, plain(table))
 
 
 def _bombs(parquet: pq.ParquetFile, column: str, largest: int) -> list[str | None]:

@@ -14,14 +14,16 @@ from __future__ import annotations
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 
 from pipeline import parquet_shards, tar_shards
 from pipeline.refusals import REFERENCE
 from pipeline.stores import place
 from pipeline.video import ClipError
+from pipeline.video_columns import Part
 
 EXTENSIONS = (".tar", ".parquet")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+UNPACK = tar_shards.UNPACK
 LARGEST = 2 << 30  # bytes of one video in a shard
 
 
@@ -30,12 +32,12 @@ def holds_videos(fs: fsspec.AbstractFileSystem, bare: str) -> bool:
     return parquet_shards.holds_videos(fs, bare)
 
 
-def listed(
-    fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]
-) -> tuple[list[dict[str, Any]], pa.Table] | None:
+def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]) -> Part | None:
     """The rows of the videos in a shard, `shard` being its own row, and what it says of each; None for a Parquet file
     without a column of videos. What is damaged or cut off is a row with an error."""
-    if bare.endswith(".tar"):
+    if bare.lower().endswith(COMPRESSED):
+        return Part([{**shard, "error": f"refused: it is a compressed tar; {UNPACK}"}], {})
+    if bare.lower().endswith(".tar"):
         return tar_shards.listed(fs, bare, shard, LARGEST)
     return parquet_shards.listed(fs, bare, shard, LARGEST)
 

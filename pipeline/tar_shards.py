@@ -1,28 +1,46 @@
-"""WebDataset's tar files: members of one name but for the extension, one after the other, are a video and its words."""
+"""WebDataset's tar files: members of one name but for the extension, in whatever order, are a video and its words.
+
+The words of `cats/clip.v1.mp4` are in `cats/clip.v1.txt` and `.json`. Where there are none, they are in `cats/clip.txt`
+and `.json`: WebDataset's key ends at the first dot, and they belong to every video of that key.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import posixpath
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import fsspec
-import pyarrow as pa
 
 from pipeline.schemas import caption_column
+from pipeline.texts import decode_text
 from pipeline.video import EXTENSIONS, ClipError
+from pipeline.video_columns import Part, check_text, column_of, plain_value
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim
 _AHEAD = 1 << 16  # bytes that one request of a store brings while listing: a header, the words, the next header
 _STRETCH = 64 << 20  # bytes that are in memory while a member is fetched
 _END = 512  # bytes of a block; one of zeros ends an archive
+_WORDS = (".json", ".txt")  # where both have a caption, that of the .txt counts
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"(\xb5/\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+UNPACK = "no video in a compressed tar can be read alone; unpack it, and name the folder or an uncompressed .tar"
+# What tools put into archives for themselves: hidden files, macOS's ._NAME and __MACOSX, the headers of pax as files.
+_HIDDEN = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|$))|__MACOSX(?:/|$)|PaxHeaders?(?:\.[0-9.]+)?(?:/|$))")
 
 _HOSTILE = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError)  # from its headers
 
 Row = dict[str, Any]
+_Words = bytes | ClipError  # of a .txt or .json; the error where they cannot be had
 
 
 class _Damaged(tarfile.TarError):
@@ -49,32 +67,37 @@ class _Headers(io.RawIOBase):
         return self._file.tell()
 
 
-def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -> tuple[list[Row], pa.Table]:
+def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -> Part:
     """The rows of the videos in a tar and what their .json and .txt say, each key of the .json a column. A member that
     the file ends in, or one larger than `largest`, is a row with an error; so is the rest after a damaged header."""
     rows: dict[str, Row] = {}  # of two members of one name the later one counts, as when unpacking
-    words: dict[str, Row] = {}
+    words: dict[str, _Words] = {}
     with fs.open(bare, "rb", block_size=_AHEAD, cache_type="readahead") as file:
-        key: tuple[str, str] | None = None
-        videos, known, fault = list[Row](), Row(), None
+        packed = _compression(file.read(_END))
+        if packed:
+            return Part(
+                [{**shard, "error": f"refused: it is compressed ({packed}) in spite of its name; {UNPACK}"}], {}
+            )
+        file.seek(0)
         for member in _members(file, shard["size"]):
             if isinstance(member, str):
-                videos.append({**shard, "relative": f"{shard['relative']}/", "error": member, "size": 0})
+                row = {**shard, "relative": f"{shard['relative']}/", "error": member, "size": 0}
+                rows[row["relative"]] = row
                 break
             name = member.name.encode("utf-8", "backslashreplace").decode()  # not every byte of a name is text
-            stem, _, end = posixpath.basename(name).partition(".")
-            if (posixpath.dirname(name), stem) != key:
-                _close(videos, known, fault, rows, words)
-                key, videos, known, fault = (posixpath.dirname(name), stem), [], {}, None
+            if _HIDDEN.search(name):
+                continue
             if name.lower().endswith(EXTENSIONS):
-                videos.append(_video(member, name, shard, largest))
-            elif end.lower() in ("txt", "json"):
-                try:
-                    known |= _words(file, member, end.lower(), shard["size"])
-                except ClipError as error:
-                    fault = str(error)
-        _close(videos, known, fault, rows, words)
-    return list(rows.values()), _columns([words[relative] for relative in rows])
+                row = _video(member, name, shard, largest)
+                rows[row["relative"]] = row
+            elif name.lower().endswith(_WORDS):
+                name = posixpath.normpath(name)
+                words[name] = _read(file, member, name, shard["size"])
+    return _matched(list(rows.values()), words, shard["relative"])
+
+
+def _compression(head: bytes) -> str | None:
+    return next((name for mark, name in _COMPRESSED if head.startswith(mark)), None)
 
 
 def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | str]:
@@ -118,38 +141,77 @@ def _video(member: tarfile.TarInfo, name: str, shard: Row, largest: int) -> Row:
     }
 
 
-def _words(file: BinaryIO, member: tarfile.TarInfo, kind: str, size: int) -> Row:
-    """What the .txt or .json beside a video says. Raises ClipError: the video's, for it has no caption now."""
+def _read(file: BinaryIO, member: tarfile.TarInfo, name: str, size: int) -> _Words:
+    """The bytes of a .txt or .json."""
     if not member.isreg() or member.size > _HEADERS or member.offset_data + member.size > size:
-        raise ClipError("refused", f"its .{kind} is cut off, no plain file, or has more than {_HEADERS} bytes")
+        return ClipError("refused", f"{name} is cut off, no plain file, or has more than {_HEADERS} bytes")
     file.seek(member.offset_data)
-    text = file.read(member.size).decode("utf-8", "replace")
-    if kind == "txt":
-        return {"caption": text.strip()}
+    return file.read(member.size)
+
+
+def _matched(rows: list[Row], words: dict[str, _Words], shard: str) -> Part:
+    """The videos of a tar with their words, and the names of the words that are no video's."""
+    stems: dict[str, dict[str, str]] = {}  # extension and name of the words by what their name is without it
+    for name in words:
+        stem, end = posixpath.splitext(name)
+        stems.setdefault(stem, {})[end.lower()] = name
+    used = set[str]()
+    values: list[Row] = []
+    for row in rows:
+        own: Row = {}
+        for name in _words_of(posixpath.normpath(row["relative"].removeprefix(f"{shard}/")), stems):
+            used.add(name)
+            try:
+                own |= _parsed(words[name], name)
+                row["origin"] = f"{shard}/{name}"
+            except ClipError as error:
+                row["error"] = row["error"] or f"{error.code}: {shard}/{error.sentence}"
+        values.append(own)
+    names = list(dict.fromkeys(["caption", *(name for own in values for name in own)]))
+    columns = {name: column_of([own.get(name) for own in values]) for name in names}
+    return Part(rows, columns, [f"{shard}/{name}" for name in words if name not in used])
+
+
+def _words_of(video: str, stems: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The names of a video's .json and .txt: that with the most of the video's own name, up to a dot."""
+    folder, base = posixpath.split(posixpath.splitext(video)[0])
+    own: dict[str, str] = {}
+    while base:
+        own = {**stems.get(posixpath.join(folder, base), {}), **own}
+        base = base.rpartition(".")[0]
+    return [own[end] for end in _WORDS if end in own]
+
+
+def _parsed(data: _Words, name: str) -> Row:
+    """What the .txt or .json beside a video says. Raises ClipError: the video's, for it has no caption now."""
+    if isinstance(data, ClipError):
+        raise data
     try:
-        found = json.loads(text)
+        text = decode_text(data)
+        if name.lower().endswith(".txt"):
+            return {"caption": text.strip()}
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ClipError("decode", f"its .json cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise ClipError("decode", "its .json is no object")
-    named = caption_column(found)
-    if named:
-        words = found.pop(named)
-        found["captions" if isinstance(words, list) else "caption"] = words
-    # An object within an object passes as its text: objects of many shards have no schema in common.
-    return {k: json.dumps(v) if isinstance(v, dict) else v for k, v in found.items()}
-
-
-def _close(videos: list[Row], known: Row, fault: str | None, rows: dict[str, Row], words: dict[str, Row]) -> None:
-    """Put away the videos of one key with what is known of them."""
-    for video in videos:
-        rows[video["relative"]] = {**video, "error": video["error"] or fault}
-        words[video["relative"]] = known
-
-
-def _columns(words: list[Row]) -> pa.Table:
-    names = list(dict.fromkeys(["caption", *(name for row in words for name in row)]))
-    return pa.table({name: pa.array([row.get(name) for row in words]) for name in names})
+        raise ClipError("decode", f"{name} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ClipError("decode", f"{name} is no JSON object with the columns of one video")
+    column = caption_column(values)
+    if column:
+        caption = values.pop(column)
+        values["captions" if isinstance(caption, list) else "caption"] = caption
+    found: Row = {}
+    for key, value in values.items():
+        try:
+            check_text(key)
+            if key in ("caption", "captions"):
+                check_text(value)
+                found[key] = value
+            else:
+                found[key] = plain_value(value)
+        except (ValueError, RecursionError) as error:
+            shown = key.encode("utf-8", "backslashreplace").decode()
+            raise ClipError("decode", f"{name}: its `{shown}` cannot be used: {error}") from error
+    return found
 
 
 def fetch(fs: fsspec.AbstractFileSystem, bare: str, first: int, size: int, file: BinaryIO) -> None:

@@ -37,7 +37,8 @@ from pipeline.timeline import (
 from pipeline.upright import Frames as Frames
 from pipeline.upright import fit, pose
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".m4v")  # of files that a folder's videos are found by
+_ENDS = "mp4 mkv webm avi mov gif m4v mpg mpeg vob ts m2ts mts wmv asf flv f4v 3gp 3g2 ogv"
+EXTENSIONS = tuple(f".{end}" for end in _ENDS.split())  # of files that a folder's videos are known by
 _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 
 

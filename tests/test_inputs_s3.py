@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shards, world
+from pipeline import shards, stores, world
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.indexing import index
@@ -84,3 +84,40 @@ def test_a_bucket_without_the_right_to_list(store: Store, film: bytes) -> None:
     assert [str(error).split(":")[0] for error in table["error"].to_pylist()] == ["None", "read"]
     assert table["size"].to_pylist() == [len(film), 0]
     assert table["version"][0].as_py()
+
+
+@pytest.mark.parametrize("folder", ["clips", "clips [v2]", "a{b}c", "what? *all*"])
+def test_names_in_a_bucket_are_no_patterns(store: Store, folder: str, tmp_path: Path) -> None:
+    name = "Title [dQw4w9WgXcQ]?"
+    for key, data in {f"{name}.mp4": b"v", f"{name}.txt": b"a man sings", "b.mp4": b"v", "b.txt": b"caf\xe9"}.items():
+        _put(store, f"{folder}/{key}", data)
+    _put(store, f"{folder}/list/l.jsonl", json.dumps({"path": f"../{name}.mp4", "caption": "listed"}).encode())
+    place = f"s3://{BUCKET}/{folder}"
+    for where in (place, f"{place}/*.mp4"):
+        rows = {row["relative"]: row for row in videos(where).to_pylist()}
+        assert rows.keys() == {"b.mp4", f"{name}.mp4"}
+        assert (rows[f"{name}.mp4"]["caption"], rows[f"{name}.mp4"]["error"]) == ("a man sings", None)
+        assert rows["b.mp4"]["error"].startswith("decode: its caption b.txt: it is not UTF-8")
+    assert videos(f"{place}/{name}.mp4")["caption"].to_pylist() == ["a man sings"]
+    row = videos(f"{place}/list/l.jsonl").to_pylist()[0]
+    assert (row["caption"], row["error"], row["size"]) == ("listed", None, 1)
+    stores.fetch(row["uri"], str(tmp_path / "fetched"))
+    assert (tmp_path / "fetched").read_bytes() == b"v"
+
+
+def test_metadata_in_every_folder_of_a_bucket(store: Store) -> None:
+    for split, caption in (("train", "a cat"), ("test", "a dog")):
+        _put(store, f"hf [1]/{split}/a.mp4", b"v")
+        _put(store, f"hf [1]/{split}/metadata.csv", f"file_name,text\na.mp4,{caption}\n".encode())
+    table = videos(f"s3://{BUCKET}/hf [1]")
+    captions = dict(zip(table["relative"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    assert captions == {"train/a.mp4": "a cat", "test/a.mp4": "a dog"}
+    assert table["error"].null_count == 2
+
+
+def test_a_caption_that_may_not_be_read_is_an_error_of_its_video(store: Store) -> None:
+    for key in ("a.mp4", "a.txt", "b.mp4", "b.txt"):
+        _put(store, f"data/{key}", b"text")
+    store.fault = lambda request: "403" if request.path.endswith("/a.txt") else None
+    errors = videos(f"s3://{BUCKET}/data")["error"].to_pylist()
+    assert [str(error).split(":")[0] for error in errors] == ["read", "None"]

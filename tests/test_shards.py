@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import parquet_shards, shards, world
 from pipeline.config import ConfigError, Data
@@ -215,11 +219,180 @@ def test_what_is_no_tar_is_a_row(tmp_path: Path, content: bytes) -> None:
     assert all(row["error"].startswith("decode: ") for row in rows[1:])
 
 
-def test_shards_that_disagree_on_a_column_are_a_clear_error(tmp_path: Path, films: dict[str, bytes]) -> None:
-    _tar(tmp_path / "s-0.tar", [("a.mp4", films["a"]), ("a.json", _json(score="high"))])
-    _tar(tmp_path / "s-1.tar", [("a.mp4", films["a"]), ("a.json", _json(score=3))])
-    with pytest.raises(ConfigError, match=r"(?s)data\.videos.*score"):
-        videos(str(tmp_path))
+def _told(path: str) -> dict[str, dict[str, Any]]:
+    return {row["relative"].partition("/")[2]: row for row in videos(path).to_pylist()}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_captions_go_to_their_videos_in_whatever_order(tmp_path: Path, order: int) -> None:
+    members = [
+        ("1.mp4", b"v"),
+        ("2.mp4", b"v"),
+        ("cats/1.mp4", b"v"),
+        ("2.txt", b"two"),
+        ("1.json", _json(caption="one", score=1)),
+        ("cats/1.TXT", b"one of cats"),
+        ("clip.v1.mp4", b"v"),
+        ("clip.v2.mp4", b"v"),
+        ("clip.v2.left.MP4", b"v"),
+        ("clip.v2.txt", b"the second"),
+        ("clip.txt", b"the clip"),
+        ("clip.json", _json(score=7)),
+        ("./dotted.mp4", b"v"),
+        ("dotted.txt", b"dotted"),
+    ]
+    rows = _told(_tar(tmp_path / "s.tar", members[::order]))
+    assert {name: (row["caption"], row["score"]) for name, row in rows.items()} == {
+        "1.mp4": ("one", 1),
+        "2.mp4": ("two", None),
+        "cats/1.mp4": ("one of cats", None),
+        "clip.v1.mp4": ("the clip", 7),
+        "clip.v2.mp4": ("the second", 7),
+        "clip.v2.left.MP4": ("the second", 7),
+        "./dotted.mp4": ("dotted", None),
+    }
+
+
+def test_what_tools_put_into_a_tar_for_themselves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = (
+        "._1.mp4",
+        "__MACOSX/._1.mp4",
+        "__MACOSX/1.mp4",
+        "PaxHeaders.42/1.mp4",
+        ".DS_Store",
+        ".git/1.mp4",
+        "._1.txt",
+    )
+    members = [("1.mp4", b"v"), *((name, b"Mac OS X") for name in names), ("1.txt", b"one")]
+    rows = _told(_tar(tmp_path / "s.tar", members))
+    assert {name: row["caption"] for name, row in rows.items()} == {"1.mp4": "one"}
+    assert not caplog.records, "hidden members are no captions without a video"
+
+
+def test_members_that_are_no_videos_captions_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _tar(
+        tmp_path / "s-0.tar", [("a.mp4", b"v"), ("a.txt", b"a"), ("b.txt", b"b"), ("d/a.json", b"{}"), ("b.cls", b"3")]
+    )
+    _tar(tmp_path / "s-1.tar", [(f"{n}.txt", b"x") for n in range(9)] + [("a.mp4", b"v"), ("a.mp4.txt", b"a")])
+    videos(str(tmp_path))
+    assert "of no video: 12 (s-0.tar/b.txt, s-0.tar/d/a.json, s-1.tar/0.txt" in caplog.text
+
+
+def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path, films: dict[str, bytes]) -> None:
+    members = [("a.mp4", films["a"]), ("a.txt", b"one"), ("a.mp4", films["b"]), ("a.txt", b"two")]
+    row = _told(_tar(tmp_path / "s.tar", members))["a.mp4"]
+    assert (row["caption"], _fetched(row["uri"], tmp_path)) == ("two", films["b"])
+
+
+def test_encodings_of_members(tmp_path: Path) -> None:
+    members = [(f"{n}.mp4", b"v") for n in range(6)] + [
+        ("0.txt", "a café".encode("utf-8-sig")),
+        ("1.json", '{"caption": "a café"}'.encode("utf-16")),
+        ("2.txt", "a café".encode("latin-1")),
+        ("3.json", '{"caption": "a café"}'.encode("latin-1")),
+        ("4.txt", b"a\0 cat"),
+        ("5.json", b'{"caption": "a\\u0000 cat"}'),
+    ]
+    rows = _told(_tar(tmp_path / "s.tar", members))
+    assert [rows[f"{n}.mp4"]["caption"] for n in range(6)] == ["a café", "a café", "", "", "", ""]
+    assert [rows[f"{n}.mp4"]["error"] for n in range(2)] == [None, None]
+    for n, words in {2: "2.txt", 3: "3.json", 4: "NUL character", 5: "NUL character"}.items():
+        error = str(rows[f"{n}.mp4"]["error"])
+        assert error.startswith(f"decode: s.tar/{n}."), error
+        assert words in error
+
+
+def test_half_a_character_is_an_error_of_its_video(tmp_path: Path) -> None:
+    members = [(f"{n}.mp4", b"v") for n in range(5)] + [
+        ("0.json", b'{"caption": "half \\ud83d"}'),
+        ("1.json", b'{"caption": "fine \\ud83d\\ude00"}'),
+        ("2.json", b'{"tags": ["x", ["\\ude00"]]}'),
+        ("3.json", b'{"key \\ud83d": 1}'),
+        ("4.json", b'{"deep": {"x": "\\ud83d"}}'),
+    ]
+    rows = _told(_tar(tmp_path / "s.tar", members))
+    assert rows["1.mp4"]["caption"] == "fine 😀"
+    assert {name for name, row in rows.items() if row["error"] is None} == {"1.mp4", "4.mp4", "2.mp4"}
+    assert "s.tar/0.json: its `caption`" in rows["0.mp4"]["error"]
+    assert "s.tar/3.json: its `key " in rows["3.mp4"]["error"]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one shard", "many shards"])
+def test_a_value_of_another_kind_is_an_error_of_its_video(tmp_path: Path, together: bool) -> None:
+    said: dict[str, list[Any]] = {
+        "views": [1, 2.5, "1k", None, 2**70, float("inf"), None],
+        "seen": [True, False, None, None, None, None, 1],
+        "tags": [["a"], [], None, [1], None, ["c", None], None],
+        "mixed": [[1, "a"], {"x": 1}, "text", [{"y": 2}], None, 3, None],
+        "hash": [2**63, 0, None, 1, 2**64 - 1, 5, 6],
+        "id": [7, "x", 2**80, None, 1.5, "y", None],
+        "caption": [5, "five", float("nan"), "", None, ["one", 2], {"en": "x"}],
+    }
+    members = {
+        n: [(f"{n}.mp4", b"v"), (f"{n}.json", _json(**{key: values[n] for key, values in said.items()}))]
+        for n in range(7)
+    }
+    if together:
+        _tar(tmp_path / "s.tar", [member for some in members.values() for member in some])
+    else:
+        for n, some in members.items():
+            _tar(tmp_path / f"s-{n}.tar", some)
+    rows = _told(str(tmp_path))
+    at = {n: "s.tar" if together else f"s-{n}.tar" for n in range(7)}
+    for n, words in {
+        2: [f"{at[2]}/2.json", "`views`", "text", "1k", "numbers"],
+        3: [f"{at[3]}/3.json", "`tags`", "lists of numbers", "lists of text"],
+        4: [f"{at[4]}/4.json", "`views`", "64 bits", str(2**70)],
+        5: [f"{at[5]}/5.json", "`mixed`", "numbers", "text"],
+        6: [f"{at[6]}/6.json", "`caption`", "objects", "text"],
+    }.items():
+        error = str(rows[f"{n}.mp4"]["error"])
+        assert error.startswith("decode: "), error
+        assert all(word in error for word in words), error
+    assert [rows[f"{n}.mp4"]["error"] for n in (0, 1)] == [None, None]
+    first, second = rows["0.mp4"], rows["1.mp4"]
+    assert (first["views"], second["views"], first["seen"], first["tags"], second["tags"]) == (1, 2.5, True, ["a"], [])
+    assert (first["mixed"], second["mixed"], first["hash"]) == ('[1, "a"]', '{"x": 1}', 2**63)
+    assert (first["id"], second["id"], rows["2.mp4"]["id"]) == ("7", "x", str(2**80))
+    assert (first["caption"], rows["2.mp4"]["caption"], rows["5.mp4"]["caption"]) == ("5", "", "one")
+
+
+def test_the_kind_of_most_values_counts(tmp_path: Path) -> None:
+    _tar(tmp_path / "s-0.tar", [("a.mp4", b"v"), ("a.json", _json(score="high"))])
+    for n in (1, 2):
+        _tar(tmp_path / f"s-{n}.tar", [("a.mp4", b"v"), ("a.json", _json(score=n))])
+    rows = videos(str(tmp_path)).to_pylist()
+    assert [row["score"] for row in rows] == [None, 1, 2]
+    assert "s-0.tar/a.json has text for `score` (high), where the other videos have numbers" in rows[0]["error"]
+    assert [row["error"] for row in rows[1:]] == [None, None]
+
+
+def test_a_shard_in_capitals(tmp_path: Path, films: dict[str, bytes], decoder: Decoder) -> None:
+    row = videos(_tar(tmp_path / "UP.TAR", [("a.MP4", films["a"]), ("a.TXT", b"a cat")])).to_pylist()[0]
+    assert (row["relative"], row["caption"]) == ("UP.TAR/a.MP4", "a cat")
+    assert _fetched(row["uri"], tmp_path) == films["a"]
+    assert index(row, _data(), decoder)[0]["error"] is None
+    _parquet(tmp_path / "UP.PARQUET", films)
+    row = videos(str(tmp_path / "UP.PARQUET")).to_pylist()[1]
+    assert _fetched(row["uri"], tmp_path) == films["b"]
+
+
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.tgz", "S.TAR.BZ2", "s.tar.xz", "s.tar.zst"])
+def test_a_compressed_tar_is_named(tmp_path: Path, films: dict[str, bytes], name: str) -> None:
+    whole = Path(_tar(tmp_path / "data" / "whole.tar", [("a.mp4", films["a"])]))
+    (tmp_path / "data" / name).write_bytes(gzip.compress(whole.read_bytes()))
+    rows = videos(str(tmp_path / "data")).to_pylist()
+    errors = {row["relative"]: row["error"] for row in rows}
+    assert errors["whole.tar/a.mp4"] is None
+    assert errors[name].startswith("refused: it is a compressed tar; ")
+    with pytest.raises(ConfigError, match=rf"data\.videos.*{name}.*unpack"):
+        videos(str(tmp_path / "data" / name))
+
+
+def test_a_tar_that_is_compressed_in_spite_of_its_name(tmp_path: Path) -> None:
+    whole = Path(_tar(tmp_path / "s.tar", [("a.mp4", b"v")]))
+    whole.write_bytes(gzip.compress(whole.read_bytes()))
+    assert "compressed (gzip)" in videos(str(whole))["error"][0].as_py()
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
@@ -303,3 +476,54 @@ def test_a_row_without_bytes_is_an_error_of_its_own(tmp_path: Path, films: dict[
     pq.write_table(pa.table({"video": column, "caption": ["", ""]}), tmp_path / "s.parquet")
     rows = [index(row, _data(), decoder)[0] for row in videos(str(tmp_path / "s.parquet")).to_pylist()]
     assert [str(row["error"]).split(":")[0] for row in rows] == ["decode", "None"]
+
+
+def test_text_that_is_no_utf8_is_an_error_of_its_row(tmp_path: Path, films: dict[str, bytes]) -> None:
+    raw = pa.array([b"a caf\xe9", "a café".encode(), b"a\0cat"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    for name, column in (("text", text), ("bytes", raw)):
+        columns = {"video": pa.array([films[n] for n in "abc"], pa.binary()), "caption": column}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+        rows = videos(str(tmp_path / f"{name}.parquet")).to_pylist()
+        assert [row["caption"] for row in rows] == ["", "a café", ""]
+        assert [row["error"] is None for row in rows] == [False, True, False]
+        assert f"{name}.parquet/0: its `caption`: it is not UTF-8" in rows[0]["error"]
+
+
+def test_parquet_and_tars_that_disagree_on_a_column(tmp_path: Path, films: dict[str, bytes]) -> None:
+    _parquet(tmp_path / "s.parquet", films)
+    _tar(tmp_path / "s.tar", [("a.mp4", films["a"]), ("a.json", _json(score="high")), ("b.mp4", films["b"])])
+    (tmp_path / "loose.mp4").write_bytes(films["a"])
+    rows = {row["relative"]: row for row in videos(str(tmp_path)).to_pylist()}
+    assert "s.tar/a.json has text for `score` (high)" in rows["s.tar/a.mp4"]["error"]
+    assert [rows[f"s.parquet/{n}"]["score"] for n in range(3)] == [1, 2, 3]
+    assert sum(row["error"] is None for row in rows.values()) == 5
+
+
+@pytest.mark.parametrize("column", ["mpg", "ts", "wmv", "m4v"])
+def test_columns_named_like_kinds_of_videos(tmp_path: Path, films: dict[str, bytes], column: str) -> None:
+    pq.write_table(pa.table({column: pa.array([films["a"]], pa.binary())}), tmp_path / "s.parquet")
+    assert _fetched(videos(str(tmp_path / "s.parquet"))["uri"][0].as_py(), tmp_path) == films["a"]
+
+
+_TEXTS = st.text(st.characters(), max_size=5)  # lone surrogates, NULs and all
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**70), 2**70) | st.floats() | _TEXTS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(_TEXTS, values, max_size=2),
+    max_leaves=5,
+)
+_NAMES = st.sampled_from(["caption", "captions", "text", "score", "tags", "error", "uri", "source", ""]) | _TEXTS
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.dictionaries(_NAMES.filter(lambda name: name != "id"), _VALUES), st.integers(0, 2))))
+def test_whatever_json_says_is_a_row_of_its_video(said: list[tuple[dict[str, Any], int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in range(3):
+            members = [(n, values) for n, (values, at) in enumerate(said) if at == shard]
+            packed = [(f"{n}.mp4", b"v") for n, _ in members] + [(f"{n}.json", _json(**v)) for n, v in members]
+            _tar(Path(folder) / f"s-{shard}.tar", [("whole.mp4", b"v"), *packed])
+        rows = videos(folder).to_pylist()
+    assert len(rows) == 3 + len(said), "a video left no row"
+    assert all(row["error"] is None or row["error"].startswith("decode: s-") for row in rows)
+    assert not any("\0" in text for row in rows for text in [row["caption"], *(row.get("captions") or [])])
