@@ -17,7 +17,11 @@ from pipeline.configuration_files import Loader
 def name(clip_id: str) -> str:
     """A folder's name for any clip id, which may be whatever a manifest says: slashes, dots and all."""
     plain = re.sub(r"[^\w.-]", "_", clip_id, flags=re.ASCII)[:80].lstrip(".")
-    return plain if plain == clip_id else f"{plain}-{hashlib.blake2b(clip_id.encode(), digest_size=6).hexdigest()}"
+    return (
+        plain
+        if plain and plain == clip_id
+        else f"{plain}-{hashlib.blake2b(clip_id.encode(), digest_size=6).hexdigest()}"
+    )
 
 
 def folder(root: str, clip_id: str) -> str:
