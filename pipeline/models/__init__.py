@@ -190,7 +190,8 @@ def strides_of(config: Mapping[str, Any], source: str) -> tuple[int, int]:
         if not isinstance(told, int) or told < 1:
             raise ConfigError(
                 f"{source}: it does not tell the autoencoder's stride: {key} is {told!r}, and dim_mult with "
-                "temperal_downsample is not there either. Add the key, or give the folder of a complete diffusers Wan pipeline."
+                "temperal_downsample is not there either. Add the key, or give the folder of a complete diffusers "
+                "Wan pipeline."
             )
         if derived.get(key, told) != told:
             raise ConfigError(
