@@ -105,18 +105,8 @@ def submission() -> str | None:
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:
-    """["a.b=1"] -> {"a.b": 1}; values are YAML."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {scrubbed(pair)!r}: write key=value, for example --set motion.camera=subtract.")
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            text = scrubbed(f"--set {pair!r}: the value is not valid YAML: {error}")
-            raise ConfigError(text) from None
-    return found
+    """["data.frames=9"] -> {"data.frames": 9}; of a key that is given twice, the last counts."""
+    return dict(config.override(pair) for pair in pairs)
 
 
 def record(run: Run) -> None:

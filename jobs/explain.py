@@ -249,7 +249,7 @@ def _table(clip_id: str, shares: Sums, settings: list[int], layers: list[str], r
 
 
 def _tell(found: Explanation) -> None:
-    clip_id = found.clip["clip_id"]
+    clip_id = _printed(found.clip["clip_id"])
     if found.problem is not None:
         print(f"clip {clip_id} has no influence: {str(found.problem).rstrip('.')}. {found.problem.remedy}")
         return
@@ -260,7 +260,8 @@ def _tell(found: Explanation) -> None:
     shown = found.queries if len(found.queries) <= 10 else [*found.queries[:5], *found.queries[-5:]]
     print(f"\n{'query':<20} {'group':<14} {'influence':>10} {'rank':>9} {'percentile':>11}  votes")
     for q in shown:
-        line = f"{q['query_id']:<20} {q['group']:<14} {q['influence']:>+10.4f} {q['rank']:>9,} {q['percentile']:>11.1f}"
+        named = f"{_printed(q['query_id']):<20} {_printed(q['group']):<14}"
+        line = f"{named} {q['influence']:>+10.4f} {q['rank']:>9,} {q['percentile']:>11.1f}"
         print(f"{line}  {'yes' if q['votes'] else 'no'}")
     for title, parts in (("latent frame", found.frames), ("layer", found.layers)):
         if parts:
@@ -270,7 +271,12 @@ def _tell(found: Explanation) -> None:
             print(f"{'sum':<24} {sum(part.share for part in parts):>+30.5f}")
     if found.undivided:
         print(f"\nits frames cannot be told apart now: {found.undivided}")
-    print("\nnearest by feature: " + ", ".join(f"{i} {cosine:+.3f}" for i, cosine in found.near[:5]))
+    print("\nnearest by feature: " + ", ".join(f"{_printed(i)} {cosine:+.3f}" for i, cosine in found.near[:5]))
+
+
+def _printed(name: str) -> str:
+    """A name without characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
 
 
 if __name__ == "__main__":

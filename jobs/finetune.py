@@ -26,7 +26,7 @@ def finetune(run: Run) -> None:
     ray_resources.check(run, ["finetune"])
     with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
         folder = _followed(run, rows)
-    arms.write_video_folder(stores.join(folder, "curated"), rows)
+    arms.write_curated(stores.join(folder, "curated"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
 
 

@@ -6,6 +6,7 @@ from jobs import command
 from jobs.report import report
 from pipeline import in_use, purged, purging, stores
 from pipeline.config import ConfigError, Run
+from pipeline.texts import decode_text
 
 
 def purge(run: Run) -> None:
@@ -40,7 +41,11 @@ def wanted(run: Run) -> set[str]:
     if run.purge.file is not None:
         if not stores.exists(run.purge.file):
             raise ConfigError(f"purge.file={run.purge.file!r}: there is no such file; write one id a line.")
-        ids |= {line.strip() for line in stores.read_bytes(run.purge.file).decode().split("\n")} - {""}
+        try:
+            text = decode_text(stores.read_bytes(run.purge.file))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"purge.file={run.purge.file!r}: it cannot be read: {error}.") from error
+        ids |= {line.strip() for line in text.split("\n")} - {""}
     if not ids:
         raise ConfigError("purge.clips is empty and purge.file names none: name the ids of the clips that are to go.")
     return ids

@@ -239,13 +239,31 @@ def _there(run: Run, name: str, job: str, root: str | None = None) -> None:
         )
 
 
-def write_video_folder(folder: str, rows: pa.Table) -> str:
-    """Write rows of `training_set` as metadata.jsonl, as HF's VideoFolder has it; returns its path.
+CURATED_README = """\
+metadata.jsonl lists the segments of videos that this model was fine-tuned on. A line is a segment:
+
+  clip_id      its id in the tables of the run
+  file_name    its video, as it was indexed: a path of the machine that did so, or an address
+  caption      the caption that it was trained with
+  start_frame  its first frame, counted in the video
+  num_frames   how many frames it has, after resampling
+  fps          frames a second, after resampling
+  weight       its share of what training draws
+
+This is a list and not a data set. Trainers, and load_dataset of Hugging Face, take file_name as a path in this folder
+and read every video whole, from its first frame: they would train on other frames than these. Cut the segments out of
+the videos first, by start_frame, num_frames and fps.
+"""
+
+
+def write_curated(folder: str, rows: pa.Table) -> str:
+    """Write rows of `training_set` as a list of segments, metadata.jsonl; returns its path. README.txt says what it is.
 
     `file_name` is a video's place as indexed; a clip is `num_frames` frames at `fps` from source frame `start_frame`.
     """
     columns = ["clip_id", "caption", "start_frame", "num_frames", "fps", "weight"]
     path = stores.join(folder, "metadata.jsonl")
+    stores.write_bytes(stores.join(folder, "README.txt"), CURATED_README.encode())
     with stores.writing(path) as file:
         for batch in rows.select(["uri", *columns]).to_batches(LINES):
             lines = ({"file_name": r["uri"], **{c: r[c] for c in columns}} for r in batch.to_pylist())

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline import credentials
+from pipeline import configuration_files, credentials, override_values
 from pipeline.attribution import Attribution, RankingMask, compared
 from pipeline.explanations import explained
 from pipeline.operations import (
@@ -57,7 +56,9 @@ class ConfigError(ValueError):
 
 
 class Data(Model):
-    videos: str = Field(description="folder, glob, manifest (.jsonl, .csv, .parquet) or shards; local or s3://")
+    videos: str = Field(
+        min_length=1, description="folder, glob, manifest (.jsonl, .csv, .parquet) or shards; local or s3://"
+    )
     base: str | None = Field(None, description="videos outside this folder or prefix, links followed, are refused")
     frames: int = Field(81, ge=2, description="frames of a segment")
     fps: float = Field(16.0, gt=0, description="frames a second after resampling")
@@ -75,7 +76,9 @@ class Prompt(Model):
 
 
 class Queries(Model):
-    videos: str | None = Field(None, description="as data.videos; the group is the manifest's `group` or the folder")
+    videos: str | None = Field(
+        None, min_length=1, description="as data.videos; the group is the manifest's `group` or the folder"
+    )
     prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
 
     @model_validator(mode="after")
@@ -86,7 +89,7 @@ class Queries(Model):
 
 
 class VideoModelConfig(Model):
-    id: str = Field(description="a diffusers folder, local or s3://, or a model id of the hub")
+    id: str = Field(min_length=1, description="a diffusers folder, local or s3://, or a model id of the hub")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
@@ -149,7 +152,9 @@ class Finetune(Model):
 
 
 class Evaluate(Model):
-    videos: str | None = Field(None, description="held-out videos, disjoint from data and queries; null: none")
+    videos: str | None = Field(
+        None, min_length=1, description="held-out videos, disjoint from data and queries; null: none"
+    )
     arms: tuple[Arm, ...] = ("base", "random", "motive_whitened")
     timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field((251, 501, 751), min_length=1)
     noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
@@ -162,7 +167,7 @@ class Evaluate(Model):
 class Run(Model):
     """A complete configuration."""
 
-    root: str
+    root: str = Field(min_length=1)
     seed: int = Field(0, ge=0)
     data: Data
     queries: Queries
@@ -232,23 +237,50 @@ def recipes() -> list[str]:
 def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
     """The configuration of a recipe or YAML file, with overrides by dotted key ("motion.camera": "subtract").
 
-    The value `package:PATH` anywhere stands for a path inside the installed package. Raises ConfigError.
+    The file may be the config.yaml of a run: the versions that a job recorded there are passed over. The value
+    `package:PATH` anywhere stands for a path inside the installed package. Raises ConfigError.
     """
     path = RECIPES / f"{name}.yaml" if name in recipes() else Path(name)
-    if not path.is_file():
+    values = _packaged(_read(name, path))
+    if isinstance(values.get("versions"), dict):
+        del values["versions"]
+    changes = dict(overrides or {})
+    _refuse_credentials(changes)  # before any message can repeat a value
+    for key, value in changes.items():
+        _put(values, key, _packaged(value))
+    return parse(values, f"{path}, --set included" if changes else str(path))
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
+    try:
+        return configuration_files.read(path)
+    except FileNotFoundError as error:
+        local = " It is read from a local file: copy it here first." if "://" in name else ""
         raise ConfigError(
-            f"--config {name}: there is no such file, and no such recipe; recipes: {', '.join(recipes())}."
+            f"--config {name}: there is no such file, and no such recipe; recipes: {', '.join(recipes())}.{local}"
+        ) from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"--config {name}: this is a folder. Name the YAML file, for example {path / 'config.yaml'}, or one of the "
+            f"recipes: {', '.join(recipes())}."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"--config {name}: the file cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def override(pair: str) -> tuple[str, Any]:
+    """What `key=value` on a command line overrides, as `load` takes it. Raises ConfigError."""
+    key, equals, text = pair.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"--set {credentials.scrubbed(pair)!r}: write key=value, for example --set motion.camera=subtract."
         )
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: this is not valid YAML: {credentials.scrubbed(str(error))}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys (root, data, queries, model, ...).")
-    _refuse_credentials(dict(overrides or {}))  # before any message can repeat a value
-    for key, value in (overrides or {}).items():
-        _put(values, key, value)
-    return parse(_packaged(values), f"{path}, --set included" if overrides else str(path))
+        return key, override_values.read(Run, key, text)
+    except ValueError as error:
+        raise ConfigError(credentials.scrubbed(f"--set {pair!r}: {error}")) from None
 
 
 def parse(values: Mapping[str, Any], source: str) -> Run:

@@ -57,8 +57,9 @@ def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, see
     for row in sorted(queries, key=lambda r: str(r["clip_id"])):
         if row["error"] is None and row["caption"] and row["caption"] not in captions:
             captions.add(row["caption"])
-            turns[row["group"]] = turns.get(row["group"], 0) + 1
-            placed.append((turns[row["group"]], row["group"], row))
+            group = row["group"] or "all"
+            turns[group] = turns.get(group, 0) + 1
+            placed.append((turns[group], group, row))
     chosen = [row for *_, row in sorted(placed, key=lambda p: p[:2])[:count]]
     blank = {"uri": "", "start_frame": 0, "mask": None, "mask_shape": None}
     return [
@@ -182,10 +183,16 @@ def is_comparable(run: Run) -> bool:
 
 
 def video_place(root: str, arm: str, caption: str, seed: int) -> str:
-    """VBench reads the prompt from the name up to the last dash."""
-    name = re.sub(r"[^\w ,.'()-]", "_", caption)
-    if len(name.encode()) > 120:  # file systems take 255 bytes; captions with one beginning must not share a file
-        name = f"{name[:30]} {hashlib.blake2b(caption.encode(), digest_size=6).hexdigest()}"
+    """VBench reads the prompt from the name up to the last dash.
+
+    A caption that is too long for a name, or that holds what names should not, is cut and gets a hash: two captions
+    never share a file, and none is hidden.
+    """
+    name = re.sub(r"[^\w ,.'()-]", "_", caption).lstrip(".")
+    if len(name.encode()) > 120:  # file systems take 255 bytes
+        name = name[:30]
+    if name != caption:
+        name = f"{name} {hashlib.blake2b(caption.encode(), digest_size=6).hexdigest()}"
     return stores.join(root, "generated", arm, f"{name}-{seed}.mp4")
 
 

@@ -100,6 +100,11 @@ def parts(shares: Sums, names: Sequence[str], notes: Sequence[str], groups: Sequ
     ]
 
 
+def group_sums(given: Sequence[Part], groups: Sequence[str]) -> list[float]:
+    """The parts' shares in each group's influence, summed. A group is any text: a template would take it for a path."""
+    return [sum(part.groups[group] for part in given) for group in groups]
+
+
 def pixel_frames(frames: int, latents: int) -> list[str]:
     """Which frames of the clip each latent frame holds, in words."""
     held = np.asarray(latent_frames(frames, latents))
@@ -120,22 +125,20 @@ def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
     studio = Studio(run, frames_of, {}, 4 + len(ends) + len(near))
     shown = [(q, queries.get(q["query_id"], {}), _taken(studio, queries.get(q["query_id"]))) for q in ends]
     picture, film = _pictures(run, found, frames_of)
-    page = (
-        environment()
-        .get_template("explain.html")
-        .render(
-            run=run,
-            e=found,
-            title=clip_id,
-            overall=next((d for d in found.decisions if d["group"] == "all"), None),
-            picture=picture,
-            film=film,
-            high=shown[: len(shown) - len(shown) // 2],
-            low=shown[len(shown) - len(shown) // 2 :][::-1],
-            near=[(near.get(i, {"clip_id": i}), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
-            links=explained.links(run.root, [i for i, _ in found.near]),
-            groups=_groups(found),
-        )
+    pages = environment()
+    pages.filters["group_sums"] = group_sums
+    page = pages.get_template("explain.html").render(
+        run=run,
+        e=found,
+        title=clip_id,
+        overall=next((d for d in found.decisions if d["group"] == "all"), None),
+        picture=picture,
+        film=film,
+        high=shown[: len(shown) - len(shown) // 2],
+        low=shown[len(shown) - len(shown) // 2 :][::-1],
+        near=[(near.get(i, {"clip_id": i}), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
+        links=explained.links(run.root, [i for i, _ in found.near]),
+        groups=_groups(found),
     )
     place = stores.join(explained.folder(run.root, clip_id), "index.html")
     stores.write_bytes(place, page.encode())

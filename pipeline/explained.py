@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,13 +10,18 @@ from urllib.parse import quote
 
 import yaml
 
-from pipeline import stores
+from pipeline import override_values, stores
+from pipeline.configuration_files import Loader
 
 
 def name(clip_id: str) -> str:
     """A folder's name for any clip id, which may be whatever a manifest says: slashes, dots and all."""
     plain = re.sub(r"[^\w.-]", "_", clip_id, flags=re.ASCII)[:80].lstrip(".")
-    return plain if plain == clip_id else f"{plain}-{hashlib.blake2b(clip_id.encode(), digest_size=6).hexdigest()}"
+    return (
+        plain
+        if plain and plain == clip_id
+        else f"{plain}-{hashlib.blake2b(clip_id.encode(), digest_size=6).hexdigest()}"
+    )
 
 
 def folder(root: str, clip_id: str) -> str:
@@ -32,9 +36,10 @@ def links(root: str, ids: Sequence[str]) -> dict[str, str]:
 
 
 def option(clip_id: str) -> str:
-    """What names a clip on the command line of jobs.explain: quoted where YAML would take the id for a number."""
+    """What names a clip on the command line of jobs.explain; quoted where the same id has to be quoted in YAML."""
     try:
-        text = yaml.safe_load(clip_id) == clip_id
+        plain = yaml.load(clip_id, Loader) == clip_id
     except yaml.YAMLError:
-        text = False
-    return f"--set {shlex.quote(f'explain.clip={clip_id if text else json.dumps(clip_id, ensure_ascii=False)}')}"
+        plain = False
+    value = override_values.written(clip_id) if plain else f'"{clip_id}"'
+    return f"--set {shlex.quote(f'explain.clip={value}')}"

@@ -87,17 +87,39 @@ class FeatureTable:
                     start += batch.num_rows
                     if here.any():
                         phi = self._unit(batch.column(0), here)
+                        self._check(phi, path, at)
                         found.append(call(phi, slice(at, at := at + len(phi))))
             return found
 
         for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):
             yield from results
 
+    def _check(self, phi: Array, path: str, at: int) -> None:
+        """Raise ConfigError where a row has no direction under one of the settings; NaN has none either."""
+        parts = phi.reshape(len(phi), len(self.members), -1)
+        good = (np.vecdot(parts, parts) > 0.5 / len(self.members)).all(1)
+        if not good.all():
+            row = int(np.argmin(good))
+            flaw = "is zero under one of its settings" if np.isfinite(phi[row]).all() else "is not finite"
+            raise _unusable(path, self.clip_ids[at - self.start + row].as_py(), f"its feature {flaw}")
+
     def _unit(self, column: pa.FixedSizeListArray, kept: Flags) -> Array:
         rows = column if kept.all() else column.filter(pa.array(kept))
-        values = rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), self.settings, -1)
+        width = rows.type.list_size // self.settings
+        values = rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.settings, width)
+        if rows.null_count:  # a row without a feature is none of numbers, and `_check` names it
+            there, values = values, np.full((len(rows), self.settings, width), np.nan, np.float32)
+            values[rows.is_valid().to_numpy(zero_copy_only=False)] = there
         chosen = values if len(self.members) == self.settings else values[:, list(self.members)]
         return unit_settings(np.ascontiguousarray(chosen).reshape(len(rows), -1), len(self.members))
+
+
+def _unusable(path: str, clip_id: str, flaw: str) -> ConfigError:
+    kind = "query" if "/queries/" in path else "clip"
+    return ConfigError(
+        f"{path}: the row of {kind} {clip_id!r} has no error, but {flaw}, so it cannot be ranked. Delete this file: "
+        "extract_features then computes its rows anew."
+    )
 
 
 def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]:
@@ -127,6 +149,10 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
         norm = table.column("norm").combine_chunks()
         usable = table.column("error").is_null().to_numpy().copy()
         values = norm.filter(pa.array(usable)).flatten().to_numpy().reshape(-1, len(settings))
+        finite = np.isfinite(values).all(1)
+        if not finite.all():
+            row = np.flatnonzero(usable)[int(np.argmin(finite))]
+            raise _unusable(path, table.column("clip_id")[int(row)].as_py(), "a norm of its gradients is not finite")
         usable[usable] = (values[:, list(chosen)] > 0).all(1)
         return table.select(["clip_id", "error"]).replace_schema_metadata(), usable
 

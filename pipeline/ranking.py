@@ -28,17 +28,103 @@ SMALL = 2048  # rows of a system that BLAS solves sooner on one thread
 CHUNK = 1 << 18  # rows of a selection that are put into words at a time
 
 
+LEAST, MOST = np.float32(1e-16), np.float32(1e16)  # lengths whose squares float32 holds with all their digits
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def matrix(values: npt.ArrayLike, name: str, columns: str) -> Array:
+    """The values as a matrix of finite numbers [N, columns], with a column at least.
+
+    ValueError says which row and column is not; a NaN would else be sorted among the best.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: it holds {found.dtype}, not numbers")
+    if found.ndim != 2:
+        raise ValueError(f"{name}: its shape is {list(found.shape)}; give a matrix [N, {columns}]")
+    if not found.shape[1]:
+        raise ValueError(f"{name}: it has {len(found)} rows without a column; give {columns}, one at least")
+    if found.dtype != np.float64:
+        found = found.astype(np.float32, copy=False)
+    for start in range(0, len(found), CHUNK):
+        finite = np.isfinite(found[start : start + CHUNK])
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise ValueError(f"{name}: row {start + row}, column {column} is {found[start + row, column]}, not finite")
+    return found
+
+
+def directions(features: npt.ArrayLike, name: str) -> Array:
+    """Rows [N, k] that each have a direction; ValueError names the first that is not finite or zero."""
+    found = matrix(features, name, "k")
+    nonzero = found.any(1)
+    if not nonzero.all():
+        raise ValueError(f"{name}: row {int(np.argmin(nonzero))} is zero in every column; it has no direction")
+    return found
+
+
+def check_whiten(whiten: float | None) -> None:
+    """Raise ValueError unless `whiten` is None, or finite and above zero."""
+    if whiten is not None and not 0 < whiten < np.inf:
+        raise ValueError(f"whiten={whiten}: it must be None, for the plain cosine, or a finite number above 0")
+
+
+def check_share(fraction: float, name: str = "fraction") -> None:
+    """Raise ValueError unless a fraction is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"{name}={fraction}: it must be above 0 and at most 1")
+
+
+def scores(influence: npt.ArrayLike) -> Array:
+    """Influence of clips on queries, [N, Q]. Raises ValueError."""
+    found = np.asarray(influence)
+    if found.ndim == 2 and found.shape[1] == 0:
+        raise ValueError(f"influence: its {len(found)} rows have no column: without a query no clip can be ranked")
+    found = matrix(found, "influence", "queries")
+    if not len(found):
+        raise ValueError("influence: there is no clip with a feature, so there is nothing to select from")
+    return found
+
+
+def clip_names(clip_ids: Sequence[str] | pa.Array, count: int) -> pa.LargeStringArray:
+    """The ids of so many rows. Raises ValueError where they are others, or repeat."""
+    given = clip_ids.to_pylist() if isinstance(clip_ids, pa.Array | pa.ChunkedArray) else list(clip_ids)
+    if isinstance(clip_ids, str) or len(given) != count:
+        raise ValueError(f"clip_ids: {count} rows of influence need as many ids, and there are {len(given)}")
+    seen: dict[str, int] = {}
+    for row, clip_id in enumerate(given):
+        if not isinstance(clip_id, str):
+            raise ValueError(f"clip_ids: the id of row {row} is {clip_id!r}, and an id is text")
+        if clip_id in seen:
+            raise ValueError(f"clip_ids: rows {seen[clip_id]} and {row} have one id, {clip_id!r}")
+        seen[clip_id] = row
+    return pa.array(given, pa.large_string())
+
+
 # --- influence --------------------------------------------------------------------------------------------------------
 
 
 def unit_settings(features: Array, settings: int) -> Array:
     """Normalise each setting's part of the rows [N, settings * k] and divide by sqrt(settings).
 
-    The cosine of two rows is then the mean of their settings' cosines. A part of zeros stays zeros.
+    The cosine of two rows is then the mean of their settings' cosines. A part of zeros stays zeros, and one that is not
+    finite stays so; `directions` refuses such rows.
     """
+    if settings < 1 or features.ndim != 2 or features.shape[1] % settings:
+        raise ValueError(f"features: rows of shape {list(features.shape)} cannot be shared out to {settings} settings")
     parts = features.reshape(len(features), settings, features.shape[1] // settings)
-    length = np.sqrt(np.vecdot(parts, parts) * np.float32(settings))
-    unit = parts * (1 / np.where(length > 0, length, np.float32(1)))[..., None]
+    with np.errstate(over="ignore"):  # such rows are computed again below
+        length = np.sqrt(np.vecdot(parts, parts) * np.float32(settings))
+    extreme = (length < LEAST) | (length > MOST)
+    if extreme.any():  # squares of its numbers over- or underflow: they are divided by the largest first
+        largest = np.abs(parts[extreme]).max(1, keepdims=True)
+        parts = parts.copy()
+        parts[extreme] /= np.where((largest > 0) & np.isfinite(largest), largest, np.float32(1))
+        length[extreme] = np.sqrt(np.vecdot(parts[extreme], parts[extreme]) * np.float32(settings))
+    with np.errstate(invalid="ignore"):  # 0 times infinity
+        unit = parts * (1 / np.where(length == 0, np.float32(1), length))[..., None]
     return unit.reshape(features.shape).astype(np.float32, copy=False)
 
 
@@ -53,6 +139,7 @@ def second_moment(phi: Array) -> Sums:
 
 def whitened(queries: Array, moment: Sums, count: float, whiten: float) -> Array:
     """TRAK's preconditioner on unit rows: ``phi_q (moment / count + whiten * I)^-1``; [Q, k] -> [Q, k]."""
+    check_whiten(whiten)
     covariance = moment / count + whiten * np.eye(len(moment))
     with one_thread() if len(moment) < SMALL else nullcontext():
         return np.ascontiguousarray(np.linalg.solve(covariance, queries.T.astype(np.float64)).T, np.float32)
@@ -71,13 +158,19 @@ def own_part(phi: Array, weights: Sums, inverse: Array, total: float) -> Sums:
     return found
 
 
-def influence(clips: Array, queries: Array, whiten: float | None = None) -> Array:
+def influence(clips: npt.ArrayLike, queries: npt.ArrayLike, whiten: float | None = None) -> Array:
     """How much training on each clip lowers each query's loss: [N, k], [Q, k] -> [N, Q].
 
     Without `whiten` the cosine (Wu et al. 2026). With it, on unit rows phi, TRAK's preconditioned product
     ``phi_n^T (Phi^T Phi / N + whiten * I)^-1 phi_q`` (Park et al. 2023), Phi the clips' rows; not normalised
-    afterwards.
+    afterwards. ValueError names a row that is not finite or zero, which has no cosine with any other.
     """
+    check_whiten(whiten)
+    clips, queries = directions(clips, "clips"), directions(queries, "queries")
+    if not len(queries):
+        raise ValueError("queries: there is no row; without a query no clip has influence")
+    if clips.shape[1] != queries.shape[1]:
+        raise ValueError(f"clips have {clips.shape[1]} columns and queries {queries.shape[1]}; give both the same")
     blocks = [slice(start, start + BLOCK) for start in range(0, len(clips), BLOCK)]
     phi: Array = np.empty(clips.shape, np.float32)
     q = unit_settings(queries, 1)
@@ -122,14 +215,20 @@ class Population:
 
 def share(fraction: float, count: int) -> int:
     """How many a fraction of `count` clips is: one at least."""
+    check_share(fraction)
     return max(1, round(fraction * count))
 
 
-def votes(influence: Array, fraction: float = 0.1) -> Counts:
+def votes(influence: npt.ArrayLike, fraction: float = 0.1) -> Counts:
     """How many queries have each clip above their own cutoff: [N, Q] -> [N].
 
-    A query's cutoff leaves exactly max(1, round(fraction * N)) clips at or above it, ties aside.
+    A query's cutoff leaves exactly max(1, round(fraction * N)) clips at or above it, ties aside. ValueError for a value
+    that is not finite.
     """
+    return _votes(scores(influence), fraction)
+
+
+def _votes(influence: Array, fraction: float) -> Counts:
     last = len(influence) - share(fraction, len(influence))
     columns = np.ascontiguousarray(influence.T)
     cutoff = np.partition(columns, last, axis=1)[:, last]
@@ -137,8 +236,12 @@ def votes(influence: Array, fraction: float = 0.1) -> Counts:
     return found
 
 
-def mean_influence(influence: Array) -> Array:
-    """[N, Q] -> [N], summed in float64."""
+def mean_influence(influence: npt.ArrayLike) -> Array:
+    """[N, Q] -> [N], summed in float64. ValueError for a value that is not finite."""
+    return _mean(scores(influence))
+
+
+def _mean(influence: Array) -> Array:
     found: Array = influence.mean(1, dtype=np.float64).astype(np.float32)
     return found
 
@@ -158,18 +261,33 @@ def placed(mean: Array, votes: Counts | None, clip_ids: pa.Array) -> Rows:
     return rows
 
 
-def order(influence: Array, clip_ids: Sequence[str], by: Literal["mean", "votes"], vote_fraction: float = 0.1) -> Rows:
-    """The clips from best to worst: by votes (or not), then mean influence, then clip_id. [N]"""
-    first = votes(influence, vote_fraction) if by == "votes" else None
-    return placed(mean_influence(influence), first, pa.array(clip_ids, pa.large_string()))
+def order(
+    influence: npt.ArrayLike,
+    clip_ids: Sequence[str] | pa.Array,
+    by: Literal["mean", "votes"],
+    vote_fraction: float = 0.1,
+) -> Rows:
+    """The clips from best to worst: by votes (or not), then mean influence, then clip_id. [N]
+
+    ValueError for what `select` refuses.
+    """
+    given = scores(influence)
+    _check_by(by)
+    ids = clip_names(clip_ids, len(given))
+    return placed(_mean(given), _votes(given, vote_fraction) if by == "votes" else None, ids)
+
+
+def _check_by(by: str) -> None:
+    if by not in ("mean", "votes"):
+        raise ValueError(f"by={by!r}: it must be 'mean' or 'votes'")
 
 
 # --- selection --------------------------------------------------------------------------------------------------------
 
 
 def select(
-    influence: Array,
-    clip_ids: Sequence[str],
+    influence: npt.ArrayLike,
+    clip_ids: Sequence[str] | pa.Array,
     by: Literal["mean", "votes"] = "mean",
     fraction: float = 0.1,
     harmful: float = 0.1,
@@ -182,13 +300,22 @@ def select(
     Selected are the first max(1, round(fraction * N)), or those whose mean influence is above `above`; harmful the last
     round(harmful * N) as far as their mean influence is negative, or those below `below`. The weight is the mean
     influence, none below zero, over its sum.
+
+    Raises ValueError for influence that is no matrix, is empty or not finite, for ids that repeat or are of another
+    count, and for a rule that cannot be.
     """
-    if not len(influence):
-        raise ValueError("influence: there is no clip with a feature, so there is nothing to select from")
+    _check_by(by)
+    check_share(fraction)
+    check_share(vote_fraction, "vote_fraction")
+    if not 0 <= harmful < 1:
+        raise ValueError(f"harmful={harmful}: it must be at least 0 and below 1")
+    for name, cut in (("above", above), ("below", below)):
+        if cut is not None and not np.isfinite(cut):
+            raise ValueError(f"{name}={cut}: it must be None or a finite number")
+    given = scores(influence)
+    ids = clip_names(clip_ids, len(given))
     rule = Ranking(by=by, fraction=fraction, harmful=harmful, vote_fraction=vote_fraction, above=above, below=below)
-    given, ids = votes(influence, vote_fraction), pa.array(clip_ids, pa.large_string())
-    tables = decisions(mean_influence(influence), given, ids, influence.shape[1], rule)
-    return pa.concat_tables(tables)
+    return pa.concat_tables(decisions(_mean(given), _votes(given, vote_fraction), ids, given.shape[1], rule))
 
 
 def decisions(

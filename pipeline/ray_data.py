@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import ray_journal, retries, stores, tables, throughput
+from pipeline import ray_connection, ray_journal, retries, stores, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.decoder import Decoder
 from pipeline.merging import merge
@@ -48,19 +48,24 @@ class Worker(Protocol):
 
 
 def connect() -> None:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine's cores."""
+    """Join the cluster of RAY_ADDRESS, or start one on this machine's cores. Raises ConfigError where it cannot."""
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on actor restarts are not for users
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     stop = signal.getsignal(signal.SIGTERM)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    address = ray_connection.cluster_address()
+    if address is not None:
+        try:
+            ray.init(address, **quiet)
+        except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+            raise ray_connection.rejected(error) from error
     else:
+        folders = ray_connection.folders()
         with _on_loopback():
             # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
-            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **quiet)
+            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **folders, **quiet)
     if callable(stop):  # Ray's own handler would wait 30 s for the node to drain before it lets go
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):

@@ -181,6 +181,8 @@ def _allowed(error: Exception) -> int:
         return TRIES if isinstance(error, _BROKEN) else 1
     code = str(answer["Error"].get("Code"))
     status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", code if code.isdecimal() else 0))
+    if code == "NotImplemented" or status == 501:
+        return 1
     if code in _PASSING or status >= 500 or status == 429:
         return TRIES
     return DENIED_TRIES if status == 403 or code in {*_RENEWED, "AccessDenied"} else 1
@@ -194,6 +196,9 @@ def _told(error: Exception, what: str, tries: int) -> StoreError:
         text += ". Check AWS_ENDPOINT_URL and the network, on every node"
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return _DeniedError(f"{text}. Give the environment credentials: variables, a profile or a role.")
+    answer = _answer(error)
+    if answer is not None and answer["Error"].get("Code") == "PreconditionFailed":
+        return _ExistsError(text)
     kinds = {FileNotFoundError: _MissingError, FileExistsError: _ExistsError, PermissionError: _DeniedError}
     return next((told for kind, told in kinds.items() if isinstance(error, kind)), StoreError)(text)
 

@@ -21,6 +21,7 @@ import fsspec
 import pyarrow.fs
 
 _BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a disk says that takes nothing more
+SETTLING = 5.0  # seconds in which writers that came together have written
 ABANDONED = 3600.0  # seconds without a write after which nobody writes to a half-written file any more
 _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
@@ -83,6 +84,52 @@ def write_bytes(path: str, data: bytes) -> None:
         return
     with writing(path) as file:
         file.write(data)
+
+
+def create_bytes(path: str, data: bytes) -> bool:
+    """Write a file that is not there yet; of several writers at once one gets True, and its bytes stay.
+
+    A store that has no conditional writes gets the bytes of the last writer of a moment; whoever reads the file after
+    this call reads the same.
+    """
+    fs, bare = place(path)
+    if "file" in fs.protocol:
+        return _create_local(bare, data)
+    try:
+        fs.pipe_file(bare, data, mode="create")
+    except FileExistsError:
+        return False
+    except StoreError as error:
+        if "NotImplemented" not in str(error):
+            raise
+        if fs.exists(bare):
+            return False
+        fs.pipe_file(bare, data)
+        time.sleep(SETTLING)  # for others that found no file either
+        return bool(fs.cat_file(bare) == data)
+    return True
+
+
+def _create_local(bare: str, data: bytes) -> bool:
+    part = os.path.join(os.path.dirname(bare), f".{os.path.basename(bare)}.{uuid.uuid4().hex}.tmp")
+    with writing(part) as file:
+        file.write(data)
+    try:
+        os.link(part, bare)  # unlike os.replace, it fails where the name is taken
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: the name is taken first, then filled
+        try:
+            taken = os.open(bare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with writable(bare), open(taken, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        os.unlink(part)
+    return True
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,11 @@ def check(run: Run) -> None:
             f"(pip install '.[{kind}]'), or set tracking.kind=none."
         )
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled")
+    if kind == "wandb" and re.search(r"[/\\#?%:]", run.tracking.project):
+        raise ConfigError(
+            f"tracking.project={run.tracking.project!r}: Weights & Biases takes no project name with one of "
+            r"/ \ # ? % :; name another."
+        )
     needed = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_API_KEY"}[kind]
     if needed not in os.environ and not (kind == "wandb" and offline):
         raise ConfigError(f"tracking.kind={kind!r}: the environment variable {needed} is not set; set it.")
@@ -163,11 +169,16 @@ class MLflow:
 
     def result(self, values: Values, records: Sequence[Mapping[str, Any]]) -> None:
         for key, value in values.items():
-            self._client.log_metric(self._id, f"evaluation/{key}", value)
+            self._client.log_metric(self._id, f"evaluation/{_metric_name(key)}", value)
         self._client.log_dict(self._id, {"rows": [dict(r) for r in records]}, "evaluation.json")
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+
+
+def _metric_name(metric: str) -> str:
+    """A metric's name without what MLflow refuses in one: brackets, among others."""
+    return re.sub(r"[^\w.\- /]", "", metric, flags=re.ASCII)
 
 
 class WandB:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -34,6 +35,7 @@ Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
+CANARY_READS = 10  # half a second apart
 CAPTIONS_KEPT = 128  # embeddings of one caption of Wan take 4 MB
 
 
@@ -163,16 +165,7 @@ class FeatureWorker:
         latent = self.model.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0))
         take_clip(self.gradients, self.model, [Setting(mask="none")], latent, self.text(""), None, c.seed)
         feature = self.gradients.collect()[0][0]
-        path = stores.join(c.root, "canary", f"{name}.json")
-        if not stores.exists(path):
-            stores.write_bytes(path, json.dumps(feature.tolist()).encode())
-        first = torch.tensor(json.loads(stores.read_bytes(path)))
-        cosine = float(torch.nn.functional.cosine_similarity(first, feature, 0))
-        if not cosine >= 0.9999:
-            raise RuntimeError(
-                f"this actor's feature of the canary clip has a cosine of {cosine:.6f} with the first actor's "
-                f"({path}); features of the two cannot be mixed. Use GPUs of one kind, or another root."
-            )
+        check_canary(stores.join(c.root, "canary", f"{name}.json"), feature)
 
     def take(self, row: Row, frames: Frames | ClipError) -> Row:
         """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
@@ -231,6 +224,43 @@ class FeatureWorker:
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
+
+
+def check_canary(path: str, feature: Tensor) -> None:
+    """Compare an actor's feature of the canary clip with that of the first actor, which the file at `path` holds.
+
+    Actors start together, so the file is created by one of them alone, and every actor compares with what is in it.
+    RuntimeError where the cosine is below 0.9999, or where there is nothing to compare.
+    """
+    if not torch.isfinite(feature).all() or not feature.any():
+        raise RuntimeError(
+            "this actor's feature of the canary clip is not finite, or zero: the model's weights, its dtype or this "
+            "machine's GPU are at fault, and every clip's feature would be so."
+        )
+    stores.create_bytes(path, json.dumps(feature.tolist()).encode())
+    first = _first_canary(path)
+    if first.shape != feature.shape:
+        raise RuntimeError(
+            f"{path}: it has {first.numel()} numbers, and this actor's feature of the canary clip {feature.numel()}. "
+            "Delete the file if it was not written by this run."
+        )
+    cosine = float(torch.nn.functional.cosine_similarity(first, feature, 0))
+    if not cosine >= 0.9999:
+        raise RuntimeError(
+            f"this actor's feature of the canary clip has a cosine of {cosine:.6f} with the first actor's "
+            f"({path}); features of the two cannot be mixed. Use GPUs of one kind, or another root."
+        )
+
+
+def _first_canary(path: str) -> Tensor:
+    for _ in range(CANARY_READS):
+        try:
+            return torch.tensor(json.loads(stores.read_bytes(path)), dtype=torch.float32)
+        except (ValueError, TypeError):  # on a disk without hard links its writer may still be at it
+            time.sleep(0.5)
+    raise RuntimeError(
+        f"{path}: this is no feature of the canary clip. Delete the file, and run the same command again."
+    )
 
 
 def featured(error: str | None) -> bool:

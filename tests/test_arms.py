@@ -278,11 +278,14 @@ def test_arms_are_checked_before_anything_runs(tmp_path: Path) -> None:
         arms.check(configured(tmp_path, "motive", evaluate__arms=["no_mask"], attribution__settings=SETTINGS[:1]))
 
 
-def test_the_curated_set_as_a_video_folder(root: Path, tmp_path: Path) -> None:
+def test_the_curated_set_is_a_list_of_segments(root: Path, tmp_path: Path) -> None:
     rows = arms.training_set(configured(root, "motive"))
-    path = arms.write_video_folder(str(tmp_path / "curated"), rows)
+    path = arms.write_curated(str(tmp_path / "curated"), rows)
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
     assert Path(path).name == "metadata.jsonl"
     assert [line["clip_id"] for line in lines] == rows.column("clip_id").to_pylist()
     assert set(lines[0]) == {"file_name", "caption", "clip_id", "start_frame", "num_frames", "fps", "weight"}
     assert (lines[0]["file_name"], lines[0]["fps"]) == ("v.mp4", 8.0)
+    told = (tmp_path / "curated" / "README.txt").read_text()
+    assert all(f"  {column} " in told for column in lines[0]), "a column is not explained"
+    assert "not a data set" in told

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from jobs import command
 from pipeline import config, fingerprints
 from pipeline.config import ConfigError, Run, load, parse
 
@@ -217,3 +218,75 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: st
 def test_a_missing_file_is_refused_with_the_recipes_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no_such\.yaml.*recipes:.*demo"):
         load("no_such.yaml")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+DEMO = (config.RECIPES / "demo.yaml").read_text()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "demo.yaml"
+    file.write_bytes(DEMO.replace("runs/demo", "runs/d\u00e9mo").encode(encoding))
+    assert load(str(file)).root == "runs/d\u00e9mo"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("# a\nroot: caf\u00e9\n".encode("latin-1"), "line 2: it is not UTF-8 (byte 0xe9"),
+        (DEMO.encode("utf-16-le"), "UTF-16 without a byte-order mark"),
+        (b"a: 1\nb: \0\n", "line 2: it has a NUL"),
+        (b"a: 1\nb: \x07\n", "line 2: it holds the character U+0007"),
+        (b"data:\n\tvideos: a\n", "line 2: this is not valid YAML"),
+        (b"root: a\nseed: 1\nroot: b\n", "line 3: this is not valid YAML: the key `root` stands on line 1 already"),
+        (b"data:\n  fps: 1\n  fps: 2\n", "line 3: this is not valid YAML: the key `fps` stands on line 2 already"),
+        (b"data: {fps: 1, fps: 2}\n", "the key `fps` stands on line 1 already"),
+        (b"", "the file is empty"),
+        (b"# nothing\n", "the file is empty"),
+        (b"a: &a [*a]\n", "within themselves"),
+        (b"root: x\nday: 2024-13-45\n", "line 2: this is not valid YAML: '2024-13-45' is no timestamp"),
+        (b"root: !!bool x\n", "line 1: this is not valid YAML: 'x' is no bool"),
+        (b"1: x\n", "a key of a configuration is a text, and 1 is none"),
+        (b"a: 1\n---\nb: 2\n", "another document"),
+    ],
+)
+def test_a_file_that_is_not_certain_is_refused_with_its_line(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        load(str(file))
+    assert str(file) in str(error.value)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_merge_key_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "merged.yaml"
+    pools = "resources:\n  index_clips: &pool {actors: 2, batch: 3}\n  evaluate: {<<: *pool, batch: 4}\n"
+    file.write_text(yaml.safe_dump(MINIMAL) + pools)
+    assert load(str(file)).resources.evaluate.model_dump() == {"actors": 2, "cpus": 1, "gpus": 0, "batch": 4}
+
+
+def test_a_folder_or_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"this is a folder.*config\.yaml"):
+        load(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot be read \(File name too long\)"):
+        load("x" * 300)
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_the_record_of_a_run_is_a_configuration(name: str, tmp_path: Path) -> None:
+    root = str(tmp_path / "try #2: d\u00e9mo")
+    run = load(name, {"root": root, "finetune.group": "yes", "nightly.date": "2024-01-02", "ranking.above": 1e-7})
+    command.record(run)
+    assert load(f"{root}/config.yaml") == run
+    assert load(f"{root}/config.yaml", {"seed": 3}).seed == 3
+
+
+def test_a_key_named_versions_that_no_job_wrote_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({**MINIMAL, "versions": 3}))
+    with pytest.raises(ConfigError, match="`versions` is no configuration key"):
+        load(str(file))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import markupsafe
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -172,7 +173,7 @@ def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float
 
 
 def test_any_id_has_a_folder_of_its_own() -> None:
-    ids = ["a", "a/b", "a_b", "../a", ".a", "..", "é", "x" * 200, "x" * 201, "a b"]
+    ids = ["", "a", "a/b", "a_b", "../a", ".a", "..", "é", "x" * 200, "x" * 201, "a b"]
     names = [explained.name(i) for i in ids]
     assert len(set(names)) == len(ids)
     assert all("/" not in n and not n.startswith(".") and 0 < len(n) < 100 for n in names)
@@ -269,6 +270,48 @@ def test_the_page_of_a_ranked_clip_without_motion_says_why_it_has_no_mask(
     motion = dict.fromkeys(schemas.motion_schema(schemas.CLIPS).names) | {"error": "no_motion: its flow spans less."}
     page = Path(explain_page.write(run, explain_page.Explanation(clip, motion, None), lambda row: None)).read_text()
     assert "It has no mask: its flow spans less. The ranking compares its unmasked feature" in page
+
+
+NAMES = [
+    "01",
+    "1",
+    "v1.0",
+    "../x",
+    "a/b",
+    "",
+    " ",
+    "items",
+    "__class__",
+    "<b>&'\"",
+    "{{ 7 * 7 }}",
+    "\N{FIRE}",
+    "x" * 5000,
+]
+
+
+def test_a_group_may_have_any_name(small_run: Callable[..., Run], tmp_path: Path) -> None:
+    """A group is neither a path nor an attribute; the template's own filter once read 01 and v1.0 so."""
+    run = small_run(tmp_path, report__pictures=False)
+    row = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a/../<i>", "uri": "/a.mp4"}
+    motion = dict.fromkeys(schemas.motion_schema(schemas.CLIPS).names)
+    standings = [
+        {"query_id": f"q{name}", "group": name, "influence": 0.5 - n, "rank": n, "percentile": 50.0, "votes": True}
+        for n, name in enumerate(NAMES)
+    ]
+    decision = {"decision": "selected", "rank": 0, "mean_influence": 0.1, "votes": 1, "weight": 0.1, "reason": "x"}
+    found = explain_page.Explanation(
+        row, motion, None, [{**decision, "group": name} for name in ("all", *NAMES)], standings, len(NAMES)
+    )
+    shares = np.arange(2 * 3 * len(NAMES), dtype=float).reshape(1, 2, 3, -1) - 30
+    found = found.split(run, shares, ["a", "b", "c"], NAMES)
+    page = Path(explain_page.write(run, found, lambda row: None)).read_text()
+    assert "<i>" not in page
+    assert "{{ 7 * 7 }}" in page, "a name was taken for a template"
+    for g in explain_page._groups(found):
+        total = shares.sum((0, 1, 2))[NAMES.index(g)]
+        assert f'<td class="cell">{total:+.3f}</td>'.replace("-", "\N{MINUS SIGN}") in page
+        assert f'<th scope="col" class="cell">{markupsafe.escape(g)}</th>' in page
+    assert len(explain_page._groups(found)) == explain_page.GROUPS
 
 
 @pytest.mark.parametrize("change", [{}, {"clip_id": "nobody"}, {"cut": True}])

@@ -253,6 +253,103 @@ def test_another_family_is_refused_by_name(tmp_path: Path) -> None:
     assert "CogVideoXPipeline" in refused(str(tmp_path))
 
 
+def changed(folder: Path, place: Path, file: str, **values: object) -> str:
+    """A copy of a pipeline's configurations with other values; None takes a key out."""
+    for name in ("model_index.json", "vae/config.json", "transformer/config.json"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        found = json.loads((folder / name).read_text())
+        if name == file:
+            found = {key: value for key, value in {**found, **values}.items() if value is not None}
+        (place / name).write_text(json.dumps(found))
+    return str(place)
+
+
+INDEX, VAE, TRANSFORMER = "model_index.json", "vae/config.json", "transformer/config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "says"),
+    [
+        (INDEX, {"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "Wan 2.2 A14B with two experts"),
+        (INDEX, {"boundary_ratio": 0.875}, "Wan 2.2 A14B with two experts (transformer_2, boundary_ratio=0.875)"),
+        (INDEX, {"expand_timesteps": True}, "Wan 2.2 TI2V 5B"),
+        (INDEX, {"image_encoder": ["transformers", "CLIPVisionModel"]}, "a pipeline with image_encoder"),
+        (INDEX, {"text_encoder_2": ["transformers", "T5EncoderModel"]}, "a pipeline with text_encoder_2"),
+        (INDEX, {"_class_name": "WanImageToVideoPipeline"}, "a WanImageToVideoPipeline"),
+        (INDEX, {"_class_name": "WanVACEPipeline"}, "a WanVACEPipeline"),
+        (VAE, {"_class_name": "AutoencoderKLLTXVideo"}, "a pipeline whose vae is a AutoencoderKLLTXVideo"),
+        (VAE, {"is_residual": True}, "Wan 2.2 with its residual autoencoder"),
+        (TRANSFORMER, {"_class_name": "WanVACETransformer3DModel"}, "WanVACETransformer3DModel"),
+        (TRANSFORMER, {"in_channels": 36}, "in_channels=36, out_channels=8"),
+        (TRANSFORMER, {"image_dim": 1280}, "image-to-video model (image_dim=1280)"),
+        (TRANSFORMER, {"added_kv_proj_dim": 5120}, "image-to-video model (added_kv_proj_dim=5120)"),
+    ],
+)
+def test_other_models_of_wans_class_are_refused_by_name(
+    folder: Path, tmp_path: Path, file: str, values: dict[str, object], says: str
+) -> None:
+    assert says in refused(changed(folder, tmp_path, file, **values))
+
+
+def test_a_second_transformer_is_not_left_out_of_the_hash(folder: Path, tmp_path: Path) -> None:
+    place = changed(folder, tmp_path / "a", INDEX, transformer_2=["diffusers", "WanTransformer3DModel"])
+    (tmp_path / "b" / "transformer_2").mkdir(parents=True)
+    for other in (Path(place), Path(changed(folder, tmp_path / "b", INDEX))):
+        with pytest.raises(ConfigError, match="two experts"):
+            models.weights_hash(other)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"scale_factor_temporal": None, "scale_factor_spatial": None}, (2, 4)),  # as Wan 2.1's own folders have it
+        ({"dim_mult": None, "temperal_downsample": None}, (2, 4)),
+        (
+            {
+                "scale_factor_temporal": None,
+                "scale_factor_spatial": None,
+                "patch_size": None,
+                "dim_mult": [1, 2, 4, 4],
+                "temperal_downsample": [False, True, True],
+            },
+            (4, 8),
+        ),
+    ],
+)
+def test_strides_are_read_from_what_the_configuration_says(
+    folder: Path, tmp_path: Path, values: dict[str, object], expected: tuple[int, int]
+) -> None:
+    assert models.strides(Path(changed(folder, tmp_path, VAE, **values))) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"scale_factor_temporal": None, "dim_mult": None}, "scale_factor_temporal is None"),
+        ({"scale_factor_spatial": None, "temperal_downsample": None}, "scale_factor_spatial is None"),
+        ({"scale_factor_spatial": 8}, "scale_factor_spatial=8 contradicts"),
+        ({"scale_factor_temporal": "4", "dim_mult": None}, "scale_factor_temporal is '4'"),
+    ],
+)
+def test_strides_that_nothing_tells_are_refused(
+    folder: Path, tmp_path: Path, values: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        models.strides(Path(changed(folder, tmp_path, VAE, **values)))
+    assert says in str(error.value)
+    assert "vae/config.json" in str(error.value)
+
+
+def test_files_that_are_no_json_are_refused(folder: Path, tmp_path: Path) -> None:
+    place = Path(changed(folder, tmp_path, INDEX))
+    (place / TRANSFORMER).write_text("{")
+    assert "transformer/config.json" in refused(str(place))
+    with pytest.raises(ConfigError, match=r"patch_size is None"):
+        models.patch(Path(changed(folder, tmp_path, TRANSFORMER, patch_size=None)))
+    (place / INDEX).write_bytes(b"\xff\xfe{")
+    assert "model_index.json" in refused(str(place))
+
+
 @pytest.mark.parametrize("missing", ["transformer", "vae", "text_encoder"])
 def test_an_incomplete_pipeline_is_refused(folder: Path, tmp_path: Path, missing: str) -> None:
     copy = tmp_path / "incomplete"

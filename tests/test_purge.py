@@ -175,3 +175,18 @@ def test_the_job_refuses_unknown_ids_and_reads_a_file(
     assert "nights/2026-01-02/model (in use): trained on 1 of these clips" in said
     assert "clips: 1 rows" in said
     job.purge(small_run(root, purge__clips=[GONE]))  # known to be purged: no error
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_ids_is_read_with_its_byte_order_mark(
+    small_run: Callable[..., Run], tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "ids.txt").write_bytes("a\r\né\n".encode(encoding))
+    assert job.wanted(small_run(tmp_path, purge__file=str(tmp_path / "ids.txt"))) == {"a", "é"}
+
+
+def test_a_file_of_ids_that_cannot_be_read_is_refused(small_run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_bytes("é\n".encode("latin-1"))
+    for place, says in ((tmp_path / "ids.txt", "not UTF-8"), (tmp_path, "Is a directory|directory")):
+        with pytest.raises(ConfigError, match=rf"purge\.file=.*({says})"):
+            job.wanted(small_run(tmp_path, purge__file=str(place)))

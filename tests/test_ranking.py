@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from pipeline import schemas, tables
+from pipeline import ranking, schemas, tables
 from pipeline.columns import Columns
 from pipeline.config import ConfigError, Ranking
 from pipeline.feature_table import under_mask
@@ -295,3 +297,126 @@ def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() ->
         assert rows["still"]["decision"] == "neutral"
         assert "no_motion: still" in rows["still"]["reason"]
         assert rows["still"]["weight"] == 0
+
+
+# --- what cannot be ranked -------------------------------------------------------------------------------------------
+
+
+def with_value(values: Array, row: int, column: int, value: float) -> Array:
+    changed = values.copy()
+    changed[row, column] = value
+    return changed
+
+
+@pytest.mark.parametrize("whiten", [None, 0.01])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_feature_that_is_not_finite_is_named(whiten: float | None, value: float) -> None:
+    clips, queries = normal(0, 5, 8), normal(1, 2, 8)
+    with pytest.raises(ValueError, match=r"clips: row 3, column 2 is .*not finite"):
+        influence(with_value(clips, 3, 2, value), queries, whiten)
+    with pytest.raises(ValueError, match=r"queries: row 1, column 7 is .*not finite"):
+        influence(clips, with_value(queries, 1, 7, value), whiten)
+
+
+@pytest.mark.parametrize("whiten", [None, 0.01])
+def test_a_feature_without_a_direction_is_named(whiten: float | None) -> None:
+    clips, queries = normal(0, 5, 8), normal(1, 2, 8)
+    with pytest.raises(ValueError, match="clips: row 4 is zero in every column"):
+        influence(np.concatenate([clips[:4], 0 * clips[:1]]), queries, whiten)
+    with pytest.raises(ValueError, match="queries: row 0 is zero in every column"):
+        influence(clips, 0 * queries, whiten)
+
+
+@pytest.mark.parametrize(
+    ("clips", "queries", "says"),
+    [
+        ((5, 8), (0, 8), "queries: there is no row"),
+        ((5, 0), (2, 0), "clips: it has 5 rows without a column"),
+        ((5, 8), (2, 7), "clips have 8 columns and queries 7"),
+        ((8,), (2, 8), r"clips: its shape is \[8\]"),
+        ((5, 8), (1, 2, 8), r"queries: its shape is \[1, 2, 8\]"),
+    ],
+)
+def test_features_of_other_shapes_are_refused(clips: tuple[int, ...], queries: tuple[int, ...], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        influence(normal(0, *clips), normal(1, *queries))
+
+
+@pytest.mark.parametrize("whiten", [0, -0.1, math.nan, math.inf])
+def test_a_whitening_that_cannot_be_is_refused(whiten: float) -> None:
+    with pytest.raises(ValueError, match="whiten="):
+        influence(normal(0, 5, 8), normal(1, 2, 8), whiten)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_longest_and_shortest_features_have_a_cosine_like_all(scale: float) -> None:
+    clips, queries = normal(0, 5, 8), normal(1, 2, 8)
+    assert np.allclose(influence(clips * np.float32(scale), queries * np.float32(scale)), influence(clips, queries))
+
+
+def test_lists_and_whole_numbers_are_features_too() -> None:
+    assert np.allclose(influence([[3, 4], [0, 1]], [[0, 2]]), [[0.8], [1.0]])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "call", [votes, ranking.mean_influence, lambda i: select(i, ids(5)), lambda i: order(i, ids(5), "votes")]
+)
+def test_influence_that_is_not_finite_is_named(call: Callable[[Array], object], value: float) -> None:
+    with pytest.raises(ValueError, match=r"influence: row 3, column 1 is .*not finite"):
+        call(with_value(normal(0, 5, 2), 3, 1, value))
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [((0, 2), "no clip with a feature"), ((5, 0), "without a query no clip can be ranked"), ((5,), "its shape is")],
+)
+@pytest.mark.parametrize("call", [votes, lambda i: select(i, ids(len(i))), lambda i: order(i, ids(len(i)), "mean")])
+def test_influence_of_other_shapes_is_refused(
+    call: Callable[[Array], object], shape: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(normal(0, *shape))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a", "b", "a"], "rows 0 and 2 have one id, 'a'"),
+        (["a", "b"], "3 rows of influence need as many ids, and there are 2"),
+        (["a", "b", "c", "d"], "there are 4"),
+        (["a", None, "c"], "the id of row 1 is None"),
+        ([1, 2, 3], "the id of row 0 is 1"),
+        ("abc", "need as many ids"),
+    ],
+)
+def test_ids_that_do_not_name_the_rows_are_refused(names: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        select(normal(0, 3, 2), names)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"fraction": 0.0},
+        {"fraction": 1.1},
+        {"fraction": -0.1},
+        {"fraction": math.nan},
+        {"harmful": 1.0},
+        {"harmful": -0.1},
+        {"vote_fraction": 0.0},
+        {"above": math.nan},
+        {"below": math.inf},
+        {"by": "median"},
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused_by_name(rule: dict[str, Any]) -> None:
+    name, value = next(iter(rule.items()))
+    with pytest.raises(ValueError, match=f"^{name}={value!r}: it must be"):
+        select(normal(0, 3, 2), ids(3), **rule)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, math.nan])
+def test_votes_of_no_share_are_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction="):
+        votes(normal(0, 3, 2), fraction)

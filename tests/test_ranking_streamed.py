@@ -214,3 +214,30 @@ def test_influence_is_the_same_to_the_bit_on_any_number_of_threads(clips: int) -
     assert found[0].shape == (clips, 5)
     assert found[0].tobytes() == found[1].tobytes()
     assert np.allclose(found[0], naive, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["clips", "queries"])
+@pytest.mark.parametrize(("value", "says"), [(np.nan, "not finite"), (np.inf, "not finite"), (0.0, "zero under one")])
+def test_a_row_that_cannot_be_ranked_ends_the_job_with_its_name(run: Run, name: str, value: float, says: str) -> None:
+    """A table should hold none; one that does, from a damaged or foreign part, must not rank by NaN."""
+    values = queries()[:2]
+    values[1, K:] = value
+    tables.append(f"{run.root}/features/{name}", rows(["fine", "bad"], values), {}, settings=SETTINGS)
+    with pytest.raises(config.ConfigError, match=f"{'query' if name == 'queries' else 'clip'} 'bad'.*{says}"):
+        selection.rank(run, "motion", 0.01)
+
+
+def test_a_row_without_a_feature_or_with_a_norm_of_nan_is_named(run: Run) -> None:
+    table = rows(["fine", "bad"], queries()[:2])
+    at = table.schema.get_field_index("feature")
+    empty = table.set_column(at, table.schema.field(at), tables.vectors(queries()[:2], np.array([True, False])))
+    tables.append(f"{run.root}/features/clips", empty, {}, settings=SETTINGS)
+    with pytest.raises(config.ConfigError, match=r"clip 'bad'.*not finite"):
+        selection.rank(run, "motion", None)
+    at = table.schema.get_field_index("norm")
+    norms = tables.vectors(np.array([[1, 1], [np.nan, 1]], np.float32))
+    tables.append(
+        f"{run.root}/features/queries", table.set_column(at, table.schema.field(at), norms), {}, settings=SETTINGS
+    )
+    with pytest.raises(config.ConfigError, match=r"query 'bad'.*norm"):
+        selection.rank(run, "motion", None)

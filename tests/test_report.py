@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -396,3 +397,21 @@ def test_a_page_without_pictures_and_captions_has_none(tmp_path: Path) -> None:
     captions = {r["caption"] for n in ("clips", "queries") for r in tables.read(str(tmp_path / n)).to_pylist()}
     shown = [c for c in captions if c and c in text_of(page)]
     assert not shown, f"captions on the page: {shown[:3]}"
+
+
+@pytest.mark.parametrize("odd", [("01", "v1.0", "../x"), ("items", "<b>\"'", "{{ 7 }}"), ("\N{FIRE}", " ", "g" * 3000)])
+def test_groups_may_have_any_name(tmp_path: Path, odd: tuple[str, str, str]) -> None:
+    run = build(str(tmp_path))
+    names = dict(zip(GROUPS, odd, strict=True))
+    for folder in ("queries", "selection"):
+        place = stores.join(run.root, folder)
+        table = tables.read(place)
+        assert table is not None
+        renamed = pa.array([names.get(g, g) for g in table.column("group").to_pylist()], pa.string())
+        at = table.schema.get_field_index("group")
+        tables.replace(place, table.set_column(at, table.schema.field(at), renamed), FINGERPRINT)
+    found = report.write(run, frames_of, video_of)
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert set(found["selection"]) == {"all", *odd}
+    for name in odd:
+        assert f"<h3>{markupsafe.escape(name)}</h3>" in page

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,23 +94,124 @@ def _snapshot(id: str) -> Path:
         return Path(snapshot_download(id, allow_patterns=list(fetched.FILES)))
 
 
+PARTS = ("vae", "text_encoder", "tokenizer", "transformer")  # folders of a pipeline whose files change a feature
+_OTHERS = ("scheduler",)  # and those that change none
+
+
 def family(path: Path) -> str:
-    """Which adapter a pipeline folder needs. Raises ConfigError for families that have none yet."""
-    name = str(json.loads((path / "model_index.json").read_text()).get("_class_name"))
+    """Which adapter a pipeline folder needs. Raises ConfigError for families that have none yet.
+
+    The class alone does not tell: Wan 2.2 has that of Wan 2.1, with a second transformer or another autoencoder.
+    """
+    index = _config(path / "model_index.json")
+    name = str(index.get("_class_name"))
     if name != "WanPipeline":
-        raise ConfigError(f"model.id={str(path)!r}: it is a {name}; this version has an adapter for WanPipeline only.")
+        raise ConfigError(
+            f"model.id={str(path)!r}: it is a {name}; this version has an adapter for WanPipeline only, with Wan 2.1 "
+            "text-to-video."
+        )
+    _check_parts(path, index)
+    if index.get("expand_timesteps"):
+        raise _unsupported(path, "Wan 2.2 TI2V 5B (expand_timesteps), whose tokens have timesteps of their own")
+    for part, kind in (("vae", "AutoencoderKLWan"), ("transformer", "WanTransformer3DModel")):
+        found = _config(path / part / "config.json").get("_class_name", kind)
+        if found != kind:
+            raise _unsupported(path, f"a pipeline whose {part} is a {found}, not a {kind}")
+    if _config(path / "vae" / "config.json").get("is_residual"):
+        raise _unsupported(path, "Wan 2.2 with its residual autoencoder (is_residual)")
+    transformer = _config(path / "transformer" / "config.json")
+    image = next((key for key in ("image_dim", "added_kv_proj_dim") if transformer.get(key) is not None), None)
+    if image is not None:
+        raise _unsupported(path, f"an image-to-video model ({image}={transformer[image]}), which takes a first frame")
+    taken, given = transformer.get("in_channels"), transformer.get("out_channels")
+    if None not in (taken, given) and taken != given:
+        raise _unsupported(
+            path,
+            f"an image-to-video or control model (in_channels={taken}, out_channels={given}), which takes more than "
+            "noise and caption",
+        )
     return name
 
 
+def _unsupported(path: Path, what: str) -> ConfigError:
+    return ConfigError(
+        f"model.id={str(path)!r}: it is {what}. This version attributes and fine-tunes Wan 2.1 text-to-video alone; "
+        "features of others would be wrong. Give a Wan 2.1 T2V pipeline."
+    )
+
+
+def _check_parts(path: Path, index: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a pipeline that has parts beside those that are hashed and opened."""
+    named = [key for key, value in index.items() if isinstance(value, list) and any(value)]
+    second = [key for key in ("transformer_2", "text_encoder_2") if key in named or (path / key).is_dir()]
+    boundary = index.get("boundary_ratio")
+    if "transformer_2" in second or boundary is not None:
+        raise _unsupported(path, f"Wan 2.2 A14B with two experts (transformer_2, boundary_ratio={boundary})")
+    others = [*second, *(key for key in named if key not in (*PARTS, *_OTHERS, *second))]
+    if others:
+        raise _unsupported(path, f"a pipeline with {', '.join(others)}, which Wan 2.1 text-to-video does not have")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """A JSON file of a pipeline's folder; empty where it is missing, which `open_model` tells of."""
+    try:
+        found = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: this is no JSON file that can be read ({error}); model.id names its folder."
+        ) from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: this holds no JSON object, so model.id names no complete diffusers Wan pipeline.")
+    return found
+
+
 def strides(path: Path) -> tuple[int, int]:
-    """Temporal and spatial stride of the autoencoder, from its configuration alone."""
-    config = json.loads((path / "vae" / "config.json").read_text())
-    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
+    """Temporal and spatial stride of the autoencoder, from its configuration alone. Raises ConfigError."""
+    file = path / "vae" / "config.json"
+    return strides_of(_config(file), str(file))
+
+
+def strides_of(config: Mapping[str, Any], source: str) -> tuple[int, int]:
+    """Temporal and spatial stride by an autoencoder's configuration; nothing is assumed where it does not say.
+
+    Its lists of levels tell what it does, and older configurations have them alone. Where `scale_factor_temporal` and
+    `scale_factor_spatial` are there too, they must say the same. Raises ConfigError.
+    """
+    levels, halved = config.get("dim_mult"), config.get("temperal_downsample")
+    derived: dict[str, int] = {}
+    if isinstance(levels, list | tuple) and isinstance(halved, list | tuple):
+        derived["scale_factor_temporal"] = 2 ** sum(bool(one) for one in halved[: len(levels) - 1])
+        derived["scale_factor_spatial"] = 2 ** (len(levels) - 1) * int(config.get("patch_size") or 1)
+    found = []
+    for key in ("scale_factor_temporal", "scale_factor_spatial"):
+        told = config.get(key, derived.get(key))
+        if not isinstance(told, int) or told < 1:
+            raise ConfigError(
+                f"{source}: it does not tell the autoencoder's stride: {key} is {told!r}, and dim_mult with "
+                "temperal_downsample is not there either. Add the key, or give the folder of a complete diffusers "
+                "Wan pipeline."
+            )
+        if derived.get(key, told) != told:
+            raise ConfigError(
+                f"{source}: {key}={told} contradicts dim_mult={levels}, temperal_downsample={halved} and patch_size="
+                f"{config.get('patch_size')}, by which it is {derived[key]}. Correct the one that is wrong."
+            )
+        found.append(told)
+    return found[0], found[1]
 
 
 def patch(path: Path) -> tuple[int, int, int]:
-    frames, rows, columns = json.loads((path / "transformer" / "config.json").read_text())["patch_size"]
-    return int(frames), int(rows), int(columns)
+    """Latent frames, rows and columns to a token. Raises ConfigError."""
+    file = path / "transformer" / "config.json"
+    found = _config(file).get("patch_size")
+    if not isinstance(found, list) or len(found) != 3 or not all(isinstance(n, int) and n > 0 for n in found):
+        raise ConfigError(
+            f"{file}: patch_size is {found!r}, not three whole numbers. Give the folder of a complete diffusers Wan "
+            "pipeline."
+        )
+    return found[0], found[1], found[2]
 
 
 def skeleton(path: Path) -> nn.Module:
@@ -122,9 +224,13 @@ def skeleton(path: Path) -> nn.Module:
 
 
 def weights_hash(path: Path) -> str:
-    """A hash of every weight and configuration file that changes a feature."""
+    """A hash of every weight and configuration file that changes a feature.
+
+    Raises ConfigError for a pipeline that has other parts, which it would leave out.
+    """
+    _check_parts(path, _config(path / "model_index.json"))
     digest = hashlib.blake2b(digest_size=16)
-    for part in ("vae", "text_encoder", "tokenizer", "transformer"):
+    for part in PARTS:
         for file in sorted((path / part).glob("*")):
             if file.suffix in (".json", ".safetensors", ".model", ".txt"):
                 digest.update(f"{part}/{file.name}".encode())

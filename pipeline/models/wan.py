@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError, VideoModelConfig
+from pipeline.models import strides_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,8 +37,7 @@ class Wan:
         self.transformer.eval()
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
-        self.temporal_stride = int(self.vae.config.scale_factor_temporal)
-        self.spatial_stride = int(self.vae.config.scale_factor_spatial)
+        self.temporal_stride, self.spatial_stride = strides_of(dict(self.vae.config), f"model.id={config.id!r}, vae")
         self.patch: tuple[int, int, int] = tuple(self.transformer.config.patch_size)
         scheduler = self.pipeline.scheduler.config
         self.shift = float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))

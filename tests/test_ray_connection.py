@@ -1,0 +1,201 @@
+"""Addresses of clusters that are gone, or none, and folders that are too long for Ray's sockets."""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import pytest
+import ray
+from ray._private import services
+
+from pipeline import ray_connection, ray_data
+from pipeline.config import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_connection, "TRY", 2.0)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        ray_data.connect()
+    assert time.monotonic() - start < 15
+    assert f"RAY_ADDRESS={address!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "6379", "host:", ":6379", "host:0", "host:99999", "host:port", "a b:1", " ", "[::1:6379"]
+)
+def test_what_is_no_address_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert "it is no address. Give HOST:PORT" in refused(monkeypatch, address)
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://127.0.0.1:8265", "anyscale://x"])
+def test_a_url_is_refused_with_what_it_is_for(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    assert "ray job submit" in refused(monkeypatch, address)
+
+
+def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://user:secret@host:8265")
+    with pytest.raises(ConfigError) as error:
+        ray_connection.cluster_address()
+    assert "secret" not in str(error.value)
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
+def test_a_cluster_that_is_gone_is_soon_told(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    told = refused(monkeypatch, f"{host}:{free_port()}")
+    assert "no Ray cluster answered there within 2 s" in told
+    assert "unset RAY_ADDRESS" in told
+
+
+def test_no_cluster_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    assert "Could not find any running Ray instance" in refused(monkeypatch, "auto")
+
+
+def test_the_record_of_a_cluster_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: f"127.0.0.1:{free_port()}")
+    assert "no Ray cluster answered there" in refused(monkeypatch, "auto")
+
+
+@pytest.fixture(params=["http", "silent", "grpc"])
+def other_server(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The port of something that answers, or only takes connections, and is no Ray."""
+    if request.param == "http":
+        web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield web.server_port
+        web.shutdown()
+        web.server_close()
+    elif request.param == "silent":
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            yield silent.getsockname()[1]
+    else:
+        server = grpc.server(futures.ThreadPoolExecutor(1))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield port
+        server.stop(None)
+
+
+def test_an_open_port_that_is_no_cluster_is_told(monkeypatch: pytest.MonkeyPatch, other_server: int) -> None:
+    assert "what answers there is no Ray cluster's head" in refused(monkeypatch, f"127.0.0.1:{other_server}")
+
+
+@pytest.mark.parametrize("address", [None, "", "local"])
+def test_without_an_address_a_ray_starts_here(monkeypatch: pytest.MonkeyPatch, address: str | None) -> None:
+    if address is None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert ray_connection.cluster_address() is None
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def long_folder(base: Path, length: int) -> Path:
+    return base / ("x" * max(1, length - len(str(base)) - 1))
+
+
+def test_a_short_tmpdir_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for name in ("/tmp", "/var/tmp"):
+        monkeypatch.setenv("TMPDIR", name)
+        assert ray_connection.folders() == {}
+    monkeypatch.delenv("TMPDIR")
+    assert ray_connection.folders() == {}
+
+
+def test_a_long_tmpdir_keeps_the_objects_and_not_the_sockets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    given = tmp_path / "job_123456" / "local_scratch_directory"
+    monkeypatch.setenv("TMPDIR", str(given))
+    with caplog.at_level(logging.WARNING):
+        found = ray_connection.folders()
+    assert found["object_spilling_directory"] == str(given / "ray")
+    own = Path(found["_temp_dir"]).parent
+    assert own.name == f"ray-{os.getuid()}"
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert str(own) in caplog.text
+    assert str(given) in caplog.text
+    assert ray_connection.folders() == found, "a second run on this machine has another folder"
+
+
+def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = str(long_folder(tmp_path, 60))
+    monkeypatch.setenv("RAY_TMPDIR", given)
+    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=.*Ray's sockets need a folder of at most \d\d"):
+        ray_connection.folders()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_tmpdir_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"TMPDIR=.*cannot keep its files there"):
+        ray_connection.folders()
+
+
+def test_a_tmpdir_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"TMPDIR=.*cannot keep its files there"):
+        ray_connection.folders()
+
+
+def test_a_folder_that_others_may_enter_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere"
+    link.mkdir(mode=0o755)
+    monkeypatch.setattr(ray_connection, "SHORT", (str(tmp_path / "a"), str(tmp_path / "b")))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / f"ray-{os.getuid()}").symlink_to(link)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / f"ray-{os.getuid()}").mkdir(mode=0o755)
+    with pytest.raises(ConfigError, match="Set RAY_TMPDIR to a short one"):
+        ray_connection._short_folder()
+
+
+def test_ray_runs_with_a_long_tmpdir_and_can_be_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    given = tmp_path / "slurm" / "job_123456" / "local_scratch_directory"
+    monkeypatch.setenv("TMPDIR", str(given))
+    ray_data.connect()
+    try:
+        assert ray.get(ray.remote(lambda: os.environ["TMPDIR"]).remote()) == str(given)
+        assert str(given / "ray") in str(ray._private.worker._global_node._object_spilling_config)
+        address = ray.get_runtime_context().gcs_address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert ray_connection.cluster_address() == address
+    finally:
+        ray.shutdown()
