@@ -37,6 +37,7 @@ def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa
     if path is None:
         return None
     file = manifest_rows.read(fs, path, where, key)
+    file.check_columns()
     if file.columns.version is None:
         return None
     described = _Described(fs, posixpath.dirname(path), file, where, key, base)

@@ -50,8 +50,12 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
     except PermissionError as error:
         raise ConfigError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     table = described(files_table(files), known, _columns(known, where, key), where, key)
-    if not pc.any(pc.not_equal(table.column("caption"), "")).as_py():
+    empty = pc.equal(table.column("caption"), "")
+    if pc.all(empty).as_py():
         log.warning("%s=%r: no video has a caption; empty captions are used.", key, where)
+    elif pc.any(empty.filter(pc.is_null(table.column("error")))).as_py():
+        count = pc.sum(empty.filter(pc.is_null(table.column("error")))).as_py()
+        log.warning("%s=%r: without a caption: %d of %d videos. Theirs are empty.", key, where, count, len(table))
     video_ids.check(table, where, key)
     return table
 
@@ -94,21 +98,41 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _manifest(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> folders.Found:
-    file = manifest_rows.read(fs, bare, where, key)
+def _manifest(
+    fs: fsspec.AbstractFileSystem,
+    bare: str,
+    where: str,
+    key: str,
+    base: str | None,
+    file: manifest_rows.ManifestFile | None = None,
+) -> folders.Found:
+    """The files that a manifest lists, and what it says of each: its columns but for the paths."""
+    file = file or manifest_rows.read(fs, bare, where, key)
+    file.check_columns()
     table = file.table()
     paths = texts(table.column(str(file.columns.path))).to_pylist()
     try:
-        return located(fs, posixpath.dirname(bare), [path or "" for path in paths], base), table
+        files = located(fs, posixpath.dirname(bare), [path or "" for path in paths], base)
     except ImportError as error:
         raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+    for row, fault in zip(files, table.column(FAULT).to_pylist(), strict=True):
+        row["error"] = row["error"] if fault is None else f"refused: {fault}"
+    return files, _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
+
+
+def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
+    """A manifest's table with the names of `videos`, so that those of several manifests go together."""
+    roles = {str(getattr(named, name)): name for name in ("source", "group", "id", "caption", "captions")}
+    new = {**named.others, **roles}
+    if named.caption is not None and named.captions is None and _is_list(table.schema.field(named.caption).type):
+        new[named.caption] = "captions"
+    return table.rename_columns([new.get(name, name) for name in table.column_names])
 
 
 def _columns(known: pa.Table, where: str, key: str) -> Columns:
-    """What the columns of a manifest or of shards mean."""
-    names = [name for name in known.column_names if name not in (LINE, FAULT)]
+    """What the columns of manifests or of shards mean."""
     try:
-        return columns(names, with_paths=LINE in known.column_names, with_versions=False)
+        return columns(known.column_names, with_paths=False)
     except ValueError as error:
         raise ConfigError(f"{key}={where!r}: {error}.") from error
 
@@ -206,7 +230,7 @@ def _faults(rows: dict[str, Any], known: pa.Table) -> pa.Array:
     error = rows["error"]
     if FAULT in known.column_names:
         faults = known.column(FAULT)
-        error = pc.coalesce(error, pc.binary_join_element_wise("refused: ", faults, ""))
+        error = pc.coalesce(pc.binary_join_element_wise("refused: ", faults, ""), error)
     for name in ("relative", "source", "caption", "captions", "id", "group"):
         if name not in rows:
             continue

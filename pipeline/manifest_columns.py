@@ -42,9 +42,9 @@ class Columns:
         return tuple(name for name in (self.caption, self.captions) if name is not None)
 
 
-def columns(names: Sequence[str], with_paths: bool = True, with_versions: bool = True) -> Columns:
-    """What the columns of these names mean. `with_paths`: one of them has the paths of videos, as in a manifest;
-    `with_versions`: a manifest that tells versions is taken at its word, and `version` and `size` do not pass through.
+def columns(names: Sequence[str], with_paths: bool = True) -> Columns:
+    """What the columns of these names mean. `with_paths`: one of them has the paths of videos, as in a manifest, and
+    one perhaps their versions; else both pass through.
 
     Raises ValueError, naming both, for columns that would have one name in the tables.
     """
@@ -53,7 +53,7 @@ def columns(names: Sequence[str], with_paths: bool = True, with_versions: bool =
     def first(listed: Iterable[str]) -> str | None:
         return next((written[name] for name in listed if name in written), None)
 
-    versioned = with_paths and with_versions and "version" in written and bool({"id", "size"} & written.keys())
+    versioned = with_paths and "version" in written and bool({"id", "size"} & written.keys())
     roles = {
         "path": first(PATHS) if with_paths else None,
         "caption": caption_column(names),

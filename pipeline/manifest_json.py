@@ -177,11 +177,15 @@ class Kinds:
         Raises ValueError where it does not go with what the column held so far.
         """
         assert self._columns is not None, "roles come first"
+        several = _shown(name) in self._columns.lists
         if _shown(name) in self._columns.texts:
-            _make_texts(name, values, lines, several=_shown(name) in self._columns.lists)
+            _make_texts(name, values, lines, several)
         before, first = self._kinds[name]
         try:
             kind = _kind(values)
+            if several and "text" in (before, kind) and "list" in f"{before} {kind}":
+                self._kinds[name] = (f"{_LIST}text", first)  # `cast` makes lists of single texts
+                return kind
             whole = _merged(before, kind)
         except _MixedError:
             raise ValueError(_conflict(name, values, lines, before, first)) from None

@@ -38,6 +38,14 @@ class ManifestFile:
     schema: pa.Schema
     _blocks: Callable[[], Iterator[pa.Table]]
     _naming: Callable[[], Any]
+    _named: str
+
+    def check_columns(self) -> None:
+        """Raise ConfigError unless there are a column with paths and one with captions."""
+        try:
+            check_described(self.columns, [name for name in self.schema.names if name not in (LINE, FAULT)])
+        except ValueError as error:
+            raise ConfigError(f"{self._named}: {error}.") from error
 
     def blocks(self) -> Iterator[pa.Table]:
         """Raises ConfigError for what is wrong further down in the file, and where there are no rows."""
@@ -70,13 +78,8 @@ def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> Mani
 
     with naming():
         schema, blocks = _opened(fs, path)
-    names = [name for name in schema.names if name not in (LINE, FAULT)]
-    try:
-        found = columns(names)
-        check_described(found, names)
-    except ValueError as error:
-        raise ConfigError(f"{key}={where!r}: {error}.") from error
-    return ManifestFile(found, schema, blocks, naming)
+        found = columns([name for name in schema.names if name not in (LINE, FAULT)])
+    return ManifestFile(found, schema, blocks, naming, f"{key}={where!r}")
 
 
 def _opened(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
