@@ -57,7 +57,7 @@ class ConfigError(ValueError):
 
 
 class Data(Model):
-    videos: str = Field(description="folder, glob, manifest (.jsonl, .csv, .parquet) or shards; local or s3://")
+    videos: str = Field(description="folder, glob, manifest (.jsonl, .csv, .tsv, .parquet) or shards; local or s3://")
     base: str | None = Field(None, description="videos outside this folder or prefix, links followed, are refused")
     frames: int = Field(81, ge=2, description="frames of a segment")
     fps: float = Field(16.0, gt=0, description="frames a second after resampling")

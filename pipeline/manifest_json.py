@@ -103,6 +103,8 @@ def _block(rows: list[dict[str, Any]], lines: list[int], kinds: Kinds) -> pa.Tab
         if kind is not None:
             written = name.encode("utf-8", "backslashreplace").decode()
             found[written] = _array(name, values, kind, lines, faults)
+            if kinds.is_text(name):
+                _note_flaws(name, values, found[written], lines, faults)
     return pa.table({**found, LINE: pa.array(lines, pa.int64()), FAULT: pa.array(faults, pa.string())})
 
 
@@ -113,19 +115,27 @@ def _array(name: str, values: list[Any], kind: str, lines: Sequence[int], faults
     try:
         return pa.array(values, _TYPES[kind])
     except UnicodeEncodeError:
-        for place, value in enumerate(values):
-            flaw = next(filter(None, map(text_flaw, _texts_of(value))), None)
-            if flaw is not None:
-                faults[place] = (
-                    faults[place] or f"line {lines[place]} of the manifest: its `{_shown(name)}` is no text, {flaw}"
-                )
-                values[place] = _escaped(value)
-        return pa.array(values, _TYPES[kind])
+        _note(name, values, lines, faults)
+        return pa.array([_escaped(value) for value in values], _TYPES[kind])
     except (OverflowError, pa.ArrowInvalid):
         for value, line in zip(values, lines, strict=True):
             for number in value if isinstance(value, list) else [value]:
                 _check_size(number, kind, name, line)
         raise
+
+
+def _note_flaws(name: str, values: list[Any], found: pa.Array, lines: Sequence[int], faults: list[str | None]) -> None:
+    """Note the rows whose text has a NUL."""
+    texts = found.flatten() if pa.types.is_list(found.type) else found
+    if pa.types.is_string(texts.type) and pc.any(pc.match_substring(texts, "\0")).as_py():
+        _note(name, values, lines, faults)
+
+
+def _note(name: str, values: list[Any], lines: Sequence[int], faults: list[str | None]) -> None:
+    for place, value in enumerate(values):
+        flaw = next(filter(None, map(text_flaw, _texts_of(value))), None)
+        if flaw is not None and faults[place] is None:
+            faults[place] = f"line {lines[place]} of the manifest: its `{_shown(name)}` is no text, {flaw}"
 
 
 def _check_size(number: Any, kind: str, name: str, line: int) -> None:
@@ -193,6 +203,9 @@ class Kinds:
             first = next(line for value, line in zip(values, lines, strict=True) if value is not None)
         self._kinds[name] = (whole, first)
         return kind
+
+    def is_text(self, name: str) -> bool:
+        return self._columns is not None and _shown(name) in self._columns.texts
 
     def schema(self) -> list[pa.Field]:
         """A field for every column; without a value it is of type null."""

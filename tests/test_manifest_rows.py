@@ -107,6 +107,15 @@ def test_parquet_texts_of_other_types(tmp_path: Path) -> None:
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
+def test_a_nul_in_parquet_is_an_error_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    rows = [{"path": "a.mp4", "id": "1", "caption": "x\0", "version": "1"}, {"path": "a.mp4", "id": "2", "text": "y"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "l.parquet")
+    for read in (listed, streamed):
+        errors = {row["id"]: row["error"] for row in read(str(tmp_path / "l.parquet"))}
+        assert errors == {"1": "refused: its caption has a NUL character", "2": None}
+
+
 def test_lists_of_captions_in_every_format(tmp_path: Path) -> None:
     row = {"path": "a.mp4", "id": "a", "caption": ["x", None, " y ", "x", ""]}
     plain, versioned = both(tmp_path, "l.jsonl", json.dumps(row), json.dumps({**row, "version": "1"}))
@@ -150,9 +159,8 @@ def test_a_text_that_is_none_is_an_error_of_its_row(tmp_path: Path, version: str
     (tmp_path / "l.jsonl").write_text("".join(f"{line}{version}}}\n" if line else "\n" for line in lines))
     for read in (listed, streamed):
         errors = {row["id"]: row["error"] for row in read(str(tmp_path / "l.jsonl"))}
-        for name, line, key in (("1", 1, "caption"), ("2", 3, "path"), ("4", 5, "tags")):
+        for name, line, key in (("1", 1, "caption"), ("2", 3, "path"), ("3", 4, "caption"), ("4", 5, "tags")):
             assert errors[name].startswith(f"refused: line {line} of the manifest: its `{key}` is no text"), errors
-        assert errors["3"].startswith("refused: its caption has a NUL")
         assert errors["5"] is None
 
 
