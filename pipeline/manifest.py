@@ -32,8 +32,7 @@ _CAPTIONS = pa.list_(pa.string())
 
 def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.Table:
     """The videos of a folder (all below it, or what its metadata.jsonl, .csv, .tsv or .parquet lists), a glob, or a
-    manifest;
-    tar and Parquet shards (see `pipeline.shards`) count as the videos in them.
+    manifest; tar and Parquet shards (see `pipeline.shards`) count as the videos in them.
 
     Columns: `uri`, `relative` (path below the data root), `version` (etag, or size and modification time), `size`,
     `source` and `group` (the manifest's, else the folder; the group of the data root itself is `all`), `caption`, `id`
@@ -49,7 +48,11 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
         files, known = _listed(fs, bare, where, key, base)
     except PermissionError as error:
         raise ConfigError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
-    table = described(files_table(files), known, _columns(known, where, key), where, key)
+    try:
+        named = columns(known.column_names, with_paths=False)
+        table = described(files_table(files), known, named, where, key)
+    except (ValueError, pa.ArrowException) as error:
+        raise ConfigError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
     empty = pc.equal(table.column("caption"), "")
     if pc.all(empty).as_py():
         log.warning("%s=%r: no video has a caption; empty captions are used.", key, where)
@@ -122,19 +125,14 @@ def _manifest(
 
 def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
     """A manifest's table with the names of `videos`, so that those of several manifests go together."""
-    roles = {str(getattr(named, name)): name for name in ("source", "group", "id", "caption", "captions")}
-    new = {**named.others, **roles}
+    new = dict(named.others)
+    for name in ("source", "group", "id", "caption", "captions"):
+        written = getattr(named, name)
+        if written is not None:
+            new[written] = name
     if named.caption is not None and named.captions is None and _is_list(table.schema.field(named.caption).type):
         new[named.caption] = "captions"
     return table.rename_columns([new.get(name, name) for name in table.column_names])
-
-
-def _columns(known: pa.Table, where: str, key: str) -> Columns:
-    """What the columns of manifests or of shards mean."""
-    try:
-        return columns(known.column_names, with_paths=False)
-    except ValueError as error:
-        raise ConfigError(f"{key}={where!r}: {error}.") from error
 
 
 # --- what is said of each video --------------------------------------------------------------------------------------
@@ -150,7 +148,10 @@ def described(files: pa.Table, known: pa.Table, named: Columns, where: str, key:
     count = known.num_rows
 
     def text(name: str | None) -> pa.Array:
-        return pa.nulls(count, pa.string()) if name is None else texts(known.column(name))
+        try:
+            return pa.nulls(count, pa.string()) if name is None else texts(known.column(name))
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"its column `{name}` must hold texts: {error}") from error
 
     folder = pc.coalesce(files.column("folder"), pc.replace_substring_regex(files.column("relative"), r"/?[^/]*$", ""))
     source, group = (_or(text(name), folder) for name in (named.source, named.group))

@@ -107,6 +107,14 @@ def test_parquet_texts_of_other_types(tmp_path: Path) -> None:
 # --- captions --------------------------------------------------------------------------------------------------------
 
 
+def test_parquet_columns_that_hold_no_texts(tmp_path: Path) -> None:
+    for name in ("id", "group", "caption"):
+        columns = {"path": ["a.mp4"], "caption": ["x"], "None": ["y"], name: [{"a": 1}]}
+        pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+        with pytest.raises(ConfigError, match=f"`{name}`.*struct"):
+            listed(str(tmp_path / "l.parquet"))
+
+
 def test_a_nul_in_parquet_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     rows = [{"path": "a.mp4", "id": "1", "caption": "x\0", "version": "1"}, {"path": "a.mp4", "id": "2", "text": "y"}]
