@@ -83,6 +83,8 @@ def training_set(run: Run) -> pa.Table | None:
             f"{clips.num_rows} decodable clips to train on. Take another arm or group, or more clips."
         )
     kept = weights > 0
+    if "weight" in clips.column_names:  # a manifest's, in a root of before such columns were renamed
+        clips = clips.drop_columns(["weight"])
     return clips.filter(pa.array(kept)).append_column("weight", pa.array(weights[kept] / total, pa.float64()))
 
 

@@ -57,7 +57,7 @@ class ConfigError(ValueError):
 
 class Data(Model):
     videos: str = Field(
-        min_length=1, description="folder, glob, manifest (.jsonl, .csv, .parquet) or shards; local or s3://"
+        min_length=1, description="folder, glob, manifest (.jsonl, .csv, .tsv, .parquet) or shards; local or s3://"
     )
     base: str | None = Field(None, description="videos outside this folder or prefix, links followed, are refused")
     frames: int = Field(81, ge=2, description="frames of a segment")

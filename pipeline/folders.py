@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline import file_tree, refusals, shards
+from pipeline import file_tree, manifest_rows, refusals, shards
 from pipeline.config import ConfigError
 from pipeline.file_tree import Tree
 from pipeline.texts import decode_text
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
 LARGEST_CAPTION = 1 << 20  # bytes of a .txt
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # in this order, where a folder has several
+METADATA = tuple(f"metadata{end}" for end in manifest_rows.ENDS)  # in this order, where a folder has several
 SHOWN = 5  # names in a warning
 
 Row = dict[str, Any]

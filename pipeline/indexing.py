@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,10 +48,18 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
             code, _, sentence = str(video["error"]).partition(": ")
             raise ClipError(code, sentence)
         found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
+        _check_starts([segment["start_frame"] for segment in found])
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
         return [row(0, empty, str(error))]
     return [row(segment["start_frame"], segment, segment["error"]) for segment in found]
+
+
+def _check_starts(starts: list[int]) -> None:
+    """Raise ClipError where segments begin at one frame: their clips would be of one id."""
+    twice = [start for start, count in Counter(starts).items() if count > 1]
+    if twice:
+        raise ClipError("decode", f"{starts.count(twice[0])} of its segments begin at frame {twice[0]}; report this")
 
 
 class IndexWorker:

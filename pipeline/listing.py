@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import long_manifest, manifest, retries, tables
+from pipeline import long_manifest, manifest, retries, tables, video_ids
 from pipeline.config import ConfigError
 from pipeline.scanning import Flags, Gathered, Keys
-from pipeline.shuffling import Shuffled, keys
+from pipeline.shuffling import Pairs, Shuffled, keys
 
 BLOCK = 100_000  # videos in memory at a time
 
@@ -27,13 +27,15 @@ class Listing:
         self.schema, blocks = _read(where, key, base)
         self.videos = Shuffled(self.schema)
         self._own = False  # whether videos have ids of their own
-        versions = Gathered()
+        versions, of_segments = Gathered(), Gathered()
         for block in blocks:
             own = block.column("id")
             self._own = self._own or own.null_count < len(own)
             self.videos.put(block, keys(pc.coalesce(own, block.column("uri"))))
             versions.put(keys(_versions(block)))
+            of_segments.put(keys(video_ids.videos_of(own.combine_chunks())))
         self._check_names(where, key)
+        self._check_segments(of_segments.keys(), where, key)
         self._versions = versions.keys()
 
     def _check_names(self, where: str, key: str) -> None:
@@ -50,6 +52,28 @@ class Listing:
             f"{key}={where!r}: in the manifest, {some} is listed more than once. List every file once, or give its "
             "rows ids of their own in a column `id`; every id must be its own."
         )
+
+    def _check_segments(self, of_segments: Keys, where: str, key: str) -> None:
+        """Raise ConfigError where a segment of a video, of these keys, may be called as another video is."""
+        if not len(of_segments):
+            return
+        there = Gathered()
+
+        def note(pairs: Pairs) -> Flags:
+            there.put(pairs[of_segments.has(pairs)])
+            return np.ones(len(pairs), bool)
+
+        self.videos.keep(note)  # reads no more than the keys
+        known = there.keys()
+        if not len(known):
+            return
+        ids = set[str]()
+        for rows in self.videos:
+            for one in rows.column("id").drop_null().to_pylist():
+                names = [one, video_ids.video_of(one) or one]
+                if known.has(keys(pa.array(names, pa.string()))).any():
+                    ids.add(one)
+        video_ids.check_segments(ids, where, key)
 
     def subtract(self, folder: str) -> set[str]:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,

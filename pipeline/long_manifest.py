@@ -7,29 +7,26 @@ not listed. That a file is not there is found when it is read.
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Iterator
-from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
-from pipeline import manifest, refusals
+from pipeline import manifest, manifest_rows, refusals
 from pipeline.config import ConfigError
 from pipeline.folders import relative
 from pipeline.located import resolved
-from pipeline.schemas import CLIPS, caption_column, plain
+from pipeline.manifest_json import LINE
+from pipeline.manifest_rows import ManifestFile
 
-BLOCK = 100_000  # rows of Parquet
-BYTES = 16 << 20  # of text
-_TEXTS = (*manifest.TEXTS, "version")
+log = logging.getLogger(__name__)
+
 _ENDS = "|".join(end[1:] for end in (*refusals.ARCHIVES, *refusals.PLAYLISTS))
 # A path that needs no second look: no scheme, no part of a shard, no control characters, no empty or dotted folders.
-_PLAIN = r"^/?([^/:#\x00-\x1f]+/)*[^/:#\x00-\x1f]+$"
+_PLAIN = r"^/?([^/:#\\\x00-\x1f]+/)*[^/:#\\\x00-\x1f]+$"
 _ODD = rf"(?i)(^|/)\.\.?(/|$)|\.({_ENDS})(\?|$)"
 
 
@@ -39,87 +36,51 @@ def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa
     path = manifest.manifest_of(fs, bare)
     if path is None:
         return None
-    names = _names(fs, path, where, key)
-    if "version" not in names or not {"id", "size"} & set(names) or "captions" in names:
+    file = manifest_rows.read(fs, path, where, key)
+    file.check_columns()
+    if file.columns.version is None:
         return None
-    described = _Described(fs, posixpath.dirname(path), manifest.path_column(names, where, key), base)
-    return described.schema(_blocks(fs, path, where, key)), described.blocks(_blocks(fs, path, where, key))
-
-
-def _names(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> list[str]:
-    for block in _blocks(fs, path, where, key):
-        return list(block.schema.names)
-    return []
-
-
-def _blocks(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> Iterator[pa.Table]:
-    try:
-        with fs.open(path, "rb") as file:
-            yield from (plain(pa.Table.from_batches([batch])) for batch in _batches(file, path))
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{key}={where!r}: the manifest {posixpath.basename(path)} cannot be read: {error}. Correct it, or write "
-            "it anew as Parquet."
-        ) from error
-
-
-def _batches(file: Any, path: str) -> Iterator[pa.RecordBatch]:
-    if path.lower().endswith(".parquet"):
-        yield from pq.ParquetFile(file).iter_batches(BLOCK)
-    elif path.lower().endswith(".csv"):
-        yield from pyarrow.csv.open_csv(
-            file,
-            read_options=pyarrow.csv.ReadOptions(block_size=BYTES),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(_TEXTS, pa.string())),
-        )
-    else:
-        yield from pyarrow.json.open_json(file, read_options=pyarrow.json.ReadOptions(block_size=BYTES))
+    described = _Described(fs, posixpath.dirname(path), file, where, key, base)
+    return described.block(file.schema.empty_table()).schema, described.blocks()
 
 
 class _Described:
     """What a block of a manifest says, in the columns of `manifest.videos`."""
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, root: str, path: str, base: str | None) -> None:
-        self.fs, self.root, self.path, self.base = fs, root, path, base
+    def __init__(
+        self, fs: fsspec.AbstractFileSystem, root: str, file: ManifestFile, where: str, key: str, base: str | None
+    ) -> None:
+        self.fs, self.file, self.base = fs, file, base
+        self.where, self.key = where, key
         self.local = "file" in fs.protocol
+        self.root = posixpath.normpath(root) if self.local else root
         self.scheme = "" if self.local else fs.unstrip_protocol("")
 
-    def schema(self, blocks: Iterator[pa.Table]) -> pa.Schema:
-        return self.block(next(blocks)).schema
-
-    def blocks(self, blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
-        for rows in blocks:
-            yield self.block(rows)
+    def blocks(self) -> Iterator[pa.Table]:
+        captions = False
+        for rows in self.file.blocks():
+            found = self.block(rows)
+            captions = captions or bool(pc.any(pc.not_equal(found.column("caption"), "")).as_py())
+            yield found
+        if not captions:
+            log.warning("%s=%r: no video has a caption; empty captions are used.", self.key, self.where)
 
     def block(self, rows: pa.Table) -> pa.Table:
-        uri, below, error = self._placed(_trimmed(rows, self.path))
-        folder = pc.replace_substring_regex(below, r"/?[^/]*$", "")
-        folder = pc.if_else(pc.equal(folder, ""), ".", folder)
-        caption = caption_column(rows.column_names)
-        size = rows.column("size").cast(pa.int64()) if "size" in rows.column_names else pa.repeat(0, len(rows))
-        found = {
-            "uri": uri,
-            "relative": below,
-            "version": _trimmed(rows, "version"),
-            "size": pc.fill_null(size, 0),
-            "source": _filled(_trimmed(rows, "source"), folder),
-            "caption": pc.fill_null(_trimmed(rows, caption), ""),
-            "id": _filled(_trimmed(rows, "id"), pa.scalar(None, pa.string())),
-            "group": _filled(_trimmed(rows, "group"), folder),
-            "error": error,
-        }
-        taken = {*manifest.SCHEMA.names, *CLIPS.names}
-        ours = {self.path, caption, "version", "size", "source", "group", "id"}
-        others = {f"manifest_{n}" if n in taken else n: rows.column(n) for n in rows.column_names if n not in ours}
-        table = pa.table({**found, **others})
-        typed = [name for name, column in others.items() if not pa.types.is_null(column.type)]
-        fields = [*manifest.SCHEMA, *(pa.field(name, manifest.storable(others[name].type)) for name in typed)]
-        return table.select([field.name for field in fields]).cast(pa.schema(fields))
+        named = self.file.columns
+        try:
+            uri, below, error = self._placed(manifest.texts(rows.column(str(named.path))))
+            version = manifest.texts(rows.column(str(named.version)))
+            files = pa.table([uri, below, version, _sizes(rows, named.size), error], names=manifest.FILES.names[:-1])
+            files = files.append_column("folder", pa.nulls(len(rows), pa.string()))
+            return manifest.described(files, rows, named, self.where, self.key)
+        except (ValueError, pa.ArrowException) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{self.key}={self.where!r}: the manifest cannot be read: {error}.") from error
 
-    def _placed(self, paths: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, pa.Array]:
+    def _placed(self, paths: pa.Array) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Uri, path below the root, and error of listed paths: at once for plain ones, the others one by one."""
-        paths = pc.fill_null(paths, "").combine_chunks()
+        paths = pc.fill_null(paths, "")
         own = pc.starts_with(paths, self.scheme) if self.scheme else pa.repeat(False, len(paths))
         rest = pc.if_else(own, pc.utf8_slice_codeunits(paths, len(self.scheme)), paths)
         clear = pc.and_not(pc.match_substring_regex(rest, _PLAIN), pc.match_substring_regex(rest, _ODD))
@@ -149,16 +110,25 @@ class _Described:
         fs, bare = resolved(self.fs, self.root, path)
         uri = bare if "file" in fs.protocol else fs.unstrip_protocol(bare)
         below = relative(bare, self.root)
-        refused = refusals.of_place(uri, self.base) or refusals.of_missing(path)
+        refused = refusals.of_place(uri, self.base)
+        if not refused and refusals.of_missing(path) and not fs.exists(bare):
+            refused = refusals.of_missing(path)
         return uri, below if below != bare else path, f"refused: {refused}" if refused else None
 
 
-def _trimmed(rows: pa.Table, name: str | None) -> pa.ChunkedArray:
-    """A column as text; nulls where there is no such column."""
-    if name is None or name not in rows.column_names:
-        return pa.chunked_array([pa.nulls(len(rows), pa.string())])
-    return pc.utf8_trim_whitespace(rows.column(name).cast(pa.string()))
-
-
-def _filled(texts: pa.ChunkedArray, others: Any) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(pc.fill_null(texts, ""), ""), others, texts)
+def _sizes(rows: pa.Table, name: str | None) -> pa.Array:
+    """Sizes in bytes; 0 where there are none."""
+    if name is None:
+        return pa.array([0] * len(rows), pa.int64())
+    column = rows.column(name).combine_chunks()
+    if pa.types.is_string(column.type):
+        column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), None, pc.utf8_trim_whitespace(column))
+    try:
+        return pc.fill_null(column.cast(pa.int64()), 0)
+    except pa.ArrowInvalid:
+        for value, line in zip(column.to_pylist(), rows.column(LINE).to_pylist(), strict=True):
+            try:
+                pa.array([value]).cast(pa.int64())
+            except pa.ArrowInvalid:
+                raise ValueError(f"row or line {line}: its `{name}` is {value!r}, no number of bytes") from None
+        raise

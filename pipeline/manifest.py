@@ -2,50 +2,46 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import os
 import posixpath
-from collections import Counter
 from functools import partial
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from pipeline import credentials, folders, refusals, shards
+from pipeline import credentials, folders, manifest_rows, refusals, shards, video_ids
 from pipeline.config import ConfigError
 from pipeline.file_tree import MAGIC
 from pipeline.folders import Row
 from pipeline.located import located
-from pipeline.schemas import CAPTIONS, CLIPS, caption_column, plain
+from pipeline.manifest_columns import Columns, columns
+from pipeline.manifest_json import FAULT, LINE
+from pipeline.schemas import VIDEOS
 from pipeline.stores import join, place
 
 log = logging.getLogger(__name__)
 
-MANIFESTS = (".jsonl", ".csv", ".parquet")
-PATHS = ("file_name", "path", "video", "video_path", "url", "uri", "file")
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("uri", "relative", "version")]
-    + [("size", pa.int64())]
-    + [(name, pa.string()) for name in ("source", "caption", "id", "group", "error")]
+MANIFESTS = manifest_rows.ENDS
+# What is known of each file before anything is said of it; `folder` null: that of `relative`.
+FILES = pa.schema(
+    [*(VIDEOS.field(n) for n in ("uri", "relative", "version", "size", "error")), ("folder", pa.string())]
 )
-TEXTS = (*PATHS, *CAPTIONS, "source", "group", "id")
+_CAPTIONS = pa.list_(pa.string())
 
 
 def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.Table:
-    """The videos of a folder (all below it, or what its metadata.jsonl, .csv or .parquet lists), a glob, or a manifest;
-    tar and Parquet shards (see `pipeline.shards`) count as the videos in them.
+    """The videos of a folder (all below it, or what its metadata.jsonl, .csv, .tsv or .parquet lists), a glob, or a
+    manifest; tar and Parquet shards (see `pipeline.shards`) count as the videos in them.
 
     Columns: `uri`, `relative` (path below the data root), `version` (etag, or size and modification time), `size`,
-    `source` and `group` (the manifest's, else the folder), `caption`, `id` (the manifest's or null), `error` (set for
-    what is listed and may not or cannot be read), `captions` list<string> where any video has several, then the other
-    columns of manifest or shards; one whose name a table of clips uses for something else (`fps`, `width`, ...) becomes
-    `manifest_NAME`. What lies outside `base` (data.base), links followed, is a row with the error `refused: ...`.
+    `source` and `group` (the manifest's, else the folder; the group of the data root itself is `all`), `caption`, `id`
+    (the manifest's or null), `error` (set for what is listed and may not or cannot be read), `captions` list<string>
+    where videos may have several, then the other columns of manifest or shards; one whose name the tables use for
+    something else (`fps`, `mask`, ...) becomes `manifest_NAME`. What lies outside `base` (data.base), links followed,
+    is a row with the error `refused: ...`.
 
     Raises ConfigError, naming `key`.
     """
@@ -54,14 +50,19 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
         files, known = _listed(fs, bare, where, key, base)
     except PermissionError as error:
         raise ConfigError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
-    rows, others = _described(files, known, where, key)
-    empty = sum(not row["caption"] for row in rows if row["error"] is None)
-    if not any(row["caption"] for row in rows):
+    try:
+        named = columns(known.column_names, with_paths=False)
+        table = described(files_table(files), known, named, where, key)
+    except (ValueError, pa.ArrowException) as error:
+        raise ConfigError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
+    empty = pc.equal(table.column("caption"), "")
+    if pc.all(empty).as_py():
         log.warning("%s=%r: no video has a caption; empty captions are used.", key, where)
-    elif empty:
-        log.warning("%s=%r: without a caption: %d of %d videos. Theirs are empty.", key, where, empty, len(rows))
-    schema = pa.schema([*SCHEMA, *others])
-    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+    elif pc.any(empty.filter(pc.is_null(table.column("error")))).as_py():
+        count = pc.sum(empty.filter(pc.is_null(table.column("error")))).as_py()
+        log.warning("%s=%r: without a caption: %d of %d videos. Theirs are empty.", key, where, count, len(table))
+    video_ids.check(table, where, key)
+    return table
 
 
 def place_of(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -107,40 +108,156 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
     return manifest
 
 
-# --- what is known of each video -------------------------------------------------------------------------------------
+# --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _described(files: list[Row], known: pa.Table, where: str, key: str) -> tuple[list[Row], list[pa.Field]]:
-    """Files with what a manifest or shards say of them, row by row, and the fields of the further columns."""
-    known = _without_secrets(known, where, key)
-    names = known.column_names
-    caption = caption_column(names)
-    ours = {caption, "captions", "source", "group", "id"}
-    taken = {*SCHEMA.names, *CLIPS.names}
-    renamed = {name: f"manifest_{name}" if name in taken else name for name in names if name not in ours}
-    rows, several = [], False
-    for file, row in zip(files, known.to_pylist(), strict=True):
-        folder = file.pop("folder", posixpath.dirname(file["relative"])) or "."
-        captions = _captions(row.get(caption), row.get("captions"))
-        several = several or len(captions) > 1
-        own = {
-            "source": _text(row.get("source")) or folder,
-            "group": _text(row.get("group")) or folder,
-            "caption": captions[0] if captions else "",
-            "captions": captions,
-            "id": _text(row.get("id")) or None,
-        }
-        rows.append({**{renamed[name]: row[name] for name in renamed}, **file, **own})
-    _check_ids(rows, where, key)
-    fields = [pa.field(new, storable(known.schema.field(old).type)) for old, new in renamed.items()]
-    fields = [field for field in fields if not pa.types.is_null(field.type)]  # they say nothing, not even their type
-    return rows, [*([pa.field("captions", pa.list_(pa.string()))] if several else []), *fields]
+def _manifest(
+    fs: fsspec.AbstractFileSystem,
+    bare: str,
+    where: str,
+    key: str,
+    base: str | None,
+    file: manifest_rows.ManifestFile | None = None,
+) -> folders.Found:
+    """The files that a manifest lists, and what it says of each: its columns but for the paths."""
+    file = file or manifest_rows.read(fs, bare, where, key)
+    file.check_columns()
+    table = file.table()
+    paths = texts(table.column(str(file.columns.path))).to_pylist()
+    try:
+        files = located(fs, posixpath.dirname(bare), [path or "" for path in paths], base)
+    except ImportError as error:
+        raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+    for row, fault in zip(files, table.column(FAULT).to_pylist(), strict=True):
+        row["error"] = row["error"] if fault is None else f"refused: {fault}"
+    return files, _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
 
 
-def _without_secrets(known: pa.Table, where: str, key: str) -> pa.Table:
-    """Presigned addresses and the like in columns that pass through would stay in the tables for good."""
+def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
+    """A manifest's table with the names of `videos`, so that those of several manifests go together."""
+    new = dict(named.others)
+    for name in ("source", "group", "id", "caption", "captions"):
+        written = getattr(named, name)
+        if written is not None:
+            new[written] = name
+    if named.caption is not None and named.captions is None and _is_list(table.schema.field(named.caption).type):
+        new[named.caption] = "captions"
+    return table.rename_columns([new.get(name, name) for name in table.column_names])
+
+
+# --- what is said of each video --------------------------------------------------------------------------------------
+
+
+def files_table(files: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist([{name: row.get(name) for name in FILES.names} for row in files], FILES)
+
+
+def described(files: pa.Table, known: pa.Table, named: Columns, where: str, key: str) -> pa.Table:
+    """The columns of `videos`, for files (of the schema FILES) and what a manifest or shards say of each."""
+    known = _without_secrets(known, named, where, key)
+    count = known.num_rows
+
+    def text(name: str | None) -> pa.Array:
+        try:
+            return pa.nulls(count, pa.string()) if name is None else texts(known.column(name))
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"its column `{name}` must hold texts: {error}") from error
+
+    folder = pc.coalesce(files.column("folder"), pc.replace_substring_regex(files.column("relative"), r"/?[^/]*$", ""))
+    source, group = (_or(text(name), folder) for name in (named.source, named.group))
+    own = _captions(known, named)
+    caption = (
+        text(named.caption)
+        if own is None
+        else pa.array([several[0] if several else "" for several in own], pa.string())
+    )
+    rows = {
+        **{name: files.column(name) for name in ("uri", "relative", "version", "size")},
+        "source": _or(source, pa.scalar(".")),
+        "caption": pc.fill_null(caption, ""),
+        "id": _or(text(named.id), pa.scalar(None, pa.string())),
+        "group": pc.if_else(pc.is_in(group, pa.array(["", "."])), "all", group),
+        "error": files.column("error"),
+        **({} if own is None else {"captions": pa.array(own, _CAPTIONS)}),
+    }
+    rows["error"] = _faults(rows, known)
+    fields = [*VIDEOS, *([] if own is None else [pa.field("captions", _CAPTIONS)])]
+    for name, new in named.others.items():
+        kind = storable(known.schema.field(name).type)
+        if not pa.types.is_null(kind):  # it says nothing, not even its type
+            rows[new] = known.column(name)
+            fields.append(pa.field(new, kind))
+    return pa.table({field.name: rows[field.name] for field in fields}).cast(pa.schema(fields))
+
+
+def texts(column: pa.ChunkedArray) -> pa.Array:
+    """A column as texts, without blanks around them; what has another type as it is written. Raises ValueError for
+    lists and the like, and for bytes that are no text."""
+    column = column.combine_chunks()
+    kind = storable(column.type)
+    if pa.types.is_nested(kind):
+        raise ValueError(f"values of the type {kind} are no texts")
+    if pa.types.is_null(kind) or pa.types.is_string(kind):
+        found = column.cast(pa.string())
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind):
+        found = column.cast(kind).cast(pa.string())
+    else:  # dates, and numbers as Python writes them: 1.0, and not 1
+        values = (None if value is None or value != value else str(value) for value in column.to_pylist())
+        found = pa.array(list(values), pa.string())
+    return pc.utf8_trim_whitespace(found)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    return bool(binary or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_string(kind))
+
+
+def _or(found: pa.Array, others: Any) -> Any:
+    """Texts, and others where they are null or empty."""
+    return pc.if_else(pc.equal(pc.fill_null(found, ""), ""), others, found)
+
+
+def _captions(known: pa.Table, named: Columns) -> list[list[str]] | None:
+    """Every video's captions, each once: those of a column with one and those of a column with several. None where the
+    columns are such that no video has several."""
+    kinds = [known.schema.field(name).type for name in (named.caption, named.captions) if name is not None]
+    if named.captions is None and not any(_is_list(kind) for kind in kinds):
+        return None
+    found: list[dict[str, None]] = [{} for _ in range(known.num_rows)]  # as sets in order
+    for name, kind in zip(filter(None, (named.caption, named.captions)), kinds, strict=True):
+        values = known.column(name).to_pylist() if _is_list(kind) else texts(known.column(name)).to_pylist()
+        for own, value in zip(found, values, strict=True):
+            listed = value if isinstance(value, list) else [value]
+            own.update((str(text).strip(), None) for text in listed if text is not None and str(text).strip())
+    return [list(own) for own in found]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _faults(rows: dict[str, Any], known: pa.Table) -> pa.Array:
+    """The errors of videos, among them those of texts that no tokenizer takes."""
+    error = rows["error"]
+    if FAULT in known.column_names:
+        faults = known.column(FAULT)
+        error = pc.coalesce(pc.binary_join_element_wise("refused: ", faults, ""), error)
+    for name in ("relative", "source", "caption", "captions", "id", "group"):
+        if name not in rows:
+            continue
+        column = rows[name] if name != "captions" else pc.binary_join(rows[name], " ")
+        broken = pc.fill_null(pc.match_substring(column, "\0"), False)
+        error = pc.if_else(pc.and_(pc.is_null(error), broken), f"refused: its {name} has a NUL character", error)
+    return error
+
+
+def _without_secrets(known: pa.Table, named: Columns, where: str, key: str) -> pa.Table:
+    """Presigned addresses and the like in columns that pass through would stay in the tables for good. Paths that have
+    them are refused, each in its row."""
     for index, field in enumerate(known.schema):
-        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+        if field.name in (named.path, FAULT) or not (
+            pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ):
             continue
         column = known.column(index).combine_chunks()
         suspect = pc.fill_null(pc.match_substring_regex(column, credentials.SUSPECT, ignore_case=True), False)
@@ -153,105 +270,13 @@ def _without_secrets(known: pa.Table, where: str, key: str) -> pa.Table:
     return known
 
 
-def _captions(own: Any, several: Any) -> list[str]:
-    """A video's captions, each once: those of a column with one and those of a column with several."""
-    listed = [*(own if isinstance(own, list) else [own]), *(several if isinstance(several, list) else [several])]
-    return list(dict.fromkeys(text for text in map(_text, listed) if text))
-
-
 def storable(kind: pa.DataType) -> pa.DataType:
     """A type that every reader of Parquet knows."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
-
-
-def _check_ids(rows: list[Row], where: str, key: str) -> None:
-    ids = [row["id"] for row in rows if row["id"] is not None]
-    files = [row["relative"] for row in rows if row["id"] is None]
-    for names, remedy in (
-        (ids, "the id of more than one row: every id must be its own; correct them or leave the column out"),
-        (files, "listed more than once: list every file once, or give its rows ids of their own in a column `id`"),
-    ):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            more = f" and {len(twice) - 10} more" if len(twice) > 10 else ""
-            raise ConfigError(f"{key}={where!r}: in the manifest, {', '.join(twice[:10])}{more} is {remedy}.")
-
-
-# --- manifests -------------------------------------------------------------------------------------------------------
-
-
 def _metadata(fs: fsspec.AbstractFileSystem, where: str, key: str, base: str | None, path: str) -> folders.Found | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
     at = f"{where}: {path}"
-    table = _read(fs, path, at, key)
-    return _manifest(fs, path, at, key, base, table) if set(PATHS) & set(table.column_names) else None
-
-
-def _manifest(
-    fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None, table: pa.Table | None = None
-) -> folders.Found:
-    table = _read(fs, bare, where, key) if table is None else table
-    listed = path_column(table.column_names, where, key)
-    if not table.num_rows:
-        raise ConfigError(f"{key}={where!r}: the manifest has no rows. List at least one video.")
-    paths = [_text(path) for path in table.column(listed).to_pylist()]
-    try:
-        return located(fs, posixpath.dirname(bare), paths, base), table.drop_columns([listed])
-    except ImportError as error:
-        raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
-
-
-def path_column(names: list[str], where: str, key: str) -> str:
-    """The column of a manifest that holds the videos' paths. Raises ConfigError where it has none, or no captions."""
-    found = next((name for name in PATHS if name in names), None)
-    if found is None:
-        raise ConfigError(
-            f"{key}={where!r}: the manifest has no column with the videos' paths. It has {', '.join(names) or 'none'}; "
-            f"call one of them {' | '.join(PATHS)}."
-        )
-    if not {*CAPTIONS, "captions"} & set(names):
-        raise ConfigError(
-            f"{key}={where!r}: the manifest has no column with captions, which the model is conditioned on. It has "
-            f"{', '.join(names)}; call one of them {' | '.join(CAPTIONS)} (captions: lists), or add an empty one."
-        )
-    return found
-
-
-def _read(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str) -> pa.Table:
-    data = fs.cat_file(bare)
-    try:
-        if bare.lower().endswith(".parquet"):
-            return plain(pq.ParquetFile(io.BytesIO(data)).read())
-        if bare.lower().endswith(".csv"):
-            return pyarrow.csv.read_csv(
-                io.BytesIO(data),
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                # Else an id of "007" would become the number 7.
-                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(TEXTS, pa.string())),
-            )
-        return _lines(data.decode())
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{key}={where!r}: the manifest {posixpath.basename(bare)} cannot be read: {error}. Correct it, or write "
-            "it anew as .jsonl with one object a line."
-        ) from error
-
-
-def _lines(text: str) -> pa.Table:
-    """JSON lines as a table; a column's values that are neither of one plain type nor lists of it raise ValueError."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no object but {line.strip()[:40]!r}")
-            rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: [row.get(name) for row in rows] for name in names})
+    file = manifest_rows.read(fs, path, at, key)
+    return None if file.columns.path is None else _manifest(fs, path, at, key, base, file)

@@ -15,7 +15,14 @@ ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar",
 PLAYLISTS = (".m3u", ".m3u8", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
 REFERENCE = re.compile(r"(?P<shard>.+\.(?i:tar|parquet))#(?P<first>\d+)(?:\+(?P<size>\d+))?:(?P<name>.*)", re.DOTALL)
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-_PROTOCOL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*(,[^/]*)?:")  # of ffmpeg: concat:a|b, subfile,,start,0,end,9,,:a, data:
+# Of ffmpeg: concat:a|b, subfile,,start,0,end,9,,:a, data:. Another word before a colon is part of a name: take:1.mp4.
+_PROTOCOL = re.compile(
+    r"(async|cache|concatf?|crypto|data|fd|file|ftp|gophers?|hls|https?|httpproxy|icecast|ipfs|ipns|md5|mms[ht]|pipe|"
+    r"prompeg|rist|rtmp[a-z]*|rtp|rtsp|sctp|sdp|sftp|smb|srtp?|subfile|tcp|tee|tls|udp|udplite|unix)(\+[a-z]+)*"
+    r"(,[^/]*)?:",
+    re.IGNORECASE,
+)
+_WINDOWS = re.compile(r"[a-zA-Z]:[\\/]|\\\\[^\\]+\\")  # C:\clips\a.mp4, C:/clips/a.mp4, \\server\share\a.mp4
 
 
 def of_text(path: str) -> str | None:
@@ -33,6 +40,10 @@ def of_address(path: str) -> str | None:
     kind = credentials.held(path)
     if kind:
         return f"its address holds {kind}; list it plainly and give credentials by the environment or a role"
+    if _WINDOWS.match(path):
+        return (
+            "it is a Windows path, which only Windows reads; write it relative to the manifest, with / between folders"
+        )
     scheme = _SCHEME.match(path)
     if scheme and scheme[1].lower() not in STORES:
         return f"videos are not read by {scheme[1].lower()}://; copy them to a folder or bucket and list them there"
@@ -46,9 +57,15 @@ def of_address(path: str) -> str | None:
 
 
 def of_missing(path: str) -> str | None:
-    """Why a path that leads to no file is no mere mistake: it asks a decoder for another protocol."""
-    protocol = None if _SCHEME.match(path) else _PROTOCOL.match(path)
-    return f"{protocol[0]} is a protocol of decoders and no path; list the video itself" if protocol else None
+    """Why a path that leads to no file is no mere mistake: it asks a decoder for another protocol, or is Windows'."""
+    if _SCHEME.match(path):
+        return None
+    protocol = _PROTOCOL.match(path)
+    if protocol:
+        return f"{protocol[0]} is a protocol of decoders and no path; list the video itself"
+    if "\\" in path:
+        return "there is no such file, and \\ separates folders on Windows alone; write / between them"
+    return None
 
 
 def of_place(uri: str, base: str | None) -> str | None:

@@ -7,6 +7,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 CAPTIONS = ("caption", "text", "prompt", "cap")  # what a manifest may call it
+# A row of `manifest.videos`, before the columns that pass through.
+VIDEOS = pa.schema(
+    [(name, pa.string()) for name in ("uri", "relative", "version")]
+    + [("size", pa.int64())]
+    + [(name, pa.string()) for name in ("source", "caption", "id", "group", "error")]
+)
 CLIPS = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -75,8 +81,9 @@ EVALUATION = pa.schema(
 
 
 def caption_column(names: Iterable[str]) -> str | None:
-    """The column of a manifest or shard that holds the captions."""
-    return next((name for name in CAPTIONS if name in set(names)), None)
+    """The column of a manifest or shard that holds the captions, as it is written there: `Caption` is `caption`."""
+    written = {name.strip().casefold(): name for name in reversed(list(names))}
+    return next((written[name] for name in CAPTIONS if name in written), None)
 
 
 def motion_schema(clips: pa.Schema) -> pa.Schema:
@@ -103,15 +110,52 @@ def influence_schema(queries: int) -> pa.Schema:
     return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
 
 
+# What code adds to rows on their way, beside the tables' own columns.
+_ADDED = (
+    "captions",
+    "part",
+    "row",
+    "settings",
+    "query_ids",
+    "losses",
+    "full",
+    "cheaper",
+    "_first",
+    "_second",
+    "_failed",
+)
+# Names that a column of a manifest cannot keep, whatever their case: to SQL Weight is weight.
+RESERVED = frozenset(
+    name.casefold()
+    for names in (
+        VIDEOS.names,
+        QUERIES.names,
+        motion_schema(CLIPS).names,
+        features_schema(1, 1).names,
+        influence_schema(1).names,
+        NEIGHBORS.names,
+        SELECTION.names,
+        CHOSEN.names,
+        EVALUATION.names,
+        _ADDED,
+    )
+    for name in names
+)
+
+
 def plain(table: pa.Table) -> pa.Table:
-    """The table, if every value in it is what it looks like. Raises ValueError for Arrow's extension types, which some
-    readers turn into Python objects, unpickling on the way."""
-    for field in table.schema:
+    """The table, if every value in it is what it looks like. Raises ValueError as `check_plain` does."""
+    check_plain(table.schema)
+    return table
+
+
+def check_plain(schema: pa.Schema) -> None:
+    """Raise ValueError for Arrow's extension types, which some readers unpickle into Python objects."""
+    for field in schema:
         if _extended(field):
             raise ValueError(
                 f"its column {field.name!r} has the extension type {field.type}; tables hold plain types only"
             )
-    return table
 
 
 def _extended(field: pa.Field) -> bool:

@@ -38,7 +38,7 @@ def test_folder(tmp_path: Path) -> None:
     table = videos(str(_folder(tmp_path)), "data.videos")
     assert table["relative"].to_pylist() == ["a.mp4", "cats/b.MKV", "cats/deep/c.gif"], "hidden or other files count"
     assert table["source"].to_pylist() == [".", "cats", "cats/deep"]
-    assert table["group"].to_pylist() == [".", "cats", "cats/deep"]
+    assert table["group"].to_pylist() == ["all", "cats", "cats/deep"], "the data root is no group of its own"
     assert table["caption"].to_pylist() == ["", "a cat", ""], "the text beside a video is its caption"
     assert table["id"].null_count == 3
     assert table["error"].null_count == 3
@@ -113,7 +113,7 @@ def test_metadata_of_a_folder_is_its_manifest(tmp_path: Path) -> None:
     table = videos(str(tmp_path))
     assert table["caption"].to_pylist() == ["two cats", "", "gone"]
     assert table["id"].to_pylist() == ["b", None, None]
-    assert table["group"].to_pylist() == ["cats", "roll", "."]
+    assert table["group"].to_pylist() == ["cats", "roll", "all"]
     assert table["source"].to_pylist() == ["cats", "web", "."]
     assert table["score"].to_pylist() == [0.5, None, None]
     assert table["tags"].to_pylist() == [["x"], None, None]

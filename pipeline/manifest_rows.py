@@ -1,0 +1,144 @@
+"""The one reader of manifests: JSON lines, CSV, TSV and Parquet as typed rows, in bounded blocks.
+
+JSON lines and Parquet have types, CSV and TSV have none: every column of theirs is text, as it was typed. Texts stay
+what they are, also those that look like dates or numbers. A column has one type in the whole file; since the last line
+of JSON may tell what it is, rows wait on the local disk until the file is read.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import manifest_csv, manifest_json
+from pipeline.config import ConfigError
+from pipeline.manifest_columns import Columns, check_described, columns
+from pipeline.manifest_json import FAULT, LINE
+from pipeline.schemas import check_plain
+from pipeline.stores import writable
+
+BLOCK = 100_000  # rows of Parquet
+ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A manifest's rows. Beside its own columns every block has LINE, where a row begins (in Parquet: which row it is),
+    and FAULT, a sentence about a row that cannot be used."""
+
+    columns: Columns
+    schema: pa.Schema
+    _blocks: Callable[[], Iterator[pa.Table]]
+    _naming: Callable[[], Any]
+    _named: str
+
+    def check_columns(self) -> None:
+        """Raise ConfigError unless there are a column with paths and one with captions."""
+        try:
+            check_described(self.columns, [name for name in self.schema.names if name not in (LINE, FAULT)])
+        except ValueError as error:
+            raise ConfigError(f"{self._named}: {error}.") from error
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """Raises ConfigError for what is wrong further down in the file, and where there are no rows."""
+        rows = 0
+        with self._naming():
+            for block in self._blocks():
+                rows += block.num_rows
+                yield block
+            if not rows:
+                raise ValueError("it has no rows. List at least one video")
+
+    def table(self) -> pa.Table:
+        return pa.concat_tables(self.blocks())
+
+
+def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> ManifestFile:
+    """A manifest's columns and rows. Raises ConfigError, naming `key`."""
+
+    @contextmanager
+    def naming() -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"{key}={where!r}: the manifest {posixpath.basename(path)} cannot be read: {error}. Correct it, or "
+                "write it anew as .jsonl with one object a line."
+            ) from error
+
+    with naming():
+        schema, blocks = _opened(fs, path)
+        found = columns([name for name in schema.names if name not in (LINE, FAULT)])
+    return ManifestFile(found, schema, blocks, naming, f"{key}={where!r}")
+
+
+def _opened(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
+    end = posixpath.splitext(path.lower())[1]
+    if end == ".parquet":
+        return _parquet(fs, path)
+    if end in (".csv", ".tsv"):
+        return manifest_csv.opened(fs, path, "\t" if end == ".tsv" else ",")
+    with fs.open(path, "rb") as file:
+        spool = _Spool()
+        kinds = manifest_json.Kinds()
+        for block in manifest_json.blocks(file, kinds):
+            spool.put(block)
+    schema = pa.schema([*kinds.schema(), (LINE, pa.int64()), (FAULT, pa.string())])
+    return schema, lambda: (kinds.cast(block, schema) for block in spool)
+
+
+def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
+    with fs.open(path, "rb") as file:
+        schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
+    check_plain(schema)
+    _check_twice(schema.names)
+    whole = pa.schema([*schema, (LINE, pa.int64()), (FAULT, pa.string())])
+
+    def blocks() -> Iterator[pa.Table]:
+        start = 0
+        with fs.open(path, "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(BLOCK):
+                places = pa.array(range(start + 1, start + len(batch) + 1), pa.int64())
+                yield pa.table([*batch.columns, places, pa.nulls(len(batch), pa.string())], schema=whole)
+                start += len(batch)
+
+    return whole, blocks
+
+
+def _check_twice(names: Sequence[str]) -> None:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ValueError(f"it has the column `{name}` twice; keep one of them, or rename one")
+
+
+class _Spool:
+    """Blocks of rows whose types need not agree, on the local disk (of TMPDIR)."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
+        self._pieces: list[tuple[int, int]] = []
+
+    def put(self, rows: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as stream:
+            stream.write_table(rows)
+        data = sink.getvalue()
+        self._pieces.append((self._file.seek(0, 2), data.size))
+        with writable():
+            self._file.write(data)
+            self._file.flush()
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for place, size in self._pieces:
+            self._file.seek(place)
+            yield pa.ipc.open_stream(self._file.read(size)).read_all()
