@@ -1,8 +1,9 @@
 """The one reader of manifests: JSON lines, CSV, TSV and Parquet as typed rows, in bounded blocks.
 
-JSON lines and Parquet have types, CSV and TSV have none: every column of theirs is text, as it was typed. Texts stay
-what they are, also those that look like dates or numbers. A column has one type in the whole file; since the last line
-of JSON may tell what it is, rows wait on the local disk until the file is read.
+JSON lines and Parquet have types. CSV and TSV have none: what passes through is a number or a truth value where every
+value of its column is one, and else text, as it was typed. Ids, captions, groups and sources are texts, also those that
+look like dates or numbers. A column has one type in the whole file; since its last line may tell what that is, rows
+wait on the local disk until the file is read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pipeline import manifest_csv, manifest_json
 from pipeline.config import ConfigError
 from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
+from pipeline.manifest_numbers import CellTypes
 from pipeline.schemas import check_plain
 from pipeline.stores import writable
 
@@ -87,7 +89,7 @@ def _opened(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callab
     if end == ".parquet":
         return _parquet(fs, path)
     if end in (".csv", ".tsv"):
-        return manifest_csv.opened(fs, path, "\t" if end == ".tsv" else ",")
+        return _csv(fs, path, "\t" if end == ".tsv" else ",")
     with fs.open(path, "rb") as file:
         spool = _Spool()
         kinds = manifest_json.Kinds()
@@ -95,6 +97,18 @@ def _opened(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callab
             spool.put(block)
     schema = pa.schema([*kinds.schema(), (LINE, pa.int64()), (FAULT, pa.string())])
     return schema, lambda: (kinds.cast(block, schema) for block in spool)
+
+
+def _csv(
+    fs: fsspec.AbstractFileSystem, path: str, delimiter: str
+) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
+    texts, blocks = manifest_csv.opened(fs, path, delimiter)
+    types = CellTypes(texts, columns([name for name in texts.names if name not in (LINE, FAULT)]))
+    spool = _Spool()
+    for block in blocks():
+        types.learn(block)
+        spool.put(block)
+    return types.schema(), lambda: types.cast(spool)
 
 
 def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:

@@ -56,6 +56,7 @@ def message(tmp_path: Path, name: str, content: str | bytes) -> str:
 
 # --- texts -----------------------------------------------------------------------------------------------------------
 
+NUMBERS: dict[str, Any] = {"1e5": 1e5, "true": True, "1.50": 1.5, "-0": 0}
 LIKE = ["2024-01-01", "2024-01-01T00:00:00Z", "007", "1e5", "true", "NA", "null", "1.50", "12:30", "0x1F", "-0"]
 
 
@@ -72,11 +73,31 @@ def test_texts_that_look_like_something_else_stay_what_was_typed(tmp_path: Path,
         return "\n".join(separator.join(line) for line in (row, row.values())) + "\n"
 
     plain, versioned = both(tmp_path, f"l.{kind}", written(row), written(whole))
+    names = ("caption", "id", "group", "source")
     for (found,) in (plain, versioned):
-        assert {name: found[name] for name in ("caption", "id", "group", "source", "note")} == dict.fromkeys(
-            ("caption", "id", "group", "source", "note"), text
-        )
+        assert {name: found[name] for name in names} == dict.fromkeys(names, text)
+        # What passes through has no type in CSV but that of what is written there: neither 007 nor a date is a number.
+        assert found["note"] == (text if kind == "jsonl" else NUMBERS.get(text, text))
     assert versioned[0]["version"] == text
+
+
+@pytest.mark.parametrize(
+    ("values", "column"),
+    [
+        (["1", "-2", ""], pa.array([1, -2, None], pa.int64())),
+        (["1", "0.5", "nan"], pa.array([1.0, 0.5, None], pa.float64())),
+        (["true", "FALSE", ""], pa.array([True, False, None])),
+        (["1", "007", "2"], pa.array(["1", "007", "2"])),
+        (["1", "2024-01-01", "2"], pa.array(["1", "2024-01-01", "2"])),
+        (["true", "1", "x"], pa.array(["true", "1", "x"])),
+        (["nan", "x", ""], pa.array(["nan", "x", None])),
+        (["9" * 30, "1", "2"], pa.array([1e30, 1.0, 2.0])),
+    ],
+)
+def test_a_csv_column_is_of_numbers_where_all_values_are(tmp_path: Path, values: list[str], column: pa.Array) -> None:
+    lines = [f"{n}.mp4,,{value}\n" for n, value in enumerate(values)]
+    (tmp_path / "l.csv").write_text("path,caption,score\n" + "".join(lines))
+    assert videos(str(tmp_path / "l.csv"))["score"].combine_chunks() == column
 
 
 def test_numbers_where_texts_belong_are_their_digits(tmp_path: Path) -> None:
@@ -416,7 +437,7 @@ class Starts(Decoder):
         self.starts = starts
 
     def index(self, uri: str, frames: int, fps: float, stride: int | None) -> list[dict[str, Any]]:
-        return [{"start_frame": start, "num_frames": frames, "fps": fps} for start in self.starts]
+        return [{"start_frame": start, "num_frames": frames, "fps": fps, "error": None} for start in self.starts]
 
 
 def test_clips_of_a_video_have_ids_of_their_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -523,7 +524,12 @@ def test_whatever_json_says_is_a_row_of_its_video(said: list[tuple[dict[str, Any
             members = [(n, values) for n, (values, at) in enumerate(said) if at == shard]
             packed = [(f"{n}.mp4", b"v") for n, _ in members] + [(f"{n}.json", _json(**v)) for n, v in members]
             _tar(Path(folder) / f"s-{shard}.tar", [("whole.mp4", b"v"), *packed])
-        rows = videos(folder).to_pylist()
+        try:
+            rows = videos(folder).to_pylist()
+        except ConfigError as error:
+            if not re.search("rename one|keep one of them", str(error)):
+                raise
+            return  # two names that SQL cannot tell apart, or that would be one in the tables
     assert len(rows) == 3 + len(said), "a video left no row"
     assert all(row["error"] is None or row["error"].startswith("decode: s-") for row in rows)
     assert not any("\0" in text for row in rows for text in [row["caption"], *(row.get("captions") or [])])

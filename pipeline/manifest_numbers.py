@@ -1,0 +1,61 @@
+"""Which columns of a CSV hold numbers or truth values: those of which every value is one, for CSV has no types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.manifest_columns import Columns
+from pipeline.manifest_json import FAULT, LINE
+
+_MISSING = pa.array(["nan", "NaN", "NAN"])  # what numeric libraries write for no value; in a column of texts, a text
+# Numbers have no leading zeros: 007 is a text.
+_PATTERNS = {
+    pa.bool_(): r"^(true|false|True|False|TRUE|FALSE)$",
+    pa.int64(): r"^-?(0|[1-9][0-9]{0,17})$",
+    pa.float64(): r"^-?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?$",
+}
+
+
+class CellTypes:
+    """The types that the values of a CSV's columns, seen block by block, all have; texts where they have none."""
+
+    def __init__(self, schema: pa.Schema, columns: Columns) -> None:
+        self._schema = schema
+        texts = {*columns.texts, columns.size, LINE, FAULT}
+        self._open = {name: list(_PATTERNS) for name in schema.names if name not in texts}
+        self._seen = set[str]()  # columns that have a value
+
+    def learn(self, block: pa.Table) -> None:
+        for name, types in self._open.items():
+            column = _without_missing(block.column(name)).drop_null()
+            if len(column):
+                self._seen.add(name)
+            self._open[name] = [kind for kind in types if _matches(column, _PATTERNS[kind])]
+
+    def schema(self) -> pa.Schema:
+        fields = []
+        for field in self._schema:
+            types = self._open.get(field.name, []) if field.name in self._seen else []
+            fields.append(pa.field(field.name, types[0]) if types else field)
+        return pa.schema(fields)
+
+    def cast(self, blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Blocks with the types of `schema`."""
+        schema = self.schema()
+        for block in blocks:
+            columns = []
+            for field in schema:
+                column = block.column(field.name)
+                columns.append(column if column.type == field.type else _without_missing(column).cast(field.type))
+            yield pa.table(columns, schema=schema)
+
+
+def _matches(texts: pa.ChunkedArray, pattern: str) -> bool:
+    return not len(texts) or bool(pc.all(pc.match_substring_regex(texts, pattern)).as_py())
+
+
+def _without_missing(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.if_else(pc.is_in(texts, _MISSING), pa.scalar(None, pa.string()), texts)
