@@ -65,7 +65,7 @@ class Data(Model):
     height: int = Field(480, ge=8)
     width: int = Field(832, ge=8)
     stride: int | None = Field(None, ge=1, description="frames from one segment's start to the next; null: `frames`")
-    decode_timeout: float = Field(120.0, gt=0, description="seconds a decoder may stand still, without a frame or packet")
+    decode_timeout: float = Field(120.0, gt=0, description="seconds without a frame or packet in which a decoder ends")
     oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
 
 
