@@ -10,8 +10,9 @@ from pipeline import report as page
 from pipeline import stores
 from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.gallery import FramesOf, VideoOf
-from pipeline.video import ClipError, Frames
+from pipeline.upright import Frames
 
 
 def frames_by(run: Run, decoder: Decoder) -> FramesOf:

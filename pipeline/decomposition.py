@@ -21,11 +21,11 @@ from pipeline import motion, tables
 from pipeline.attribution import Setting, mask_of
 from pipeline.config import Run
 from pipeline.diffusion import loss_map, masked, shared_noise
+from pipeline.errors import ClipError
 from pipeline.gradients import manifest
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.projection import Projection
-from pipeline.video import ClipError
 from pipeline.workers import FeatureWorker, Row, decoded
 
 Array = npt.NDArray[np.float32]

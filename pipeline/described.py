@@ -11,7 +11,7 @@ import torch
 from pipeline import fingerprints, judge, motion, tables
 from pipeline.config import Run
 from pipeline.decoder import Decoder
-from pipeline.video import ClipError
+from pipeline.errors import ClipError
 from pipeline.workers import Row, device_for
 
 QUERY, VIDEO = "query", "video"

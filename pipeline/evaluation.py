@@ -19,9 +19,10 @@ from pipeline import finetuning, motion, schemas, stores, tables
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import loss_map, masked_mean, own_noise
+from pipeline.errors import ClipError
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
-from pipeline.video import ClipError, write_mp4
+from pipeline.video import write_mp4
 from pipeline.workers import Captions, Row, decoded, device_for
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from pipeline import stores, tables
 from pipeline.comparison import LOSSES, mixtures
 from pipeline.config import ConfigError, Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.pairs import Film
-from pipeline.video import ClipError
 
 log = logging.getLogger(__name__)
 

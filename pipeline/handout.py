@@ -21,7 +21,8 @@ from pipeline.decoder import Decoder
 from pipeline.films import Generated, Shape
 from pipeline.pairs import Film, Key, Pair
 from pipeline.report import environment
-from pipeline.video import Frames, write_mp4
+from pipeline.upright import Frames
+from pipeline.video import write_mp4
 
 Progress = Callable[[int, int], None]
 

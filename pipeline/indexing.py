@@ -12,8 +12,8 @@ import pyarrow as pa
 from pipeline import purged
 from pipeline.config import Data, Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.tables import in_parts
-from pipeline.video import ClipError
 
 _OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
 

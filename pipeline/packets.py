@@ -185,7 +185,7 @@ def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
 # --- packets from a place on -----------------------------------------------------------------------------------------
 
 
-class DisplacedError(Exception):
+class DisplacedError(ValueError):
     """After a seek, other packets came than those that lie there."""
 
 

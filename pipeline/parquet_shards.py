@@ -9,8 +9,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import ClipError
 from pipeline.schemas import plain
-from pipeline.video import EXTENSIONS, ClipError
+from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, of_table
 
 COLUMNS = ("video", *(end[1:] for end in EXTENSIONS), "bytes", "video_bytes")

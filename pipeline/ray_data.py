@@ -25,10 +25,10 @@ from ray.data.exceptions import ExecutionTimeoutError
 from pipeline import ray_connection, ray_journal, retries, stores, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.merging import merge
 from pipeline.operations import Pool
 from pipeline.throughput import Figures
-from pipeline.video import ClipError
 
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more

@@ -16,9 +16,9 @@ from typing import Any
 import fsspec
 
 from pipeline import parquet_shards, tar_shards
+from pipeline.errors import ClipError
 from pipeline.refusals import REFERENCE
 from pipeline.stores import place
-from pipeline.video import ClipError
 from pipeline.video_columns import Part
 
 EXTENSIONS = (".tar", ".parquet")

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from pipeline.errors import ClipError
 from pipeline.schemas import caption_column
 from pipeline.texts import decode_text
-from pipeline.video import EXTENSIONS, ClipError
+from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, check_text, column_of, plain_value
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim

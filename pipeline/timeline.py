@@ -46,7 +46,7 @@ def pictures(path: str, packets: Packets, start: int = 0, pulse: Pulse = no_puls
     Each packet's stamp is replaced by its ordinal, which decoders pass on to the frame, so that a frame is known
     wherever decoding began. A packet that cannot be decoded damages what follows it up to the next key frame.
     """
-    broken = _Damage()
+    broken = _Damage(len(packets))
     codec: Any = None
     for ordinal, packet, codec in packets_from(path, packets, start, pulse):
         packet.pts = ordinal
@@ -68,7 +68,8 @@ def pictures(path: str, packets: Packets, start: int = 0, pulse: Pulse = no_puls
 class _Damage:
     """Which frames have data missing, as they come out of a decoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, packets: int) -> None:
+        self._packets = packets
         self._packet = -1  # ordinal of the last packet that is damaged
         self._spreads = False  # whether a damaged frame has come out, and no intact key frame since
 
@@ -76,7 +77,7 @@ class _Damage:
         self._packet = ordinal
 
     def picture(self, frame: Any) -> Picture:
-        ordinal = -1 if frame.pts is None else int(frame.pts)
+        ordinal = -1 if frame.pts is None or not 0 <= frame.pts < self._packets else int(frame.pts)
         after = self._packet >= 0 and (ordinal < 0 or ordinal >= self._packet)
         if frame.is_corrupt:
             self._spreads = True
@@ -191,7 +192,7 @@ def read_timeline(path: str, packets: Packets, trust: bool = True, pulse: Pulse 
     return counted(packets, ordinals, dts)
 
 
-class DisorderedError(Exception):
+class DisorderedError(ValueError):
     """Frames came out of the decoder in another order than a timeline says."""
 
 
@@ -204,7 +205,7 @@ def numbered(
         if line.ordinals is None:
             yield count, picture
             continue
-        if not 0 <= picture.ordinal < len(packets):
+        if picture.ordinal < 0:
             raise DisorderedError
         number = int(line.number_of[picture.ordinal])
         if number < 0:  # it is decoded and not shown

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from pipeline.cuts import Changes
-from pipeline.errors import ClipError as ClipError
+from pipeline.errors import ClipError
 from pipeline.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.timeline import (
     DisorderedError,
@@ -34,8 +34,7 @@ from pipeline.timeline import (
     read_timeline,
     stamped,
 )
-from pipeline.upright import Frames as Frames
-from pipeline.upright import fit, pose
+from pipeline.upright import Frames, fit, pose
 
 _ENDS = "mp4 mkv webm avi mov gif m4v mpg mpeg vob ts m2ts mts wmv asf flv f4v 3gp 3g2 ogv"
 EXTENSIONS = tuple(f".{end}" for end in _ENDS.split())  # of files that a folder's videos are known by

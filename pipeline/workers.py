@@ -26,10 +26,10 @@ from pipeline.attribution import Setting
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.diffusion import shared_noise
+from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
-from pipeline.video import ClipError
 
 Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]

@@ -21,10 +21,11 @@ import pytest
 
 from pipeline import config, schemas, world
 from pipeline.config import ConfigError
+from pipeline.errors import ClipError
 from pipeline.folders import EXTENSIONS
 from pipeline.indexing import IndexWorker
 from pipeline.manifest import videos
-from pipeline.video import ClipError, write_mp4
+from pipeline.video import write_mp4
 
 CODECS = {"mkv": "libx264", "webm": "libvpx", "avi": "mpeg4", "mov": "mpeg4", "gif": "gif", "m4v": "libx264"}
 CODES = {"decode", "too_short", "read", "crashed", "memory", "timeout", "refused"}

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline import manifest, s3, stores, tables
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.merging import merge
-from pipeline.video import ClipError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
 ROOT = f"s3://{BUCKET}/a run/[x]"

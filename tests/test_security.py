@@ -266,7 +266,7 @@ def test_nothing_outside_a_base_in_a_bucket(film: bytes) -> None:
 
 PROBES = """
 import os, resource, socket, subprocess
-from pipeline.video import ClipError
+from pipeline.errors import ClipError
 
 def segments(path, frames, fps, stride):
     found = {"environment": sorted(os.environ), "memory": resource.getrlimit(resource.RLIMIT_AS)[0]}

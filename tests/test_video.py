@@ -21,9 +21,9 @@ from pipeline import schemas, video, world
 from pipeline.config import Data
 from pipeline.cuts import cuts
 from pipeline.decoder import Decoder
+from pipeline.errors import ClipError
 from pipeline.indexing import clip_id, index
-from pipeline.upright import pose
-from pipeline.video import ClipError, Frames
+from pipeline.upright import Frames, pose
 from tests.numbered import numbers, picture, write
 
 KINDS = [
@@ -370,7 +370,7 @@ def test_remote_files_are_fetched_by_the_parent(tmp_path: Path) -> None:
 HOSTILE = """
 import os, signal, threading, time
 import numpy as np
-from pipeline import video
+from pipeline import errors, video
 
 def _kill_soon():
     time.sleep(0.05)
@@ -389,7 +389,7 @@ def segments(path, frames, fps, stride, pulse):
     if name == "memory.mp4":
         np.ones(1 << 34)
     if name == "secrets.mp4":
-        raise video.ClipError("decode", " ".join(os.environ))
+        raise errors.ClipError("decode", " ".join(os.environ))
     return video.segments(path, frames, fps, stride, pulse)
 
 def decode(path, start_frame, count, fps, height, width, pulse):

@@ -27,12 +27,12 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
 from pipeline import passed, ray_data, schemas, tables
+from pipeline.errors import ClipError
 from pipeline.listing import Listing
 from pipeline.operations import Pool
 from pipeline.scanning import Rows, blocks
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking
-from pipeline.video import ClipError
 
 PART = 50_000  # rows of the parts that are there
 POOL = Pool(batch=1000)

@@ -116,7 +116,8 @@ def decoding(subject: Subject, rates: Rates) -> list[Figure]:
 
 def decoded_folder(folder: Path, count: int, fps: float, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
     """The first `count` frames at `fps` of every video of a folder that has them."""
-    from pipeline.video import ClipError, decode
+    from pipeline.errors import ClipError
+    from pipeline.video import decode
 
     found = []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")):
