@@ -74,4 +74,4 @@ def _other_encoding(data: bytes, error: UnicodeDecodeError) -> str:
 def _is_utf16(data: bytes) -> bool:
     """Whether most of the even or most of the odd bytes are NUL, as in western text in UTF-16."""
     even, odd = data[0::2].count(0), data[1::2].count(0)
-    return max(even, odd) > len(data) / 4 and min(even, odd) < max(even, odd) / 8
+    return len(data) % 2 == 0 and max(even, odd) > len(data) / 4 and min(even, odd) < max(even, odd) / 8
