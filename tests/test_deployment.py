@@ -142,8 +142,13 @@ def test_what_is_sent_to_the_build_holds_no_weights_and_all_that_is_installed() 
     assert rules[0] == "*", "what is not named is sent"
     assert {"**/*.safetensors", "**/*.pth"} <= set(rules)
     sent = {rule[1:] for rule in rules if rule.startswith("!")}
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert {p.split(".")[0] for p in packages} | {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"} == sent
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert {pattern.removesuffix("*") for pattern in found["include"]} | {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+    } == sent
 
 
 # --- kubernetes ------------------------------------------------------------------------------------------------------
