@@ -1,0 +1,63 @@
+"""The jobs by name, and the keys of a configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import __main__ as command
+from pipeline import config, configuration_keys
+from pipeline.config import Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def ran(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jobs", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_every_job_is_listed_with_a_sentence() -> None:
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py") if "command.main(" in path.read_text()}
+    assert jobs, "no job is known to the test"
+    listed = ran()
+    assert listed.returncode == 0, listed.stderr
+    for name in jobs:
+        assert command.summaries()[name], f"{name} has no docstring"
+        assert f"  {name} " in listed.stdout
+
+
+def test_a_job_gets_its_own_arguments() -> None:
+    shown = ran("rank_clips", "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert "usage: rank_clips.py" in shown.stdout
+    refused = ran("rank_clips", "--config", "no/such/recipe")
+    assert refused.returncode == 2
+    assert "no such recipe" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [(["curat"], "Did you mean curate?"), (["keys", "moton"], "name one section"), (["keys", "root"], "one section")],
+)
+def test_what_is_no_job_or_section_is_refused(words: list[str], hint: str) -> None:
+    refused = ran(*words)
+    assert refused.returncode == 2
+    assert hint in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_the_keys_are_those_of_a_configuration() -> None:
+    listed = {key.name: key for key in configuration_keys.keys(Run)}
+    values = {name: yaml.safe_load(key.default) for name, key in listed.items() if key.default is not None}
+    given = {name: "x" for name, key in listed.items() if key.default is None}
+    assert set(given) == {"root", "data.videos", "model.id"}
+    run = config.load("demo", {**values, **given, "queries.videos": "x"})
+    assert run.motion == config.Motion(), "the defaults that are shown are not those that are used"
+    assert run.ranking == config.Ranking()
+    shown = ran("keys", "motion").stdout
+    assert "motion.height: whole number = 240\n      working size of the flow" in shown
+    assert "data.frames" not in shown
