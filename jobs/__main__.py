@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import runpy
 import sys
 import textwrap
@@ -21,7 +22,7 @@ def main() -> None:
     """Exit status 2 for what is no job, else that of the job."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(listing())
+        _say(listing())
     elif name == "keys":
         _print_keys(rest)
     elif name in summaries():
@@ -62,7 +63,15 @@ def _print_keys(sections: list[str]) -> None:
     for key in configuration_keys.keys(model, name or ""):
         lines.append(f"{key.name}: {key.kind}" + ("" if key.default is None else f" = {key.default}"))
         lines += textwrap.wrap(key.meaning, _WIDTH - 6, initial_indent="      ", subsequent_indent="      ")
-    print("\n".join(lines))
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    """Print, also where the reader has enough before the end, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it would raise once more
 
 
 def _refuse(sentence: str) -> NoReturn:
