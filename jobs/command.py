@@ -40,12 +40,7 @@ def main(
 
     `afterwards` runs when the lease has been given back: for what may take days and writes none of the run's tables.
     """
-    parser = _Parser(description=description)
-    parser.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
-    )
-    arguments = parser.parse_args()
+    arguments = parser(description, default).parse_args()
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -83,6 +78,16 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
+
+
+def parser(description: str | None, default: str | None = None, program: str | None = None) -> argparse.ArgumentParser:
+    """The command line of a job; without a default, `--config` must be given."""
+    words = _Parser(prog=program, description=description)
+    words.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
+    words.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
+    )
+    return words
 
 
 class _Parser(argparse.ArgumentParser):

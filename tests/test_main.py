@@ -33,10 +33,23 @@ def test_every_job_is_listed_with_a_sentence() -> None:
 def test_a_job_gets_its_own_arguments() -> None:
     shown = ran("rank_clips", "--help")
     assert shown.returncode == 0, shown.stderr
-    assert "usage: rank_clips.py" in shown.stdout
+    assert "usage: motion-curation rank_clips" in shown.stdout
     refused = ran("rank_clips", "--config", "no/such/recipe")
     assert refused.returncode == 2
     assert "no such recipe" in refused.stderr
+    assert ran("rank_clips").returncode == 2, "--config may not be left out"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--config", "demo", "--set", "motion.hight=3"]])
+def test_help_and_wrong_keys_are_said_before_anything_heavy_is_imported(words: list[str]) -> None:
+    code = "import sys; from jobs import __main__; sys.argv[1:] = sys.argv[2:]; __main__.main()"
+    watch = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, 'ray' in sys.modules)); {code}"
+    ended = subprocess.run(
+        [sys.executable, "-c", watch, "", "rank_clips", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.stdout.strip().endswith("False False"), ended.stdout + ended.stderr
+    assert ended.returncode == (0 if words == ["--help"] else 2)
+    assert words == ["--help"] or "motion.hight" in ended.stderr
 
 
 @pytest.mark.parametrize(
