@@ -132,7 +132,8 @@ def main() -> None:
     machine = ceilings.machine()
     ceilings.print_machine(machine)
     limits = ceilings.measured(device)
-    limits.setdefault("matmul_bf16_flop_per_s", ceilings.matmul_rate(device, torch.bfloat16))
+    if "matmul_bf16_flop_per_s" not in limits:  # minutes on a CPU without bfloat16
+        limits["matmul_bf16_flop_per_s"] = ceilings.matmul_rate(device, torch.bfloat16)
     ceilings.print_ceilings(limits, device)
     start = time.monotonic()
     subject = stage_subjects.wan(device) if device.type == "cuda" else stage_subjects.demo(device)
