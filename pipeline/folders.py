@@ -196,14 +196,16 @@ def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> P
     """What a metadata file lists, with paths relative to the root instead of its own folder."""
     folder = posixpath.dirname(place.below(path))
     head = place.listed_uri(place.root).rstrip("/") + "/"
-    for number, row in enumerate(rows, 1):
-        row["origin"] = f"{place.below(path)} (row {number})"
+    for row in rows:
+        row["origin"] = f"{place.below(path)} ({row['origin']})"
         if row["uri"].startswith(head):
             row["relative"] = row["uri"].removeprefix(head)
         elif row["relative"] != row["uri"] and not row["relative"].startswith("/"):
             row["relative"] = posixpath.normpath(posixpath.join(folder, row["relative"]))
     try:
-        return of_table(rows, table)
+        part = of_table(rows, table)
+        is_untyped = path.lower().endswith(manifest_rows.UNTYPED)
+        return dataclasses.replace(part, untyped=frozenset(part.columns)) if is_untyped else part
     except ValueError as error:
         raise ConfigError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
 
