@@ -38,9 +38,12 @@ class CellTypes:
             self._open[name] = _shared(column, types)
 
     def schema(self) -> pa.Schema:
+        """A column of no values is of type null: what it has one day must not be of another type than now."""
         fields = []
         for field in self._schema:
-            types = self._open.get(field.name, []) if field.name in self._seen else []
+            types = self._open.get(field.name, [])
+            if field.name in self._open and field.name not in self._seen:
+                types = [pa.null()]
             fields.append(pa.field(field.name, types[0]) if types else field)
         return pa.schema(fields)
 
@@ -67,6 +70,8 @@ def cell_type(columns: Iterable[pa.ChunkedArray]) -> pa.DataType | None:
 
 def as_type(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Texts, all of them of this type or missing, as its values."""
+    if pa.types.is_null(kind):
+        return pa.chunked_array([pa.nulls(len(texts))])
     return _without_missing(texts).cast(kind)
 
 

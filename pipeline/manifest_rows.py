@@ -24,7 +24,7 @@ from pipeline.config import ConfigError
 from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.manifest_numbers import CellTypes
-from pipeline.schemas import check_plain
+from pipeline.schemas import check_plain, without_views
 from pipeline.stores import writable
 
 BLOCK = 100_000  # rows of Parquet
@@ -121,14 +121,16 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Calla
         schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
     check_plain(schema)
     _check_twice(schema.names)
-    whole = pa.schema([*schema, (LINE, pa.int64()), (FAULT, pa.string())])
+    own = without_views(schema)
+    whole = pa.schema([*own, (LINE, pa.int64()), (FAULT, pa.string())])
 
     def blocks() -> Iterator[pa.Table]:
         start = 0
         with fs.open(path, "rb") as file:
             for batch in pq.ParquetFile(file).iter_batches(BLOCK):
                 places = pa.array(range(start + 1, start + len(batch) + 1), pa.int64())
-                yield pa.table([*batch.columns, places, pa.nulls(len(batch), pa.string())], schema=whole)
+                columns = [column.cast(field.type) for column, field in zip(batch.columns, own, strict=True)]
+                yield pa.table([*columns, places, pa.nulls(len(batch), pa.string())], schema=whole)
                 start += len(batch)
 
     return whole, blocks
