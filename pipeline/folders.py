@@ -98,14 +98,16 @@ def _opened(fs: fsspec.AbstractFileSystem, bare: str, named: str, base: str | No
 
 
 def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
-    """The files that are not hidden, ordered by path."""
+    """The files that are not hidden, ordered by path; of a store, without the empty objects that stand for folders."""
     if tree.closed:
         names = _some([place.below(path) for path in tree.closed])
         log.warning("%s: left out are folders that may not be read: %d (%s).", place.named, len(tree.closed), names)
     return {
         path: info
         for path, info in sorted(tree.entries.items())
-        if (is_file(info) or is_broken(info)) and not any(n.startswith(".") for n in place.below(path).split("/"))
+        if (is_file(info) or is_broken(info))
+        and not path.endswith("/")
+        and not any(n.startswith(".") for n in place.below(path).split("/"))
     }
 
 
