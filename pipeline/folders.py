@@ -98,14 +98,16 @@ def _opened(fs: fsspec.AbstractFileSystem, bare: str, named: str, base: str | No
 
 
 def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
-    """The files that are not hidden, ordered by path."""
+    """The files that are not hidden, ordered by path; of a store, without the empty objects that stand for folders."""
     if tree.closed:
         names = _some([place.below(path) for path in tree.closed])
         log.warning("%s: left out are folders that may not be read: %d (%s).", place.named, len(tree.closed), names)
     return {
         path: info
         for path, info in sorted(tree.entries.items())
-        if (is_file(info) or is_broken(info)) and not any(n.startswith(".") for n in place.below(path).split("/"))
+        if (is_file(info) or is_broken(info))
+        and not path.endswith("/")
+        and not any(n.startswith(".") for n in place.below(path).split("/"))
     }
 
 
@@ -196,14 +198,16 @@ def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> P
     """What a metadata file lists, with paths relative to the root instead of its own folder."""
     folder = posixpath.dirname(place.below(path))
     head = place.listed_uri(place.root).rstrip("/") + "/"
-    for number, row in enumerate(rows, 1):
-        row["origin"] = f"{place.below(path)} (row {number})"
+    for row in rows:
+        row["origin"] = f"{place.below(path)} ({row['origin']})"
         if row["uri"].startswith(head):
             row["relative"] = row["uri"].removeprefix(head)
         elif row["relative"] != row["uri"] and not row["relative"].startswith("/"):
             row["relative"] = posixpath.normpath(posixpath.join(folder, row["relative"]))
     try:
-        return of_table(rows, table)
+        part = of_table(rows, table)
+        is_untyped = path.lower().endswith(manifest_rows.UNTYPED)
+        return dataclasses.replace(part, untyped=frozenset(part.columns)) if is_untyped else part
     except ValueError as error:
         raise ConfigError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
 

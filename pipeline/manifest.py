@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -128,14 +129,18 @@ def _manifest(
         files = located(fs, posixpath.dirname(bare), [path or "" for path in paths], base)
     except ImportError as error:
         raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
-    for row, fault in zip(files, table.column(FAULT).to_pylist(), strict=True):
+    faults, places = table.column(FAULT).to_pylist(), table.column(LINE).to_pylist()
+    place_word = "row" if bare.lower().endswith(".parquet") else "line"
+    for row, fault, number in zip(files, faults, places, strict=True):
         row["error"] = row["error"] if fault is None else f"refused: {fault}"
+        row["origin"] = f"{place_word} {number}"
     return files, _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
 
 
 def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
-    """A manifest's table with the names of `videos`, so that those of several manifests go together."""
-    new = dict(named.others)
+    """A manifest's table in which captions, ids, sources and groups have the names of `videos`, so that those of
+    several manifests go together. The other columns are renamed with those of shards, in `described`."""
+    new = {name: called for name, called in named.others.items() if not name.strip()}  # called by its place in the file
     for name in ("source", "group", "id", "caption", "captions"):
         written = getattr(named, name)
         if written is not None:
@@ -255,9 +260,12 @@ def _without_secrets(known: pa.Table, named: Columns, where: str, key: str) -> p
     """Presigned addresses and the like in columns that pass through would stay in the tables for good. Paths that have
     them are refused, each in its row."""
     for index, field in enumerate(known.schema):
-        if field.name in (named.path, FAULT) or not (
-            pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ):
+        if field.name in (named.path, FAULT):
+            continue
+        if pa.types.is_nested(field.type):
+            known = _without_nested_secrets(known, index, where, key)
+            continue
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             continue
         column = known.column(index).combine_chunks()
         suspect = pc.fill_null(pc.match_substring_regex(column, credentials.SUSPECT, ignore_case=True), False)
@@ -270,6 +278,49 @@ def _without_secrets(known: pa.Table, named: Columns, where: str, key: str) -> p
     return known
 
 
+def _without_nested_secrets(known: pa.Table, index: int, where: str, key: str) -> pa.Table:
+    """The same for texts within lists and structs."""
+    column, field = known.column(index), known.schema.field(index)
+    if not any(_suspect(leaf) for chunk in column.chunks for leaf in _leaves(chunk)):
+        return known
+    values = column.to_pylist()
+    clean = [_scrubbed(value) for value in values]
+    count = sum(old != new for old, new in zip(values, clean, strict=True))
+    if not count:
+        return known
+    log.warning("%s=%r: %d values of `%s` hold credentials; they are masked.", key, where, count, field.name)
+    return known.set_column(index, field, pa.chunked_array([pa.array(clean, field.type)]))
+
+
+def _leaves(array: pa.Array) -> Iterator[pa.Array]:
+    """The texts that an array has at any depth."""
+    kind = array.type
+    if pa.types.is_map(kind):
+        yield from _leaves(array.keys)
+        yield from _leaves(array.items)
+    elif pa.types.is_struct(kind):
+        for inner in array.flatten():
+            yield from _leaves(inner)
+    elif _is_list(kind):
+        yield from _leaves(array.flatten())
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield array
+
+
+def _suspect(texts: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring_regex(texts, credentials.SUSPECT, ignore_case=True)).as_py())
+
+
+def _scrubbed(value: Any) -> Any:
+    if isinstance(value, str):
+        return credentials.scrubbed(value) if credentials.held(value) else value
+    if isinstance(value, dict):
+        return {name: _scrubbed(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_scrubbed(inner) for inner in value)
+    return value
+
+
 def storable(kind: pa.DataType) -> pa.DataType:
     """A type that every reader of Parquet knows."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -278,5 +329,5 @@ def storable(kind: pa.DataType) -> pa.DataType:
 def _metadata(fs: fsspec.AbstractFileSystem, where: str, key: str, base: str | None, path: str) -> folders.Found | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
     at = f"{where}: {path}"
-    file = manifest_rows.read(fs, path, at, key)
+    file = manifest_rows.read(fs, path, at, key, typed=False)
     return None if file.columns.path is None else _manifest(fs, path, at, key, base, file)

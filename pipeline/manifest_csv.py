@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.manifest_columns import columns
-from pipeline.manifest_json import FAULT, LINE
+from pipeline.manifest_json import FAULT, LINE, typed_array
 from pipeline.manifest_text import collection_paused, text_blocks
 from pipeline.video import EXTENSIONS
 
@@ -122,13 +122,15 @@ def _block(
 
 def _table(rows: list[list[str]], lines: list[int], schema: pa.Schema) -> pa.Table:
     columns = []
+    faults: list[str | None] = [None] * len(rows)
     for field, values in zip(schema, zip(*rows, strict=True), strict=False):
         if field.type == _LIST:
-            columns.append(pa.array([_captions(v, field.name, at) for v, at in zip(values, lines, strict=True)], _LIST))
+            listed = [_captions(value, field.name, line) for value, line in zip(values, lines, strict=True)]
+            columns.append(typed_array(field.name, listed, "list of text", lines, faults))
         else:
             texts = pa.array(values, pa.string())
             columns.append(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
-    return pa.table([*columns, pa.array(lines, pa.int64()), pa.nulls(len(rows), pa.string())], schema=schema)
+    return pa.table([*columns, pa.array(lines, pa.int64()), pa.array(faults, pa.string())], schema=schema)
 
 
 def _captions(value: str, name: str, line: int) -> list[str] | None:

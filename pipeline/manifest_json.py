@@ -42,7 +42,8 @@ _AS_JSON = ("object", "list of nested values")
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that it has twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
@@ -51,7 +52,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_CONSTANTS.__getitem__).raw_decode
+_decode = json.JSONDecoder(object_pairs_hook=distinct, parse_constant=_CONSTANTS.__getitem__).raw_decode
 
 
 def _rows(text: str, line: int) -> tuple[list[dict[str, Any]], list[int]]:
@@ -102,13 +103,13 @@ def _block(rows: list[dict[str, Any]], lines: list[int], kinds: Kinds) -> pa.Tab
         kind = kinds.learn(name, values, lines)
         if kind is not None:
             written = name.encode("utf-8", "backslashreplace").decode()
-            found[written] = _array(name, values, kind, lines, faults)
+            found[written] = typed_array(name, values, kind, lines, faults)
             if kinds.is_text(name):
                 _note_flaws(name, values, found[written], lines, faults)
     return pa.table({**found, LINE: pa.array(lines, pa.int64()), FAULT: pa.array(faults, pa.string())})
 
 
-def _array(name: str, values: list[Any], kind: str, lines: Sequence[int], faults: list[str | None]) -> pa.Array:
+def typed_array(name: str, values: list[Any], kind: str, lines: Sequence[int], faults: list[str | None]) -> pa.Array:
     """Values of one kind. A text that is none is replaced by its escapes, and its row has a fault."""
     if kind in _AS_JSON:
         values = [None if value is None else json.dumps(value) for value in values]

@@ -24,11 +24,12 @@ from pipeline.config import ConfigError
 from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.manifest_numbers import CellTypes
-from pipeline.schemas import check_plain
+from pipeline.schemas import check_plain, without_views
 from pipeline.stores import writable
 
 BLOCK = 100_000  # rows of Parquet
 ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
+UNTYPED = (".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class ManifestFile:
         return pa.concat_tables(self.blocks())
 
 
-def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> ManifestFile:
-    """A manifest's columns and rows. Raises ConfigError, naming `key`."""
+def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str, typed: bool = True) -> ManifestFile:
+    """A manifest's columns and rows. Without `typed`, what CSV and TSV have is texts: a column's type is decided where
+    those of all files are known. Raises ConfigError, naming `key`."""
 
     @contextmanager
     def naming() -> Iterator[None]:
@@ -79,17 +81,20 @@ def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str) -> Mani
             ) from error
 
     with naming():
-        schema, blocks = _opened(fs, path)
+        schema, blocks = _opened(fs, path, typed)
         found = columns([name for name in schema.names if name not in (LINE, FAULT)])
     return ManifestFile(found, schema, blocks, naming, f"{key}={where!r}")
 
 
-def _opened(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
+def _opened(
+    fs: fsspec.AbstractFileSystem, path: str, typed: bool
+) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
     end = posixpath.splitext(path.lower())[1]
     if end == ".parquet":
         return _parquet(fs, path)
-    if end in (".csv", ".tsv"):
-        return _csv(fs, path, "\t" if end == ".tsv" else ",")
+    if end in UNTYPED:
+        delimiter = "\t" if end == ".tsv" else ","
+        return _csv(fs, path, delimiter) if typed else manifest_csv.opened(fs, path, delimiter)
     with fs.open(path, "rb") as file:
         spool = _Spool()
         kinds = manifest_json.Kinds()
@@ -116,14 +121,16 @@ def _parquet(fs: fsspec.AbstractFileSystem, path: str) -> tuple[pa.Schema, Calla
         schema = pq.ParquetFile(file).schema_arrow.remove_metadata()
     check_plain(schema)
     _check_twice(schema.names)
-    whole = pa.schema([*schema, (LINE, pa.int64()), (FAULT, pa.string())])
+    own = without_views(schema)
+    whole = pa.schema([*own, (LINE, pa.int64()), (FAULT, pa.string())])
 
     def blocks() -> Iterator[pa.Table]:
         start = 0
         with fs.open(path, "rb") as file:
             for batch in pq.ParquetFile(file).iter_batches(BLOCK):
                 places = pa.array(range(start + 1, start + len(batch) + 1), pa.int64())
-                yield pa.table([*batch.columns, places, pa.nulls(len(batch), pa.string())], schema=whole)
+                columns = [column.cast(field.type) for column, field in zip(batch.columns, own, strict=True)]
+                yield pa.table([*columns, places, pa.nulls(len(batch), pa.string())], schema=whole)
                 start += len(batch)
 
     return whole, blocks

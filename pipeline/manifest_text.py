@@ -42,7 +42,8 @@ def _decoded(data: bytes, line: int, first: bool) -> str:
         text = data.decode()
         at = data.find(b"\0")
     except UnicodeDecodeError as error:
-        at = error.start
+        nul = data.find(b"\0", 0, error.start)  # in UTF-16 without a mark, the first line says what the file is
+        at = error.start if nul < 0 else nul
     if at >= 0:
         start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
         number = line + data.count(b"\n", 0, start)

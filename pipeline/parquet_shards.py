@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ClipError
-from pipeline.schemas import plain
+from pipeline.schemas import plain, without_views
 from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, of_table
 
@@ -70,7 +70,8 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -
         }
         for row, error in enumerate(errors)
     ]
-    return of_table(rows, plain(table))
+    table = plain(table)
+    return of_table(rows, table.cast(without_views(table.schema)))
 
 
 def _bombs(parquet: pq.ParquetFile, column: str, largest: int) -> list[str | None]:

@@ -149,6 +149,24 @@ def plain(table: pa.Table) -> pa.Table:
     return table
 
 
+def without_views(schema: pa.Schema) -> pa.Schema:
+    """A schema with Arrow's older types in place of views, which Parquet files of some writers have and few functions
+    take."""
+    return pa.schema([field.with_type(_without_views(field.type)) for field in schema])
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_views(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([inner.with_type(_without_views(inner.type)) for inner in kind])
+    return kind
+
+
 def check_plain(schema: pa.Schema) -> None:
     """Raise ValueError for Arrow's extension types, which some readers unpickle into Python objects."""
     for field in schema:

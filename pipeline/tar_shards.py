@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import fsspec
 
 from pipeline.errors import ClipError
+from pipeline.manifest_json import distinct
 from pipeline.schemas import caption_column
 from pipeline.texts import decode_text
 from pipeline.video import EXTENSIONS
-from pipeline.video_columns import Part, check_text, column_of, plain_value
+from pipeline.video_columns import Part, check_text, column_of, plain_name, plain_value, spellings
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim
 _AHEAD = 1 << 16  # bytes that one request of a store brings while listing: a header, the words, the next header
@@ -157,6 +158,7 @@ def _matched(rows: list[Row], words: dict[str, _Words], shard: str) -> Part:
         stem, end = posixpath.splitext(name)
         stems.setdefault(stem, {})[end.lower()] = name
     used = set[str]()
+    written = spellings()
     values: list[Row] = []
     for row in rows:
         own: Row = {}
@@ -167,7 +169,7 @@ def _matched(rows: list[Row], words: dict[str, _Words], shard: str) -> Part:
                 row["origin"] = f"{shard}/{name}"
             except ClipError as error:
                 row["error"] = row["error"] or f"{error.code}: {shard}/{error.sentence}"
-        values.append(own)
+        values.append({written.setdefault(plain_name(name), name): value for name, value in own.items()})
     names = list(dict.fromkeys(["caption", *(name for own in values for name in own)]))
     columns = {name: column_of([own.get(name) for own in values]) for name in names}
     return Part(rows, columns, [f"{shard}/{name}" for name in words if name not in used])
@@ -191,15 +193,12 @@ def _parsed(data: _Words, name: str) -> Row:
         text = decode_text(data)
         if name.lower().endswith(".txt"):
             return {"caption": text.strip()}
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
         raise ClipError("decode", f"{name} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ClipError("decode", f"{name} is no JSON object with the columns of one video")
-    column = caption_column(values)
-    if column:
-        caption = values.pop(column)
-        values["captions" if isinstance(caption, list) else "caption"] = caption
+    values = _with_captions(_by_column(values, name))
     found: Row = {}
     for key, value in values.items():
         try:
@@ -213,6 +212,31 @@ def _parsed(data: _Words, name: str) -> Row:
             shown = key.encode("utf-8", "backslashreplace").decode()
             raise ClipError("decode", f"{name}: its `{shown}` cannot be used: {error}") from error
     return found
+
+
+def _by_column(values: Row, name: str) -> Row:
+    """A member's values, those of texts by the name that their column has. Raises ClipError for two of one column."""
+    written = spellings()
+    columns: Row = {}
+    for key, value in values.items():
+        column = written.setdefault(plain_name(key), key)
+        if column in columns:
+            shown = key.encode("utf-8", "backslashreplace").decode()
+            raise ClipError("decode", f"{name} has the key `{shown}` twice, in another case; rename or remove one")
+        columns[column] = value
+    return columns
+
+
+def _with_captions(values: Row) -> Row:
+    """Values with the captions of a member, several or one, under the name of their column."""
+    column = caption_column(values)
+    if column is None:
+        return values
+    caption = values.pop(column)
+    if not isinstance(caption, list):
+        return {**values, "caption": caption}
+    more = values.get("captions")
+    return {**values, "captions": [*caption, *(more if isinstance(more, list) else [more])]}
 
 
 def fetch(fs: fsspec.AbstractFileSystem, bare: str, first: int, size: int, file: BinaryIO) -> None:

@@ -17,10 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.credentials import scrubbed
+from pipeline.manifest_json import MOST
+from pipeline.manifest_numbers import as_type, as_type_where_possible, cell_type
 from pipeline.schemas import CAPTIONS, caption_column
 from pipeline.texts import decode_text, text_flaw
 
 TEXT, NUMBERS, LISTS, OBJECTS, HUGE = "text", "numbers", "lists", "objects", "integers of more than 64 bits"
+TRUTHS = "true or false"
 TEXTS = (*CAPTIONS, "id", "source", "group")  # text, whatever a file has there
 
 Row = dict[str, Any]
@@ -35,6 +38,7 @@ class Part:
     rows: list[Row]
     columns: Mapping[str, Column]
     unmatched: Sequence[str] = ()  # captions and columns of no video, by where they stand
+    untyped: frozenset[str] = frozenset()  # columns of texts that may be numbers: CSV has no types
 
 
 def chosen(part: Part, rows: list[int]) -> Part:
@@ -44,14 +48,17 @@ def chosen(part: Part, rows: list[int]) -> Part:
         columns[name] = (
             [column[at] for at in rows] if isinstance(column, list) else column.take(pa.array(rows, pa.int64()))
         )
-    return Part([part.rows[at] for at in rows], columns, part.unmatched)
+    return dataclasses.replace(part, rows=[part.rows[at] for at in rows], columns=columns)
 
 
 def of_table(rows: list[Row], table: pa.Table) -> Part:
     """A part from a table. Raises ValueError where two columns have one name."""
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    counts = Counter(map(plain_name, table.column_names))
+    twice = [name for name in table.column_names if counts[plain_name(name)] > 1]
+    if len(set(twice)) > 1:
+        raise ValueError(f"its columns {', '.join(map(repr, twice))} differ in nothing but case; rename them")
     if twice:
-        raise ValueError(f"it has {', '.join(map(repr, twice))} as the name of more than one column")
+        raise ValueError(f"it has {twice[0]!r} as the name of more than one column")
     columns = {
         name: _decoded(rows, name, column) for name, column in zip(table.column_names, table.columns, strict=True)
     }
@@ -95,14 +102,58 @@ def _decoded(rows: list[Row], name: str, column: pa.ChunkedArray) -> pa.ChunkedA
 
 def joined(parts: Sequence[Part]) -> tuple[list[Row], pa.Table]:
     """All rows, and all columns with one type each; rows whose values are of another kind have an error."""
+    parts = _with_one_spelling(parts)
     names = list(dict.fromkeys(name for part in parts for name in part.columns))
-    columns = {name: _joined(name, parts) for name in names}
+    columns = {name: _joined(name, _with_types(name, parts)) for name in names}
     rows = [row for part in parts for row in part.rows]
     for row in rows:
         row.pop("origin", None)
     if not columns:
         columns = {"caption": pa.chunked_array([pa.nulls(len(rows), pa.string())])}
     return rows, pa.table(columns)
+
+
+def plain_name(name: str) -> str:
+    """What columns of one meaning share, whatever the case of their names and the blanks around them."""
+    return name.strip().casefold()
+
+
+def spellings() -> dict[str, str]:
+    """How columns are written, by plain name: those of texts as their name is; to be filled with the first of each."""
+    return {name: name for name in (*TEXTS, "captions")}
+
+
+def _with_one_spelling(parts: Sequence[Part]) -> list[Part]:
+    """Parts in which a column has one name: `Fps` in one shard and `fps` in another are the same."""
+    written = spellings()
+    renamed = []
+    for part in parts:
+        new = {name: written.setdefault(plain_name(name), name) for name in part.columns}
+        columns = {new[name]: column for name, column in part.columns.items()}
+        untyped = frozenset(new[name] for name in part.untyped)
+        renamed.append(dataclasses.replace(part, columns=columns, untyped=untyped))
+    return renamed
+
+
+def _with_types(name: str, parts: Sequence[Part]) -> Sequence[Part]:
+    """Parts in which the cells of CSV have types: those that all of them have, or else that of the other parts' values
+    where a cell has it. They are texts, as typed, where the column is one of texts."""
+    untyped = [part for part in parts if name in part.untyped]
+    if not untyped or name in TEXTS or name == "captions":
+        return parts
+    others = _target(name, [part for part in parts if name not in part.untyped])
+    kind = cell_type([part.columns[name] for part in untyped])
+    typed: dict[int, Column] = {}  # by the identity of parts
+    if kind is not None and others in (None, kind_of_type(kind)):
+        typed = {id(part): as_type(part.columns[name], kind) for part in untyped}
+    elif others in (NUMBERS, TRUTHS):
+        kinds = [pa.bool_()] if others == TRUTHS else [pa.int64(), pa.float64()]
+        typed = {id(part): as_type_where_possible(part.columns[name], kinds) for part in untyped}
+    replaced = [
+        dataclasses.replace(part, columns={**part.columns, name: typed[id(part)]}) if id(part) in typed else part
+        for part in parts
+    ]
+    return parts if _target(name, replaced) == TEXT else replaced
 
 
 def _joined(name: str, parts: Sequence[Part]) -> pa.ChunkedArray:
@@ -161,7 +212,7 @@ def _checked(name: str, rows: list[Row], column: Column, target: str | None) -> 
             several = given if isinstance(given, list) else [given]
             texts = [_as_text(name, one) for one in several]
             value = None if given is None else [text for text in texts if text is not None]
-        if isinstance(value, float) and math.isnan(value) and target != NUMBERS:
+        if isinstance(value, float) and math.isnan(value):
             value = None  # as pandas writes what is missing
         kind = own if own is not None and value is given else kind_of(value)
         fits = kind is None or kind == target or (kind.endswith(LISTS) and str(target).startswith(kind))
@@ -191,6 +242,10 @@ def _array(name: str, rows: list[Row], values: list[Any], target: str | None) ->
         return pa.chunked_array([pa.nulls(len(values))])
     if target == NUMBERS:
         if any(isinstance(value, float) for value in values):
+            for at, value in enumerate(values):
+                if isinstance(value, int) and abs(value) > MOST:
+                    values[at] = None
+                    _blame(rows[at], name, value, f"a whole number above {MOST}", "fractions, which would round it")
             return pa.chunked_array([pa.array([None if v is None else float(v) for v in values], pa.float64())])
         negative = any(value is not None and value < 0 for value in values)
         for at, value in enumerate(values):
@@ -240,7 +295,7 @@ def kind_of(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
-        return "true or false"
+        return TRUTHS
     if isinstance(value, int):
         return NUMBERS if -(1 << 63) <= value < 1 << 64 else HUGE
     if isinstance(value, float):
@@ -266,7 +321,7 @@ def kind_of_type(kind: pa.DataType) -> str | None:
     if pa.types.is_null(kind):
         return None
     if pa.types.is_boolean(kind):
-        return "true or false"
+        return TRUTHS
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return NUMBERS
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,61 @@ def test_each_folder_may_have_its_metadata(tmp_path: Path, caplog: pytest.LogCap
     assert rows["test/c.mp4"]["score"] == 0.5
     assert (rows["train/a.mp4"]["source"], rows["train/deep/b.mp4"]["group"]) == ("train", "train/deep")
     assert "does not list: 1 (train/extra.mp4)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "values"),
+    [
+        ({"a": "", "b": "3", "c": "2.5"}, {"a": None, "b": 3.0, "c": 2.5}),
+        ({"a": "1", "b": "1.50", "c": "unknown"}, {"a": "1", "b": "1.50", "c": "unknown"}),
+        ({"a": "TRUE", "b": "true", "c": ""}, {"a": True, "b": True, "c": None}),
+        ({"a": "TRUE", "b": "1", "c": ""}, {"a": "TRUE", "b": "1", "c": None}),
+        ({"a": "1", "b": "2", "c": "007"}, {"a": "1", "b": "2", "c": "007"}),
+    ],
+)
+def test_a_column_of_several_csv_files_has_the_type_of_all_its_cells(
+    tmp_path: Path, splits: dict[str, str], values: dict[str, Any]
+) -> None:
+    """CSV has no types: what one file alone would make a number is no error beside the text of another."""
+    for name, cell in splits.items():
+        _touch(tmp_path / name / "v.mp4")
+        _touch(tmp_path / name / "metadata.csv", f"file_name,caption,n\nv.mp4,{name},{cell}\n")
+    rows = _rows(tmp_path)
+    assert {name: rows[f"{name}/v.mp4"]["n"] for name in splits} == values
+    assert not any(row["error"] for row in rows.values())
+
+
+def test_cells_of_a_csv_beside_numbers_of_json(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/3", "b/4", "b/5"):
+        _touch(tmp_path / f"{name}.mp4")
+    _touch(tmp_path / "a" / "metadata.csv", "file_name,caption,n\n1.mp4,,7\n2.mp4,,1k\n")
+    lines = [{"file_name": f"{n}.mp4", "caption": "", "n": n} for n in (3, 4, 5)]
+    _touch(tmp_path / "b" / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    rows = _rows(tmp_path)
+    assert [rows[name]["n"] for name in ("a/1.mp4", "a/2.mp4", "b/3.mp4")] == [7, None, 3]
+    assert {name for name, row in rows.items() if row["error"]} == {"a/2.mp4"}
+    assert "a/metadata.csv (line 3) has text for `n` (1k)" in str(rows["a/2.mp4"]["error"])
+
+
+def test_metadata_and_shards_have_one_name_for_a_column(tmp_path: Path) -> None:
+    """Names of the tables' own (`fps`), roles (`Id`) and versions, whatever the case and the kind of file."""
+    for name in ("a/a", "b/b"):
+        _touch(tmp_path / f"{name}.mp4")
+    _touch(tmp_path / "a" / "metadata.csv", "file_name,caption,id,version,fps,Weight\na.mp4,a cat,007,1,24,1.5\n")
+    _touch(tmp_path / "b" / "metadata.csv", "file_name,caption,version,weight\nb.mp4,a dog,2,2.5\n")
+    said = json.dumps({"Caption": "a cow", "ID": 30, "Fps": 30, "version": 3, "manifest": 1}).encode()
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for member, content in {"c.mp4": b"v", "c.json": said}.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    rows = _rows(tmp_path)
+    names = ("caption", "id", "manifest_fps", "manifest_version", "manifest_Weight")
+    assert {name: [row[n] for n in names] for name, row in rows.items()} == {
+        "a/a.mp4": ["a cat", "007", 24, 1, 1.5],
+        "b/b.mp4": ["a dog", None, None, 2, 2.5],
+        "s.tar/c.mp4": ["a cow", "30", 30, 3, None],
+    }
 
 
 def test_the_deepest_metadata_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

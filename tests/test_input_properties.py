@@ -59,7 +59,8 @@ def column_names() -> st.SearchStrategy[str]:
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Rows:
-    """Rows of a manifest whose other columns are texts, so that every format holds them."""
+    """Rows of a manifest whose other columns are texts, so that every format holds them: `true` or `7` alone in a
+    column of a CSV is none."""
     names = draw(st.lists(file_names(), min_size=1, max_size=4, unique=True))
     others = draw(st.lists(column_names(), max_size=3, unique_by=str.casefold))
     ids = draw(st.lists(TEXT.map(str.strip).filter(bool), min_size=len(names), max_size=len(names), unique=True))
@@ -69,7 +70,7 @@ def manifests(draw: st.DrawFn) -> Rows:
             "caption": draw(TEXT),
             "id": one,
             "group": draw(TEXT),
-            **{other: draw(TEXT) or None for other in others},
+            **{other: draw(st.none() | TEXT.map("x{}".format)) for other in others},
         }
         for name, one in zip(names, ids, strict=True)
     ]

@@ -105,6 +105,13 @@ def test_names_in_a_bucket_are_no_patterns(store: Store, folder: str, tmp_path: 
     assert (tmp_path / "fetched").read_bytes() == b"v"
 
 
+def test_objects_that_stand_for_folders_are_no_files(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    for key, data in {"data/": b"", "data/cats/": b"", "data/cats/a.mp4": b"v", "data/cats/a.txt": b"a cat"}.items():
+        _put(store, key, data)
+    assert [row["caption"] for row in videos(f"s3://{BUCKET}/data").to_pylist()] == ["a cat"]
+    assert "left out" not in caplog.text
+
+
 def test_metadata_in_every_folder_of_a_bucket(store: Store) -> None:
     for split, caption in (("train", "a cat"), ("test", "a dog")):
         _put(store, f"hf [1]/{split}/a.mp4", b"v")

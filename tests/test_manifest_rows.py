@@ -3,7 +3,9 @@ line."""
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +93,78 @@ def test_texts_that_look_like_something_else_stay_what_was_typed(tmp_path: Path,
         (["1", "2024-01-01", "2"], pa.array(["1", "2024-01-01", "2"])),
         (["true", "1", "x"], pa.array(["true", "1", "x"])),
         (["nan", "x", ""], pa.array(["nan", "x", None])),
-        (["9" * 30, "1", "2"], pa.array([1e30, 1.0, 2.0])),
+        (["9" * 30, "1", "2"], pa.array(["9" * 30, "1", "2"])),
+        ([str(2**62), "1.5", ""], pa.array([str(2**62), "1.5", None])),
+        (["1e999", "1", "2"], pa.array(["1e999", "1", "2"])),
+        (["-", "1", ".5"], pa.array(["-", "1", ".5"])),
+        (["e5", "-e7", ""], pa.array(["e5", "-e7", None])),
+        (["1e5", "2.5E-7", "-.5"], pa.array([1e5, 2.5e-7, -0.5])),
     ],
 )
 def test_a_csv_column_is_of_numbers_where_all_values_are(tmp_path: Path, values: list[str], column: pa.Array) -> None:
     lines = [f"{n}.mp4,,{value}\n" for n, value in enumerate(values)]
     (tmp_path / "l.csv").write_text("path,caption,score\n" + "".join(lines))
     assert videos(str(tmp_path / "l.csv"))["score"].combine_chunks() == column
+
+
+def test_a_column_of_a_csv_without_values_has_no_type_yet(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,caption,score,note\na.mp4,,,nan\n")
+    (tmp_path / "v.csv").write_text("path,caption,score,note,version,size\na.mp4,,,nan,1,1\n")
+    for found in (videos(str(tmp_path / "l.csv")).schema, Listing(str(tmp_path / "v.csv"), "data.videos", None).schema):
+        assert not {"score", "note"} & set(found.names), "a later run, in which it has numbers, would be refused"
+
+
+def test_views_of_arrow_are_read(tmp_path: Path) -> None:
+    """Newer writers of Parquet note types that few functions take."""
+    texts = pa.array(["x", "y"], pa.string_view())
+    columns = {"path": ["a.mp4", "b.mp4"], "caption": texts, "note": texts, "bytes": pa.array([b"x", None])}
+    lists = pa.array([["x"], None], pa.list_(pa.string_view()))
+    structs = pa.array([{"k": "x"}, None], pa.struct([("k", pa.string_view())]))
+    table = pa.table({**columns, "list": lists, "struct": structs})
+    for name, more in {"l.parquet": {}, "v.parquet": {"version": ["1", "1"], "size": [1, 1]}}.items():
+        pq.write_table(pa.table({**{n: table.column(n) for n in table.column_names}, **more}), tmp_path / name)
+    for rows in (streamed(str(tmp_path / "l.parquet")), streamed(str(tmp_path / "v.parquet"))):
+        assert [row["caption"] for row in rows] == ["x", "y"]
+        assert [row["note"] for row in rows] == ["x", "y"]
+        assert (rows[0]["list"], rows[0]["struct"]) == (["x"], {"k": "x"})
+
+
+def test_half_a_character_in_a_list_of_a_csv_is_an_error_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text('path,captions\na.mp4,"[""half \\ud83d"", ""x""]"\nb.mp4,"[""fine""]"\n')
+    first, second = listed(str(tmp_path / "l.csv"))
+    assert first["error"].startswith("refused: line 2 of the manifest: its `captions` is no text")
+    assert second["captions"] == ["fine"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "tar"])
+def test_credentials_in_lists_are_masked(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "https://user:open-sesame@host/a.mp4"
+    row = {"path": "a.mp4", "captions": ["a cat", f"from {secret}"], "urls": [secret]}
+    where = tmp_path / f"l.{kind}"
+    if kind == "csv":
+        where.write_text(f'path,captions\na.mp4,"[""a cat"", ""from {secret}""]"\n')
+    elif kind == "jsonl":
+        where.write_text(json.dumps(row))
+    elif kind == "parquet":
+        more = {"by": {"urls": [secret]}, "map": [("k", secret)]}
+        kinds = {"map": pa.map_(pa.string(), pa.string())}
+        columns = {name: pa.array([value], kinds.get(name)) for name, value in {**row, **more}.items()}
+        pq.write_table(pa.table(columns), where)
+    else:
+        with tarfile.open(where, "w") as tar:
+            for name, content in {"a.mp4": b"v", "a.json": json.dumps(row).encode()}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (found,) = listed(str(where))
+    assert "open-sesame" not in repr(found)
+    assert found["captions"] == ["a cat", "from https://****@host/a.mp4"]
+    assert "hold credentials; they are masked" in caplog.text
+
+
+def test_utf16_without_a_mark_is_named_whatever_its_later_lines_have(tmp_path: Path) -> None:
+    said = message(tmp_path, "l.csv", "path,caption\na.mp4,a café\n".encode("utf-16-le"))
+    assert "line 1: it looks like UTF-16 without a byte-order mark" in said
 
 
 def test_numbers_where_texts_belong_are_their_digits(tmp_path: Path) -> None:

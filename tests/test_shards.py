@@ -358,6 +358,39 @@ def test_a_value_of_another_kind_is_an_error_of_its_video(tmp_path: Path, togeth
     assert (first["caption"], rows["2.mp4"]["caption"], rows["5.mp4"]["caption"]) == ("5", "", "one")
 
 
+def test_keys_that_differ_in_case_are_one_column(tmp_path: Path) -> None:
+    members = {
+        "a": b'{"caption": "a", "Fps": 8, "Id": 7, "Group": 1}',
+        "b": b'{"CAPTION": "b", "fps": 9, "id": "x", "group": "v1.0"}',
+        "c": b'{"caption": "c", "Score": 1, "score": 2}',
+        "d": b'{"caption": "d", "caption": "e"}',
+        "e": b'{"caption": "e", "Caption": "f"}',
+    }
+    files = [(f"{name}.mp4", b"v") for name in members]
+    rows = _told(_tar(tmp_path / "s.tar", files + [(f"{name}.json", said) for name, said in members.items()]))
+    known = [[rows[f"{name}.mp4"][key] for key in ("caption", "manifest_Fps", "id", "group")] for name in "ab"]
+    assert known == [["a", 8, "7", "1"], ["b", 9, "x", "v1.0"]]
+    assert {name for name, row in rows.items() if row["error"]} == {"c.mp4", "d.mp4", "e.mp4"}
+    for name, key in (("c", "score"), ("d", "caption"), ("e", "Caption")):
+        error = str(rows[f"{name}.mp4"]["error"])
+        assert all(word in error for word in ("decode: ", f"s.tar/{name}.json", key, " twice")), error
+
+
+def test_a_list_of_captions_is_added_to_the_others(tmp_path: Path) -> None:
+    said = _json(caption=["one", "two"], captions=["two", "three"])
+    rows = _told(_tar(tmp_path / "s.tar", [("a.mp4", b"v"), ("a.json", said)]))
+    assert rows["a.mp4"]["captions"] == ["one", "two", "three"]
+
+
+def test_numbers_are_not_rounded_and_nan_is_no_number(tmp_path: Path) -> None:
+    values = {"a": _json(n=2**60 + 1, m=1), "b": _json(n=1.5, m=float("nan")), "c": _json(n=2, m=3)}
+    members = [(f"{name}.mp4", b"v") for name in values] + [(f"{name}.json", said) for name, said in values.items()]
+    rows = _told(_tar(tmp_path / "s.tar", members))
+    assert [rows[f"{name}.mp4"]["n"] for name in values] == [None, 1.5, 2.0]
+    assert [rows[f"{name}.mp4"]["m"] for name in values] == [1, None, 3]
+    assert f"s.tar/a.json has a whole number above {2**53} for `n`" in str(rows["a.mp4"]["error"])
+
+
 def test_the_kind_of_most_values_counts(tmp_path: Path) -> None:
     _tar(tmp_path / "s-0.tar", [("a.mp4", b"v"), ("a.json", _json(score="high"))])
     for n in (1, 2):
