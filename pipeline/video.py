@@ -99,7 +99,8 @@ class _Seen:
         self.height, self.width = 0, 0
         changes, thumbnail = Changes(), VideoReformatter()
         rows: list[tuple[int, int, bool]] = []
-        for picture in pictures(path, packets, 0, pulse):
+        lost: list[int] = []
+        for picture in pictures(path, packets, 0, pulse, lost):
             if not rows:
                 tall, wide = pose(picture.frame, packets.aspect).shape(picture.frame.height, picture.frame.width)
                 self.height, self.width = round(tall), round(wide)
@@ -116,6 +117,8 @@ class _Seen:
             raise ClipError("decode", "not one of the frames that it shows can be decoded")
         self.numbers = numbers[shown]
         self.times = self.line.times[self.numbers]
+        gone = self.line.number_of[np.array(lost, np.int64)]
+        self._lost = np.setdiff1d(gone[gone >= 0], self.numbers)
         self._damaged = damaged[shown].astype(bool)
         self._changes = changes.cuts() - int(np.argmax(shown))
 
@@ -124,8 +127,12 @@ class _Seen:
         chosen = nearest(self.times, wanted)
         inside = self._changes[(self._changes > chosen[0]) & (self._changes <= chosen[-1])]
         cuts = [int(cut) for cut in np.unique(np.searchsorted(chosen, inside))]
-        if nearest(self.line.times, wanted[-1:])[0] > self.numbers[-1]:
+        needed = nearest(self.line.times, wanted)
+        if needed[-1] > self.numbers[-1]:
             return cuts, f"decode: {_missing(int(self.numbers[-1]) + 1)}"
+        gone = self._lost[(self._lost >= needed[0]) & (self._lost <= needed[-1])]
+        if len(gone):
+            return cuts, f"decode: {_broken(int(gone[0]))}"
         broken = np.flatnonzero(self._damaged[chosen[0] : chosen[-1] + 1])
         if len(broken):
             return cuts, f"decode: {_broken(int(self.numbers[chosen[0] + broken[0]]))}"
