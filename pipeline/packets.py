@@ -27,6 +27,9 @@ Pulse = Callable[[], None]  # called again and again while a file is read, so th
 
 NONE = np.iinfo(np.int64).min  # a stamp that a packet does not have
 _DELAY = 4  # frames by which encoders decode ahead of presentation
+# What a file may make a reader do, however it is written: a table may name the same bytes a million times.
+_MOST_PACKETS = 4_000_000  # 18 hours at 60 frames a second
+_MOST_BYTES = 16  # times the file's size, which packets are together; more than 1 only where a container compresses
 # Containers of single files. Playlists (hls, concat, dash, ...) can name other files and hosts, so they are not here.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,gif,flv,ogg,asf,mpeg,mpegts,apng,webp"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "enable_drefs": "0"}
@@ -75,7 +78,22 @@ def open_stream(path: str, index: int, edits: bool = True) -> tuple[Any, Any]:
     return container, stream
 
 
-def _video_stream(path: str, pulse: Pulse) -> int:
+class _Amount:
+    """Counts packets and their bytes. Raises ClipError (refused) for more than a file of `size` bytes can have."""
+
+    def __init__(self, size: int) -> None:
+        self._most, self._bytes, self._packets = _MOST_BYTES * size, 0, 0
+
+    def add(self, packet: Any) -> None:
+        self._packets += 1
+        self._bytes += packet.size
+        if self._packets > _MOST_PACKETS:
+            raise ClipError("refused", f"it has more than {_MOST_PACKETS} packets; cut it into shorter videos")
+        if self._bytes > self._most:
+            raise ClipError("refused", f"its packets are more than {_MOST_BYTES} times as large as the file itself")
+
+
+def _video_stream(path: str, size: int, pulse: Pulse) -> int:
     """The index of the stream that a player shows: one with more than a single picture before a still, then the one
     flagged as default, then the largest, then the first. Cover pictures and thumbnail tracks are no videos."""
     with open_container(path) as container:
@@ -85,9 +103,10 @@ def _video_stream(path: str, pulse: Pulse) -> int:
             raise ClipError("decode", "it has no video stream")
         if len(streams) == 1:
             return int(streams[0].index)
-        pictures = Counter[int]()
+        pictures, amount = Counter[int](), _Amount(size)
         for packet in container.demux(streams):
             pulse()
+            amount.add(packet)
             pictures[packet.stream_index] += packet.size > 0
 
         def preference(stream: Any) -> tuple[bool, bool, int, int]:
@@ -160,7 +179,7 @@ def read_packets(path: str, pulse: Pulse = no_pulse) -> Packets:
 @lru_cache(maxsize=4)
 def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
     """Size and modification time are there for the cache."""
-    index = _video_stream(path, pulse)
+    index = _video_stream(path, size, pulse)
     packets = _table(path, size, index, True, pulse)
     # Stamps in the order of decoding begin before zero by the decoder's delay, and writers hide what is before zero.
     # That hides frames of the film from between others. An edit list that somebody made leaves out more.
@@ -179,9 +198,10 @@ def _table(path: str, size: int, index: int, edits: bool, pulse: Pulse) -> Packe
         if missing:
             raise ClipError("decode", f"it is cut off: at least {missing} bytes before its end are missing")
         hides = stream.codec_context.name == "vp8"
-        rows = []
+        rows, amount = [], _Amount(size)
         for packet in container.demux(stream):
             pulse()
+            amount.add(packet)
             if packet.size == 0:
                 continue
             # Bit 4 of VP8's first byte says whether the frame is shown (RFC 6386, section 9.1).

@@ -17,6 +17,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import ClipError
 from pipeline.packets import NONE, Flags, Ints, Packets, Pulse, no_pulse, packets_from
 
 Floats = npt.NDArray[np.float64]
@@ -52,6 +53,7 @@ def pictures(
     """
     broken = _Damage(len(packets))
     codec: Any = None
+    count, most = 0, 2 * len(packets) + _LATE  # interlaced fields and packed frames come two to a packet
     for ordinal, packet, codec in packets_from(path, packets, start, pulse):
         packet.pts = ordinal
         if packet.is_corrupt:
@@ -65,6 +67,9 @@ def pictures(
             if lost is not None:
                 lost.append(ordinal)
             continue
+        count += len(frames)
+        if count > most:
+            raise ClipError("refused", f"more than {most} frames come out of its {len(packets)} packets")
         for frame in frames:
             yield broken.picture(frame)
     for frame in codec.decode(None) if codec is not None else ():
