@@ -51,10 +51,15 @@ def nearest(times: Floats, wanted: Floats) -> npt.NDArray[np.int64]:
     return np.where(wanted - times[before] <= times[after] - wanted + _TIE, before, after).astype(np.int64)
 
 
-def _room(times: Floats, start: int, fps: float) -> int:
-    """How many frames at `fps` there are from source frame `start` on: up to half a source frame after the last."""
+def _end(times: Floats, fps: float) -> float:
+    """The last time at which a frame may be wanted: half a source frame after the last one."""
     half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else 0.5 / fps
-    return int((times[-1] + half - times[start]) * fps + _TIE) + 1
+    return float(times[-1]) + half
+
+
+def _room(times: Floats, start: int, fps: float) -> int:
+    """How many frames at `fps` there are from source frame `start` on."""
+    return int((_end(times, fps) - times[start]) * fps + _TIE) + 1
 
 
 # --- segments --------------------------------------------------------------------------------------------------------
@@ -76,12 +81,12 @@ def segments(
     if has < frames:
         raise ClipError("too_short", f"it has {has} frames at {fps:g} frames a second, a segment needs {frames}")
     rows: list[dict[str, Any]] = []
-    for k in range(0, has - frames + 1, stride or frames):
-        start = int(seen.numbers[nearest(seen.times, times[first : first + 1] + k / fps)[0]])
-        if _room(times, start, fps) < frames:
-            break
-        if rows and rows[-1]["start_frame"] == start:  # a frame on show for long is the nearest of several starts
-            continue
+    # A frame on show for long is the nearest of many starts: it is one, and a pause of hours takes no time.
+    wanted = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
+    starts = np.unique(seen.numbers[nearest(seen.times, wanted)])
+    fits = (_end(times, fps) - times[starts]) * fps + _TIE >= frames - 1
+    for start in starts[fits].tolist():
+        pulse()
         cuts, error = seen.segment(times[start] + np.arange(frames) / fps)
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
         rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})

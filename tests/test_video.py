@@ -511,3 +511,12 @@ def test_a_film_of_endless_packets_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(packets, "_MOST_PACKETS", 50)
     with pytest.raises(ClipError, match="refused: it has more than 50 packets; cut it into shorter videos"):
         video.segments(path, 5, 25.0)
+
+
+def test_a_pause_of_hours_takes_no_time(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mkv", KINDS[1], [*range(20), *range(20 + 25 * 36000, 40 + 25 * 36000)])
+    begin = time.monotonic()
+    starts = [row["start_frame"] for row in video.segments(path, 5, 25.0, 1)]
+    assert starts == list(range(36))
+    assert time.monotonic() - begin < 5
+    assert numbers(video.decode(path, 30, 5, 25.0, 32, 64)) == list(range(30, 35))
