@@ -520,3 +520,18 @@ def test_a_pause_of_hours_takes_no_time(tmp_path: Path) -> None:
     assert starts == list(range(36))
     assert time.monotonic() - begin < 5
     assert numbers(video.decode(path, 30, 5, 25.0, 32, 64)) == list(range(30, 35))
+
+
+@pytest.mark.parametrize(("degrees", "usable"), [(2, True), (45, False), (-30, False), (91, True)])
+def test_a_picture_that_lies_aslant_is_an_error(tmp_path: Path, degrees: int, usable: bool) -> None:
+    path = Path(_write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2, 3]))
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    cosine, sine = (int(65536 * f(np.deg2rad(degrees))) for f in (np.cos, np.sin))
+    data[matrix : matrix + 36] = struct.pack(">9i", cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    if usable:
+        assert len(video.segments(str(path), 4, 25.0)) == 1
+    else:
+        with pytest.raises(ClipError, match="decode: its display matrix turns it by no quarter"):
+            video.segments(str(path), 4, 25.0)
