@@ -26,6 +26,10 @@ Flags = npt.NDArray[np.bool_]
 Pulse = Callable[[], None]  # called again and again while a file is read, so that a caller sees that it goes on
 
 NONE = np.iinfo(np.int64).min  # a stamp that a packet does not have
+_DELAY = 4  # frames by which encoders decode ahead of presentation
+# What a file may make a reader do, however it is written: a table may name the same bytes a million times.
+_MOST_PACKETS = 4_000_000  # 18 hours at 60 frames a second
+_MOST_BYTES = 16  # times the file's size, which packets are together; more than 1 only where a container compresses
 # Containers of single files. Playlists (hls, concat, dash, ...) can name other files and hosts, so they are not here.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,gif,flv,ogg,asf,mpeg,mpegts,apng,webp"
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS, "enable_drefs": "0"}
@@ -41,8 +45,9 @@ def no_pulse() -> None:
 # --- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_container(path: str) -> Any:
-    """The container of a video file; the caller closes it. Raises ClipError (read, refused) and PyAV's errors."""
+def open_container(path: str, edits: bool = True) -> Any:
+    """The container of a video file; the caller closes it. Raises ClipError (read, refused) and PyAV's errors.
+    `edits`: whether an mp4's edit list says which frames are shown."""
     if not os.path.isfile(path):
         raise ClipError("read", "there is no such file")
     try:
@@ -56,14 +61,15 @@ def open_container(path: str) -> Any:
     if head.startswith(_ARCHIVES) or head[257:262] == b"ustar":
         raise ClipError("refused", "it is an archive; list the videos in it, or name tar or Parquet shards")
     # "file:" keeps a name such as "concat:a|b" from being read as another protocol.
-    container = av.open(f"file:{os.path.abspath(path)}", options=_OPTIONS, metadata_errors="ignore")
+    options = _OPTIONS if edits else {**_OPTIONS, "ignore_editlist": "1"}
+    container = av.open(f"file:{os.path.abspath(path)}", options=options, metadata_errors="ignore")
     container.flags &= ~av.container.Flags.gen_pts.value
     return container
 
 
-def open_stream(path: str, index: int) -> tuple[Any, Any]:
+def open_stream(path: str, index: int, edits: bool = True) -> tuple[Any, Any]:
     """The container and its stream of that index, with a decoder of one thread. Raises ClipError."""
-    container = open_container(path)
+    container = open_container(path, edits)
     stream = container.streams[index]
     if stream.codec_context is None:
         container.close()
@@ -72,7 +78,22 @@ def open_stream(path: str, index: int) -> tuple[Any, Any]:
     return container, stream
 
 
-def _video_stream(path: str, pulse: Pulse) -> int:
+class _Amount:
+    """Counts packets and their bytes. Raises ClipError (refused) for more than a file of `size` bytes can have."""
+
+    def __init__(self, size: int) -> None:
+        self._most, self._bytes, self._packets = _MOST_BYTES * size, 0, 0
+
+    def add(self, packet: Any) -> None:
+        self._packets += 1
+        self._bytes += packet.size
+        if self._packets > _MOST_PACKETS:
+            raise ClipError("refused", f"it has more than {_MOST_PACKETS} packets; cut it into shorter videos")
+        if self._bytes > self._most:
+            raise ClipError("refused", f"its packets are more than {_MOST_BYTES} times as large as the file itself")
+
+
+def _video_stream(path: str, size: int, pulse: Pulse) -> int:
     """The index of the stream that a player shows: one with more than a single picture before a still, then the one
     flagged as default, then the largest, then the first. Cover pictures and thumbnail tracks are no videos."""
     with open_container(path) as container:
@@ -82,9 +103,10 @@ def _video_stream(path: str, pulse: Pulse) -> int:
             raise ClipError("decode", "it has no video stream")
         if len(streams) == 1:
             return int(streams[0].index)
-        pictures = Counter[int]()
+        pictures, amount = Counter[int](), _Amount(size)
         for packet in container.demux(streams):
             pulse()
+            amount.add(packet)
             pictures[packet.stream_index] += packet.size > 0
 
         def preference(stream: Any) -> tuple[bool, bool, int, int]:
@@ -107,6 +129,7 @@ class Packets:
     """
 
     stream: int
+    edits: bool  # whether the container's edit list is obeyed
     time_base: float
     rate: float  # frames a second, as the container says or guesses
     reorders: bool  # whether the codec shows frames in another order than that of decoding
@@ -156,15 +179,29 @@ def read_packets(path: str, pulse: Pulse = no_pulse) -> Packets:
 @lru_cache(maxsize=4)
 def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
     """Size and modification time are there for the cache."""
-    container, stream = open_stream(path, _video_stream(path, pulse))
+    index = _video_stream(path, size, pulse)
+    packets = _table(path, size, index, True, pulse)
+    # Stamps in the order of decoding begin before zero by the decoder's delay, and writers hide what is before zero.
+    # That hides frames of the film from between others. An edit list that somebody made leaves out more.
+    hidden = int(np.count_nonzero(~packets.shown))
+    in_decoding_order = bool((packets.pts == packets.dts).all() and (np.diff(packets.pts) > 0).all())
+    if packets.reorders and in_decoding_order and 0 < hidden <= _DELAY and not packets.shown[:hidden].any():
+        packets = _table(path, size, index, False, pulse)
+    return packets
+
+
+def _table(path: str, size: int, index: int, edits: bool, pulse: Pulse) -> Packets:
+    """The packets of the stream of that index."""
+    container, stream = open_stream(path, index, edits)
     with container:
         missing = missing_bytes(path, container.format.name, size)
         if missing:
             raise ClipError("decode", f"it is cut off: at least {missing} bytes before its end are missing")
         hides = stream.codec_context.name == "vp8"
-        rows = []
+        rows, amount = [], _Amount(size)
         for packet in container.demux(stream):
             pulse()
+            amount.add(packet)
             if packet.size == 0:
                 continue
             # Bit 4 of VP8's first byte says whether the frame is shown (RFC 6386, section 9.1).
@@ -179,7 +216,8 @@ def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
         aspect = float(stream.sample_aspect_ratio or 1)
         reorders = bool(stream.codec_context.has_b_frames)
         numbers, flags = columns[:4], columns[4:].astype(bool)
-        return Packets(stream.index, float(stream.time_base), rate, reorders, aspect, *numbers, *flags)
+        time_base = float(stream.time_base)
+        return Packets(stream.index, edits, time_base, rate, reorders, aspect, *numbers, *flags)
 
 
 # --- packets from a place on -----------------------------------------------------------------------------------------
@@ -196,13 +234,13 @@ def packets_from(path: str, packets: Packets, start: int, pulse: Pulse = no_puls
     costs reading but no decoding. Raises DisplacedError if a recognised packet is followed by others than its own.
     """
     if start:
-        container, stream = open_stream(path, packets.stream)
+        container, stream = open_stream(path, packets.stream, packets.edits)
         with container:
             cue = _cue(container, stream, packets, start)
             if cue is not None:
                 yield from _numbered(*cue, packets, start, pulse)
                 return
-    container, stream = open_stream(path, packets.stream)
+    container, stream = open_stream(path, packets.stream, packets.edits)
     with container:
         yield from _numbered(0, container.demux(stream), packets, start, pulse)
 

@@ -9,7 +9,7 @@ file is decoded once from its start; times are then the stamps that FFmpeg takes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +17,14 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import ClipError
 from pipeline.packets import NONE, Flags, Ints, Packets, Pulse, no_pulse, packets_from
 
 Floats = npt.NDArray[np.float64]
 
 _LATE = 16  # frames by which decoding may run ahead of presentation: the most that H.264 and HEVC allow
 _AT_ONCE = 1e-4  # seconds between two frames of which the later one is not stamped later
+_RESTART = 1.0  # seconds by which a stamp is behind its predecessor where a clock began anew; reordering takes less
 _HOLE = 1.5  # times the usual distance between two frames: more than that is a hole
 
 
@@ -40,14 +42,18 @@ class Picture:
     frame: Any
 
 
-def pictures(path: str, packets: Packets, start: int = 0, pulse: Pulse = no_pulse) -> Iterator[Picture]:
+def pictures(
+    path: str, packets: Packets, start: int = 0, pulse: Pulse = no_pulse, lost: list[int] | None = None
+) -> Iterator[Picture]:
     """The frames of a file in the order of presentation, decoded from the packet of ordinal `start` on.
 
     Each packet's stamp is replaced by its ordinal, which decoders pass on to the frame, so that a frame is known
-    wherever decoding began. A packet that cannot be decoded damages what follows it up to the next key frame.
+    wherever decoding began. A packet that cannot be decoded damages what follows it up to the next key frame; its
+    ordinal is added to `lost`, before any frame that is shown later comes.
     """
     broken = _Damage(len(packets))
     codec: Any = None
+    count, most = 0, 2 * len(packets) + _LATE  # interlaced fields and packed frames come two to a packet
     for ordinal, packet, codec in packets_from(path, packets, start, pulse):
         packet.pts = ordinal
         if packet.is_corrupt:
@@ -58,7 +64,12 @@ def pictures(path: str, packets: Packets, start: int = 0, pulse: Pulse = no_puls
             if isinstance(error, MemoryError):
                 raise
             broken.packet(ordinal)
+            if lost is not None:
+                lost.append(ordinal)
             continue
+        count += len(frames)
+        if count > most:
+            raise ClipError("refused", f"more than {most} frames come out of its {len(packets)} packets")
         for frame in frames:
             yield broken.picture(frame)
     for frame in codec.decode(None) if codec is not None else ():
@@ -143,16 +154,62 @@ def _timeline(times: Floats, ordinals: Ints, packets: int) -> Timeline:
 
 def counted(packets: Packets, ordinals: Ints, dts: Ints) -> Timeline:
     """The timeline of frames that came out of the decoder in this order, with these ordinals [n] and decoding stamps
-    [n].
+    [n]."""
+    known = len(ordinals) > 0 and bool((ordinals >= 0).all()) and len(np.unique(ordinals)) == len(ordinals)
+    times = _sorted_times(packets, ordinals) if known else None
+    if known and times is None:
+        times = _times_between(packets, ordinals)
+    if times is None:
+        times = _best_times(packets, ordinals, dts)
+    if known:
+        return _timeline(times, ordinals.copy(), len(packets))
+    times.flags.writeable = False
+    return Timeline(times, None, np.full(len(packets), -1, np.int64))
+
+
+def _sorted_times(packets: Packets, ordinals: Ints) -> Floats | None:
+    """Times where every presentation stamp follows the order of decoding, as in a raw stream that was put into mp4:
+    they say when a frame is shown, but not which one. None for other files."""
+    stamps = np.sort(packets.pts[ordinals])
+    in_decoding_order = packets.pts[np.sort(ordinals)]
+    if stamps[0] == NONE or not np.array_equal(stamps, in_decoding_order) or len(np.unique(stamps)) < len(stamps):
+        return None
+    times: Floats = stamps * np.float64(packets.time_base)
+    return times
+
+
+def _times_between(packets: Packets, ordinals: Ints) -> Floats | None:
+    """Times where some packets have no stamp at all, as in program streams, of which a packet of the container holds
+    several frames: those without a presentation stamp lie evenly between those with one. None for other files."""
+    pts = packets.pts[ordinals]
+    if not ((pts == NONE) & (packets.dts[ordinals] == NONE)).any():
+        return None
+    # FFmpeg's parser may give a stamp to two packets that follow each other. It belongs to the second one.
+    repeated = np.append(packets.pts[1:] == packets.pts[:-1], False)
+    stamped_frames = np.flatnonzero((pts != NONE) & ~repeated[ordinals])
+    times = pts[stamped_frames] * packets.time_base
+    if len(times) < 2 or (np.diff(times) <= 0).any():
+        return None
+    gap = float(np.median(np.diff(times) / np.diff(stamped_frames)))
+    numbers = np.arange(len(ordinals))
+    between: Floats = np.interp(numbers, stamped_frames, times)
+    between -= gap * np.maximum(stamped_frames[0] - numbers, 0)
+    between += gap * np.maximum(numbers - stamped_frames[-1], 0)
+    return between
+
+
+def _best_times(packets: Packets, ordinals: Ints, dts: Ints) -> Floats:
+    """Times of frames with these ordinals [n] and decoding stamps [n].
 
     A time is the frame's presentation stamp, until more of those than of the decoding stamps have not ascended; then it
-    is the decoding stamp, as FFmpeg's best-effort stamp is. A frame without either follows its predecessor by 1 / rate;
-    one whose stamp does not ascend follows it at once, so that it delays none of the later ones.
+    is the decoding stamp, as FFmpeg's best-effort stamp is. A frame without either follows its predecessor by the usual
+    distance; one whose stamp does not ascend follows it at once, so that it delays none of the later ones. A stamp far
+    behind its predecessor's belongs to a clock that began anew, as where recordings were joined: the film goes on.
     """
     times = np.empty(len(ordinals))
     faults = {"pts": 0, "dts": 0}
     last_stamp = {"pts": NONE, "dts": NONE}
-    time, gap = -np.inf, 1.0 / packets.rate
+    time, shift, gap = -np.inf, 0.0, 0.0
     for number, (ordinal, decoding) in enumerate(zip(ordinals.tolist(), dts.tolist(), strict=True)):
         stamps = {"pts": int(packets.pts[ordinal]) if ordinal >= 0 else NONE, "dts": decoding}
         for name, other in (("pts", "dts"), ("dts", "pts")):
@@ -163,14 +220,18 @@ def counted(packets: Packets, ordinals: Ints, dts: Ints) -> Timeline:
         by_pts = stamps["pts"] != NONE and (faults["pts"] <= faults["dts"] or decoding == NONE)
         stamp = stamps["pts"] if by_pts else decoding
         if stamp == NONE:
+            # The rate that a container names may be that of fields, or a guess.
+            gap = gap or (float(np.median(np.diff(times[:number]))) if number > 2 * _LATE else 1.0 / packets.rate)
             time = time + gap if np.isfinite(time) else 0.0
         else:
-            time = max(stamp * packets.time_base, time + _AT_ONCE)
+            seconds = stamp * packets.time_base
+            if seconds + shift < time - _RESTART:
+                shift = time + 1.0 / packets.rate - seconds
+            elif shift and time < seconds < time + _RESTART:  # the first clock again: one stamp was wrong
+                shift = 0.0
+            time = max(seconds + shift, time + _AT_ONCE)
         times[number] = time
-    if len(ordinals) and (ordinals >= 0).all() and len(np.unique(ordinals)) == len(ordinals):
-        return _timeline(times, ordinals.copy(), len(packets))
-    times.flags.writeable = False
-    return Timeline(times, None, np.full(len(packets), -1, np.int64))
+    return times
 
 
 def agrees(line: Timeline, ordinals: Ints) -> bool:
@@ -199,9 +260,11 @@ class DisorderedError(ValueError):
 def numbered(
     path: str, packets: Packets, line: Timeline, start: int, pulse: Pulse = no_pulse
 ) -> Iterator[tuple[int, Picture]]:
-    """Number and picture of every frame from the packet of ordinal `start` on. Raises DisorderedError."""
+    """Number and picture of every frame from the packet of ordinal `start` on. In place of a frame whose packet cannot
+    be decoded comes the next one, as damaged. Raises DisorderedError."""
     last = -1
-    for count, picture in enumerate(pictures(path, packets, start, pulse)):
+    lost: list[int] = []
+    for count, picture in enumerate(pictures(path, packets, start, pulse, lost)):
         if line.ordinals is None:
             yield count, picture
             continue
@@ -212,5 +275,8 @@ def numbered(
             continue
         if number <= last:
             raise DisorderedError
+        for gone in sorted(int(line.number_of[ordinal]) for ordinal in lost):
+            if last < gone < number:
+                yield gone, replace(picture, damaged=True)
         last = number
         yield number, picture

@@ -14,6 +14,9 @@ from pipeline.errors import ClipError
 Frames = npt.NDArray[np.uint8]
 
 _EXTREME = 32.0  # no pixel is so many times as wide as high, or as high as wide
+_SLANT = (
+    0.2  # tangent of the angle up to which a picture counts as upright: what a camera's sensor says may be a bit off
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Pose:
 
 
 def pose(frame: Any, aspect: float) -> Pose:
-    """The pose of a decoded frame whose pixels have this aspect. Raises ClipError (decode) for an impossible aspect.
+    """The pose of a decoded frame whose pixels have this aspect. Raises ClipError (decode) for an impossible
+    aspect, and where the picture lies aslant.
 
     The display matrix [a b u; c d v; x y w] sends the stored pixel (x, y) to (a x + c y, b x + d y), y downwards
     (ISO/IEC 14496-12, section 6.2.2); FFmpeg keeps it as nine native 32-bit integers.
@@ -44,7 +48,10 @@ def pose(frame: Any, aspect: float) -> Pose:
     if data is None:
         return Pose(False, False, False, aspect)
     a, b, _, c, d, *_ = (int(number) for number in np.frombuffer(bytes(data), np.int32, 9))
-    if abs(a) + abs(d) >= abs(b) + abs(c):
+    straight, crossed = abs(a) + abs(d), abs(b) + abs(c)
+    if min(straight, crossed) > _SLANT * max(straight, crossed):
+        raise ClipError("decode", f"its display matrix turns it by no quarter: a b c d = {a} {b} {c} {d} / 65536")
+    if straight >= crossed:
         return Pose(False, d < 0, a < 0, aspect)
     return Pose(True, b < 0, c < 0, aspect)
 

@@ -51,10 +51,15 @@ def nearest(times: Floats, wanted: Floats) -> npt.NDArray[np.int64]:
     return np.where(wanted - times[before] <= times[after] - wanted + _TIE, before, after).astype(np.int64)
 
 
-def _room(times: Floats, start: int, fps: float) -> int:
-    """How many frames at `fps` there are from source frame `start` on: up to half a source frame after the last."""
+def _end(times: Floats, fps: float) -> float:
+    """The last time at which a frame may be wanted: half a source frame after the last one."""
     half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else 0.5 / fps
-    return int((times[-1] + half - times[start]) * fps + _TIE) + 1
+    return float(times[-1]) + half
+
+
+def _room(times: Floats, start: int, fps: float) -> int:
+    """How many frames at `fps` there are from source frame `start` on."""
+    return int((_end(times, fps) - times[start]) * fps + _TIE) + 1
 
 
 # --- segments --------------------------------------------------------------------------------------------------------
@@ -76,12 +81,12 @@ def segments(
     if has < frames:
         raise ClipError("too_short", f"it has {has} frames at {fps:g} frames a second, a segment needs {frames}")
     rows: list[dict[str, Any]] = []
-    for k in range(0, has - frames + 1, stride or frames):
-        start = int(seen.numbers[nearest(seen.times, times[first : first + 1] + k / fps)[0]])
-        if _room(times, start, fps) < frames:
-            break
-        if rows and rows[-1]["start_frame"] == start:  # a frame on show for long is the nearest of several starts
-            continue
+    # A frame on show for long is the nearest of many starts: it is one, and a pause of hours takes no time.
+    wanted = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
+    starts = np.unique(seen.numbers[nearest(seen.times, wanted)])
+    fits = (_end(times, fps) - times[starts]) * fps + _TIE >= frames - 1
+    for start in starts[fits].tolist():
+        pulse()
         cuts, error = seen.segment(times[start] + np.arange(frames) / fps)
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
         rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})
@@ -99,7 +104,8 @@ class _Seen:
         self.height, self.width = 0, 0
         changes, thumbnail = Changes(), VideoReformatter()
         rows: list[tuple[int, int, bool]] = []
-        for picture in pictures(path, packets, 0, pulse):
+        lost: list[int] = []
+        for picture in pictures(path, packets, 0, pulse, lost):
             if not rows:
                 tall, wide = pose(picture.frame, packets.aspect).shape(picture.frame.height, picture.frame.width)
                 self.height, self.width = round(tall), round(wide)
@@ -116,6 +122,8 @@ class _Seen:
             raise ClipError("decode", "not one of the frames that it shows can be decoded")
         self.numbers = numbers[shown]
         self.times = self.line.times[self.numbers]
+        gone = self.line.number_of[np.array(lost, np.int64)]
+        self._lost = np.setdiff1d(gone[gone >= 0], self.numbers)
         self._damaged = damaged[shown].astype(bool)
         self._changes = changes.cuts() - int(np.argmax(shown))
 
@@ -124,8 +132,12 @@ class _Seen:
         chosen = nearest(self.times, wanted)
         inside = self._changes[(self._changes > chosen[0]) & (self._changes <= chosen[-1])]
         cuts = [int(cut) for cut in np.unique(np.searchsorted(chosen, inside))]
-        if nearest(self.line.times, wanted[-1:])[0] > self.numbers[-1]:
+        needed = nearest(self.line.times, wanted)
+        if needed[-1] > self.numbers[-1]:
             return cuts, f"decode: {_missing(int(self.numbers[-1]) + 1)}"
+        gone = self._lost[(self._lost >= needed[0]) & (self._lost <= needed[-1])]
+        if len(gone):
+            return cuts, f"decode: {_broken(int(gone[0]))}"
         broken = np.flatnonzero(self._damaged[chosen[0] : chosen[-1] + 1])
         if len(broken):
             return cuts, f"decode: {_broken(int(self.numbers[chosen[0] + broken[0]]))}"

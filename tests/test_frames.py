@@ -204,3 +204,75 @@ def test_a_live_stream_claims_no_length(tmp_path: Path) -> None:
     data[segment + 4 : segment + 12] = b"\x01" + b"\xff" * 7  # a length of ones: not known
     path.write_bytes(data)
     assert len(video.segments(str(path), 9, float(RATE))) == COUNT // 9
+
+
+def test_no_frame_of_a_raw_stream_in_mp4_is_hidden_or_shown_twice(tmp_path: Path) -> None:
+    """Its stamps are in the order of decoding and begin before zero, and its edit list hides what is before zero."""
+
+    def delay(packet: Any) -> None:
+        packet.pts = packet.dts
+
+    path = film(tmp_path, "mp4", "h264-b", change=delay)
+    with video.av.open(path) as container:
+        hidden = [packet.is_discard for packet in container.demux(video=0) if packet.size]
+    assert any(hidden), "the test's own file hides nothing"
+    rows = video.segments(path, 9, float(RATE), 1)
+    assert [row["start_frame"] for row in rows] == list(range(COUNT - 8))
+    for row in rows:
+        start = row["start_frame"]
+        assert numbers(video.decode(path, start, 9, float(RATE), *SIZE)) == list(range(start, start + 9))
+
+
+@pytest.mark.parametrize("rate", [25.0, 50.0])
+def test_the_last_frames_of_an_avi_are_as_far_apart_as_the_others(rate: float) -> None:
+    """Those that leave the decoder at its end have no stamp, and an AVI of H.264 is said to have the rate of fields."""
+    count = 40
+    pts, none = np.full(count, packets.NONE), np.zeros(count, bool)
+    table = packets.Packets(0, True, 0.02, rate, True, 1.0, pts, np.arange(count) * 2, pts, pts, ~none, ~none, none)
+    dts = np.arange(count) * 2 + 4
+    dts[-2:] = packets.NONE
+    assert np.allclose(np.diff(timeline.counted(table, np.arange(count), dts).times), 0.04)
+
+
+def test_frames_without_a_stamp_lie_evenly_between_those_with_one() -> None:
+    """As in a program stream; the parser gives the stamp of packet 6 to packet 5 too."""
+    none, far = packets.NONE, np.zeros(12, np.int64)
+    pts = np.array([0, none, none, none, none, 24000, 24000, none, none, none, none, none])
+    dts = np.array([0, none, none, none, none, 18000, 18000, none, none, none, none, none])
+    flags = np.ones(12, bool)
+    table = packets.Packets(0, True, 1 / 90000, 50.0, True, 1.0, pts, dts, far, far, flags, flags, ~flags)
+    order = np.array([0, 2, 3, 1, 5, 4, 7, 6, 8, 10, 9, 11])
+    times = timeline.counted(table, order, np.full(12, none)).times
+    assert np.allclose(times, np.arange(12) * 24000 / 90000 / 7)
+
+
+def test_joined_recordings_go_on_where_the_clock_begins_anew(tmp_path: Path) -> None:
+    path = Path(film(tmp_path, "ts", "mpeg2"))
+    path.write_bytes(path.read_bytes() * 2)
+    rows = video.segments(str(path), 9, float(RATE), 1)
+    assert len(rows) >= 2 * COUNT - 10, "the second recording is lost"
+    usable = [row["start_frame"] for row in rows if not row["error"]]
+    assert COUNT + 12 in usable, "only what is near the joint may be damaged"
+    for start in (0, COUNT + 12, usable[-1]):
+        expected = [number % COUNT for number in range(start, start + 9)]
+        assert numbers(video.decode(str(path), start, 9, float(RATE), *SIZE)) == expected
+
+
+def test_a_frame_that_is_lost_is_not_made_up_for_by_its_neighbour(tmp_path: Path) -> None:
+    """Every frame of this codec stands alone: the next one is intact, and nothing else tells of the lost one."""
+    path = Path(write(tmp_path / "a.avi", "mjpeg", list(range(30)), size=SIZE, pix_fmt="yuvj420p"))
+    table = packets.read_packets(str(path))
+    data = bytearray(path.read_bytes())
+    at = int(table.position[10])
+    data[at : at + int(table.size[10])] = bytes(int(table.size[10]))
+    path.write_bytes(data)
+    errors = {row["start_frame"]: row["error"] for row in video.segments(str(path), 4, float(RATE), 1)}
+    for start in range(27):
+        if 7 <= start <= 10:
+            assert errors.get(start, "decode: its frame 10 is damaged") == "decode: its frame 10 is damaged"
+            with pytest.raises(ClipError, match="its frame 10 is damaged"):
+                video.decode(str(path), start, 4, float(RATE), *SIZE)
+        else:
+            assert errors[start] is None
+            shown = numbers(video.decode(str(path), start, 4, float(RATE), *SIZE))
+            assert shown == list(range(start, start + 4))

@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import schemas, video, world
+from pipeline import packets, schemas, video, world
 from pipeline.config import Data
 from pipeline.cuts import cuts
 from pipeline.decoder import Decoder
@@ -484,3 +484,71 @@ def test_write_mp4(tmp_path: Path) -> None:
     assert fsspec.filesystem("memory").cat("/bucket/c.mp4") == (tmp_path / "a.mp4").read_bytes()
     with pytest.raises(ValueError, match="even"):
         video.write_mp4(str(tmp_path / "c.mp4"), film[:, :47], 8.0)
+
+
+def test_a_table_that_names_the_same_bytes_again_and_again_is_refused(tmp_path: Path) -> None:
+    """An mp4 of a few kB with a hundred thousand samples, all of them its first one."""
+    path = tmp_path / "a.mp4"
+    _write(path, KINDS[0], list(range(10)), keys=1)
+    table = packets.read_packets(str(path))
+    repeats = 100_000
+    replaced = {
+        b"stsz": struct.pack(">III", 0, int(table.size[0]), repeats),
+        b"stts": struct.pack(">IIII", 0, 1, repeats, 512),
+        b"stsc": struct.pack(">IIIII", 0, 1, 1, 1, 1),
+        b"stco": struct.pack(">II", 0, repeats) + struct.pack(">I", int(table.position[0])) * repeats,
+        b"stss": b"\0" * 8,
+        b"edts": b"",
+    }
+
+    def rewritten(data: bytes) -> bytes:
+        out, at = b"", 0
+        while at < len(data):
+            length, name = struct.unpack(">I4s", data[at : at + 8])
+            body = replaced.get(name, data[at + 8 : at + length])
+            if name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+                body = rewritten(body)
+            if body or name == b"mdat":
+                out += struct.pack(">I4s", len(body) + 8, name) + body
+            at += length
+        return out
+
+    whole = path.read_bytes()
+    path.write_bytes(rewritten(whole))
+    # Offsets hold: the table lies behind the data.
+    assert whole.index(b"mdat") < whole.index(b"moov")
+    with pytest.raises(ClipError, match="refused: its packets are more than 16 times as large as the file itself"):
+        video.segments(str(path), 5, 25.0)
+    with pytest.raises(ClipError, match="refused"):
+        video.decode(str(path), 0, 5, 25.0, 32, 64)
+
+
+def test_a_film_of_endless_packets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(tmp_path / "a.mp4", KINDS[0], list(range(60)))
+    monkeypatch.setattr(packets, "_MOST_PACKETS", 50)
+    with pytest.raises(ClipError, match="refused: it has more than 50 packets; cut it into shorter videos"):
+        video.segments(path, 5, 25.0)
+
+
+def test_a_pause_of_hours_takes_no_time(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.mkv", KINDS[1], [*range(20), *range(20 + 25 * 36000, 40 + 25 * 36000)])
+    begin = time.monotonic()
+    starts = [row["start_frame"] for row in video.segments(path, 5, 25.0, 1)]
+    assert starts == list(range(36))
+    assert time.monotonic() - begin < 5
+    assert numbers(video.decode(path, 30, 5, 25.0, 32, 64)) == list(range(30, 35))
+
+
+@pytest.mark.parametrize(("degrees", "usable"), [(2, True), (45, False), (-30, False), (91, True)])
+def test_a_picture_that_lies_aslant_is_an_error(tmp_path: Path, degrees: int, usable: bool) -> None:
+    path = Path(_write(tmp_path / "a.mp4", KINDS[0], [0, 1, 2, 3]))
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    cosine, sine = (int(65536 * f(np.deg2rad(degrees))) for f in (np.cos, np.sin))
+    data[matrix : matrix + 36] = struct.pack(">9i", cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    if usable:
+        assert len(video.segments(str(path), 4, 25.0)) == 1
+    else:
+        with pytest.raises(ClipError, match="decode: its display matrix turns it by no quarter"):
+            video.segments(str(path), 4, 25.0)
