@@ -3,8 +3,9 @@
 `segments` and `decode` read untrusted files and may hang or crash inside a codec: the pipeline calls them through
 `pipeline.decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
-Frames are chosen by time stamp, the nearest one to each wanted time, so variable rates, GIFs and files without a
-duration or frame count need no special case. `start_frame` counts source frames in presentation order.
+Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
+variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source
+frames in presentation order.
 """
 
 from __future__ import annotations
@@ -44,11 +45,17 @@ _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken wha
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def nearest(times: Floats, wanted: Floats) -> npt.NDArray[np.int64]:
-    """Indices [m] of the times [n] (ascending) nearest to those wanted [m]; the earlier one of two equally near."""
+def nearest(times: Floats, wanted: Floats, fps: float) -> npt.NDArray[np.int64]:
+    """Indices [m] of the times [n] (ascending) nearest to those wanted [m]; the earlier one of two equally near.
+
+    A frame is not shown half a step of `fps` or more before its time: until then its predecessor stays on the screen,
+    through a pause or while a slow film is read at a higher rate.
+    """
     after = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted + _TIE, before, after).astype(np.int64)
+    ahead = times[after] - wanted
+    earlier = (wanted - times[before] <= ahead + _TIE) | (ahead > 0.5 / fps - _TIE)
+    return np.where(earlier, before, after).astype(np.int64)
 
 
 def _end(times: Floats, fps: float) -> float:
@@ -83,11 +90,11 @@ def segments(
     rows: list[dict[str, Any]] = []
     # A frame on show for long is the nearest of many starts: it is one, and a pause of hours takes no time.
     wanted = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
-    starts = np.unique(seen.numbers[nearest(seen.times, wanted)])
+    starts = np.unique(seen.numbers[nearest(seen.times, wanted, fps)])
     fits = (_end(times, fps) - times[starts]) * fps + _TIE >= frames - 1
     for start in starts[fits].tolist():
         pulse()
-        cuts, error = seen.segment(times[start] + np.arange(frames) / fps)
+        cuts, error = seen.segment(times[start] + np.arange(frames) / fps, fps)
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
         rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})
     if all(row["error"] for row in rows):
@@ -127,12 +134,12 @@ class _Seen:
         self._damaged = damaged[shown].astype(bool)
         self._changes = changes.cuts() - int(np.argmax(shown))
 
-    def segment(self, wanted: Floats) -> tuple[list[int], str | None]:
+    def segment(self, wanted: Floats, fps: float) -> tuple[list[int], str | None]:
         """The cuts of the segment of these times, counted in its frames, and its error."""
-        chosen = nearest(self.times, wanted)
+        chosen = nearest(self.times, wanted, fps)
         inside = self._changes[(self._changes > chosen[0]) & (self._changes <= chosen[-1])]
         cuts = [int(cut) for cut in np.unique(np.searchsorted(chosen, inside))]
-        needed = nearest(self.line.times, wanted)
+        needed = nearest(self.line.times, wanted, fps)
         if needed[-1] > self.numbers[-1]:
             return cuts, f"decode: {_missing(int(self.numbers[-1]) + 1)}"
         gone = self._lost[(self._lost >= needed[0]) & (self._lost <= needed[-1])]
@@ -200,17 +207,24 @@ def _decode(
     key = line.start_for(packets, start_frame)
     if key:
         try:
-            return _read(path, packets, line, key, wanted, size, pulse)
+            return _read(path, packets, line, key, wanted, fps, size, pulse)
         except (ClipError, DisorderedError, DisplacedError):
             pass  # from the start of the file it may be whole: some decoders need what the first packets say
-    return _read(path, packets, line, 0, wanted, size, pulse)
+    return _read(path, packets, line, 0, wanted, fps, size, pulse)
 
 
 def _read(
-    path: str, packets: Packets, line: Timeline, start: int, wanted: Floats, size: tuple[int, int], pulse: Pulse
+    path: str,
+    packets: Packets,
+    line: Timeline,
+    start: int,
+    wanted: Floats,
+    fps: float,
+    size: tuple[int, int],
+    pulse: Pulse,
 ) -> Frames:
     """The frames nearest to the wanted times, decoded from the packet of ordinal `start` on."""
-    needed = nearest(line.times, wanted)
+    needed = nearest(line.times, wanted, fps)
     out = np.empty((len(wanted), *size, 3), np.uint8)
     before: tuple[float, Picture] | None = None
     picture: Picture | None = None
@@ -219,15 +233,13 @@ def _read(
         if number < needed[0]:
             continue
         if before is None:
-            late = (
-                number > needed[0]
-            )  # it may be lost, or come later: then the stamps are wrong, and DisorderedError says so
+            late = number > needed[0]  # the frame is lost, or comes later: DisorderedError says so when it does
         if picture.damaged and number <= needed[-1]:
             raise ClipError("decode", _broken(number))
         time = float(line.times[number])
         pair = [(time, picture)] if before is None else [before, (time, picture)]
         while done < len(wanted) and time >= wanted[done]:
-            index = int(nearest(np.array([t for t, _ in pair]), wanted[done : done + 1])[0])
+            index = int(nearest(np.array([t for t, _ in pair]), wanted[done : done + 1], fps)[0])
             out[done] = _fitted(pair[index][1], packets, size)
             done += 1
         before = (time, picture)

@@ -111,6 +111,16 @@ def test_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
     assert numbers(video.decode(path, 4, 3, 1.0, 32, 64)) == [4, 6, 7]
 
 
+def test_a_pause_holds_the_frame_that_is_on_the_screen(tmp_path: Path) -> None:
+    """Up to half a step before the next frame, as FFmpeg's `-vf fps=` has it, and not from half of the pause on."""
+    path = _write(tmp_path / "a.mkv", KINDS[1], [0, 1, 2, 3, 13, 14, 15], rate=10)
+    shown = numbers(video.decode(path, 0, 16, 10.0, 32, 64))
+    assert shown == [0, 1, 2, *[3] * 10, 4, 5, 6]
+    assert numbers(video.decode(path, 0, 4, 2.5, 32, 64)) == [0, 3, 3, 4], "1.2 s is nearer to 1.3 than half a step"
+    slow = _write(tmp_path / "slow.mp4", KINDS[0], list(range(6)), rate=4)
+    assert numbers(video.decode(slow, 0, 9, 12.0, 32, 64)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
 def test_upsampling_repeats_frames(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.mp4", KINDS[0], list(range(10)), rate=10)
     assert numbers(video.decode(path, 0, 8, 20.0, 32, 64)) == [0, 0, 1, 1, 2, 2, 3, 3], "ties do not go to the earlier"
