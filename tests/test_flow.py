@@ -80,10 +80,12 @@ def test_every_frame_is_encoded_once_and_one_flow_is_enlarged(models: dict[str, 
 
 
 def test_masks_in_bfloat16_stay_within_two_per_cent(models: dict[str, nn.Module]) -> None:
-    """With the shipped weights, on clips of all ten motions that training has not seen."""
+    """With the shipped weights, on clips of all ten motions that training has not seen. A CPU that only emulates
+    bfloat16 takes half a minute for each, so there are three of them there."""
+    motions = world.MOTIONS if torch.ops.mkldnn._is_mkldnn_bf16_supported() else world.MOTIONS[:3]
     clips = [
         world.render(world.scene(1_000_003, f"agreement-{m}", "real", m, pan=float(i % 2)), 64, 64)
-        for i, m in enumerate(world.MOTIONS)
+        for i, m in enumerate(motions)
     ]
     made = {
         dtype: masks(clips, models["small, trained"], RECIPE.model_copy(update={"dtype": dtype}), (32, 32), 2, CPU)
@@ -92,7 +94,7 @@ def test_masks_in_bfloat16_stay_within_two_per_cent(models: dict[str, nn.Module]
     assert any(
         not torch.equal(a, b) for a, b in zip(made["float32"], made["bfloat16"], strict=True) if a is not None
     ), "bfloat16 is not in use"
-    for motion, exact, rounded in zip(world.MOTIONS, made["float32"], made["bfloat16"], strict=True):
+    for motion, exact, rounded in zip(motions, made["float32"], made["bfloat16"], strict=True):
         found = compare([rounded], [exact])
         assert found.lost == 0, f"{motion}: still under one dtype, moving under the other"
         assert found.difference < 0.02, f"{motion}: the mask differs by {found.difference:.1%} of its mean"
