@@ -14,12 +14,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
 from pipeline import config, world
 from pipeline.config import Run
 from tests.s3_store import Store
+
+
+# The same examples on every machine and in every run: what Hypothesis finds by luck fails somebody else's change.
+# HYPOTHESIS_PROFILE=searching draws others.
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("searching", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)
