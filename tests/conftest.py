@@ -22,7 +22,6 @@ from pipeline import config, world
 from pipeline.config import Run
 from tests.s3_store import Store
 
-
 # The same examples on every machine and in every run: what Hypothesis finds by luck fails somebody else's change.
 # HYPOTHESIS_PROFILE=searching draws others.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
