@@ -43,6 +43,11 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse(text: str) -> Any:
+    """What a text of YAML says, built of plain values only. Raises yaml.YAMLError."""
+    return Loader(text).get_single_data()
+
+
 def read(path: Path) -> dict[str, Any]:
     """The mapping that a configuration file holds. Raises ValueError with a sentence, and OSError.
 
@@ -54,7 +59,7 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}{_line(data)}: {error}.") from None
     try:
-        values = yaml.load(text, Loader)
+        values = parse(text)
         _walk(values)
     except yaml.YAMLError as error:
         raise ValueError(_sentence(path, text, error)) from None

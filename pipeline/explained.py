@@ -11,7 +11,7 @@ from urllib.parse import quote
 import yaml
 
 from pipeline import override_values, stores
-from pipeline.configuration_files import Loader
+from pipeline.configuration_files import parse
 
 
 def name(clip_id: str) -> str:
@@ -38,7 +38,7 @@ def links(root: str, ids: Sequence[str]) -> dict[str, str]:
 def option(clip_id: str) -> str:
     """What names a clip on the command line of jobs.explain; quoted where the same id has to be quoted in YAML."""
     try:
-        plain = yaml.load(clip_id, Loader) == clip_id
+        plain = parse(clip_id) == clip_id
     except yaml.YAMLError:
         plain = False
     value = override_values.written(clip_id) if plain else f'"{clip_id}"'

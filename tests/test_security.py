@@ -17,8 +17,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from pipeline import config, report, schemas, stores, tables, world
+from pipeline import config, configuration_files, report, schemas, stores, tables, world
 from pipeline.config import ConfigError, Data
 from pipeline.decoder import Decoder
 from pipeline.indexing import IndexWorker, index
@@ -268,7 +269,7 @@ PROBES = """
 import os, resource, socket, subprocess
 from pipeline.errors import ClipError
 
-def segments(path, frames, fps, stride):
+def segments(path, frames, fps, stride, pulse):
     found = {"environment": sorted(os.environ), "memory": resource.getrlimit(resource.RLIMIT_AS)[0]}
     for name, act in {"socket": lambda: socket.create_connection(("127.0.0.1", int(os.path.basename(path)))),
                       "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
@@ -325,6 +326,12 @@ def test_nothing_is_unpickled(path: Path) -> None:
         assert keywords.get("trust_remote_code") != "True", f"line {node.lineno}: a model brings its own code"
         if called.endswith(".from_pretrained"):
             assert keywords.get("use_safetensors") == "True", f"line {node.lineno}: pickled weights would be loaded"
+
+
+def test_a_configuration_builds_plain_values_only(tmp_path: Path) -> None:
+    with pytest.raises(yaml.YAMLError, match="python/object/apply"):
+        configuration_files.parse(f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
+    assert not (tmp_path / "made").exists()
 
 
 class _Evil(pa.ExtensionType):
