@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from jobs import command
 from pipeline import config, configuration_keys
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 
 DEMO = "demo"  # checked where `--config` is left out, which only some jobs allow: the others say so themselves
 _WIDTH = 120

@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline import config, lease, stores, tables, webhook
-from pipeline.config import ConfigError, Run
+from pipeline import config, lease, stores, webhook
+from pipeline.config import Run
 from pipeline.credentials import scrubbed
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.operations import SpentError
 from pipeline.throughput import Figures
 
@@ -59,7 +60,7 @@ def main(
                 job(run)
             if afterwards is not None:
                 afterwards(run)
-    except (ConfigError, tables.FingerprintError) as error:
+    except (ConfigError, FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except SpentError as spent:

@@ -28,8 +28,9 @@ from pipeline import (
     tracking,
 )
 from pipeline.comparison_page import Compared
-from pipeline.config import Arm, ConfigError, Run
+from pipeline.config import Arm, Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.stores import join
 
 STAGES = ("finetune", "evaluate")

@@ -12,7 +12,8 @@ from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import arms, ray_data, ray_resources, stores, tables, tracking
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.operations import SpentError
 

@@ -12,7 +12,8 @@ from jobs import command
 from jobs.curate import curate
 from pipeline import stores, tables, world
 from pipeline.comparison import comparison
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.video import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5

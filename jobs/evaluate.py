@@ -12,7 +12,8 @@ from jobs.budget import Capped
 from jobs.command import Progress
 from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, stores, tables, tracking
 from pipeline.comparison import comparison
-from pipeline.config import Arm, ConfigError, Run
+from pipeline.config import Arm, Run
+from pipeline.errors import ConfigError
 from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 
 

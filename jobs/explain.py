@@ -24,9 +24,10 @@ from pipeline import (
     tables,
 )
 from pipeline.attribution import mask_of
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.decomposition import Array, DecompositionWorker, Sums
+from pipeline.errors import ConfigError
 from pipeline.explain_page import Explanation, Problem
 from pipeline.feature_table import under_mask
 from pipeline.ranking import Population, share

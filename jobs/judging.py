@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 
 from jobs import command
 from pipeline import comparison, contests, described, judge, ray_data, stores, tables
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.described import ASKED, QUERY, VIDEO, DescriptionWorker
+from pipeline.errors import ConfigError
 from pipeline.stores import join
 
 log = logging.getLogger(__name__)

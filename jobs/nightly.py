@@ -38,9 +38,11 @@ from pipeline import (
     tables,
     webhook,
 )
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import DECISION, RECORD, Record
+from pipeline.promoted import promoted
 
 
 def nightly(run: Run) -> None:
@@ -211,7 +213,7 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
     """Features of a few clips and the queries with the model in use, kept in its folder, and how rankings agree."""
     nothing = {"drift": None, "drift_features": None}
     pinned = fingerprints.features(run)[reattribution.FIELD]
-    if now.night is None or not run.nightly.drift_clips or in_use.promoted(now.folder)["weights"] == pinned:
+    if now.night is None or not run.nightly.drift_clips or promoted(now.folder)["weights"] == pinned:
         return nothing
     ranked = selection.filter(pc.is_valid(selection.column("rank"))).column("clip_id")
     if run.attribution.shortlist is not None:

@@ -19,7 +19,8 @@ from jobs import command, stages
 from jobs.index_clips import sets
 from pipeline import costs, manifest, models, pilot, ray_data, ray_resources, shortlist, stores, tables
 from pipeline.attribution import Shortlist
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.operations import Pool
 
 AT_A_TIME = 10  # clips that an actor of the pilot is handed

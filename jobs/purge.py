@@ -5,7 +5,8 @@ from __future__ import annotations
 from jobs import command
 from jobs.report import report
 from pipeline import in_use, purged, purging, stores
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.texts import decode_text
 
 

@@ -25,15 +25,17 @@ from pipeline import (
     stores,
     tables,
 )
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.listing import Listing
 from pipeline.merging import merge
+from pipeline.motion_worker import MotionWorker
 from pipeline.operations import Pool
 from pipeline.scanning import Held, Keys, Rows
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking, settle
-from pipeline.workers import AttributionWorker, FeatureWorker, MotionWorker, featured
+from pipeline.workers import AttributionWorker, FeatureWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
 _LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")

@@ -10,8 +10,9 @@ from jobs.command import Progress
 from pipeline import answers, handout, study_results
 from pipeline.answer_log import AnswerLog
 from pipeline.answer_server import LOOPBACK, AnswerServer
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.pairs import Key
 
 

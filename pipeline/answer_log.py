@@ -9,7 +9,7 @@ import os
 import threading
 
 from pipeline import answers
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.pairs import Key
 
 log = logging.getLogger(__name__)

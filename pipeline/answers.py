@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from pipeline import file_tree, stores
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.pairs import Key, Pair
 
 LONGEST = 4096  # bytes of one answer

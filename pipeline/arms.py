@@ -32,7 +32,8 @@ import pyarrow.compute as pc
 
 from pipeline import mask_overlap, scanning, schemas, shortlist, stores, tables
 from pipeline.attribution import compared
-from pipeline.config import Arm, ConfigError, Run
+from pipeline.config import Arm, Run
+from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.ranking import placed, share
 from pipeline.selection import rank

@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 
 from pipeline import fingerprints, scanning, schemas, shortlist, tables
 from pipeline.attribution import Shortlist
-from pipeline.config import ConfigError, Run
-from pipeline.controls import spearman
-from pipeline.drift import spearman_interval, wilson
+from pipeline.config import Run
+from pipeline.correlations import spearman, spearman_interval
+from pipeline.errors import ConfigError
 from pipeline.influence import Progress
+from pipeline.intervals import wilson
 from pipeline.ranking import CHUNK, placed, share
 from pipeline.selection import rank
 from pipeline.shortlist import AUDIT, BOTTOM, TOP
@@ -146,7 +147,12 @@ def _both(audit: pa.Table, selection: str, group: str) -> pa.Table:
 
 def _found(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
     count, n = int(flags.sum()), len(flags)
-    return {"count": n, "found": count, "share": count / n if n else None, "interval": wilson(count, n) if n else None}
+    return {
+        "count": n,
+        "found": count,
+        "share": count / n if n else None,
+        "interval": wilson(count, n)[1:] if n else None,
+    }
 
 
 def sentences(told: Mapping[str, Any] | None) -> list[str]:

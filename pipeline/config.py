@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline import configuration_files, credentials, override_values
 from pipeline.attribution import Attribution, RankingMask, compared
+from pipeline.errors import ConfigError
 from pipeline.explanations import explained
 from pipeline.operations import (
     Budget,
@@ -49,10 +50,6 @@ Arm = Literal[
     "selected",
     "oracle",
 ]
-
-
-class ConfigError(ValueError):
-    """Wrong usage or configuration: the text says what, where, which value and what to do. Jobs exit with status 2."""
 
 
 class Data(Model):

@@ -7,27 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.correlations import spearman
 from pipeline.mask_overlap import Alike
 from pipeline.shuffling import keys
 from pipeline.summary import SELECTED, Selected
 
 Floats = npt.NDArray[np.float64]
-
-
-def spearman(a: Floats, b: Floats) -> float | None:
-    """Rank correlation with ties averaged; None where it is not defined."""
-    finite = np.isfinite(a) & np.isfinite(b)
-    a, b = _ranks(a[finite]), _ranks(b[finite])
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: Floats = (ends - (counts - 1) / 2)[place]
-    return ranks
 
 
 def compare(influence: Floats, other: Floats, chosen: npt.NDArray[np.bool_]) -> dict[str, float | None]:

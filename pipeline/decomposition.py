@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from pipeline import motion, tables
 from pipeline.attribution import Setting, mask_of
 from pipeline.config import Run
+from pipeline.decoders import Row, decoded
 from pipeline.diffusion import loss_map, masked, shared_noise
 from pipeline.errors import ClipError
 from pipeline.gradients import manifest
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.projection import Projection
-from pipeline.workers import FeatureWorker, Row, decoded
+from pipeline.workers import FeatureWorker
 
 Array = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

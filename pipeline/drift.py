@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.controls import spearman
+from pipeline.correlations import spearman, spearman_interval
+from pipeline.intervals import wilson
 
 Floats = npt.NDArray[np.floating]
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -60,27 +58,10 @@ def compare(before: Floats, after: Floats, fraction: float = 0.1) -> Drift:
         None if found is None else spearman_interval(found, n),
         top,
         kept / top if top else None,
-        wilson(kept, top) if top else None,
+        wilson(kept, top)[1:] if top else None,
     )
 
 
 def _first(score: Floats, count: int) -> list[int]:
     found: list[int] = np.argsort(-score, kind="stable")[:count].tolist()
     return found
-
-
-def spearman_interval(r: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Fisher's transformation with the variance (1 + r^2 / 2) / (n - 3) of Bonett and Wright (2000). The whole range
-    where n < 4."""
-    if n < 4:
-        return -1.0, 1.0
-    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((1 + r * r / 2) / (n - 3))
-    return math.tanh(z - reach), math.tanh(z + reach)
-
-
-def wilson(count: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's interval of a share count / n."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    middle, reach = count / n + z * z / (2 * n), z * math.sqrt(count / n * (1 - count / n) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - reach) / (1 + z * z / n)), min(1.0, (middle + reach) / (1 + z * z / n))

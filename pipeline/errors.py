@@ -1,4 +1,4 @@
-"""Errors that a clip may have."""
+"""Every exception of this product, and the codes of rows that have an error."""
 
 from __future__ import annotations
 
@@ -13,3 +13,15 @@ class ClipError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; its message names the key, the value and what is allowed."""
+
+
+class StoreError(OSError):
+    """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
+
+
+class FingerprintError(ValueError):
+    """A table was computed under another fingerprint than the one asked for."""

@@ -15,15 +15,18 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import finetuning, motion, schemas, stores, tables
+from pipeline import motion, schemas, stores, tables
+from pipeline.captions import Captions
 from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.decoders import Row, decoded
+from pipeline.device import device_for
 from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.errors import ClipError
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
+from pipeline.trained_weights import load_weights
 from pipeline.video import write_mp4
-from pipeline.workers import Captions, Row, decoded, device_for
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +106,7 @@ class EvaluationWorker:
             self._loaded = None  # frees the last arm's model before the next one is there
             model = open_model(self.run.model, self.device)
             if weights:
-                finetuning.load_weights(model, weights)
+                load_weights(model, weights)
             model.transformer.eval()
             self._loaded = (weights, model, Captions(model.text))
         return self._loaded[1:]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.attribution import mask_of
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.parallel import in_order
 from pipeline.part_files import opened
 from pipeline.ranking import unit_settings

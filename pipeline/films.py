@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline import stores, tables
 from pipeline.comparison import LOSSES, mixtures
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.decoder import Decoder
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, ConfigError
 from pipeline.pairs import Film
 
 log = logging.getLogger(__name__)

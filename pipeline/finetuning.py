@@ -36,7 +36,6 @@ from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.training_set import ClipSet, draw
 
-LORA = "pytorch_lora_weights.safetensors"
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_GRADIENT = 1.0
 
@@ -229,22 +228,3 @@ def _write_lora(transformer: nn.Module, weights: dict[str, Tensor], folder: str)
     layers = get_peft_model_state_dict(transformer, state_dict=weights)
     metadata = _collate_lora_metadata({"transformer": transformer})
     WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
-
-
-def load_weights(model: VideoModel, folder: str, merge: bool = False) -> None:
-    """Give a base model what `save_weights` wrote, local or s3://. FileNotFoundError if there is nothing.
-
-    `merge` adds adapters to the weights that they adapt, so that the model has the base's parameters and no others.
-    """
-    with tempfile.TemporaryDirectory() as local:
-        stores.fetch_folder(folder, local)
-        if Path(local, LORA).exists():
-            model.transformer.load_lora_adapter(local, prefix="transformer", weight_name=LORA)  # type: ignore[operator]
-            if merge:
-                model.transformer.fuse_lora()  # type: ignore[operator]
-                model.transformer.unload_lora()  # type: ignore[operator]
-        elif Path(local, "transformer").exists():
-            trained = type(model.transformer).from_pretrained(f"{local}/transformer", use_safetensors=True)  # type: ignore[attr-defined]
-            model.transformer.load_state_dict(trained.state_dict())
-        else:
-            raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}; run jobs.finetune")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from pipeline import in_use, models
-from pipeline.config import NUMERICS, ConfigError, Motion, Run
+from pipeline import models
+from pipeline.config import NUMERICS, Motion, Run
+from pipeline.errors import ConfigError
 from pipeline.gradients import manifest, manifest_hash
 from pipeline.motion import weights_file
+from pipeline.promoted import promoted
 
 Fingerprint = dict[str, Any]
 
@@ -37,7 +39,7 @@ def features(run: Run) -> Fingerprint:
         **motion(run),
         "seed": run.seed,
         "model.weights": models.weights_hash(path),
-        "attribution.weights": None if a.weights is None else in_use.promoted(a.weights)["weights"],
+        "attribution.weights": None if a.weights is None else promoted(a.weights)["weights"],
         "model.dtype": run.model.dtype,
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,

@@ -15,11 +15,10 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline import file_tree, manifest_rows, refusals, shards
-from pipeline.config import ConfigError
+from pipeline import extensions, file_tree, manifest_rows, refusals, shards
+from pipeline.errors import ConfigError
 from pipeline.file_tree import Tree
 from pipeline.texts import decode_text
-from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, chosen, joined, of_table
 
 log = logging.getLogger(__name__)
@@ -127,7 +126,7 @@ def _sorted(place: _Place, entries: Mapping[str, Any]) -> _Kinds:
     folders: dict[str, list[str]] = {}
     for path, info in entries.items():
         name = posixpath.basename(path).lower()
-        if name.endswith(EXTENSIONS):
+        if name.endswith(extensions.VIDEOS):
             kinds.videos[path] = info
         elif place.whole and name in METADATA and not is_broken(info):
             folders.setdefault(posixpath.dirname(path), []).append(path)
@@ -339,7 +338,7 @@ def _check_any(place: _Place, rows: list[Row], count: int) -> None:
     """Raise ConfigError where there is no video, or none that could ever be read."""
     if not rows:
         raise ConfigError(
-            f"{place.named}: there are no videos ({', '.join(e[1:] for e in EXTENSIONS)}) and no shards of them "
+            f"{place.named}: there are no videos ({', '.join(e[1:] for e in extensions.VIDEOS)}) and no shards of them "
             f"({', '.join(e[1:] for e in shards.EXTENSIONS)}) among its {count} files. Name the folder that holds "
             "them, or list them in a manifest."
         )

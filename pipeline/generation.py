@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from pipeline import stores
 from pipeline.config import Run
+from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.models import open_model
 from pipeline.video import write_mp4
-from pipeline.workers import device_for
 
 SCHEMA = pa.schema(
     [

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.attribution import Setting
-from pipeline.config import ConfigError
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.errors import ConfigError
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.projection import Projection

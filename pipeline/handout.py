@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import films, pairs, stores
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.films import Generated, Shape
 from pipeline.pairs import Film, Key, Pair
 from pipeline.report import environment

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline import stores
-from pipeline.config import ConfigError
-from pipeline.finetuning import LORA
+from pipeline.errors import ConfigError
+from pipeline.promoted import PROMOTED, promoted
+from pipeline.trained_weights import LORA
 
-POINTER, PROMOTED = "in_use.json", "promoted.json"
+POINTER = "in_use.json"
 BASE = "base"
 
 
@@ -92,21 +92,6 @@ def weights_hash(folder: str) -> str:
             while block := file.read(1 << 24):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def promoted(folder: str) -> dict[str, Any]:
-    """What is known of a promoted model: `version`, `base`, `weights`, and `purged` where clips of its were purged.
-
-    Raises ConfigError where the folder is no promoted model.
-    """
-    path = stores.join(folder, PROMOTED)
-    if not stores.exists(path):
-        raise ConfigError(
-            f"attribution.weights={folder!r}: there is no promoted model there (no {PROMOTED}). Name a folder "
-            "ROOT/nights/DATE/model that jobs.nightly has kept, or null for the model as it is."
-        )
-    held: dict[str, Any] = json.loads(stores.read_bytes(path))
-    return held
 
 
 def check_base(root: str, base: str) -> None:

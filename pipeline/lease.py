@@ -27,7 +27,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from pipeline import stores
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import long_manifest, manifest, retries, tables, video_ids
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.scanning import Flags, Gathered, Keys
 from pipeline.shuffling import Pairs, Shuffled, keys
 

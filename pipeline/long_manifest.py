@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import manifest, manifest_rows, refusals
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.folders import relative
 from pipeline.located import resolved
 from pipeline.manifest_json import LINE

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import credentials, folders, manifest_rows, refusals, shards, video_ids
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.file_tree import MAGIC
 from pipeline.folders import Row
 from pipeline.located import located

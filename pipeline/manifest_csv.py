@@ -17,10 +17,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import extensions
 from pipeline.manifest_columns import columns
 from pipeline.manifest_json import FAULT, LINE, typed_array
 from pipeline.manifest_text import collection_paused, text_blocks
-from pipeline.video import EXTENSIONS
 
 ROWS, CHARACTERS = 50_000, 16 << 20  # of a block
 LONGEST = 16 << 20  # characters of a value; a quote that is never closed is not followed any further
@@ -170,7 +170,7 @@ def _check_swallowed(row: list[str], path_at: int, line: int, delimiter: str) ->
     for value in row:
         for inner in value.splitlines()[1:]:
             cells = inner.split(delimiter)
-            if len(cells) >= len(row) and cells[path_at].strip().strip('"').lower().endswith(EXTENSIONS):
+            if len(cells) >= len(row) and cells[path_at].strip().strip('"').lower().endswith(extensions.VIDEOS):
                 raise ValueError(
                     f"line {line}: a quoted value that begins here has the line {inner[:60]!r}, which is a row by "
                     "itself: close the quote, or double it where it belongs to the text"

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import manifest_csv, manifest_json
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.manifest_numbers import CellTypes

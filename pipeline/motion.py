@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 
 from pipeline import fetched, stores
-from pipeline.config import ConfigError, Motion
+from pipeline.config import Motion
+from pipeline.errors import ConfigError
 from pipeline.flow import clip_flow
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import drift, scanning, stores, tables
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.in_use import in_use
 
 RECORD, DECISION = "night.json", "decision.json"

@@ -9,12 +9,12 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline import extensions
 from pipeline.errors import ClipError
 from pipeline.schemas import plain, without_views
-from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, of_table
 
-COLUMNS = ("video", *(end[1:] for end in EXTENSIONS), "bytes", "video_bytes")
+COLUMNS = ("video", *(end[1:] for end in extensions.VIDEOS), "bytes", "video_bytes")
 _BOMB = 100  # times as large unpacked as packed: no video is
 _BUFFER = 1 << 20  # bytes that are read of a column at a time
 

@@ -10,7 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.stores import StoreError
+from pipeline.errors import StoreError
 
 
 class DamagedError(StoreError):

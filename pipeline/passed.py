@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.growing import Growing, Words
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these

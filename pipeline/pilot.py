@@ -20,13 +20,14 @@ from pipeline import finetuning, models, motion, schemas
 from pipeline.attribution import Setting, compared
 from pipeline.config import Finetune, Run
 from pipeline.decoder import Decoder
+from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.indexing import clip_id, index
 from pipeline.models import VideoModel, open_model
+from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.training_set import ClipSet, encode_set, kept_in
-from pipeline.workers import MotionWorker, device_for
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import purged, schemas, stores, training_set
-from pipeline.in_use import PROMOTED
 from pipeline.part_files import opened
+from pipeline.promoted import PROMOTED
 
 KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"

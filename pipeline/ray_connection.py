@@ -14,8 +14,8 @@ import grpc
 from ray._private import services
 from ray.core.generated import gcs_service_pb2
 
-from pipeline.config import ConfigError
 from pipeline.credentials import scrubbed
+from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

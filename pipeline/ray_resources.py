@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.operations import Pool
 
 log = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import finetuning, models, ray_journal, stores
 from pipeline.beside import Patience, looking
 from pipeline.config import Arm, Run
+from pipeline.device import device_for
 from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
-from pipeline.workers import device_for
 
 log = logging.getLogger(__name__)
 

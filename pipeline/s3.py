@@ -21,7 +21,7 @@ from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 
 from pipeline.credentials import scrubbed
-from pipeline.stores import StoreError
+from pipeline.errors import StoreError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline import schemas, shortlist, tables
 from pipeline.columns import Columns
-from pipeline.config import ConfigError, Ranking, Run
+from pipeline.config import Ranking, Run
+from pipeline.errors import ConfigError
 from pipeline.feature_table import FeatureTable, under_mask
 from pipeline.influence import HELD, Progress, influence_columns
 from pipeline.parallel import in_order

@@ -20,6 +20,8 @@ from typing import IO
 import fsspec
 import pyarrow.fs
 
+from pipeline.errors import StoreError
+
 _BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # what a disk says that takes nothing more
 SETTLING = 5.0  # seconds in which writers that came together have written
 ABANDONED = 3600.0  # seconds without a write after which nobody writes to a half-written file any more
@@ -29,11 +31,7 @@ _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 S3 = ("s3://", "s3a://")
 
 
-_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3|stores|part_files)\.\w+Error: (.*)$", re.MULTILINE)
-
-
-class StoreError(OSError):
-    """A store that could not be used, after every try: what was asked of it and what it answered, without secrets."""
+_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3|errors|part_files)\.\w+Error: (.*)$", re.MULTILINE)
 
 
 def failure(error: BaseException | None) -> StoreError | None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import FingerprintError
 from pipeline.part_files import opened
 from pipeline.retries import retried
 from pipeline.schemas import plain
@@ -121,10 +122,6 @@ def replace_streamed(
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class FingerprintError(ValueError):
-    """A table was computed under another fingerprint than the one asked for."""
 
 
 def _schema(path: str, fs: fsspec.AbstractFileSystem) -> tuple[pa.Schema, int]:

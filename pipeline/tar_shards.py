@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from pipeline import extensions
 from pipeline.errors import ClipError
 from pipeline.manifest_json import distinct
 from pipeline.schemas import caption_column
 from pipeline.texts import decode_text
-from pipeline.video import EXTENSIONS
 from pipeline.video_columns import Part, check_text, column_of, plain_name, plain_value, spellings
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim
@@ -89,7 +89,7 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -
             name = member.name.encode("utf-8", "backslashreplace").decode()  # not every byte of a name is text
             if _HIDDEN.search(name):
                 continue
-            if name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(extensions.VIDEOS):
                 row = _video(member, name, shard, largest)
                 rows[row["relative"]] = row
             elif name.lower().endswith(_WORDS):

@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from pipeline import stores
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.credentials import scrubbed
+from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

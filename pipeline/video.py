@@ -37,8 +37,6 @@ from pipeline.timeline import (
 )
 from pipeline.upright import Frames, fit, pose
 
-_ENDS = "mp4 mkv webm avi mov gif m4v mpg mpeg vob ts m2ts mts wmv asf flv f4v 3gp 3g2 ogv"
-EXTENSIONS = tuple(f".{end}" for end in _ENDS.split())  # of files that a folder's videos are known by
 _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 _FRAMES = 1 << 31  # start frames are below
 _SEGMENT = re.compile(r"(.+)-([1-9][0-9]{0,9})", re.DOTALL)

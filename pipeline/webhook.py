@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.credentials import HIDDEN, scrubbed
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.operations import SpentError
-from pipeline.tables import FingerprintError
 
 log = logging.getLogger(__name__)
 

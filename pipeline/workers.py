@@ -8,130 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from itertools import cycle, starmap
+from collections.abc import Iterator, Mapping
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from pipeline import finetuning, motion, scanning, schemas, stores, tables
+from pipeline import motion, scanning, schemas, stores, tables
 from pipeline.attribution import Setting
+from pipeline.canary import check_canary
+from pipeline.captions import Captions
 from pipeline.config import Run
-from pipeline.decoder import Decoder
+from pipeline.decoders import Frames, Row, decoded, decoders_for
+from pipeline.device import device_for
 from pipeline.diffusion import shared_noise
 from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
+from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
-
-Row = dict[str, Any]
-Frames = npt.NDArray[np.uint8]
+from pipeline.trained_weights import load_weights
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
-CANARY_READS = 10  # half a second apart
-CAPTIONS_KEPT = 128  # embeddings of one caption of Wan take 4 MB
-
-
-def device_for(gpus: float) -> torch.device:
-    """The device of an actor that was given that share of a GPU. One thread: results must not depend on a pool's
-    size."""
-    torch.set_num_threads(1)
-    if gpus > 0 and not torch.cuda.is_available():
-        raise RuntimeError("this actor was given a GPU, but torch sees none: is torch built for this machine's CUDA?")
-    return torch.device("cuda" if gpus > 0 else "cpu")
-
-
-class Decoders:
-    """Several decoders that take clips in turn, so that as many decode at once; which of them does, changes no bit.
-
-    Each keeps its own copy of the last remote file.
-    """
-
-    def __init__(self, count: int, timeout: float) -> None:
-        self._all = [Decoder(timeout) for _ in range(count)]
-        self._turns = cycle(self._all)
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def submit_frames(
-        self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int
-    ) -> Future[Frames]:
-        return next(self._turns).submit_frames(uri, start_frame, count, fps, height, width)
-
-    def close(self) -> None:
-        for decoder in self._all:
-            decoder.close()
-
-
-def decoders_for(run: Run, cpus: float) -> Decoders:
-    """As many decoders as an actor of so many CPUs has beside the one it computes on, and at least one."""
-    return Decoders(max(1, int(cpus) - 1), run.data.decode_timeout)
-
-
-def decoded(decoder: Decoder | Decoders, run: Run, rows: list[Row]) -> Iterator[tuple[Row, Frames | ClipError]]:
-    """Each row with its frames at the attribution geometry; the next clips, one for each decoder, decode while the
-    caller computes."""
-    frames, fps, height, width = run.geometry
-    ahead = len(decoder) if isinstance(decoder, Decoders) else 1
-
-    def start(row: Row) -> Future[Frames]:
-        return decoder.submit_frames(row["uri"], row["start_frame"], frames, fps, height, width)
-
-    waiting = deque(start(row) for row in rows[:ahead])
-    for i, row in enumerate(rows):
-        waiting.extend(start(later) for later in rows[i + ahead : i + ahead + 1])
-        try:
-            yield row, waiting.popleft().result()
-        except ClipError as error:
-            yield row, error
-
-
-class MotionWorker:
-    """Clips -> motion: RAFT is loaded once, on the actor's share of GPUs."""
-
-    def __init__(self, run: Run, strides: tuple[int, int], gpus: float, cpus: float | None = None) -> None:
-        self.run, (self.temporal, self.spatial) = run, strides
-        self.device = device_for(gpus)
-        self.raft = motion.load_raft(run.motion, self.device)
-        self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
-
-    def measure(self, row: Row, frames: Frames | ClipError) -> Row:
-        """The row of the motion table; a clip's own error is kept."""
-        row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
-        if isinstance(frames, ClipError):
-            return {**row, "error": str(frames)}
-        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
-        if not bool(torch.isfinite(flow).all()):
-            return {**row, "error": str(ClipError("not_finite", "the optical flow of this clip is not finite."))}
-        camera = motion.camera_motion(flow)
-        row["camera_share"] = motion.camera_share(flow, camera)
-        flow = flow - camera if self.run.motion.camera == "subtract" else flow
-        row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
-        count, _, height, width = self.run.geometry
-        grid = ((count - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
-        mask = motion.motion_mask(flow, self.run.motion, grid, self.temporal)
-        if mask is None:
-            still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
-            return {**row, "error": str(ClipError("no_motion", still))}
-        row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
-        return row
-
-    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        schema = schemas.motion_schema(clips.schema)
-        for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
-            yield {"motion": pa.Table.from_pylist(rows, schema=schema)}
-
-    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        rows = [self.measure(row, error) for row in clips.to_pylist()]
-        return {"motion": pa.Table.from_pylist(rows, schema=schemas.motion_schema(clips.schema))}
 
 
 class FeatureWorker:
@@ -145,7 +45,7 @@ class FeatureWorker:
         self.device = device_for(run.resources.extract_features.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
         if a.weights is not None:
-            finetuning.load_weights(self.model, a.weights, merge=True)
+            load_weights(self.model, a.weights, merge=True)
         restrict(self.model.transformer, a.parameters)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
@@ -226,43 +126,6 @@ class FeatureWorker:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
 
 
-def check_canary(path: str, feature: Tensor) -> None:
-    """Compare an actor's feature of the canary clip with that of the first actor, which the file at `path` holds.
-
-    Actors start together, so the file is created by one of them alone, and every actor compares with what is in it.
-    RuntimeError where the cosine is below 0.9999, or where there is nothing to compare.
-    """
-    if not torch.isfinite(feature).all() or not feature.any():
-        raise RuntimeError(
-            "this actor's feature of the canary clip is not finite, or zero: the model's weights, its dtype or this "
-            "machine's GPU are at fault, and every clip's feature would be so."
-        )
-    stores.create_bytes(path, json.dumps(feature.tolist()).encode())
-    first = _first_canary(path)
-    if first.shape != feature.shape:
-        raise RuntimeError(
-            f"{path}: it has {first.numel()} numbers, and this actor's feature of the canary clip {feature.numel()}. "
-            "Delete the file if it was not written by this run."
-        )
-    cosine = float(torch.nn.functional.cosine_similarity(first, feature, 0))
-    if not cosine >= 0.9999:
-        raise RuntimeError(
-            f"this actor's feature of the canary clip has a cosine of {cosine:.6f} with the first actor's "
-            f"({path}); features of the two cannot be mixed. Use GPUs of one kind, or another root."
-        )
-
-
-def _first_canary(path: str) -> Tensor:
-    for _ in range(CANARY_READS):
-        try:
-            return torch.tensor(json.loads(stores.read_bytes(path)), dtype=torch.float32)
-        except (ValueError, TypeError):  # on a disk without hard links its writer may still be at it
-            time.sleep(0.5)
-    raise RuntimeError(
-        f"{path}: this is no feature of the canary clip. Delete the file, and run the same command again."
-    )
-
-
 def featured(error: str | None) -> bool:
     """Whether a row of the motion table goes on to features: every result, and still clips for their unmasked ones."""
     return error is None or error.startswith("no_motion: ")
@@ -290,23 +153,6 @@ class AttributionWorker:
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return self.motion.refuse(clips, error)
-
-
-class Captions:
-    """Embeddings of the captions seen last; memory does not grow with the corpus."""
-
-    def __init__(self, embed: Callable[[list[str]], Tensor], size: int = CAPTIONS_KEPT) -> None:
-        self._embed, self._size = embed, size
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-
-    def __call__(self, caption: str) -> Tensor:
-        """[1, tokens, width]"""
-        if caption not in self._kept:
-            self._kept[caption] = self._embed([caption])
-            if len(self._kept) > self._size:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(caption)
-        return self._kept[caption]
 
 
 def _unusable(

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline import arms, schemas, stores, tables
-from pipeline.config import ConfigError, Run, parse
+from pipeline.config import Run, parse
+from pipeline.errors import ConfigError
 from pipeline.ranking import influence, order, select, unit_settings
 
 N, K = 40, 8

@@ -12,8 +12,9 @@ import pytest
 
 from jobs import command, stages
 from jobs.curate import curate
-from pipeline import arms, config, tables
-from pipeline.config import ConfigError, Run
+from pipeline import arms, config
+from pipeline.config import Run
+from pipeline.errors import ConfigError, FingerprintError
 
 MakeRun = Callable[..., Run]
 
@@ -83,7 +84,7 @@ def test_queries_without_motion_stop_before_the_clips(small_run: MakeRun, cluste
 def test_another_fingerprint_is_an_error_not_a_mixture(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
     stages.index(small_run(tmp_path), "queries")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
-    with pytest.raises(tables.FingerprintError, match=r"data\.stride=9.*data\.stride=4"):
+    with pytest.raises(FingerprintError, match=r"data\.stride=9.*data\.stride=4"):
         stages.check(small_run(tmp_path, data__stride=4), "index_clips")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import stores, workers
+from pipeline import canary, stores
+from pipeline.errors import StoreError
 from tests.s3_store import BUCKET, Store
 
 SAME, OTHER = torch.arange(1.0, 9.0), torch.arange(8.0, 0.0, -1.0)
@@ -45,7 +46,7 @@ def check_canaries(folder: str) -> None:
     """Of two kinds of machines one is refused, whoever comes first."""
     for attempt in range(5):
         path = stores.join(folder, f"{attempt}.json")
-        found = together(8, lambda n, path=path: workers.check_canary(path, SAME if n % 2 else OTHER))  # type: ignore[misc]
+        found = together(8, lambda n, path=path: canary.check_canary(path, SAME if n % 2 else OTHER))  # type: ignore[misc]
         kinds = [{type(result) for result in found[kind::2]} for kind in (0, 1)]
         assert sorted(kinds, key=str) == sorted([{type(None)}, {RuntimeError}], key=str), found
 
@@ -101,7 +102,7 @@ def test_a_store_without_conditional_writes_is_read_back(store: Store, monkeypat
 
     async def unconditional(self: Any, path: str, data: bytes, **named: Any) -> Any:
         if named.pop("mode", None) == "create":
-            raise stores.StoreError("put_object s3://x: NotImplemented: A header you provided implies functionality")
+            raise StoreError("put_object s3://x: NotImplemented: A header you provided implies functionality")
         return await put(self, path, data, **named)
 
     monkeypatch.setattr(s3.S3, "_pipe_file", unconditional)
@@ -111,14 +112,14 @@ def test_a_store_without_conditional_writes_is_read_back(store: Store, monkeypat
 @pytest.mark.parametrize("feature", [torch.full((8,), torch.nan), torch.zeros(8)])
 def test_a_broken_actor_leaves_no_canary_behind(tmp_path: Path, feature: torch.Tensor) -> None:
     with pytest.raises(RuntimeError, match="not finite, or zero"):
-        workers.check_canary(str(tmp_path / "a.json"), feature)
+        canary.check_canary(str(tmp_path / "a.json"), feature)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("content", "says"), [("[1.0, 2", "no feature"), ("{}", "no feature"), ("[1.0]", "1 numbers")])
 def test_a_damaged_canary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, says: str) -> None:
-    monkeypatch.setattr(workers, "CANARY_READS", 1)
+    monkeypatch.setattr(canary, "READS", 1)
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(RuntimeError, match=rf"a\.json: .*{says}.*Delete the file"):
-        workers.check_canary(str(path), SAME)
+        canary.check_canary(str(path), SAME)

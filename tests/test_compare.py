@@ -17,7 +17,8 @@ from jobs import judging, stages
 from jobs.compare import compare
 from pipeline import arms, comparison_page, config, contests, fingerprints, schemas, stores, tables
 from pipeline.comparison_page import Compared
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.video import write_mp4
 from tests.studies import run_of
 

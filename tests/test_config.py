@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from jobs import command
 from pipeline import config, fingerprints
-from pipeline.config import ConfigError, Run, load, parse
+from pipeline.config import Run, load, parse
+from pipeline.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
     "root": "runs/x",

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import feature_table, merging, scanning, schemas, stores, tables
 from pipeline.columns import Columns
+from pipeline.errors import StoreError
 from pipeline.part_files import DamagedError
 from pipeline.shuffling import Shuffled, keys
 
@@ -92,11 +93,11 @@ def full(*_: object) -> int:
 
 def test_a_full_disk_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(stores.StoreError, match=r"table/part: it cannot be written \(No space left on device\)"):
+    with pytest.raises(StoreError, match=r"table/part: it cannot be written \(No space left on device\)"):
         stores.write_bytes(str(tmp_path / "table" / "part"), b"x")
     assert list((tmp_path / "table").iterdir()) == [], "half a file is left"
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(stores.StoreError, match=r"temporary file in .* \(TMPDIR\): .*No space left"):
+    with pytest.raises(StoreError, match=r"temporary file in .* \(TMPDIR\): .*No space left"):
         Columns(2, 2).add(np.ones((2, 2), np.float32))
 
 
@@ -106,5 +107,5 @@ def test_rows_that_wait_on_a_full_disk_say_where(monkeypatch: pytest.MonkeyPatch
     rows = Shuffled(ids.schema)
     with open("/dev/full", "wb", buffering=0) as monkey:
         monkeypatch.setattr(rows, "_file", monkey)
-        with pytest.raises(stores.StoreError, match="TMPDIR"):
+        with pytest.raises(StoreError, match="TMPDIR"):
             rows.put(ids, keys(ids.column("clip_id")))

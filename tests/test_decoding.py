@@ -12,9 +12,9 @@ import pytest
 from pipeline import world
 from pipeline.config import Run
 from pipeline.decoder import Decoder
+from pipeline.decoders import Decoders, Frames, Row, decoded, decoders_for
 from pipeline.errors import ClipError
 from pipeline.video import write_mp4
-from pipeline.workers import Decoders, Frames, Row, decoded, decoders_for
 
 CLIPS = 5
 

@@ -21,8 +21,9 @@ from jobs.explain import explain
 from jobs.rank_clips import rank_clips
 from pipeline import config, decomposition, explain_page, explained, ranking, schemas, standing, stores, tables
 from pipeline.attribution import Kind, Setting
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
 from pipeline.decomposition import LayeredGradient, by_frame, layer
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.feature_table import under_mask
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.influence import influence_columns
@@ -346,5 +347,5 @@ def test_parts_of_another_feature_are_refused_and_the_earlier_page_stays(
 
 def test_a_ranking_of_other_features_is_refused(run: Run, tiny_run: Callable[..., Run]) -> None:
     other = asked(run, selected(run)).model_copy(update={"ranking": run.ranking.model_copy(update={"whiten": None})})
-    with pytest.raises(tables.FingerprintError, match="whiten"):
+    with pytest.raises(FingerprintError, match="whiten"):
         explain(other)

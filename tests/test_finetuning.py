@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline import finetuning as ft
+from pipeline import trained_weights, training_state
 from pipeline import training_set as ts
-from pipeline import training_state
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.diffusion import loss_map
 from pipeline.models import VideoModel, open_model
@@ -289,7 +289,7 @@ def test_full_weights_load_with_from_pretrained(checkpoint: str, cache: str, tmp
     assert torch.equal(velocity(loaded), velocity(model.transformer))
     fresh = opened(checkpoint)
     assert not torch.equal(velocity(fresh.transformer), velocity(model.transformer))
-    ft.load_weights(fresh, str(tmp_path / "arm"))
+    trained_weights.load_weights(fresh, str(tmp_path / "arm"))
     assert torch.equal(velocity(fresh.transformer), velocity(model.transformer))
 
 
@@ -297,13 +297,13 @@ def test_lora_weights_load_with_load_lora_weights(checkpoint: str, cache: str, t
     training, _, model = trained(checkpoint, cache, settings(lora_rank=4))
     base = velocity(opened(checkpoint).transformer)
     ft.save_weights(training, str(tmp_path / "arm"))
-    assert [p.name for p in (tmp_path / "arm").iterdir()] == [ft.LORA]
+    assert [p.name for p in (tmp_path / "arm").iterdir()] == [trained_weights.LORA]
     pipe = WanPipeline.from_pretrained(checkpoint)
     pipe.load_lora_weights(str(tmp_path / "arm"))
     torch.testing.assert_close(velocity(pipe.transformer), velocity(model.transformer))
     assert not torch.allclose(velocity(pipe.transformer), base)
     fresh = opened(checkpoint)
-    ft.load_weights(fresh, str(tmp_path / "arm"))
+    trained_weights.load_weights(fresh, str(tmp_path / "arm"))
     torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
 
 
@@ -332,13 +332,13 @@ def test_an_object_store_does_as_well_as_a_folder(checkpoint: str, rank: int | N
     list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(f"{place}/latents")), config, seed=0))
     ft.save_weights(training, f"{place}/weights")
     fresh = opened(checkpoint)
-    ft.load_weights(fresh, f"{place}/weights")
+    trained_weights.load_weights(fresh, f"{place}/weights")
     torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
 
 
 def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="neither transformer/ nor"):
-        ft.load_weights(opened(checkpoint), str(tmp_path))
+        trained_weights.load_weights(opened(checkpoint), str(tmp_path))
 
 
 def test_state_is_plain_safetensors(checkpoint: str, cache: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import file_tree, video
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.manifest import videos
 
 

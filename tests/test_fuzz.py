@@ -19,10 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, schemas, world
-from pipeline.config import ConfigError
-from pipeline.errors import ClipError
-from pipeline.folders import EXTENSIONS
+from pipeline import config, extensions, schemas, world
+from pipeline.errors import ClipError, ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.manifest import videos
 from pipeline.video import write_mp4
@@ -50,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     more = os.environ.get("FUZZ_FILES")
     if more:
-        found |= {p.name: p.read_bytes() for p in sorted(Path(more).iterdir()) if p.suffix in EXTENSIONS}
+        found |= {p.name: p.read_bytes() for p in sorted(Path(more).iterdir()) if p.suffix in extensions.VIDEOS}
     return found
 
 

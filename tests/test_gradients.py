@@ -13,8 +13,8 @@ from oracle import project
 from torch import Tensor, nn
 
 from pipeline.attribution import Kind, Setting
-from pipeline.config import ConfigError
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
+from pipeline.errors import ConfigError
 from pipeline.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection

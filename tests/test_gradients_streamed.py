@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import config
 from pipeline.attribution import Kind
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from pipeline.gradients import LAST_STAGE, ProjectedGradients, squared_norm
 from pipeline.kernels import cpu, fastfood
 from pipeline.projection import Projection

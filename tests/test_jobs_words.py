@@ -12,7 +12,8 @@ import pytest
 
 from jobs import stages
 from pipeline import stores, tables
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 
 
 def _rows(run: Run, *names: str) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import lease, stores
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 ROOT = Path(__file__).parents[1]

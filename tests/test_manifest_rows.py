@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import indexing, manifest_csv, schemas, stores, tables
-from pipeline.config import ConfigError, Data
+from pipeline.config import Data
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.listing import Listing
 from pipeline.manifest import videos
 

@@ -16,7 +16,8 @@ import tiny_wan
 import torch
 
 from pipeline import fingerprints, models, world
-from pipeline.config import ConfigError, Run, VideoModelConfig, load
+from pipeline.config import Run, VideoModelConfig, load
+from pipeline.errors import ConfigError
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from jobs.weights import flow as flow_weights
 from pipeline import world
-from pipeline.config import ConfigError, Motion, load
+from pipeline.config import Motion, load
+from pipeline.errors import ConfigError
 from pipeline.motion import (
     camera_motion,
     camera_share,

@@ -19,7 +19,8 @@ import jobs.nightly
 from jobs import command
 from jobs.nightly import nightly
 from pipeline import fingerprints, in_use, models, nights, reattribution, schemas, stores, tables, webhook
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.evaluation import Trained
 from pipeline.operations import SpentError
 from pipeline.reattribution import FIELD

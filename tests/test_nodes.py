@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import ConfigError
+
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
@@ -28,7 +30,7 @@ import test_ray_train as training  # noqa: E402
 
 from jobs import stages  # noqa: E402
 from pipeline import models, ray_data, ray_resources, ray_train, tables, throughput  # noqa: E402
-from pipeline.config import ConfigError, Run  # noqa: E402
+from pipeline.config import Run  # noqa: E402
 from pipeline.operations import Pool  # noqa: E402
 from pipeline.ray_resources import Nodes, beyond  # noqa: E402
 from pipeline.video import ClipError  # noqa: E402

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jobs import command
 from pipeline import config, explained, override_values
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 
 TYPED = [
     "/runs/try #2",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import passed
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 ROWS: list[dict[str, Any]] = [
     {"uri": "a", "caption": "one", "group": "g", "score": 1.5, "tags": ["x"], "more": {"k": 1}},

@@ -11,9 +11,10 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, stores, tables
-from pipeline.config import ConfigError
+from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, stores, tables, trained_weights
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.operations import Promote
+from pipeline.promoted import promoted
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 
@@ -127,7 +128,7 @@ def test_a_promoted_model_outlives_the_arm_that_it_was(root: str) -> None:
     assert (now.night, now.version, now.folder) == ("2026-01-02", "motive-1", folder)
     path = stores.join(folder, "transformer", "diffusion_pytorch_model.safetensors")
     assert stores.read_bytes(path) == b"one"
-    assert in_use.promoted(folder)["weights"] == in_use.weights_hash(folder)
+    assert promoted(folder)["weights"] == in_use.weights_hash(folder)
     in_use.check_base(root, "base-hash")
     with pytest.raises(ConfigError, match="another model"):
         in_use.check_base(root, "other-hash")
@@ -160,7 +161,7 @@ def test_old_nights_are_deleted_but_for_the_models_in_use_and_pinned(root: str) 
 
 def test_what_was_not_promoted_cannot_attribute(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no promoted model"):
-        in_use.promoted(str(tmp_path))
+        promoted(str(tmp_path))
     run = config.load("demo", {"attribution.weights": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"attribution\.weights"):
         fingerprints.features(run)
@@ -178,7 +179,7 @@ def test_the_fingerprint_tells_promoted_models_apart_and_leaves_the_base_as_it_w
     base = of(None)
     tables.append(str(tmp_path / "t"), pa.table({"clip_id": ["a"]}), {k: v for k, v in base.items() if v is not None})
     tables.check(str(tmp_path / "t"), base)  # tables from before there was such a key
-    with pytest.raises(tables.FingerprintError, match=r"attribution\.weights"):
+    with pytest.raises(FingerprintError, match=r"attribution\.weights"):
         tables.check(str(tmp_path / "t"), of(one))
 
 
@@ -194,8 +195,8 @@ def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(
             parameter.add_(0.05)
     finetuning.save_weights(training, str(tmp_path))
     plain, apart, merged = (tiny_wan.opened(path) for _ in range(3))
-    finetuning.load_weights(apart, str(tmp_path))
-    finetuning.load_weights(merged, str(tmp_path), merge=True)
+    trained_weights.load_weights(apart, str(tmp_path))
+    trained_weights.load_weights(merged, str(tmp_path), merge=True)
     assert [name for name, _ in merged.transformer.named_parameters()] == names
     torch.manual_seed(0)
     noisy, text = torch.randn(1, plain.transformer.config.in_channels, 3, 4, 4), plain.text(["a ball"])

@@ -14,7 +14,8 @@ import pytest
 
 from jobs import purge as job
 from pipeline import in_use, manifest, purged, purging, schemas, stores, tables, training_set
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
 from tests.s3_store import BUCKET, seen_by, served
 

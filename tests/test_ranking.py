@@ -14,7 +14,8 @@ import pytest
 
 from pipeline import ranking, schemas, tables
 from pipeline.columns import Columns
-from pipeline.config import ConfigError, Ranking
+from pipeline.config import Ranking
+from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.ranking import influence, order, select, unit_settings, votes
 from pipeline.selection import Ranked, neighbors_table, selection_tables

@@ -16,6 +16,7 @@ from pipeline import config, feature_table, schemas, selection, tables
 from pipeline import influence as influence_of_tables
 from pipeline.columns import Columns
 from pipeline.config import Ranking, Run
+from pipeline.errors import ConfigError
 from pipeline.parallel import in_order
 from pipeline.ranking import BLOCK, influence, order, select, unit_settings, votes
 
@@ -223,7 +224,7 @@ def test_a_row_that_cannot_be_ranked_ends_the_job_with_its_name(run: Run, name: 
     values = queries()[:2]
     values[1, K:] = value
     tables.append(f"{run.root}/features/{name}", rows(["fine", "bad"], values), {}, settings=SETTINGS)
-    with pytest.raises(config.ConfigError, match=f"{'query' if name == 'queries' else 'clip'} 'bad'.*{says}"):
+    with pytest.raises(ConfigError, match=f"{'query' if name == 'queries' else 'clip'} 'bad'.*{says}"):
         selection.rank(run, "motion", 0.01)
 
 
@@ -232,12 +233,12 @@ def test_a_row_without_a_feature_or_with_a_norm_of_nan_is_named(run: Run) -> Non
     at = table.schema.get_field_index("feature")
     empty = table.set_column(at, table.schema.field(at), tables.vectors(queries()[:2], np.array([True, False])))
     tables.append(f"{run.root}/features/clips", empty, {}, settings=SETTINGS)
-    with pytest.raises(config.ConfigError, match=r"clip 'bad'.*not finite"):
+    with pytest.raises(ConfigError, match=r"clip 'bad'.*not finite"):
         selection.rank(run, "motion", None)
     at = table.schema.get_field_index("norm")
     norms = tables.vectors(np.array([[1, 1], [np.nan, 1]], np.float32))
     tables.append(
         f"{run.root}/features/queries", table.set_column(at, table.schema.field(at), norms), {}, settings=SETTINGS
     )
-    with pytest.raises(config.ConfigError, match=r"query 'bad'.*norm"):
+    with pytest.raises(ConfigError, match=r"query 'bad'.*norm"):
         selection.rank(run, "motion", None)

@@ -19,7 +19,7 @@ import ray
 from ray._private import services
 
 from pipeline import ray_connection, ray_data
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

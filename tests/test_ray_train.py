@@ -18,6 +18,8 @@ import pytest
 import torch
 from ray.train import TrainingFailedError
 
+from pipeline import trained_weights
+
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
@@ -106,7 +108,7 @@ def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     import safetensors.torch
 
-    held: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / finetuning.LORA)
+    held: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / trained_weights.LORA)
     return held
 
 
@@ -175,7 +177,7 @@ def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, mo
         def fit(self) -> None:
             calls.append(1)
             metrics.write_text("{}\n" * len(calls))
-            raise TrainingFailedError("x\npipeline.stores.StoreError: /a: it cannot be written (No space left)")
+            raise TrainingFailedError("x\npipeline.errors.StoreError: /a: it cannot be written (No space left)")
 
     monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
     with pytest.raises(TrainingFailedError) as error:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import manifest, s3, stores, tables
 from pipeline.decoder import Decoder
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, StoreError
 from pipeline.merging import merge
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
@@ -62,7 +62,7 @@ def test_passing_faults_pass(store: Store, tmp_path: Path, operation: str, fault
 
 def test_tries_are_bounded_and_the_error_says_what_and_where(store: Store) -> None:
     store.fault = lambda request: "503"
-    with pytest.raises(stores.StoreError, match=r"put_object s3://bucket/a run/\[x\]/file: SlowDown: .*tried 10 times"):
+    with pytest.raises(StoreError, match=r"put_object s3://bucket/a run/\[x\]/file: SlowDown: .*tried 10 times"):
         stores.write_bytes(f"{ROOT}/file", b"x")
     assert len(store.requests) == s3.TRIES
 
@@ -87,7 +87,7 @@ def test_a_connection_that_is_refused_and_an_answer_that_does_not_come(
     assert stores.read_bytes(f"{ROOT}/file") == b"data"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget()
-    with pytest.raises(stores.StoreError, match=r"EndpointConnectionError.*tried 10 times.*Check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match=r"EndpointConnectionError.*tried 10 times.*Check AWS_ENDPOINT_URL"):
         stores.read_bytes(f"{ROOT}/file")
 
 
@@ -145,7 +145,7 @@ def test_a_stores_failure_is_known_behind_what_ray_makes_of_it() -> None:
     outer = RuntimeError("stage extract_features failed: UDF failed")
     outer.__cause__ = RuntimeError(trace)
     assert str(stores.failure(outer)) == "put_object s3://b/k: AccessDenied: no"
-    plain = stores.StoreError("get_object s3://b/k: SlowDown")
+    plain = StoreError("get_object s3://b/k: SlowDown")
     assert stores.failure(plain) is plain
     assert stores.failure(ValueError("a bug")) is None
 
@@ -226,7 +226,7 @@ def test_directory_markers_and_unfinished_uploads_are_no_rows(store: Store) -> N
 def test_a_write_that_fails_leaves_nothing_that_can_be_seen(store: Store) -> None:
     data = b"x" * (101 << 20)  # so large that it is sent in parts
     store.fault = lambda request: "503" if "partNumber=2" in request.path else None
-    with pytest.raises(stores.StoreError):
+    with pytest.raises(StoreError):
         stores.write_bytes(f"{ROOT}/part-x.parquet", data)
     assert store.keys() == []
     assert not store.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads"), "what was sent was not taken back"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline import manifest, stores
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from tests.s3_store import BUCKET, Store, forget
 
 
 def test_a_bucket_that_cannot_be_reached_is_not_a_missing_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget()
-    with pytest.raises(stores.StoreError, match="Check AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreError, match="Check AWS_ENDPOINT_URL"):
         manifest.videos(f"s3://{BUCKET}")
 
 
@@ -23,7 +23,7 @@ def test_a_manifest_that_cannot_be_asked_for_is_not_taken_for_none(store: Store,
     raw.put_object(Bucket=BUCKET, Key="videos/a.mp4", Body=b"x")
     raw.put_object(Bucket=BUCKET, Key="videos/metadata.jsonl", Body=b'{"path": "a.mp4", "text": "", "id": "mine"}')
     store.fault = lambda request: fault if "metadata.jsonl" in request.path else None
-    with pytest.raises((stores.StoreError, ConfigError), match=r"metadata\.jsonl"):
+    with pytest.raises((StoreError, ConfigError), match=r"metadata\.jsonl"):
         manifest.videos(f"s3://{BUCKET}/videos")
     store.fault = lambda request: None
     assert manifest.videos(f"s3://{BUCKET}/videos").column("id").to_pylist() == ["mine"]

@@ -14,6 +14,7 @@ import pytest
 
 from jobs import command
 from pipeline import config, credentials, manifest, stores
+from pipeline.errors import ConfigError, StoreError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by
 
 SIGNED = "https://host/bucket/a.mp4?X-Amz-Credential=AKIAXYZXYZXYZXYZXYZX&X-Amz-Signature=feedc0ffee"
@@ -66,7 +67,7 @@ def test_answers_of_stores_are_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("key", ["root", "data.videos", "queries.videos", "evaluate.videos", "model.id"])
 @pytest.mark.parametrize("address", WITH_SECRETS)
 def test_the_configuration_refuses_them_without_repeating_them(key: str, address: str) -> None:
-    with pytest.raises(config.ConfigError) as told:
+    with pytest.raises(ConfigError) as told:
         config.load("demo", {key: address})
     assert key in str(told.value)
     assert "AWS_PROFILE" in str(told.value)
@@ -95,7 +96,7 @@ def test_no_wrong_usage_prints_them(arguments: list[str], tmp_path: Path) -> Non
 
 def test_a_configuration_file_that_is_no_yaml_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"root: 's3://{KEY}:{SECRET}@bucket\ndata: [")
-    with pytest.raises(config.ConfigError) as told:
+    with pytest.raises(ConfigError) as told:
         config.load(str(tmp_path / "run.yaml"))
     assert not [secret for secret in SECRETS if secret in str(told.value)]
 
@@ -209,7 +210,7 @@ def test_a_provider_that_fails_for_a_moment_is_asked_again_and_its_words_are_scr
     stores.write_bytes(f"s3://{BUCKET}/a", b"x")
     (folder / "provider.py").write_text(f"import sys; sys.exit('no role for {KEY}: aws_secret_access_key={SECRET}')")
     forget()
-    with pytest.raises(stores.StoreError) as told:
+    with pytest.raises(StoreError) as told:
         stores.write_bytes(f"s3://{BUCKET}/b", b"x")
     assert "no role for" in str(told.value)
     assert not [secret for secret in SECRETS if secret in str(told.value)]

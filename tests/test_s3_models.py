@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config, fetched, fingerprints, models, motion
+from pipeline.errors import ConfigError
 from tests.s3_store import BUCKET, Request, Store, environment, first, seen_by
 
 URL = f"s3://{BUCKET}/models/wan [1]"
@@ -122,7 +123,7 @@ def test_a_model_that_changes_while_it_is_fetched_is_refused(store: Store) -> No
             raw.put_object(Bucket=BUCKET, Key="models/wan [1]/transformer/a.safetensors", Body=b"A" * 200_000)
 
     store.fault = changing  # type: ignore[assignment]
-    with pytest.raises(config.ConfigError, match="changed while it was fetched"):
+    with pytest.raises(ConfigError, match="changed while it was fetched"):
         models.folder(URL)
     store.fault = lambda request: None
     found = contents(models.folder(URL))
@@ -130,14 +131,14 @@ def test_a_model_that_changes_while_it_is_fetched_is_refused(store: Store) -> No
 
 
 def test_what_cannot_be_fetched_is_a_clear_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(config.ConfigError, match=r"model\.id='s3://bucket/none'.*model_index\.json"):
+    with pytest.raises(ConfigError, match=r"model\.id='s3://bucket/none'.*model_index\.json"):
         models.folder(f"s3://{BUCKET}/none")
     store.fault = lambda request: "403"
-    with pytest.raises(config.ConfigError, match="AccessDenied"):
+    with pytest.raises(ConfigError, match="AccessDenied"):
         models.folder(URL)
     store.fault = lambda request: None
     monkeypatch.setattr(fetched.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(config.ConfigError, match="XDG_CACHE_HOME"):
+    with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
         models.folder(URL)
 
 
@@ -149,5 +150,5 @@ def test_weights_of_the_flow_come_from_s3_too(store: Store, tmp_path: Path) -> N
     here = config.load("demo", {"motion.weights": str(tmp_path / "own.safetensors")}).motion
     assert fingerprints.flow_hash(there) == fingerprints.flow_hash(here)
     motion.check_weights(there)
-    with pytest.raises(config.ConfigError, match=r"motion\.weights.*none\.safetensors"):
+    with pytest.raises(ConfigError, match=r"motion\.weights.*none\.safetensors"):
         motion.check_weights(config.load("demo", {"motion.weights": f"s3://{BUCKET}/none.safetensors"}).motion)

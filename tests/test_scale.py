@@ -18,7 +18,8 @@ import pytest
 
 from jobs.benchmarks import scale
 from pipeline import long_manifest, manifest, models, ray_data, scanning, schemas, tables
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.listing import Listing
 from pipeline.merging import merge
 from pipeline.retries import told_again

@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from pipeline import config, configuration_files, report, schemas, stores, tables, world
-from pipeline.config import ConfigError, Data
+from pipeline.config import Data
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker, index
 from pipeline.listing import Listing
 from pipeline.manifest import videos

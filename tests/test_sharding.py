@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipeline import finetuning, sharding, stores, training_state
+from pipeline import finetuning, sharding, stores, trained_weights, training_state
 from pipeline import training_set as ts
 from pipeline.config import Finetune
 
@@ -137,8 +137,8 @@ def test_one_sharded_worker_is_the_plain_loop(
     files = [sorted(p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*")) for f in ("plain", "sharded")]
     assert files[0] == files[1]
     fresh = [tiny.opened(checkpoint), tiny.opened(checkpoint)]
-    finetuning.load_weights(fresh[0], str(tmp_path / "plain"))
-    finetuning.load_weights(fresh[1], str(tmp_path / "sharded"))
+    trained_weights.load_weights(fresh[0], str(tmp_path / "plain"))
+    trained_weights.load_weights(fresh[1], str(tmp_path / "sharded"))
     torch.testing.assert_close(tiny.velocity(fresh[1].transformer), tiny.velocity(fresh[0].transformer))
     if "lora_rank" not in changes:
         texts = [(tmp_path / f / "transformer" / "config.json").read_text() for f in ("plain", "sharded")]

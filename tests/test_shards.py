@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import parquet_shards, shards, world
-from pipeline.config import ConfigError, Data
+from pipeline.config import Data
 from pipeline.decoder import Decoder
+from pipeline.errors import ConfigError
 from pipeline.indexing import index
 from pipeline.manifest import videos
 from pipeline.video import write_mp4

@@ -27,7 +27,8 @@ from pipeline import answers, handout, pairs, preferences, stores, study_results
 from pipeline.answer_log import AnswerLog, ConflictError
 from pipeline.answer_server import AnswerServer
 from pipeline.answers import Answer
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.handout import spoiled
 from pipeline.pairs import Key, Pair
 from pipeline.study import Study

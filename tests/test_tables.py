@@ -19,6 +19,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import schemas, stores, tables
+from pipeline.errors import FingerprintError
 from pipeline.merging import merge
 from pipeline.scanning import Held
 from pipeline.shuffling import keys
@@ -313,7 +314,7 @@ def test_another_fingerprint_is_an_error_that_names_field_and_both_values(
 ) -> None:
     tables.append(folder, rows("a"), PRINT | asked)
     tables.append(folder, rows("b"), PRINT | held)
-    with pytest.raises(tables.FingerprintError) as caught:
+    with pytest.raises(FingerprintError) as caught:
         tables.check(folder, PRINT | asked)
     for part in (folder, f"{field}={values[0]}", f"{field}={values[1]}".replace(f"{field}=None", "None")):
         assert part in str(caught.value), f"the message lacks {part!r}: {caught.value}"

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline import config, stores, tracking
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 
 SECRET = "0123456789abcdef0123"
 RECORDS = [

@@ -15,7 +15,8 @@ import pytest
 
 from jobs import command
 from pipeline import config, webhook
-from pipeline.config import ConfigError, Run
+from pipeline.config import Run
+from pipeline.errors import ConfigError
 from pipeline.operations import SpentError
 
 SECRET = "T0KEN-in-the-path"

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from torch import Tensor, nn
 
 from pipeline import fetched, stores
-from pipeline.config import ConfigError, VideoModelConfig
+from pipeline.config import VideoModelConfig
+from pipeline.errors import ConfigError
 
 
 class VideoModel(Protocol):

@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, VideoModelConfig
+from pipeline.config import VideoModelConfig
+from pipeline.errors import ConfigError
 from pipeline.models import strides_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

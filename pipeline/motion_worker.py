@@ -1,0 +1,55 @@
+"""The body of the actors that measure motion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import starmap
+
+import pyarrow as pa
+import torch
+
+from pipeline import motion, schemas, tables
+from pipeline.config import Run
+from pipeline.decoders import Frames, Row, decoded, decoders_for
+from pipeline.device import device_for
+from pipeline.errors import ClipError
+
+
+class MotionWorker:
+    """Clips -> motion: RAFT is loaded once, on the actor's share of GPUs."""
+
+    def __init__(self, run: Run, strides: tuple[int, int], gpus: float, cpus: float | None = None) -> None:
+        self.run, (self.temporal, self.spatial) = run, strides
+        self.device = device_for(gpus)
+        self.raft = motion.load_raft(run.motion, self.device)
+        self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
+
+    def measure(self, row: Row, frames: Frames | ClipError) -> Row:
+        """The row of the motion table; a clip's own error is kept."""
+        row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
+        if isinstance(frames, ClipError):
+            return {**row, "error": str(frames)}
+        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
+        if not bool(torch.isfinite(flow).all()):
+            return {**row, "error": str(ClipError("not_finite", "the optical flow of this clip is not finite."))}
+        camera = motion.camera_motion(flow)
+        row["camera_share"] = motion.camera_share(flow, camera)
+        flow = flow - camera if self.run.motion.camera == "subtract" else flow
+        row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
+        count, _, height, width = self.run.geometry
+        grid = ((count - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
+        mask = motion.motion_mask(flow, self.run.motion, grid, self.temporal)
+        if mask is None:
+            still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
+            return {**row, "error": str(ClipError("no_motion", still))}
+        row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
+        return row
+
+    def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        schema = schemas.motion_schema(clips.schema)
+        for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
+            yield {"motion": pa.Table.from_pylist(rows, schema=schema)}
+
+    def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        rows = [self.measure(row, error) for row in clips.to_pylist()]
+        return {"motion": pa.Table.from_pylist(rows, schema=schemas.motion_schema(clips.schema))}
