@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from jobs import command
-from pipeline import config, configuration_keys
-from pipeline.config import Run
+from pipeline import config
+from pipeline.config import Run, keys
 from pipeline.errors import ConfigError
 
 DEMO = "demo"  # checked where `--config` is left out, which only some jobs allow: the others say so themselves
@@ -73,12 +73,12 @@ def listing() -> str:
 
 def _print_keys(sections: list[str]) -> None:
     name = sections[0] if sections else None
-    model = Run if name is None else configuration_keys.section(Run, name)
+    model = Run if name is None else keys.section(Run, name)
     if model is None or len(sections) > 1:
-        names = ", ".join(configuration_keys.sections(Run))
+        names = ", ".join(keys.sections(Run))
         _refuse(f"keys {' '.join(sections)}: name one section, or none for all: {names}.")
     lines = []
-    for key in configuration_keys.keys(model, name or ""):
+    for key in keys.keys(model, name or ""):
         lines.append(f"{key.name}: {key.kind}" + ("" if key.default is None else f" = {key.default}"))
         lines += textwrap.wrap(key.meaning, _WIDTH - 6, initial_indent="      ", subsequent_indent="      ")
     _say("\n".join(lines))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.operations import Budget, Pool, SpentError
+from pipeline.config.operations import Budget, Pool, SpentError
 
 Report = Callable[[int, int, dict[str, int]], None]
 

@@ -19,9 +19,9 @@ import yaml
 
 from pipeline import config, lease, stores, webhook
 from pipeline.config import Run
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
+from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
-from pipeline.operations import SpentError
 from pipeline.throughput import Figures
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")

@@ -13,9 +13,9 @@ from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import arms, ray_data, ray_resources, stores, tables, tracking
 from pipeline.config import Run
+from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
-from pipeline.operations import SpentError
 
 log = logging.getLogger(__name__)
 

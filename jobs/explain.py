@@ -23,8 +23,8 @@ from pipeline import (
     stores,
     tables,
 )
-from pipeline.attribution import mask_of
 from pipeline.config import Run
+from pipeline.config.attribution import mask_of
 from pipeline.decoder import Decoder
 from pipeline.decomposition import Array, DecompositionWorker, Sums
 from pipeline.errors import ConfigError

@@ -6,8 +6,8 @@ from jobs import command
 from jobs.report import report
 from pipeline import in_use, purged, purging, stores
 from pipeline.config import Run
+from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
-from pipeline.texts import decode_text
 
 
 def purge(run: Run) -> None:

@@ -26,12 +26,12 @@ from pipeline import (
     tables,
 )
 from pipeline.config import Run
+from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.listing import Listing
 from pipeline.merging import merge
 from pipeline.motion_worker import MotionWorker
-from pipeline.operations import Pool
 from pipeline.scanning import Held, Keys, Rows
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking, settle

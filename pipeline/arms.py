@@ -31,8 +31,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import mask_overlap, scanning, schemas, shortlist, stores, tables
-from pipeline.attribution import compared
 from pipeline.config import Arm, Run
+from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.ranking import placed, share

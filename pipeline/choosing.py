@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import fingerprints, scanning, schemas, shortlist, tables
-from pipeline.attribution import Shortlist
 from pipeline.config import Run
+from pipeline.config.attribution import Shortlist
 from pipeline.correlations import spearman, spearman_interval
 from pipeline.errors import ConfigError
 from pipeline.influence import Progress

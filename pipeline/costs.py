@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.attribution import Attribution
 from pipeline.config import Run
-from pipeline.operations import Pool, Prices
+from pipeline.config.attribution import Attribution
+from pipeline.config.operations import Pool, Prices
 
 PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
 _TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments

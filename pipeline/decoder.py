@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
 from pipeline.decoding import PING, PULSE
 from pipeline.errors import ClipError
 from pipeline.upright import Frames

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import motion, tables
-from pipeline.attribution import Setting, mask_of
 from pipeline.config import Run
+from pipeline.config.attribution import Setting, mask_of
 from pipeline.decoders import Row, decoded
 from pipeline.diffusion import loss_map, masked, shared_noise
 from pipeline.errors import ClipError

@@ -10,8 +10,9 @@ from urllib.parse import quote
 
 import yaml
 
-from pipeline import override_values, stores
-from pipeline.configuration_files import parse
+from pipeline import stores
+from pipeline.config import overrides
+from pipeline.config.files import parse
 
 
 def name(clip_id: str) -> str:
@@ -41,5 +42,5 @@ def option(clip_id: str) -> str:
         plain = parse(clip_id) == clip_id
     except yaml.YAMLError:
         plain = False
-    value = override_values.written(clip_id) if plain else f'"{clip_id}"'
+    value = overrides.written(clip_id) if plain else f'"{clip_id}"'
     return f"--set {shlex.quote(f'explain.clip={value}')}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.attribution import mask_of
+from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
 from pipeline.parallel import in_order
 from pipeline.part_files import opened

@@ -16,9 +16,9 @@ import fsspec
 import pyarrow as pa
 
 from pipeline import extensions, file_tree, manifest_rows, refusals, shards
+from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
 from pipeline.file_tree import Tree
-from pipeline.texts import decode_text
 from pipeline.video_columns import Part, chosen, joined, of_table
 
 log = logging.getLogger(__name__)

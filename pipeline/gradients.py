@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.attribution import Setting
+from pipeline.config.attribution import Setting
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.errors import ConfigError
 from pipeline.models import VideoModel

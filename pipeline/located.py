@@ -10,7 +10,8 @@ from typing import Any
 
 import fsspec
 
-from pipeline import credentials, folders, refusals
+from pipeline import folders, refusals
+from pipeline.config import credentials
 from pipeline.folders import Row, relative
 from pipeline.stores import join, place
 

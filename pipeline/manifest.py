@@ -13,7 +13,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import credentials, folders, manifest_rows, refusals, shards, video_ids
+from pipeline import folders, manifest_rows, refusals, shards, video_ids
+from pipeline.config import credentials
 from pipeline.errors import ConfigError
 from pipeline.file_tree import MAGIC
 from pipeline.folders import Row

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.texts import text_flaw
 from pipeline.manifest_columns import Columns, columns
 from pipeline.manifest_text import collection_paused, text_blocks
-from pipeline.texts import text_flaw
 
 LINE, FAULT = "\0line", "\0fault"  # no column of a manifest is called so
 MOST = 1 << 53  # whole numbers up to here are exact as numbers

@@ -1,4 +1,4 @@
-"""The text of a manifest in blocks of whole lines, decoded as `pipeline.texts` does, with the line that is not text."""
+"""The text of a manifest in blocks of whole lines, decoded as `pipeline.config.texts` does, with the line that is not text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
-from pipeline.texts import decode_text
+from pipeline.config.texts import decode_text
 
 BYTES = 8 << 20
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)

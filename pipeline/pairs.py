@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from pipeline.study import Study
+from pipeline.config.study import Study
 
 Kind = Literal["arms", "identical", "broken"]
 Film = tuple[str, int]  # the clip_id of the query whose caption it is, and the seed of its generation

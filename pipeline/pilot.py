@@ -17,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import finetuning, models, motion, schemas
-from pipeline.attribution import Setting, compared
 from pipeline.config import Finetune, Run
+from pipeline.config.attribution import Setting, compared
 from pipeline.decoder import Decoder
 from pipeline.device import device_for
 from pipeline.errors import ClipError

@@ -28,7 +28,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.kernels import cpu, fastfood
 from pipeline.kernels.philox import BUCKETS_LOG, Tag, scale
 

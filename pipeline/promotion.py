@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from pipeline.operations import Promote
+from pipeline.config.operations import Promote
 
 FEWEST = 2  # pairs that an interval takes
 

@@ -14,7 +14,7 @@ import grpc
 from ray._private import services
 from ray.core.generated import gcs_service_pb2
 
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)

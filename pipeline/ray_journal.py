@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import throughput
 from pipeline.attempts import Attempts, standstill
 from pipeline.beside import Patience, looking
-from pipeline.operations import Pool
+from pipeline.config.operations import Pool
 from pipeline.throughput import Figures
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from pipeline.config import Run
+from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
-from pipeline.operations import Pool
 
 log = logging.getLogger(__name__)
 

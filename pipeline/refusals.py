@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from pipeline import credentials
+from pipeline.config import credentials
 from pipeline.stores import place
 
 # Where videos are read from, as fsspec names it. No http: whoever writes a manifest could make the cluster ask anything

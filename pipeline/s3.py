@@ -20,7 +20,7 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
 from pipeline.errors import StoreError
 
 log = logging.getLogger(__name__)

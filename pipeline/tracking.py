@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from pipeline import stores
 from pipeline.config import Run
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)

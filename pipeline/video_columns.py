@@ -16,11 +16,11 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.credentials import scrubbed
+from pipeline.config.credentials import scrubbed
+from pipeline.config.texts import decode_text, text_flaw
 from pipeline.manifest_json import MOST
 from pipeline.manifest_numbers import as_type, as_type_where_possible, cell_type
 from pipeline.schemas import CAPTIONS, caption_column
-from pipeline.texts import decode_text, text_flaw
 
 TEXT, NUMBERS, LISTS, OBJECTS, HUGE = "text", "numbers", "lists", "objects", "integers of more than 64 bits"
 TRUTHS = "true or false"

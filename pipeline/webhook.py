@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from pipeline.config import Run
-from pipeline.credentials import HIDDEN, scrubbed
+from pipeline.config.credentials import HIDDEN, scrubbed
+from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
-from pipeline.operations import SpentError
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import motion, scanning, schemas, stores, tables
-from pipeline.attribution import Setting
 from pipeline.canary import check_canary
 from pipeline.captions import Captions
 from pipeline.config import Run
+from pipeline.config.attribution import Setting
 from pipeline.decoders import Frames, Row, decoded, decoders_for
 from pipeline.device import device_for
 from pipeline.diffusion import shared_noise

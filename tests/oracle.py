@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.kernels import fastfood, philox
 from pipeline.kernels.philox import Tag
 

@@ -12,7 +12,7 @@ import yaml
 from jobs import budget, command, curate
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.operations import Budget, Pool, SpentError
+from pipeline.config.operations import Budget, Pool, SpentError
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
 from pipeline import config, decomposition, explain_page, explained, ranking, schemas, standing, stores, tables
-from pipeline.attribution import Kind, Setting
 from pipeline.config import Run
+from pipeline.config.attribution import Kind, Setting
 from pipeline.decomposition import LayeredGradient, by_frame, layer
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.feature_table import under_mask

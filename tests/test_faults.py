@@ -27,9 +27,9 @@ from jobs.finetune import finetune  # noqa: E402
 from pipeline import models, ray_data, scanning, schemas, tables  # noqa: E402
 from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
+from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.decoder import Decoder  # noqa: E402
 from pipeline.indexing import IndexWorker  # noqa: E402
-from pipeline.operations import Pool  # noqa: E402
 from pipeline.throughput import Figures  # noqa: E402
 from pipeline.video import ClipError  # noqa: E402
 from pipeline.workers import AttributionWorker, MotionWorker  # noqa: E402

@@ -12,7 +12,7 @@ from diffusers import WanTransformer3DModel
 from oracle import project
 from torch import Tensor, nn
 
-from pipeline.attribution import Kind, Setting
+from pipeline.config.attribution import Kind, Setting
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.errors import ConfigError
 from pipeline.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import config
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.errors import ConfigError
 from pipeline.gradients import LAST_STAGE, ProjectedGradients, squared_norm
 from pipeline.kernels import cpu, fastfood

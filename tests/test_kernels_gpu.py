@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import pipeline.kernels
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.kernels import cpu, philox
 from pipeline.kernels.philox import BUCKETS_LOG, Tag
 from pipeline.projection import Projection

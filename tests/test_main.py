@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from jobs import __main__ as command
-from pipeline import config, configuration_keys
-from pipeline.config import Run
+from pipeline import config
+from pipeline.config import Run, keys
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def test_what_is_no_job_or_section_is_refused(words: list[str], hint: str) -> No
 
 
 def test_the_keys_are_those_of_a_configuration() -> None:
-    listed = {key.name: key for key in configuration_keys.keys(Run)}
+    listed = {key.name: key for key in keys.keys(Run)}
     values = {name: yaml.safe_load(key.default) for name, key in listed.items() if key.default is not None}
     given = {name: "x" for name, key in listed.items() if key.default is None}
     assert set(given) == {"root", "data.videos", "model.id"}

@@ -20,9 +20,9 @@ from jobs import command
 from jobs.nightly import nightly
 from pipeline import fingerprints, in_use, models, nights, reattribution, schemas, stores, tables, webhook
 from pipeline.config import Run
+from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Trained
-from pipeline.operations import SpentError
 from pipeline.reattribution import FIELD
 
 MakeRun = Callable[..., Run]

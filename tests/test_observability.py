@@ -19,7 +19,7 @@ sys.path.insert(0, HERE)
 
 from pipeline import beside, ray_data, ray_journal, throughput  # noqa: E402
 from pipeline.attempts import Attempts, standstill  # noqa: E402
-from pipeline.operations import Pool  # noqa: E402
+from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.throughput import Figures  # noqa: E402
 from pipeline.video import ClipError  # noqa: E402
 

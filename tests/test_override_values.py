@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import command
-from pipeline import config, explained, override_values
-from pipeline.config import Run
+from pipeline import config, explained
+from pipeline.config import Run, overrides
 from pipeline.errors import ConfigError
 
 TYPED = [
@@ -118,8 +118,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 @given(TEXT)
 def test_whatever_a_name_is_it_can_be_typed(name: str) -> None:
-    assert override_values.read(Run, "explain.clip", override_values.written(name)) == name
-    assert override_values.read(Run, "root", f"'{name}'") == name
+    assert overrides.read(Run, "explain.clip", overrides.written(name)) == name
+    assert overrides.read(Run, "root", f"'{name}'") == name
 
 
 @given(TEXT)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline import config, motion, world
-from pipeline.attribution import Setting
+from pipeline.config.attribution import Setting
 from pipeline.gradients import ProjectedGradients, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection

@@ -15,7 +15,7 @@ from oracle import project
 from torch import Tensor
 
 import pipeline.kernels
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.projection import Projection
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

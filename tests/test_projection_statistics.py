@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.projection import Projection
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

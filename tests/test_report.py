@@ -23,7 +23,6 @@ from pipeline import (
     controls,
     funnel,
     gallery,
-    operations,
     pictures,
     report,
     schemas,
@@ -31,6 +30,7 @@ from pipeline import (
     tables,
     world,
 )
+from pipeline.config import operations
 from pipeline.mask_overlap import mask_overlaps
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from jobs import command
-from pipeline import config, credentials, manifest, stores
+from pipeline import config, manifest, stores
+from pipeline.config import credentials
 from pipeline.errors import ConfigError, StoreError
 from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import config, configuration_files, report, schemas, stores, tables, world
-from pipeline.config import Data
+from pipeline import config, report, schemas, stores, tables, world
+from pipeline.config import Data, files
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker, index
@@ -331,7 +331,7 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 def test_a_configuration_builds_plain_values_only(tmp_path: Path) -> None:
     with pytest.raises(yaml.YAMLError, match="python/object/apply"):
-        configuration_files.parse(f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
+        files.parse(f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']")
     assert not (tmp_path / "made").exists()
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline import choosing, config, schemas, selection, shortlist, tables
-from pipeline.attribution import Shortlist
 from pipeline.choosing import chosen
 from pipeline.config import Ranking, Run
+from pipeline.config.attribution import Shortlist
 from pipeline.errors import ConfigError
 from pipeline.ranking import Population, decisions, own_part, second_moment, unit_settings, whitened
 

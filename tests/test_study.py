@@ -28,10 +28,10 @@ from pipeline.answer_log import AnswerLog, ConflictError
 from pipeline.answer_server import AnswerServer
 from pipeline.answers import Answer
 from pipeline.config import Run
+from pipeline.config.study import Study
 from pipeline.errors import ConfigError
 from pipeline.handout import spoiled
 from pipeline.pairs import Key, Pair
-from pipeline.study import Study
 from pipeline.video import write_mp4
 from tests.s3_store import BUCKET, Store
 from tests.studies import EVIL, FPS, run_of

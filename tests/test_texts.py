@@ -6,7 +6,7 @@ import codecs
 
 import pytest
 
-from pipeline.texts import decode_text, text_flaw
+from pipeline.config.texts import decode_text, text_flaw
 
 WORDS = "Ein Café 東京 🐈"
 

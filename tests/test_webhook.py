@@ -16,8 +16,8 @@ import pytest
 from jobs import command
 from pipeline import config, webhook
 from pipeline.config import Run
+from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
-from pipeline.operations import SpentError
 
 SECRET = "T0KEN-in-the-path"
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from pipeline import config, motion, world
-from pipeline.attribution import Kind
 from pipeline.config import Run
+from pipeline.config.attribution import Kind
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection

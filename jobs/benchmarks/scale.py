@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
 from pipeline import passed, ray_data, schemas, tables
+from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.listing import Listing
-from pipeline.operations import Pool
 from pipeline.scanning import Rows, blocks
 from pipeline.shuffling import Shuffled, keys
 from pipeline.subtraction import lacking

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from jobs.benchmarks.stage_measures import Figure, Rates, attempt, clock, flops, worked
 from jobs.benchmarks.stage_subjects import Subject
-from pipeline.attribution import Setting
+from pipeline.config.attribution import Setting
 from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models.attention import fastest_attention

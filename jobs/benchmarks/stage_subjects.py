@@ -16,8 +16,8 @@ from torchvision.models import optical_flow
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pipeline import config, world
-from pipeline.attribution import Setting
 from pipeline.config import Run, VideoModelConfig
+from pipeline.config.attribution import Setting
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
 from pipeline.motion import load_raft

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from jobs.benchmarks.quality.problem import Clips
 from pipeline import stores
-from pipeline.attribution import Kind
+from pipeline.config.attribution import Kind
 from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.models import VideoModel
 from pipeline.projection import Projection

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipeline.operations import Model
+from pipeline.config.operations import Model
 
 
 class Study(Model):

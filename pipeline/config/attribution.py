@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.operations import Model
+from pipeline.config.operations import Model
 
 Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
 

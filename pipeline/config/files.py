@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.credentials import scrubbed
-from pipeline.texts import decode_text
+from pipeline.config.credentials import scrubbed
+from pipeline.config.texts import decode_text
 
 
 class Loader(yaml.SafeLoader):

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline import configuration_files, credentials, override_values
-from pipeline.attribution import Attribution, RankingMask, compared
-from pipeline.errors import ConfigError
-from pipeline.explanations import explained
-from pipeline.operations import (
+from pipeline.config import credentials, files
+from pipeline.config import overrides as override_values
+from pipeline.config.attribution import Attribution, RankingMask, compared
+from pipeline.config.messages import explained
+from pipeline.config.operations import (
     Budget,
     Explain,
     Model,
@@ -30,10 +30,11 @@ from pipeline.operations import (
     Tracking,
     Webhook,
 )
-from pipeline.study import Study
+from pipeline.config.study import Study
+from pipeline.errors import ConfigError
 
-PACKAGE = Path(__file__).parent
-RECIPES = PACKAGE / "recipes"
+PACKAGE = Path(__file__).parents[1]
+RECIPES = PACKAGE / "config" / "recipes"
 NUMERICS = 3  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
 
 Arm = Literal[
@@ -250,7 +251,7 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
 
 def _read(name: str, path: Path) -> dict[str, Any]:
     try:
-        return configuration_files.read(path)
+        return files.read(path)
     except FileNotFoundError as error:
         local = " It is read from a local file: copy it here first." if "://" in name else ""
         raise ConfigError(

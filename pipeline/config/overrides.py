@@ -14,8 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from pipeline.configuration_files import Loader
-from pipeline.texts import text_flaw
+from pipeline.config.files import Loader
+from pipeline.config.texts import text_flaw
 
 NULLS = ("null", "Null", "NULL", "~")  # of fields that hold no text; those of text are null by `null` alone
 
