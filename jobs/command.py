@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline import config, lease, stores, webhook
+from pipeline import config, webhook
 from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.storage import lease, stores
 from pipeline.throughput import Figures
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")

@@ -23,7 +23,6 @@ from pipeline import (
     ray_data,
     ray_resources,
     ray_train,
-    stores,
     tables,
     tracking,
 )
@@ -31,7 +30,8 @@ from pipeline.comparison_page import Compared
 from pipeline.config import Arm, Run
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
-from pipeline.stores import join
+from pipeline.storage import stores
+from pipeline.storage.stores import join
 
 STAGES = ("finetune", "evaluate")
 HELD_OUT = ("index_clips", "estimate_motion")

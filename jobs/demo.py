@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from jobs import command
 from jobs.curate import curate
-from pipeline import stores, tables, world
+from pipeline import tables, world
 from pipeline.comparison import comparison
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 from pipeline.video import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5

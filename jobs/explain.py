@@ -20,7 +20,6 @@ from pipeline import (
     scanning,
     shortlist,
     standing,
-    stores,
     tables,
 )
 from pipeline.config import Run
@@ -33,7 +32,8 @@ from pipeline.feature_table import under_mask
 from pipeline.ranking import Population, share
 from pipeline.selection import query_rows
 from pipeline.standing import Row
-from pipeline.stores import join
+from pipeline.storage import stores
+from pipeline.storage.stores import join
 from pipeline.workers import FeatureWorker, featured
 
 NEAR = 10  # near-duplicates that are shown

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from jobs import budget, command, stages
-from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, stores, tracking
+from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, tracking
 from pipeline.config import Arm, Finetune, Run
+from pipeline.storage import stores
 
 
 def with_arm(run: Run, arm: Arm) -> Run:

@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.command import Progress
-from pipeline import models, ray_data, stores
+from pipeline import models, ray_data
 from pipeline.config import Run
 from pipeline.generation import GenerationWorker, wanted
+from pipeline.storage import stores
 
 
 def generate_queries(run: Run) -> None:

@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 
 from jobs import stages
 from jobs.evaluate import measure
-from pipeline import fingerprints, nights, stores, tables
+from pipeline import fingerprints, nights, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Trained, held_out_tasks
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import Record
+from pipeline.storage import stores
 
 CANDIDATE, IN_USE = "candidate", "in_use"
 

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import comparison, contests, described, judge, ray_data, stores, tables
+from pipeline import comparison, contests, described, judge, ray_data, tables
 from pipeline.config import Run
 from pipeline.described import ASKED, QUERY, VIDEO, DescriptionWorker
 from pipeline.errors import ConfigError
-from pipeline.stores import join
+from pipeline.storage import stores
+from pipeline.storage.stores import join
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,6 @@ from pipeline import (
     ray_resources,
     reattribution,
     shortlist,
-    stores,
     tables,
     webhook,
 )
@@ -43,6 +42,7 @@ from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import DECISION, RECORD, Record
 from pipeline.promoted import promoted
+from pipeline.storage import stores
 
 
 def nightly(run: Run) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from jobs import command
 from jobs.report import report
-from pipeline import in_use, purged, purging, stores
+from pipeline import in_use, purged, purging
 from pipeline.config import Run
 from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 
 
 def purge(run: Run) -> None:

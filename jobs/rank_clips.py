@@ -12,7 +12,7 @@ from jobs import command
 from pipeline import choosing, fingerprints, schemas, tables
 from pipeline.config import Run
 from pipeline.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 
 def rank_clips(run: Run) -> None:

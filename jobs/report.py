@@ -7,11 +7,11 @@ from typing import Any
 
 from jobs import command
 from pipeline import report as page
-from pipeline import stores
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.gallery import FramesOf, VideoOf
+from pipeline.storage import stores
 from pipeline.upright import Frames
 
 

@@ -12,19 +12,7 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import (
-    fingerprints,
-    listing,
-    models,
-    motion,
-    passed,
-    ray_data,
-    scanning,
-    schemas,
-    shortlist,
-    stores,
-    tables,
-)
+from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
@@ -34,6 +22,7 @@ from pipeline.merging import merge
 from pipeline.motion_worker import MotionWorker
 from pipeline.scanning import Held, Keys, Rows
 from pipeline.shuffling import Shuffled, keys
+from pipeline.storage import stores
 from pipeline.subtraction import lacking, settle
 from pipeline.workers import AttributionWorker, FeatureWorker, featured
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs import command, stages
-from pipeline import choosing, shortlist, stores, tables
+from pipeline import choosing, shortlist, tables
 from pipeline.config import Run
 from pipeline.scanning import Keys
+from pipeline.storage import stores
 
 
 def queries(run: Run) -> None:

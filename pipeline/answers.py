@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from pipeline import file_tree, stores
+from pipeline import file_tree
 from pipeline.errors import ConfigError
 from pipeline.pairs import Key, Pair
+from pipeline.storage import stores
 
 LONGEST = 4096  # bytes of one answer
 TOLD = 5  # problems that a message names

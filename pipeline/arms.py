@@ -30,13 +30,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import mask_overlap, scanning, schemas, shortlist, stores, tables
+from pipeline import mask_overlap, scanning, schemas, shortlist, tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.ranking import placed, share
 from pipeline.selection import rank
+from pipeline.storage import stores
 
 Weights = npt.NDArray[np.float64]
 

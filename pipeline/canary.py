@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from pipeline import stores
+from pipeline.storage import stores
 
 READS = 10  # half a second apart
 

@@ -21,7 +21,7 @@ from pipeline.intervals import wilson
 from pipeline.ranking import CHUNK, placed, share
 from pipeline.selection import rank
 from pipeline.shortlist import AUDIT, BOTTOM, TOP
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 ENOUGH = 20  # audited clips, below which they say nothing
 

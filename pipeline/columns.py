@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.stores import writable
+from pipeline.storage.stores import writable
 
 Array = npt.NDArray[np.float32]
 

@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from pipeline import comparison, contests, judge, stores, summary, tables
+from pipeline import comparison, contests, judge, summary, tables
 from pipeline.config import Run
 from pipeline.contests import Key, Record
 from pipeline.gallery import Studio, VideoOf
 from pipeline.report import environment
-from pipeline.stores import join
+from pipeline.storage import stores
+from pipeline.storage.stores import join
 
 CAPTIONS = 16  # captions and seeds that the page shows videos of
 RULES = {"generated_video": judge.RULE, "held_out_loss": contests.LOSS_RULE}

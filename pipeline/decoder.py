@@ -201,7 +201,8 @@ class Decoder:
 
     def _local(self, uri: str) -> str:
         """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
-        from pipeline import shards, stores  # here, because the child imports this module and needs neither
+        from pipeline import shards
+        from pipeline.storage import stores
 
         if self._fetched is not None and self._fetched[0] == uri:
             return self._fetched[1]

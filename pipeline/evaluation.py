@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import motion, schemas, stores, tables
+from pipeline import motion, schemas, tables
 from pipeline.captions import Captions
 from pipeline.config import Run
 from pipeline.decoder import Decoder
@@ -25,6 +25,7 @@ from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.errors import ClipError
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
+from pipeline.storage import stores
 from pipeline.trained_weights import load_weights
 from pipeline.video import write_mp4
 

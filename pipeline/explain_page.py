@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import explained, gallery, pictures, stores, summary
+from pipeline import explained, gallery, pictures, summary
 from pipeline.config import Run
 from pipeline.decomposition import Sums
 from pipeline.gallery import FramesOf, Studio
 from pipeline.pictures import Mask, Picture, latent_frames
 from pipeline.report import REASONS, environment
+from pipeline.storage import stores
 
 Row = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import yaml
 
-from pipeline import stores
 from pipeline.config import overrides
 from pipeline.config.files import parse
+from pipeline.storage import stores
 
 
 def name(clip_id: str) -> str:

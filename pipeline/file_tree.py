@@ -17,7 +17,7 @@ import fsspec
 from fsspec.utils import glob_translate
 
 from pipeline import refusals
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 MAGIC = "*?[{"  # what makes a path a pattern
 MOST_LINKS = 10_000  # linked folders below one place; more are links that lead to each other

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import stores, tables
+from pipeline import tables
 from pipeline.comparison import LOSSES, mixtures
 from pipeline.config import Run
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, ConfigError
 from pipeline.pairs import Film
+from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
 

@@ -29,11 +29,12 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import sharding, stores
+from pipeline import sharding
 from pipeline.config import Finetune
 from pipeline.diffusion import loss_map, named_generator
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.storage import stores
 from pipeline.training_set import ClipSet, draw
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

@@ -18,7 +18,7 @@ from pipeline import scanning, shortlist, summary, tables
 from pipeline.config import Run
 from pipeline.scanning import Held, Keys
 from pipeline.shuffling import keys
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 Flags = npt.NDArray[np.bool_]
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import comparison, config, scanning, stores, summary, tables
+from pipeline import comparison, config, scanning, summary, tables
 from pipeline.pictures import Mask, Picture, picture
+from pipeline.storage import stores
 
 Row = Mapping[str, Any]
 FramesOf = Callable[[dict[str, Any]], npt.NDArray[np.uint8] | None]

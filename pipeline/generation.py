@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline import stores
 from pipeline.config import Run
 from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.models import open_model
+from pipeline.storage import stores
 from pipeline.video import write_mp4
 
 SCHEMA = pa.schema(

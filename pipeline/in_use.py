@@ -14,9 +14,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from pipeline import stores
 from pipeline.errors import ConfigError
 from pipeline.promoted import PROMOTED, promoted
+from pipeline.storage import stores
 from pipeline.trained_weights import LORA
 
 POINTER = "in_use.json"

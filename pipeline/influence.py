@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from pipeline.columns import Columns
 from pipeline.feature_table import FeatureTable
-from pipeline.parallel import in_order
 from pipeline.ranking import Sums, own_part, second_moment, whitened
+from pipeline.storage.parallel import in_order
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # rows done, rows in all

@@ -13,7 +13,7 @@ import fsspec
 from pipeline import folders, refusals
 from pipeline.config import credentials
 from pipeline.folders import Row, relative
-from pipeline.stores import join, place
+from pipeline.storage.stores import join, place
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from pipeline.located import located
 from pipeline.manifest_columns import Columns, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.schemas import VIDEOS
-from pipeline.stores import join, place
+from pipeline.storage.stores import join, place
 
 log = logging.getLogger(__name__)
 

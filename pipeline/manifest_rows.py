@@ -25,7 +25,7 @@ from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.manifest_numbers import CellTypes
 from pipeline.schemas import check_plain, without_views
-from pipeline.stores import writable
+from pipeline.storage.stores import writable
 
 BLOCK = 100_000  # rows of Parquet
 ENDS = (".jsonl", ".csv", ".tsv", ".parquet")

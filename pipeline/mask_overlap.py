@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import stores, tables
+from pipeline import tables
 from pipeline.part_files import opened
+from pipeline.storage import stores
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]  # [latent frames, h, w]

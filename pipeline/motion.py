@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import optical_flow
 
-from pipeline import fetched, stores
 from pipeline.config import Motion
 from pipeline.errors import ConfigError
 from pipeline.flow import clip_flow
+from pipeline.storage import downloads, stores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,7 +29,7 @@ def weights_file(config: Motion) -> Path | None:
         return None
     if config.weights.startswith(stores.S3):
         try:
-            return fetched.local(config.weights)
+            return downloads.local(config.weights)
         except OSError as error:
             raise ConfigError(f"motion.weights={config.weights!r}: this cannot be fetched ({error}).") from error
     if not Path(config.weights).is_file():
@@ -69,7 +69,7 @@ def _official(config: Motion) -> nn.Module:
     kinds = _kinds(config)
     weights = kinds["DEFAULT" if config.weights == "default" else config.weights]
     try:
-        with fetched.locked(f"torchvision {weights}", f"torchvision's weights of {config.flow}"):
+        with downloads.locked(f"torchvision {weights}", f"torchvision's weights of {config.flow}"):
             return cast(nn.Module, getattr(optical_flow, config.flow)(weights=weights, progress=False))
     except OSError as error:
         raise ConfigError(

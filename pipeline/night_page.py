@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import charts, nights, reattribution, stores
+from pipeline import charts, nights, reattribution
 from pipeline.charts import Point
 from pipeline.config import Run
 from pipeline.report import environment
+from pipeline.storage import stores
 
 Record = Mapping[str, Any]
 

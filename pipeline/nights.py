@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import drift, scanning, stores, tables
+from pipeline import drift, scanning, tables
 from pipeline.errors import ConfigError
 from pipeline.in_use import in_use
+from pipeline.storage import stores
 
 RECORD, DECISION = "night.json", "decision.json"
 Record = Mapping[str, Any]

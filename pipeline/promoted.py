@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline import stores
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 
 PROMOTED = "promoted.json"
 

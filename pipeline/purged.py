@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from pipeline import stores
+from pipeline.storage import stores
 
 FILE = "purged.txt"
 

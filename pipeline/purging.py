@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import purged, schemas, stores, training_set
+from pipeline import purged, schemas, training_set
 from pipeline.part_files import opened
 from pipeline.promoted import PROMOTED
+from pipeline.storage import stores
 
 KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"

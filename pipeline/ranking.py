@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Ranking
-from pipeline.parallel import in_order, one_thread
+from pipeline.storage.parallel import in_order, one_thread
 
 Array = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

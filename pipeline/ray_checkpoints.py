@@ -17,9 +17,10 @@ import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
-from pipeline import stores, training_state
+from pipeline import training_state
 from pipeline.config import Finetune
 from pipeline.finetuning import Training
+from pipeline.storage import stores
 
 METRICS = "metrics.jsonl"
 

@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import ray_connection, ray_journal, retries, stores, tables, throughput
+from pipeline import ray_connection, ray_journal, retries, tables, throughput
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.config.operations import Pool
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.merging import merge
+from pipeline.storage import stores
 from pipeline.throughput import Figures
 
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import drift, fingerprints, shortlist, stores, tables
+from pipeline import drift, fingerprints, shortlist, tables
 from pipeline.config import Run
 from pipeline.drift import Drift
 from pipeline.feature_table import under_mask
 from pipeline.part_files import opened
 from pipeline.ranking import influence
+from pipeline.storage import stores
 
 SETS = ("queries", "clips")
 FIELD = "attribution.weights"

@@ -6,7 +6,7 @@ import os
 import re
 
 from pipeline.config import credentials
-from pipeline.stores import place
+from pipeline.storage.stores import place
 
 # Where videos are read from, as fsspec names it. No http: whoever writes a manifest could make the cluster ask anything
 # of any host. No archives or chained addresses (zip://a.mp4::s3://...), which name files inside of files.

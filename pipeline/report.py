@@ -29,13 +29,13 @@ from pipeline import (
     funnel,
     gallery,
     sections,
-    stores,
     summary,
     tables,
     throughput,
 )
 from pipeline.gallery import FramesOf, VideoOf
 from pipeline.mask_overlap import Alike, mask_overlaps
+from pipeline.storage import stores
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from pipeline import retries, tables
 from pipeline.growing import Growing, Words
-from pipeline.parallel import in_order
 from pipeline.part_files import naming, opened
 from pipeline.shuffling import Pairs, keys
-from pipeline.stores import place
+from pipeline.storage.parallel import in_order
+from pipeline.storage.stores import place
 
 BLOCK_ROWS, BLOCK_BYTES = 100_000, 64 << 20  # rows of a table that are in memory at a time, and their bytes
 PART = "part"  # a column that says in which part a row lies

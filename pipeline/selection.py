@@ -20,9 +20,9 @@ from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
 from pipeline.feature_table import FeatureTable, under_mask
 from pipeline.influence import HELD, Progress, influence_columns
-from pipeline.parallel import in_order
 from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share
-from pipeline.stores import join
+from pipeline.storage.parallel import in_order
+from pipeline.storage.stores import join
 
 Array = npt.NDArray[np.float32]
 

@@ -18,7 +18,7 @@ import fsspec
 from pipeline import parquet_shards, tar_shards
 from pipeline.errors import ClipError
 from pipeline.refusals import REFERENCE
-from pipeline.stores import place
+from pipeline.storage.stores import place
 from pipeline.video_columns import Part
 
 EXTENSIONS = (".tar", ".parquet")

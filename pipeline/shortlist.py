@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.ranking import Population
 from pipeline.scanning import Keys
 from pipeline.shuffling import keys
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 log = logging.getLogger(__name__)
 

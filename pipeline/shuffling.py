@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.growing import Growing, Words
-from pipeline.stores import writable
+from pipeline.storage.stores import writable
 
 Pairs = npt.NDArray[np.uint64]  # [n, 2]: 128 bits for each of n texts
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline import scanning, tables
 from pipeline.feature_table import FeatureTable
 from pipeline.ranking import Sums, second_moment, whitened
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 Array = npt.NDArray[np.float32]
 Row = dict[str, Any]

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scanning, stores, tables
+from pipeline import scanning, tables
 from pipeline.scanning import Keys
 from pipeline.shuffling import keys
+from pipeline.storage import stores
 
 Places = npt.NDArray[np.int64]
 

@@ -24,7 +24,7 @@ from pipeline.errors import FingerprintError
 from pipeline.part_files import opened
 from pipeline.retries import retried
 from pipeline.schemas import plain
-from pipeline.stores import files, join, place, write_bytes, writing
+from pipeline.storage.stores import files, join, place, write_bytes, writing
 
 Fingerprint = Mapping[str, Any]
 Row = TypeVar("Row")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import stores
+from pipeline.storage import stores
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from pipeline import stores
 from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
 

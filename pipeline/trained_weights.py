@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from pipeline import stores
 from pipeline.models import VideoModel
+from pipeline.storage import stores
 
 LORA = "pytorch_lora_weights.safetensors"
 

@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline import stores
 from pipeline.config import Finetune
 from pipeline.diffusion import named_generator
 from pipeline.models import VideoModel
+from pipeline.storage import stores
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]

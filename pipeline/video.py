@@ -264,7 +264,9 @@ def write_mp4(path: str, frames: Frames, fps: float) -> None:
 
     Raises ValueError for anything but uint8 frames of even height and width.
     """
-    from pipeline.stores import write_bytes  # here, because the decoder's child imports this module and needs no store
+    from pipeline.storage.stores import (
+        write_bytes,  # here, because the decoder's child imports this module and needs no store
+    )
 
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames: {frames.dtype} {list(frames.shape)}; they must be uint8 [F, H, W, 3], F at least 1")

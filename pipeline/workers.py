@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import motion, scanning, schemas, stores, tables
+from pipeline import motion, scanning, schemas, tables
 from pipeline.canary import check_canary
 from pipeline.captions import Captions
 from pipeline.config import Run
@@ -29,6 +29,7 @@ from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
+from pipeline.storage import stores
 from pipeline.trained_weights import load_weights
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of

@@ -172,7 +172,7 @@ def environment(store: Store) -> dict[str, str]:
 
 def seen_by(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     """Let this process use the store, with waits that tests can afford and no rate limit after a throttled request."""
-    from pipeline import s3
+    from pipeline.storage import s3
 
     for name, value in environment(store).items():
         monkeypatch.setenv(name, value)
@@ -187,7 +187,7 @@ def forget() -> None:
     """Close the connections of this process and forget their endpoint and credentials."""
     from fsspec.asyn import sync
 
-    from pipeline import s3
+    from pipeline.storage import s3
 
     for fs in list(s3.S3._cache.values()):
         if fs._s3 is not None:

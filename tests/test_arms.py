@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, schemas, stores, tables
+from pipeline import arms, schemas, tables
 from pipeline.config import Run, parse
 from pipeline.errors import ConfigError
 from pipeline.ranking import influence, order, select, unit_settings
+from pipeline.storage import stores
 
 N, K = 40, 8
 IDS = [f"c{n:02d}" for n in range(N)]

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.benchmarks import ranking
 from pipeline import selection, tables
-from pipeline.stores import join
+from pipeline.storage.stores import join
 
 
 def test_ceilings_come_first_and_one_line_of_json_last(

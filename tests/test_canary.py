@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import canary, stores
+from pipeline import canary
 from pipeline.errors import StoreError
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store
 
 SAME, OTHER = torch.arange(1.0, 9.0), torch.arange(8.0, 0.0, -1.0)
@@ -95,7 +96,7 @@ def test_of_several_writers_one_creates_an_object(store: Store) -> None:
 
 def test_a_store_without_conditional_writes_is_read_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last of those that came together counts, and all compare with it."""
-    from pipeline import s3
+    from pipeline.storage import s3
 
     monkeypatch.setattr(stores, "SETTLING", 1.0)
     put = s3.S3._pipe_file

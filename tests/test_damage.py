@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import feature_table, merging, scanning, schemas, stores, tables
+from pipeline import feature_table, merging, scanning, schemas, tables
 from pipeline.columns import Columns
 from pipeline.errors import StoreError
 from pipeline.part_files import DamagedError
 from pipeline.shuffling import Shuffled, keys
+from pipeline.storage import stores
 
 N, K = 200, 64
 

@@ -23,8 +23,9 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import ray_data, schemas, stores, tables, world
+from pipeline import ray_data, schemas, tables, world
 from pipeline.config import Run
+from pipeline.storage import stores
 from pipeline.video import write_mp4
 
 MakeRun = Callable[..., Run]

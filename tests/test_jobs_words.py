@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jobs import stages
-from pipeline import stores, tables
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 
 
 def _rows(run: Run, *names: str) -> dict[str, dict[str, Any]]:

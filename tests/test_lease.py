@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, stores
 from pipeline.errors import ConfigError
+from pipeline.storage import lease, stores
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +132,7 @@ def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: N
 def holder(root: str) -> subprocess.Popen[str]:
     """A process that holds a run until it is killed; its lease's times are short."""
     code = (
-        "import signal, sys, time; from pipeline import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
+        "import signal, sys, time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
         f"with lease.held({root!r}, 'curate'):\n    print('held', flush=True)\n    time.sleep(60)"
     )
@@ -180,7 +180,7 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def job(root: Path, body: str, *options: str, **environment: str) -> subprocess.Popen[str]:
     """A job of these lines, through the command line that all jobs share; its lease's times are short."""
     code = (
-        "import sys, time; from jobs import command; from pipeline import lease\n"
+        "import sys, time; from jobs import command; from pipeline.storage import lease\n"
         "from pipeline.config import ConfigError\n"
         f"lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
         "command.main(curate, None, default='demo')"

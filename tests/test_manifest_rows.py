@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import indexing, manifest_csv, schemas, stores, tables
+from pipeline import indexing, manifest_csv, schemas, tables
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.listing import Listing
 from pipeline.manifest import videos
+from pipeline.storage import stores
 
 Rows = list[dict[str, Any]]
 

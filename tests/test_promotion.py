@@ -11,10 +11,11 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, stores, tables, trained_weights
+from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, tables, trained_weights
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.promoted import promoted
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 

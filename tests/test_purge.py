@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import purge as job
-from pipeline import in_use, manifest, purged, purging, schemas, stores, tables, training_set
+from pipeline import in_use, manifest, purged, purging, schemas, tables, training_set
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, seen_by, served
 
 MakeRun = Callable[..., Run]

@@ -17,8 +17,8 @@ from pipeline import influence as influence_of_tables
 from pipeline.columns import Columns
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
-from pipeline.parallel import in_order
 from pipeline.ranking import BLOCK, influence, order, select, unit_settings, votes
+from pipeline.storage.parallel import in_order
 
 Array = npt.NDArray[np.float32]
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": "motion"}, {"timestep": 501, "noise": 0, "mask": "motion"}]

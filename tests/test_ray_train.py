@@ -24,8 +24,9 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline import finetuning, ray_train, stores, training_set  # noqa: E402
+from pipeline import finetuning, ray_train, training_set
 from pipeline.config import Run, parse  # noqa: E402
+from pipeline.storage import stores
 
 STEPS = 8
 

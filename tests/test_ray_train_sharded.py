@@ -21,8 +21,9 @@ sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 import test_ray_train as alone  # noqa: E402
 
-from pipeline import finetuning, ray_checkpoints, ray_train, s3, stores, training_set, training_state  # noqa: E402
+from pipeline import finetuning, ray_checkpoints, ray_train, training_set, training_state
 from pipeline.config import Run  # noqa: E402
+from pipeline.storage import s3, stores
 from tests import s3_store  # noqa: E402
 
 Weights = dict[str, torch.Tensor]

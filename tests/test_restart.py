@@ -17,8 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import stores, tables
+from pipeline import tables
 from pipeline.config import Run
+from pipeline.storage import stores
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[1]

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-from pipeline import manifest, s3, stores, tables
+from pipeline import manifest, tables
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, StoreError
 from pipeline.merging import merge
+from pipeline.storage import s3, stores
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
 ROOT = f"s3://{BUCKET}/a run/[x]"

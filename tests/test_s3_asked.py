@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import manifest, stores
+from pipeline import manifest
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store, forget
 
 

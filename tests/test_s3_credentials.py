@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from jobs import command
-from pipeline import config, manifest, stores
+from pipeline import config, manifest
 from pipeline.config import credentials
 from pipeline.errors import ConfigError, StoreError
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by
 
 SIGNED = "https://host/bucket/a.mp4?X-Amz-Credential=AKIAXYZXYZXYZXYZXYZX&X-Amz-Signature=feedc0ffee"

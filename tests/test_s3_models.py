@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, fetched, fingerprints, models, motion
+from pipeline import config, fingerprints, models, motion
 from pipeline.errors import ConfigError
+from pipeline.storage import downloads
 from tests.s3_store import BUCKET, Request, Store, environment, first, seen_by
 
 URL = f"s3://{BUCKET}/models/wan [1]"
@@ -36,13 +37,13 @@ def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         raw.put_object(Bucket=BUCKET, Key=f"models/wan [1]/{name}", Body=data)
     raw.put_object(Bucket=BUCKET, Key="models/wan [1]/", Body=b"")
     raw.put_object(Bucket=BUCKET, Key="models/wan [1]/transformer/pickled.bin", Body=b"no")
-    fetched.local.cache_clear()
+    downloads.local.cache_clear()
     yield s3_server
-    fetched.local.cache_clear()
+    downloads.local.cache_clear()
 
 
 def begun(store: Store, url: str = URL) -> subprocess.Popen[str]:
-    code = f"import logging; logging.basicConfig(); from pipeline import fetched; print(fetched.local({url!r}))"
+    code = f"import logging; logging.basicConfig(); from pipeline.storage import downloads as fetched; print(fetched.local({url!r}))"
     env = {**os.environ, **environment(store)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -54,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def copies() -> list[str]:
-    return sorted(path.name for path in fetched.folder().iterdir() if path.is_dir())
+    return sorted(path.name for path in downloads.folder().iterdir() if path.is_dir())
 
 
 def test_a_model_is_fetched_once_without_its_pickles(store: Store) -> None:
@@ -64,7 +65,7 @@ def test_a_model_is_fetched_once_without_its_pickles(store: Store) -> None:
     assert models.family(found) == "WanPipeline"
     assert models.strides(found) == (4, 8)
     store.requests.clear()
-    fetched.local.cache_clear()  # as in another process
+    downloads.local.cache_clear()  # as in another process
     assert models.folder(URL) == found
     assert not store.asked("^GET.*(safetensors|json)"), "it was fetched again"
 
@@ -94,23 +95,23 @@ def test_a_killed_download_leaves_nothing_half_and_is_gone_on_with(store: Store)
     assert [name.rpartition(".")[2] for name in copies()] == ["partial"], "a half copy looks whole"
     store.fault = lambda request: None
     store.requests.clear()
-    assert contents(fetched.local(URL)) == FILES
+    assert contents(downloads.local(URL)) == FILES
     assert not store.asked("^GET .*a.safetensors"), "what was whole was fetched again"
     assert len(copies()) == 1
 
 
 def test_a_changed_model_is_another_copy_and_a_damaged_copy_is_mended(store: Store) -> None:
-    before = fetched.local(URL)
+    before = downloads.local(URL)
     (before / "transformer/a.safetensors").write_bytes(b"cut off")
     (before / "vae/config.json").unlink()
-    fetched.local.cache_clear()
+    downloads.local.cache_clear()
     store.requests.clear()
-    assert fetched.local(URL) == before
+    assert downloads.local(URL) == before
     assert contents(before) == FILES
     assert not store.asked("^GET .*b.safetensors")
     store.client().put_object(Bucket=BUCKET, Key="models/wan [1]/transformer/a.safetensors", Body=b"A" * 200_000)
-    fetched.local.cache_clear()
-    after = fetched.local(URL)
+    downloads.local.cache_clear()
+    after = downloads.local(URL)
     assert after != before
     assert contents(after)["transformer/a.safetensors"][:1] == b"A"
 
@@ -137,7 +138,7 @@ def test_what_cannot_be_fetched_is_a_clear_error(store: Store, monkeypatch: pyte
     with pytest.raises(ConfigError, match="AccessDenied"):
         models.folder(URL)
     store.fault = lambda request: None
-    monkeypatch.setattr(fetched.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
         models.folder(URL)
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import stores, tables
+from pipeline import tables
 from pipeline.config import Run
+from pipeline.storage import stores
 from tests.s3_store import BUCKET, KEY, SECRET, TOKEN, Request, Store, environment, forget, seen_by, served
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]  # three runs; a busy machine takes minutes for each

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import config, report, schemas, stores, tables, world
+from pipeline import config, report, schemas, tables, world
 from pipeline.config import Data, files
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker, index
 from pipeline.listing import Listing
 from pipeline.manifest import videos
+from pipeline.storage import stores
 from pipeline.video import write_mp4
 
 ROOT = Path(__file__).parents[1]

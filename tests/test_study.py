@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import study as job
-from pipeline import answers, handout, pairs, preferences, stores, study_results, tables
+from pipeline import answers, handout, pairs, preferences, study_results, tables
 from pipeline.answer_log import AnswerLog, ConflictError
 from pipeline.answer_server import AnswerServer
 from pipeline.answers import Answer
@@ -32,6 +32,7 @@ from pipeline.config.study import Study
 from pipeline.errors import ConfigError
 from pipeline.handout import spoiled
 from pipeline.pairs import Key, Pair
+from pipeline.storage import stores
 from pipeline.video import write_mp4
 from tests.s3_store import BUCKET, Store
 from tests.studies import EVIL, FPS, run_of

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import pytest
 
-from pipeline import lease, stores, tables
+from pipeline import tables
 from pipeline.config import Run
+from pipeline.storage import lease, stores
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[1]

@@ -28,9 +28,9 @@ from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_mac
 from jobs.rank_clips import rank_clips
 from pipeline import config, fingerprints, schemas, selection, tables
 from pipeline.config import Run
-from pipeline.parallel import in_order
 from pipeline.ranking import influence, placed, select, votes
-from pipeline.stores import join
+from pipeline.storage.parallel import in_order
+from pipeline.storage.stores import join
 
 DIM, QUERIES = 512, 50
 SMALL = 10_000

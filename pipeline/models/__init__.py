@@ -16,9 +16,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 
-from pipeline import fetched, stores
 from pipeline.config import VideoModelConfig
 from pipeline.errors import ConfigError
+from pipeline.storage import downloads, stores
 
 
 class VideoModel(Protocol):
@@ -81,7 +81,7 @@ def folder(id: str) -> Path:
 
 def _stored(id: str) -> Path:
     try:
-        return fetched.local(id)
+        return downloads.local(id)
     except OSError as error:
         raise ConfigError(
             f"model.id={id!r}: no model can be fetched from there ({error}). Give the folder of a diffusers pipeline "
@@ -91,8 +91,8 @@ def _stored(id: str) -> Path:
 
 @cache  # for a process, a model does not change while it runs
 def _snapshot(id: str) -> Path:
-    with fetched.locked(id, id):
-        return Path(snapshot_download(id, allow_patterns=list(fetched.FILES)))
+    with downloads.locked(id, id):
+        return Path(snapshot_download(id, allow_patterns=list(downloads.FILES)))
 
 
 PARTS = ("vae", "text_encoder", "tokenizer", "transformer")  # folders of a pipeline whose files change a feature

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from jobs.benchmarks.quality.problem import Clips
-from pipeline import stores
 from pipeline.config.attribution import Kind
 from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.models import VideoModel
 from pipeline.projection import Projection
+from pipeline.storage import stores
 
 Floats = npt.NDArray[np.float32]
 Grams = dict[str, Floats]  # by the masks of both sides: [parts, M, M], M = clips, then queries

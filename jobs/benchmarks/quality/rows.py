@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.quality.datamodel import Floats
-from pipeline import stores
 from pipeline.intervals import Interval
+from pipeline.storage import stores
 
 Rows = list[dict[str, Any]]
 

@@ -20,7 +20,8 @@ from jobs.benchmarks.quality.problem import SETS, Clips, Size
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from jobs.benchmarks.quality.variants import VARIANTS
 from jobs.command import Progress
-from pipeline import ray_data, stores
+from pipeline import ray_data
+from pipeline.storage import stores
 
 EXACT = 48  # clips of the problem whose influence is computed exactly
 CHUNK = 50  # clips that one task encodes

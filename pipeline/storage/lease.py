@@ -26,8 +26,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline import stores
 from pipeline.errors import ConfigError
+from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
 

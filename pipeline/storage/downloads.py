@@ -23,7 +23,7 @@ import fsspec
 from filelock import FileLock, Timeout
 from fsspec.callbacks import Callback
 
-from pipeline import stores
+from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Where files lie: local paths and s3:// alike, read, written whole and listed.
 
-Stores fail for a moment now and then. On s3:// every request is tried again a bounded number of times (`pipeline.s3`);
+Stores fail for a moment now and then. On s3:// every request is tried again a bounded number of times (`pipeline.storage.s3`);
 what does not pass surfaces as an OSError whose text names the place and holds no secret.
 """
 
@@ -67,7 +67,7 @@ def join(root: str, *names: str) -> str:
 def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem and bare path of a local path or URL."""
     if path.startswith(S3):
-        from pipeline import s3  # here, because its import takes half a second that local runs need not
+        from pipeline.storage import s3  # here, because its import takes half a second that local runs need not
 
         return s3.S3(**s3.OPTIONS), str(s3.S3._strip_protocol(path))
     found = fsspec.core.url_to_fs(path)
@@ -226,7 +226,7 @@ def arrow(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 def fetch(path: str, local: str) -> None:
     """Copy a remote file to a local path. One that is not there is asked for again: a listing may be ahead of it."""
-    from pipeline.s3 import DENIED_TRIES, wait
+    from pipeline.storage.s3 import DENIED_TRIES, wait
 
     fs, bare = place(path)
     for tries in range(1, DENIED_TRIES + 1):
