@@ -23,7 +23,7 @@ from pipeline.config.credentials import scrubbed
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.storage import lease, stores
-from pipeline.throughput import Figures
+from pipeline.tables.throughput import Figures
 
 PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", "accelerate", "numpy", "pyarrow", "av")
 

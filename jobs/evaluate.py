@@ -10,12 +10,13 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.budget import Capped
 from jobs.command import Progress
-from pipeline import fingerprints, merging, ray_data, ray_resources, ray_train, tables, tracking
+from pipeline import fingerprints, ray_data, ray_resources, ray_train, tables, tracking
 from pipeline.comparison import comparison
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 from pipeline.storage import stores
+from pipeline.tables import merging
 
 
 def evaluate(run: Run) -> None:

@@ -17,7 +17,6 @@ from pipeline import (
     fingerprints,
     ray_data,
     ray_resources,
-    scanning,
     shortlist,
     standing,
     tables,
@@ -34,6 +33,7 @@ from pipeline.selection import query_rows
 from pipeline.standing import Row
 from pipeline.storage import stores
 from pipeline.storage.stores import join
+from pipeline.tables import scanning
 from pipeline.workers import FeatureWorker, featured
 
 NEAR = 10  # near-duplicates that are shown

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from jobs import command
 from jobs.report import report
-from pipeline import in_use, purged, purging
+from pipeline import in_use, purging
 from pipeline.config import Run
 from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
+from pipeline.tables import purge_list
 
 
 def purge(run: Run) -> None:
     ids = wanted(run)
-    before = purged.digests(run.root)
-    unknown = sorted(i for i in ids - purging.known(run.root, ids) if purged.digest(i) not in before)
+    before = purge_list.digests(run.root)
+    unknown = sorted(i for i in ids - purging.known(run.root, ids) if purge_list.digest(i) not in before)
     if unknown:
         raise ConfigError(
             f"purge: {len(unknown)} of the {len(ids)} ids, such as {unknown[0]!r}, are in no table of "

@@ -12,18 +12,19 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import fingerprints, listing, models, motion, passed, ray_data, scanning, schemas, shortlist, tables
+from pipeline import fingerprints, listing, models, motion, passed, ray_data, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.listing import Listing
-from pipeline.merging import merge
 from pipeline.motion_worker import MotionWorker
-from pipeline.scanning import Held, Keys, Rows
-from pipeline.shuffling import Shuffled, keys
 from pipeline.storage import stores
-from pipeline.subtraction import lacking, settle
+from pipeline.tables import scanning, schemas
+from pipeline.tables.merging import merge
+from pipeline.tables.pending import lacking, settle
+from pipeline.tables.scanning import Held, Keys, Rows
+from pipeline.tables.shuffling import Shuffled, keys
 from pipeline.workers import AttributionWorker, FeatureWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}

@@ -8,8 +8,8 @@ from dataclasses import replace
 from jobs import command, stages
 from pipeline import choosing, shortlist, tables
 from pipeline.config import Run
-from pipeline.scanning import Keys
 from pipeline.storage import stores
+from pipeline.tables.scanning import Keys
 
 
 def queries(run: Run) -> None:

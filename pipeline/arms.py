@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import mask_overlap, scanning, schemas, shortlist, tables
+from pipeline import mask_overlap, shortlist, tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
@@ -38,6 +38,7 @@ from pipeline.feature_table import under_mask
 from pipeline.ranking import placed, share
 from pipeline.selection import rank
 from pipeline.storage import stores
+from pipeline.tables import scanning, schemas
 
 Weights = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipeline.throughput import Figures
+from pipeline.tables.throughput import Figures
 
 LIMIT = 2  # deaths with a clip alone, after which it is given up
 STARTS = 3  # deaths of one actor in a row while it starts, after which the stage ends

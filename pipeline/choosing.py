@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import fingerprints, scanning, schemas, shortlist, tables
+from pipeline import fingerprints, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.correlations import spearman, spearman_interval
@@ -22,6 +22,7 @@ from pipeline.ranking import CHUNK, placed, share
 from pipeline.selection import rank
 from pipeline.shortlist import AUDIT, BOTTOM, TOP
 from pipeline.storage.stores import join
+from pipeline.tables import scanning, schemas
 
 ENOUGH = 20  # audited clips, below which they say nothing
 

@@ -12,13 +12,14 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from pipeline import comparison, contests, judge, summary, tables
+from pipeline import comparison, contests, judge, tables
 from pipeline.config import Run
 from pipeline.contests import Key, Record
 from pipeline.gallery import Studio, VideoOf
 from pipeline.report import environment
 from pipeline.storage import stores
 from pipeline.storage.stores import join
+from pipeline.tables import figures
 
 CAPTIONS = 16  # captions and seeds that the page shows videos of
 RULES = {"generated_video": judge.RULE, "held_out_loss": contests.LOSS_RULE}
@@ -105,7 +106,7 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
     """Write the page; returns its place. `video_of` gives the frames of a video's uri, None where it has none."""
     shown = _shown(found)
     studio = Studio(run, lambda row: None, {}, len(shown) * len(found.arms))
-    captions = summary.by_id(run.root, "queries", [clip for clip, _ in shown], ["clip_id", "caption", "group"])
+    captions = figures.by_id(run.root, "queries", [clip for clip, _ in shown], ["clip_id", "caption", "group"])
     rows = []
     for clip_id, seed in shown:
         cells: dict[str, Any] = {}

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from pipeline.correlations import spearman
 from pipeline.mask_overlap import Alike
-from pipeline.shuffling import keys
-from pipeline.summary import SELECTED, Selected
+from pipeline.tables.figures import SELECTED, Selected
+from pipeline.tables.shuffling import keys
 
 Floats = npt.NDArray[np.float64]
 

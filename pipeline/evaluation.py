@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline import motion, schemas, tables
+from pipeline import motion, tables
 from pipeline.captions import Captions
 from pipeline.config import Run
 from pipeline.decoder import Decoder
@@ -26,6 +26,7 @@ from pipeline.errors import ClipError
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
 from pipeline.storage import stores
+from pipeline.tables import schemas
 from pipeline.trained_weights import load_weights
 from pipeline.video import write_mp4
 

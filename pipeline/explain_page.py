@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import explained, gallery, pictures, summary
+from pipeline import explained, gallery, pictures
 from pipeline.config import Run
 from pipeline.decomposition import Sums
 from pipeline.gallery import FramesOf, Studio
 from pipeline.pictures import Mask, Picture, latent_frames
 from pipeline.report import REASONS, environment
 from pipeline.storage import stores
+from pipeline.tables import figures
 
 Row = Mapping[str, Any]
 
@@ -121,8 +122,8 @@ def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
     """Write the page; returns its place. `frames_of` is that of `report.write`."""
     clip_id = found.clip["clip_id"]
     ends = _ends(found.queries)
-    queries = summary.by_id(run.root, "queries", [q["query_id"] for q in ends])
-    near = summary.by_id(run.root, "clips", [i for i, _ in found.near])
+    queries = figures.by_id(run.root, "queries", [q["query_id"] for q in ends])
+    near = figures.by_id(run.root, "clips", [i for i, _ in found.near])
     studio = Studio(run, frames_of, {}, 4 + len(ends) + len(near))
     shown = [(q, queries.get(q["query_id"], {}), _taken(studio, queries.get(q["query_id"]))) for q in ends]
     picture, film = _pictures(run, found, frames_of)

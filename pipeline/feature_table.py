@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
-from pipeline.part_files import opened
 from pipeline.ranking import unit_settings
-from pipeline.schemas import plain
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
+from pipeline.tables.part_files import opened
+from pipeline.tables.schemas import plain
 
 Array = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]

@@ -14,11 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scanning, shortlist, summary, tables
+from pipeline import shortlist, tables
 from pipeline.config import Run
-from pipeline.scanning import Held, Keys
-from pipeline.shuffling import keys
 from pipeline.storage.stores import join
+from pipeline.tables import figures, scanning
+from pipeline.tables.scanning import Held, Keys
+from pipeline.tables.shuffling import keys
 
 Flags = npt.NDArray[np.bool_]
 
@@ -211,6 +212,6 @@ def _first(by_id: Mapping[str, str]) -> dict[str, str]:
 
 def _find_uris(found: Funnel, root: str, kind: str) -> None:
     wanted = {f.clip_id for examples in found.failures.values() for f in examples}
-    uris = {i: row["uri"] or "" for i, row in summary.by_id(root, kind, wanted, ["clip_id", "uri"]).items()}
+    uris = {i: row["uri"] or "" for i, row in figures.by_id(root, kind, wanted, ["clip_id", "uri"]).items()}
     for key, examples in found.failures.items():
         found.failures[key] = [replace(f, uri=uris[f.clip_id]) for f in examples]

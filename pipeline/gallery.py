@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import comparison, config, scanning, summary, tables
+from pipeline import comparison, config, tables
 from pipeline.pictures import Mask, Picture, picture
 from pipeline.storage import stores
+from pipeline.tables import figures, scanning
 
 Row = Mapping[str, Any]
 FramesOf = Callable[[dict[str, Any]], npt.NDArray[np.uint8] | None]
@@ -69,7 +70,7 @@ def plan(root: str, captions: bool = True) -> Plan:
     nearest = _neighbors(root)
     ids = {n["clip_id"] for q in chosen for side in nearest.get(q, {}).values() for n in side[:EACH]}
     others = sorted((q for q in rows if q["clip_id"] not in chosen), key=_by_group)
-    clips = summary.by_id(root, "clips", ids)
+    clips = figures.by_id(root, "clips", ids)
     return Plan(shown, others, nearest, clips if captions else {i: _unnamed(row) for i, row in clips.items()})
 
 
@@ -187,7 +188,7 @@ def generated(
     wanted = [clip_id for clip_id, _ in shown]
     captions: dict[str, dict[str, Any]] = {}
     for name in ("clips", "queries") if studio.captions else ():
-        captions |= summary.by_id(root, name, wanted, ["clip_id", "caption"])
+        captions |= figures.by_id(root, name, wanted, ["clip_id", "caption"])
 
     def one(uri: str | None) -> Picture | None:
         frames = None if uri is None or not studio.pictures else video_of(uri)

@@ -9,11 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import purged
 from pipeline.config import Data, Run
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
-from pipeline.tables import in_parts
+from pipeline.tables import in_parts, purge_list
 
 _OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
 
@@ -67,7 +66,7 @@ class IndexWorker:
 
     def __init__(self, run: Run, schema: pa.Schema) -> None:
         self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
-        self.purged = purged.digests(run.root)
+        self.purged = purge_list.digests(run.root)
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         found = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
@@ -79,5 +78,5 @@ class IndexWorker:
         return self._kept(row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed))
 
     def _kept(self, rows: Iterable[dict[str, Any]]) -> dict[str, pa.Table]:
-        kept = [row for row in rows if purged.digest(row["clip_id"]) not in self.purged]
+        kept = [row for row in rows if purge_list.digest(row["clip_id"]) not in self.purged]
         return {"clips": pa.Table.from_pylist(kept, schema=self.schema)}

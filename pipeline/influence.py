@@ -10,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.columns import Columns
 from pipeline.feature_table import FeatureTable
 from pipeline.ranking import Sums, own_part, second_moment, whitened
 from pipeline.storage.parallel import in_order
+from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # rows done, rows in all

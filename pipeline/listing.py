@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import long_manifest, manifest, retries, tables, video_ids
+from pipeline import long_manifest, manifest, tables, video_ids
 from pipeline.errors import ConfigError
-from pipeline.scanning import Flags, Gathered, Keys
-from pipeline.shuffling import Pairs, Shuffled, keys
+from pipeline.tables import retries
+from pipeline.tables.scanning import Flags, Gathered, Keys
+from pipeline.tables.shuffling import Pairs, Shuffled, keys
 
 BLOCK = 100_000  # videos in memory at a time
 

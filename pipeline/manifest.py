@@ -21,8 +21,8 @@ from pipeline.folders import Row
 from pipeline.located import located
 from pipeline.manifest_columns import Columns, columns
 from pipeline.manifest_json import FAULT, LINE
-from pipeline.schemas import VIDEOS
 from pipeline.storage.stores import join, place
+from pipeline.tables.schemas import VIDEOS
 
 log = logging.getLogger(__name__)
 

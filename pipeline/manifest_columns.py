@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.schemas import CAPTIONS, RESERVED, caption_column
+from pipeline.tables.schemas import CAPTIONS, RESERVED, caption_column
 
 PATHS = ("file_name", "path", "video", "video_path", "url", "uri", "file")
 

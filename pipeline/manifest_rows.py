@@ -24,8 +24,8 @@ from pipeline.errors import ConfigError
 from pipeline.manifest_columns import Columns, check_described, columns
 from pipeline.manifest_json import FAULT, LINE
 from pipeline.manifest_numbers import CellTypes
-from pipeline.schemas import check_plain, without_views
 from pipeline.storage.stores import writable
+from pipeline.tables.schemas import check_plain, without_views
 
 BLOCK = 100_000  # rows of Parquet
 ENDS = (".jsonl", ".csv", ".tsv", ".parquet")

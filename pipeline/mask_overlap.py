@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.part_files import opened
 from pipeline.storage import stores
+from pipeline.tables.part_files import opened
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.uint8]  # [latent frames, h, w]

@@ -8,11 +8,12 @@ from itertools import starmap
 import pyarrow as pa
 import torch
 
-from pipeline import motion, schemas, tables
+from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.decoders import Frames, Row, decoded, decoders_for
 from pipeline.device import device_for
 from pipeline.errors import ClipError
+from pipeline.tables import schemas
 
 
 class MotionWorker:

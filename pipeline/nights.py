@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import drift, scanning, tables
+from pipeline import drift, tables
 from pipeline.errors import ConfigError
 from pipeline.in_use import in_use
 from pipeline.storage import stores
+from pipeline.tables import scanning
 
 RECORD, DECISION = "night.json", "decision.json"
 Record = Mapping[str, Any]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import extensions
 from pipeline.errors import ClipError
-from pipeline.schemas import plain, without_views
+from pipeline.tables.schemas import plain, without_views
 from pipeline.video_columns import Part, of_table
 
 COLUMNS = ("video", *(end[1:] for end in extensions.VIDEOS), "bytes", "video_bytes")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
-from pipeline import finetuning, models, motion, schemas
+from pipeline import finetuning, models, motion
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting, compared
 from pipeline.decoder import Decoder
@@ -27,6 +27,7 @@ from pipeline.indexing import clip_id, index
 from pipeline.models import VideoModel, open_model
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
+from pipeline.tables import schemas
 from pipeline.training_set import ClipSet, encode_set, kept_in
 
 Row = dict[str, Any]

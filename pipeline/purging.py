@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import purged, schemas, training_set
-from pipeline.part_files import opened
+from pipeline import training_set
 from pipeline.promoted import PROMOTED
 from pipeline.storage import stores
+from pipeline.tables import purge_list, schemas
+from pipeline.tables.part_files import opened
 
 KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"
@@ -65,7 +66,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     The ids are remembered first, so that no later run brings them back, whatever becomes of this one. The page is for
     `report` to write anew; rankings of the remaining clips still stem from the old corpus until they are made again.
     """
-    purged.remember(root, ids)
+    purge_list.remember(root, ids)
     removed, (fs, bare) = Removed(), stores.place(root)
     for path in _files(fs, bare):
         if _relative(path, bare).startswith(PAGES):
@@ -204,7 +205,7 @@ def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collect
     for note in (n for n in NOTES if fs.exists(stores.join(model, n))):
         place = stores.join(model, note)
         told: dict[str, Any] = json.loads(fs.cat_file(place))
-        told["purged"] = sorted({*told.get("purged", []), *map(purged.digest, gone)})
+        told["purged"] = sorted({*told.get("purged", []), *map(purge_list.digest, gone)})
         stores.write_bytes(_whole(fs, place), json.dumps(told).encode())
     removed.models[_relative(model, bare)] = len(gone)
     kept = "".join(f"{line}\n" for line, i in zip(lines, held, strict=True) if i not in gone)

@@ -17,11 +17,11 @@ import ray
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import throughput
 from pipeline.attempts import Attempts, standstill
 from pipeline.beside import Patience, looking
 from pipeline.config.operations import Pool
-from pipeline.throughput import Figures
+from pipeline.tables import throughput
+from pipeline.tables.throughput import Figures
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from pipeline import drift, fingerprints, shortlist, tables
 from pipeline.config import Run
 from pipeline.drift import Drift
 from pipeline.feature_table import under_mask
-from pipeline.part_files import opened
 from pipeline.ranking import influence
 from pipeline.storage import stores
+from pipeline.tables.part_files import opened
 
 SETS = ("queries", "clips")
 FIELD = "attribution.weights"

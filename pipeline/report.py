@@ -19,23 +19,11 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import (
-    charts,
-    choosing,
-    comparison,
-    config,
-    controls,
-    explained,
-    funnel,
-    gallery,
-    sections,
-    summary,
-    tables,
-    throughput,
-)
+from pipeline import charts, choosing, comparison, config, controls, explained, funnel, gallery, sections, tables
 from pipeline.gallery import FramesOf, VideoOf
 from pipeline.mask_overlap import Alike, mask_overlaps
 from pipeline.storage import stores
+from pipeline.tables import figures, throughput
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")
@@ -78,7 +66,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     """
     root, found = run.root, gallery.plan(run.root, run.report.captions)
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
-    selected = summary.selected(root, funnels["clips"].clips)
+    selected = figures.selected(root, funnels["clips"].clips)
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
     alike, masks = mask_overlaps(root, groups, found.keys())
@@ -120,12 +108,12 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
 def _numbers(
     run: config.Run,
     funnels: Mapping[str, funnel.Funnel],
-    selected: summary.Selected | None,
+    selected: figures.Selected | None,
     evaluation: pa.Table | None,
     alike: Alike,
 ) -> dict[str, Any]:
     root = run.root
-    decisions, problems = summary.decided(selected, funnels["clips"].remaining)
+    decisions, problems = figures.decided(selected, funnels["clips"].remaining)
     named = [f"{kind}, {p}" for kind, f in funnels.items() for p in f.problems]
     named += [] if evaluation is None else comparison.mixtures(evaluation)
     numbers: dict[str, Any] = {
@@ -136,7 +124,7 @@ def _numbers(
         "decisions": decisions,
         "problems": named + problems,
         "shortlist": choosing.quality(run),
-        "selection": {} if selected is None else summary.by_source(selected),
+        "selection": {} if selected is None else figures.by_source(selected),
         "overlap": {} if selected is None else controls.overlaps(selected, alike),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,

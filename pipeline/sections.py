@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import charts, comparison, summary
+from pipeline import charts, comparison
+from pipeline.tables import figures
 
 SOURCES = 24  # listed; the rest are one row together
 GROUPS = 16  # columns of the matrix
@@ -21,7 +22,7 @@ def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) ->
         indexed = stages[0]["entered"] if stages else 0
         usable = stages[-1]["left"] if stages else 0
         return f"Of {indexed:,} clips, {usable:,} have come through so far; nothing is ranked yet."
-    ranked = sum(decisions[d] for d in summary.DECISIONS)
+    ranked = sum(decisions[d] for d in figures.DECISIONS)
     motions, listed = len(set(groups.values())), numbers["shortlist"]
     compared = f"{ranked:,} clips" if listed is None else f"{listed['clips']:,} clips, {ranked:,} of them in full,"
     return (
@@ -72,11 +73,11 @@ def _verdict(overlap: Mapping[str, Any], name: str, what: str) -> str:
     return f"About what chance gives: the selection is not {what}."
 
 
-def histogram(selected: summary.Selected) -> Markup:
+def histogram(selected: figures.Selected) -> Markup:
     """The mean influence over all queries, by decision, with both cuts."""
     group = selected.groups["all"]
     influence = group.influence.astype(np.float64)
-    by = {"harmful": summary.HARMFUL, "neutral": summary.NEUTRAL, "selected": summary.SELECTED}
+    by = {"harmful": figures.HARMFUL, "neutral": figures.NEUTRAL, "selected": figures.SELECTED}
     values = {name: influence[group.decisions == place] for name, place in by.items()}
     cuts = []
     if len(values["selected"]):
@@ -95,7 +96,7 @@ def sources(selection: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[tu
     rest = rows[SOURCES:]
     if not rest:
         return rows
-    together = {d: sum(c.get(d, 0) for _, c in rest) for d in summary.DECISIONS}
+    together = {d: sum(c.get(d, 0) for _, c in rest) for d in figures.DECISIONS}
     return [*rows[:SOURCES], (f"{len(rest)} other sources", together)]
 
 

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schemas, shortlist, tables
-from pipeline.columns import Columns
+from pipeline import shortlist, tables
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
 from pipeline.feature_table import FeatureTable, under_mask
@@ -23,6 +22,8 @@ from pipeline.influence import HELD, Progress, influence_columns
 from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
+from pipeline.tables import schemas
+from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 

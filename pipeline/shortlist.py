@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scanning, tables
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.ranking import Population
-from pipeline.scanning import Keys
-from pipeline.shuffling import keys
 from pipeline.storage.stores import join
+from pipeline.tables import scanning
+from pipeline.tables.scanning import Keys
+from pipeline.tables.shuffling import keys
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scanning, tables
+from pipeline import tables
 from pipeline.feature_table import FeatureTable
 from pipeline.ranking import Sums, second_moment, whitened
 from pipeline.storage.stores import join
+from pipeline.tables import scanning
 
 Array = npt.NDArray[np.float32]
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from pipeline import extensions
 from pipeline.config.texts import decode_text
 from pipeline.errors import ClipError
 from pipeline.manifest_json import distinct
-from pipeline.schemas import caption_column
+from pipeline.tables.schemas import caption_column
 from pipeline.video_columns import Part, check_text, column_of, plain_name, plain_value, spellings
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import motion, scanning, schemas, tables
+from pipeline import motion, tables
 from pipeline.canary import check_canary
 from pipeline.captions import Captions
 from pipeline.config import Run
@@ -30,6 +30,7 @@ from pipeline.models import VideoModel, open_model
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.storage import stores
+from pipeline.tables import scanning, schemas
 from pipeline.trained_weights import load_weights
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of

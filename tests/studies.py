@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import config, schemas, tables, world
+from pipeline import config, tables, world
 from pipeline.config import Run
 from pipeline.evaluation import video_place
 from pipeline.storage import stores
+from pipeline.tables import schemas
 from pipeline.video import write_mp4
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"&'{{ 7 * 7 }}"""

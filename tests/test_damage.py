@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import feature_table, merging, scanning, schemas, tables
-from pipeline.columns import Columns
+from pipeline import feature_table, tables
 from pipeline.errors import StoreError
-from pipeline.part_files import DamagedError
-from pipeline.shuffling import Shuffled, keys
 from pipeline.storage import stores
+from pipeline.tables import merging, scanning, schemas
+from pipeline.tables.column_file import Columns
+from pipeline.tables.part_files import DamagedError
+from pipeline.tables.shuffling import Shuffled, keys
 
 N, K = 200, 64
 

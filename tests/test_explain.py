@@ -19,7 +19,7 @@ from jobs import explain as job
 from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
-from pipeline import config, decomposition, explain_page, explained, ranking, schemas, standing, tables
+from pipeline import config, decomposition, explain_page, explained, ranking, standing, tables
 from pipeline.config import Run
 from pipeline.config.attribution import Kind, Setting
 from pipeline.decomposition import LayeredGradient, by_frame, layer
@@ -30,6 +30,7 @@ from pipeline.influence import influence_columns
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection
 from pipeline.storage import stores
+from pipeline.tables import schemas
 
 DIM, MASKED = 16, Setting(mask="motion")
 

@@ -24,13 +24,14 @@ sys.path.insert(0, HERE)
 from jobs import stages  # noqa: E402
 from jobs.curate import curate  # noqa: E402
 from jobs.finetune import finetune  # noqa: E402
-from pipeline import models, ray_data, scanning, schemas, tables  # noqa: E402
+from pipeline import models, ray_data, tables
 from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.decoder import Decoder  # noqa: E402
 from pipeline.indexing import IndexWorker  # noqa: E402
-from pipeline.throughput import Figures  # noqa: E402
+from pipeline.tables import scanning, schemas
+from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video import ClipError  # noqa: E402
 from pipeline.workers import AttributionWorker, MotionWorker  # noqa: E402
 

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, extensions, schemas, world
+from pipeline import config, extensions, world
 from pipeline.errors import ClipError, ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.manifest import videos
+from pipeline.tables import schemas
 from pipeline.video import write_mp4
 
 CODECS = {"mkv": "libx264", "webm": "libvpx", "avi": "mpeg4", "mov": "mpeg4", "gif": "gif", "m4v": "libx264"}

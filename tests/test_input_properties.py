@@ -19,11 +19,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline import indexing, models, schemas, selection, tables
+from pipeline import indexing, models, selection, tables
 from pipeline.config import Run
 from pipeline.listing import Listing
 from pipeline.manifest import videos
 from pipeline.manifest_columns import columns
+from pipeline.tables import schemas
 from pipeline.video import write_mp4
 from pipeline.workers import AttributionWorker
 

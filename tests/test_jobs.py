@@ -23,9 +23,10 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import ray_data, schemas, tables, world
+from pipeline import ray_data, tables, world
 from pipeline.config import Run
 from pipeline.storage import stores
+from pipeline.tables import schemas
 from pipeline.video import write_mp4
 
 MakeRun = Callable[..., Run]

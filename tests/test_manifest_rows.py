@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import indexing, manifest_csv, schemas, tables
+from pipeline import indexing, manifest_csv, tables
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.listing import Listing
 from pipeline.manifest import videos
 from pipeline.storage import stores
+from pipeline.tables import schemas
 
 Rows = list[dict[str, Any]]
 

@@ -18,13 +18,14 @@ import jobs.held_out
 import jobs.nightly
 from jobs import command
 from jobs.nightly import nightly
-from pipeline import fingerprints, in_use, models, nights, reattribution, schemas, tables, webhook
+from pipeline import fingerprints, in_use, models, nights, reattribution, tables, webhook
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Trained
 from pipeline.reattribution import FIELD
 from pipeline.storage import stores
+from pipeline.tables import schemas
 
 MakeRun = Callable[..., Run]
 SPOILED = "2026-03-01"

@@ -17,10 +17,11 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-from pipeline import beside, ray_data, ray_journal, throughput  # noqa: E402
+from pipeline import beside, ray_data, ray_journal
 from pipeline.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.throughput import Figures  # noqa: E402
+from pipeline.tables import throughput
+from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video import ClipError  # noqa: E402
 
 

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import purge as job
-from pipeline import in_use, manifest, purged, purging, schemas, tables, training_set
+from pipeline import in_use, manifest, purging, tables, training_set
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
 from pipeline.storage import stores
+from pipeline.tables import purge_list, schemas
 from tests.s3_store import BUCKET, seen_by, served
 
 MakeRun = Callable[..., Run]
@@ -153,10 +154,10 @@ def test_the_index_does_not_bring_it_back(small_run: MakeRun, small_world: Path,
     listed = manifest.videos(str(small_world / "queries"), "data.videos")
     worker = IndexWorker(run, schemas.CLIPS)
     ids = pa.concat_tables([t["clips"] for t in worker(listed)]).column("clip_id").to_pylist()
-    purged.remember(str(tmp_path), [ids[1]])
+    purge_list.remember(str(tmp_path), [ids[1]])
     again = pa.concat_tables([t["clips"] for t in IndexWorker(run, schemas.CLIPS)(listed)])
     assert again.column("clip_id").to_pylist() == [i for i in ids if i != ids[1]]
-    assert ids[1] not in (tmp_path / purged.FILE).read_text(), "the list of purged ids names them"
+    assert ids[1] not in (tmp_path / purge_list.FILE).read_text(), "the list of purged ids names them"
 
 
 def test_the_job_refuses_unknown_ids_and_reads_a_file(

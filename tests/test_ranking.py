@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from pipeline import ranking, schemas, tables
-from pipeline.columns import Columns
+from pipeline import ranking, tables
 from pipeline.config import Ranking
 from pipeline.errors import ConfigError
 from pipeline.feature_table import under_mask
 from pipeline.ranking import influence, order, select, unit_settings, votes
 from pipeline.selection import Ranked, neighbors_table, selection_tables
+from pipeline.tables import schemas
+from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 

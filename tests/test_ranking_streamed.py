@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
-from pipeline import config, feature_table, schemas, selection, tables
+from pipeline import config, feature_table, selection, tables
 from pipeline import influence as influence_of_tables
-from pipeline.columns import Columns
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
 from pipeline.ranking import BLOCK, influence, order, select, unit_settings, votes
 from pipeline.storage.parallel import in_order
+from pipeline.tables import schemas
+from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": "motion"}, {"timestep": 501, "noise": 0, "mask": "motion"}]

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import charts, comparison, config, controls, funnel, gallery, pictures, report, schemas, tables, world
+from pipeline import charts, comparison, config, controls, funnel, gallery, pictures, report, tables, world
 from pipeline.config import operations
 from pipeline.mask_overlap import mask_overlaps
 from pipeline.storage import stores
+from pipeline.tables import schemas
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""
 FRAMES, SIZE, CLIPS = 9, 32, 120

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, config, nights, report, scanning, schemas, tables
+from pipeline import arms, config, nights, report, tables
 from pipeline.config import Run
+from pipeline.tables import scanning, schemas
 
 N, K, GROUPS = 30_000, 8, ("all", "roll", "spin")
 SETTINGS = [{"timestep": 751.0, "noise": 0, "mask": "motion"}]

@@ -16,8 +16,8 @@ import pytest
 from pipeline import manifest, tables
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, StoreError
-from pipeline.merging import merge
 from pipeline.storage import s3, stores
+from pipeline.tables.merging import merge
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
 ROOT = f"s3://{BUCKET}/a run/[x]"

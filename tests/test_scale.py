@@ -17,15 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks import scale
-from pipeline import long_manifest, manifest, models, ray_data, scanning, schemas, tables
+from pipeline import long_manifest, manifest, models, ray_data, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.listing import Listing
-from pipeline.merging import merge
-from pipeline.retries import told_again
-from pipeline.scanning import Gathered, Held, Keys, Rows, lookup
-from pipeline.shuffling import Shuffled, keys
-from pipeline.subtraction import lacking, settle
+from pipeline.tables import scanning, schemas
+from pipeline.tables.merging import merge
+from pipeline.tables.pending import lacking, settle
+from pipeline.tables.retries import told_again
+from pipeline.tables.scanning import Gathered, Held, Keys, Rows, lookup
+from pipeline.tables.shuffling import Shuffled, keys
 from pipeline.workers import AttributionWorker
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import config, report, schemas, tables, world
+from pipeline import config, report, tables, world
 from pipeline.config import Data, files
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
@@ -27,6 +27,7 @@ from pipeline.indexing import IndexWorker, index
 from pipeline.listing import Listing
 from pipeline.manifest import videos
 from pipeline.storage import stores
+from pipeline.tables import schemas
 from pipeline.video import write_mp4
 
 ROOT = Path(__file__).parents[1]

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline import schemas, tables
+from pipeline import tables
 from pipeline.errors import FingerprintError
-from pipeline.merging import merge
-from pipeline.scanning import Held
-from pipeline.shuffling import keys
 from pipeline.storage import stores
+from pipeline.tables import schemas
+from pipeline.tables.merging import merge
+from pipeline.tables.scanning import Held
+from pipeline.tables.shuffling import keys
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 PRINT = {"numerics": 1, "data.frames": 9}

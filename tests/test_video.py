@@ -17,12 +17,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import packets, schemas, video, world
+from pipeline import packets, video, world
 from pipeline.config import Data
 from pipeline.cuts import cuts
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.indexing import clip_id, index
+from pipeline.tables import schemas
 from pipeline.upright import Frames, pose
 from tests.numbered import numbers, picture, write
 

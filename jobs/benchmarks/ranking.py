@@ -26,11 +26,12 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_machine, print_table
 from jobs.rank_clips import rank_clips
-from pipeline import config, fingerprints, schemas, selection, tables
+from pipeline import config, fingerprints, selection, tables
 from pipeline.config import Run
 from pipeline.ranking import influence, placed, select, votes
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
+from pipeline.tables import schemas
 
 DIM, QUERIES = 512, 50
 SMALL = 10_000

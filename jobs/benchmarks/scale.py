@@ -26,13 +26,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
-from pipeline import passed, ray_data, schemas, tables
+from pipeline import passed, ray_data, tables
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.listing import Listing
-from pipeline.scanning import Rows, blocks
-from pipeline.shuffling import Shuffled, keys
-from pipeline.subtraction import lacking
+from pipeline.tables import schemas
+from pipeline.tables.pending import lacking
+from pipeline.tables.scanning import Rows, blocks
+from pipeline.tables.shuffling import Shuffled, keys
 
 PART = 50_000  # rows of the parts that are there
 POOL = Pool(batch=1000)

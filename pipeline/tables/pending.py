@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.retries import tried_once
-from pipeline.scanning import Gathered, Held, Keys, Rows
-from pipeline.shuffling import Shuffled, keys
+from pipeline.tables.retries import tried_once
+from pipeline.tables.scanning import Gathered, Held, Keys, Rows
+from pipeline.tables.shuffling import Shuffled, keys
 
 
 def lacking(rows: Rows, folders: Sequence[str]) -> tuple[Shuffled, set[str]]:

@@ -21,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import FingerprintError
-from pipeline.part_files import opened
-from pipeline.retries import retried
-from pipeline.schemas import plain
 from pipeline.storage.stores import files, join, place, write_bytes, writing
+from pipeline.tables.part_files import opened
+from pipeline.tables.retries import retried
+from pipeline.tables.schemas import plain
 
 Fingerprint = Mapping[str, Any]
 Row = TypeVar("Row")

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.growing import Growing, Words
 from pipeline.storage.stores import writable
+from pipeline.tables.growing_array import Growing, Words
 
 Pairs = npt.NDArray[np.uint64]  # [n, 2]: 128 bits for each of n texts
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import scanning, tables
-from pipeline.scanning import Keys
-from pipeline.shuffling import keys
+from pipeline import tables
 from pipeline.storage import stores
+from pipeline.tables import scanning
+from pipeline.tables.scanning import Keys
+from pipeline.tables.shuffling import keys
 
 Places = npt.NDArray[np.int64]
 

@@ -7,10 +7,10 @@ import json
 import pyarrow as pa
 
 from pipeline import tables
-from pipeline.part_files import opened
-from pipeline.scanning import Footer, footers
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import place
+from pipeline.tables.part_files import opened
+from pipeline.tables.scanning import Footer, footers
 
 ROWS, BYTES = 50_000, 128 << 20  # a part is merged up to; bytes are those of decompressed columns
 

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import retries, tables
-from pipeline.growing import Growing, Words
-from pipeline.part_files import naming, opened
-from pipeline.shuffling import Pairs, keys
+from pipeline import tables
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import place
+from pipeline.tables import retries
+from pipeline.tables.growing_array import Growing, Words
+from pipeline.tables.part_files import naming, opened
+from pipeline.tables.shuffling import Pairs, keys
 
 BLOCK_ROWS, BLOCK_BYTES = 100_000, 64 << 20  # rows of a table that are in memory at a time, and their bytes
 PART = "part"  # a column that says in which part a row lies
