@@ -23,7 +23,6 @@ from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import (
     arms,
-    drift,
     fingerprints,
     in_use,
     models,
@@ -42,6 +41,7 @@ from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import DECISION, RECORD, Record
 from pipeline.promoted import promoted
+from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 
 
@@ -218,7 +218,7 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
     ranked = selection.filter(pc.is_valid(selection.column("rank"))).column("clip_id")
     if run.attribution.shortlist is not None:
         ranked = ranked.filter(pc.is_in(ranked, shortlist.audited(run)))
-    ids = drift.drawn(run.seed, ranked.to_pylist(), run.nightly.drift_clips)
+    ids = rank_drift.drawn(run.seed, ranked.to_pylist(), run.nightly.drift_clips)
     other = reattribution.with_weights(run, now.folder, stores.join(nights.folder(run.root, now.night), "drift"))
     start, before, after = time.monotonic(), 0, 0
     for name in reattribution.SETS:

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from pipeline import fingerprints, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
-from pipeline.correlations import spearman, spearman_interval
 from pipeline.errors import ConfigError
 from pipeline.influence import Progress
-from pipeline.intervals import wilson
 from pipeline.ranking import CHUNK, placed, share
 from pipeline.selection import rank
 from pipeline.shortlist import AUDIT, BOTTOM, TOP
+from pipeline.statistics.correlations import spearman, spearman_interval
+from pipeline.statistics.intervals import wilson
 from pipeline.storage.stores import join
 from pipeline.tables import scanning, schemas
 

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.comparison import BASE, comparison
-from pipeline.intervals import FEW, Interval, bootstrap_mean, student, wilson
 from pipeline.judge import verdict
+from pipeline.statistics.intervals import FEW, Interval, bootstrap_mean, student, wilson
 
 Key = tuple[str, int]  # clip_id and seed
 Scores = Mapping[str, Mapping[Key, float]]  # arm -> one score for each clip and seed; lower is better

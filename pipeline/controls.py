@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.correlations import spearman
 from pipeline.mask_overlap import Alike
+from pipeline.statistics.correlations import spearman
 from pipeline.tables.figures import SELECTED, Selected
 from pipeline.tables.shuffling import keys
 

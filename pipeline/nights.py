@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import drift, tables
+from pipeline import tables
 from pipeline.errors import ConfigError
 from pipeline.in_use import in_use
+from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from pipeline.tables import scanning
 
@@ -179,7 +180,7 @@ def changes(before: pa.Table | None, now: pa.Table) -> dict[str, Any]:
     both = pa.table({"now": now.column("mean_influence"), "before": before.column("mean_influence").take(at)})
     both = both.filter(pc.and_(pc.is_valid(both.column("now")), pc.is_valid(both.column("before"))))
     scores = [both.column(name).to_numpy().astype(np.float64) for name in ("before", "now")]
-    moved = drift.compare(*scores).record()
+    moved = rank_drift.compare(*scores).record()
     return {"selected": len(chosen), "added": len(chosen) - stayed, "removed": len(old) - stayed, "influence": moved}
 
 

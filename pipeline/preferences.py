@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline import agreement, intervals
 from pipeline.answers import Answer
-from pipeline.intervals import Interval
 from pipeline.pairs import Key, Pair
+from pipeline.statistics import agreement, intervals
+from pipeline.statistics.intervals import Interval
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import drift, fingerprints, shortlist, tables
+from pipeline import fingerprints, shortlist, tables
 from pipeline.config import Run
-from pipeline.drift import Drift
 from pipeline.feature_table import under_mask
 from pipeline.ranking import influence
+from pipeline.statistics import rank_drift
+from pipeline.statistics.rank_drift import Drift
 from pipeline.storage import stores
 from pipeline.tables.part_files import opened
 
@@ -81,6 +82,6 @@ def measure(run: Run, other: Run, clip_ids: list[str]) -> Drift:
         shared = sorted(rows[0].keys() & rows[1].keys())
         pairs.append([np.stack([r[i] for i in shared]) if shared else np.zeros((0, 1), np.float32) for r in rows])
     if not len(pairs[0][0]) or not len(pairs[1][0]):
-        return drift.compare(np.zeros(0), np.zeros(0))
+        return rank_drift.compare(np.zeros(0), np.zeros(0))
     scores = [influence(clips, queries, run.ranking.whiten).mean(1) for clips, queries in zip(*pairs, strict=True)]
-    return drift.compare(*scores)
+    return rank_drift.compare(*scores)

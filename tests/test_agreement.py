@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.agreement import nominal
+from pipeline.statistics.agreement import nominal
 
 PEOPLE = (  # Krippendorff 2011, section C: four observers, twelve units, missing values
     "1 2 3 3 2 1 4 1 2 . . .",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline import intervals
-from pipeline.intervals import bootstrap_mean, paired_difference, student, wilson
+from pipeline.statistics import intervals
+from pipeline.statistics.intervals import bootstrap_mean, paired_difference, student, wilson
 
 
 def _crossed(rng: np.random.Generator, people: int, videos: int, a: float, b: float, noise: float) -> np.ndarray:

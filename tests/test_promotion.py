@@ -11,10 +11,11 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, drift, finetuning, fingerprints, in_use, nights, promotion, tables, trained_weights
+from pipeline import config, finetuning, fingerprints, in_use, nights, promotion, tables, trained_weights
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.promoted import promoted
+from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store, seen_by, served
 
@@ -63,13 +64,13 @@ def test_clips_of_one_model_only_are_left_out_and_too_few_keep_the_old_one() -> 
 
 def test_drift_of_equal_and_opposite_rankings() -> None:
     score = np.random.default_rng(2).normal(size=100)
-    same = drift.compare(score, 3 * score + 1)
+    same = rank_drift.compare(score, 3 * score + 1)
     assert (same.spearman, same.overlap) == (pytest.approx(1), 1)
     assert same.overlap_interval is not None
     assert same.overlap_interval[0] < 1, "ten clips of ten are no certainty"
-    opposite = drift.compare(score, -score)
+    opposite = rank_drift.compare(score, -score)
     assert (opposite.spearman, opposite.overlap) == (pytest.approx(-1), 0)
-    assert drift.compare(score[:2], score[:2]).spearman is None
+    assert rank_drift.compare(score[:2], score[:2]).spearman is None
 
 
 def test_drift_interval_covers_the_true_correlation() -> None:
@@ -77,17 +78,17 @@ def test_drift_interval_covers_the_true_correlation() -> None:
     true = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's of a normal pair with correlation rho
     for _ in range(400):
         pair = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], 80)
-        low, high = drift.compare(pair[:, 0], pair[:, 1]).spearman_interval
+        low, high = rank_drift.compare(pair[:, 0], pair[:, 1]).spearman_interval
         inside += low < true < high
     assert 368 <= inside <= 395, f"the 95 % interval held the true value {inside} times of 400"
 
 
 def test_the_drawn_clips_stay_when_others_come() -> None:
     ids = [f"clip-{i}" for i in range(500)]
-    before, after = set(drift.drawn(0, ids, 50)), set(drift.drawn(0, [*ids, "new-1", "new-2"], 50))
+    before, after = set(rank_drift.drawn(0, ids, 50)), set(rank_drift.drawn(0, [*ids, "new-1", "new-2"], 50))
     assert len(before) == 50
     assert len(before & after) >= 48
-    assert drift.drawn(1, ids, 50) != drift.drawn(0, ids, 50)
+    assert rank_drift.drawn(1, ids, 50) != rank_drift.drawn(0, ids, 50)
 
 
 # --- the model in use ------------------------------------------------------------------------------------------------

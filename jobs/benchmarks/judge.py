@@ -23,9 +23,9 @@ import torch
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from pipeline import config, judge, motion, spoiled, world
 from pipeline.config import Run
-from pipeline.intervals import Interval, wilson
 from pipeline.judge import Floats, Judge
 from pipeline.metrics import temporal_flickering
+from pipeline.statistics.intervals import Interval, wilson
 from pipeline.world import Scene
 
 Frames = npt.NDArray[np.uint8]

@@ -16,8 +16,8 @@ from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.retraining import Losses, Retraining, on
 from pipeline.arms import by_hash
-from pipeline.intervals import Interval, bootstrap_mean
 from pipeline.ranking import order, share
+from pipeline.statistics.intervals import Interval, bootstrap_mean
 
 TENTH = 0.1
 SAME_FOR_ALL = ("all", "random", "magnitude")  # arms that know no target

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.problem import Clips
-from pipeline.intervals import Interval, bootstrap_mean
+from pipeline.statistics.intervals import Interval, bootstrap_mean
 
 
 def auc(above: Floats, below: Floats) -> float:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.quality.datamodel import Floats
-from pipeline.intervals import Interval
+from pipeline.statistics.intervals import Interval
 from pipeline.storage import stores
 
 Rows = list[dict[str, Any]]

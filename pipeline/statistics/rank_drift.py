@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.correlations import spearman, spearman_interval
-from pipeline.intervals import wilson
+from pipeline.statistics.correlations import spearman, spearman_interval
+from pipeline.statistics.intervals import wilson
 
 Floats = npt.NDArray[np.floating]
 
