@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.attribution import Kind
-from pipeline.kernels import fastfood, philox
-from pipeline.kernels.philox import Tag
+from pipeline.projection import fastfood, philox
+from pipeline.projection.philox import Tag
 
 _TAGS = {"gaussian": Tag.GAUSSIAN, "sketched_gaussian": Tag.SKETCH_GAUSSIAN}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
-from pipeline.kernels.philox import Tag, gaussian
+from pipeline.projection.philox import Tag, gaussian
 
 RECORDED = [0.05991104, 0.01555963, -1.43146300, 1.67071688, -1.16443849, -0.13264713, -0.40272397, -1.29564202]
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from oracle import drawn, parity, project
 
-from pipeline.kernels import fastfood
-from pipeline.kernels.fastfood import BLOCK, hadamard, permutations, weights
-from pipeline.kernels.philox import Tag, quantiles
-from pipeline.projection import Projection
+from pipeline.projection import Projection, fastfood
+from pipeline.projection.fastfood import BLOCK, hadamard, permutations, weights
+from pipeline.projection.philox import Tag, quantiles
 
 BLOCKS = [0, 1, (1 << 32) // BLOCK - 1, (1 << 32) // BLOCK, 1 << 41]
 SEEDS = [0, 0x299F31D0A4093822, (1 << 64) - 1]

@@ -17,8 +17,7 @@ from pipeline import config
 from pipeline.config.attribution import Kind
 from pipeline.errors import ConfigError
 from pipeline.gradients import LAST_STAGE, ProjectedGradients, squared_norm
-from pipeline.kernels import cpu, fastfood
-from pipeline.projection import Projection
+from pipeline.projection import Projection, cpu, fastfood
 
 every_kind = pytest.mark.parametrize("kind", get_args(Kind))
 LAYERS, SIDE = 8, 1024

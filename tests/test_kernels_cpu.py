@@ -6,9 +6,8 @@ import pytest
 import torch
 from oracle import project
 
-from pipeline.kernels import cpu, philox
-from pipeline.kernels.philox import Tag
-from pipeline.projection import Projection
+from pipeline.projection import Projection, cpu, philox
+from pipeline.projection.philox import Tag
 
 OFFSETS = [0, 511, 1_418_996_700, (1 << 31) - 5, (1 << 32) - 5, 1 << 32, (1 << 41) + 5, (1 << 62) - 11]
 SEEDS = [0, 1, 0xFFFFFFFF, 0x299F31D0A4093822, (1 << 64) - 1]

@@ -16,9 +16,8 @@ from torch import Tensor
 
 import pipeline.kernels
 from pipeline.config.attribution import Kind
-from pipeline.kernels import cpu, philox
-from pipeline.kernels.philox import BUCKETS_LOG, Tag
-from pipeline.projection import Projection
+from pipeline.projection import Projection, cpu, philox
+from pipeline.projection.philox import BUCKETS_LOG, Tag
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton has no build for this system"
@@ -38,14 +37,14 @@ class Kernels(NamedTuple):
 
 @contextmanager
 def interpreted() -> Iterator[ModuleType]:
-    """`pipeline.kernels.gpu` for Triton's interpreter, on CPU tensors.
+    """`pipeline.projection.gpu` for Triton's interpreter, on CPU tensors.
 
     Triton decides at its import whether its own language is interpreted, so all of it but the compiled core is
     imported once more; afterwards every other module has the Triton that it had.
     """
 
     def ours(name: str) -> bool:
-        mine = name == "triton" or name.startswith("triton.") or name == "pipeline.kernels.gpu"
+        mine = name == "triton" or name.startswith("triton.") or name == "pipeline.projection.gpu"
         return mine and not name.startswith("triton._C")
 
     before = {name: module for name, module in sys.modules.items() if ours(name)}
@@ -55,20 +54,20 @@ def interpreted() -> Iterator[ModuleType]:
             del sys.modules[name]
         attribute = pipeline.kernels.__dict__.pop("gpu", None)
         try:
-            yield importlib.import_module("pipeline.kernels.gpu")
+            yield importlib.import_module("pipeline.projection.gpu")
         finally:
             for name in [name for name in sys.modules if ours(name)]:
                 del sys.modules[name]
             sys.modules.update(before)
             pipeline.kernels.__dict__.pop("gpu", None)
             if attribute is not None:
-                pipeline.kernels.gpu = attribute
+                pipeline.projection.gpu = attribute
 
 
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=on_cuda)])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     if request.param == "cuda":
-        yield Kernels(importlib.import_module("pipeline.kernels.gpu"), "cuda")
+        yield Kernels(importlib.import_module("pipeline.projection.gpu"), "cuda")
         return
     with interpreted() as module:
         module._TILE = 1 << 15  # type: ignore[attr-defined] # the interpreter's time goes by the number of programs
@@ -181,13 +180,15 @@ def test_other_float_types_go_through_float32(kernels: Kernels) -> None:
 
 
 def test_the_interpreter_leaves_triton_as_it_was() -> None:
-    importlib.import_module("pipeline.kernels.gpu")
+    importlib.import_module("pipeline.projection.gpu")
     before = {name: module for name, module in sys.modules.items() if name.startswith(("triton", "pipeline.kernels"))}
     with interpreted() as module:
         assert type(module._gaussian).__name__ == "InterpretedFunction", "this is no test of the interpreter"
     changed = [name for name, module in before.items() if sys.modules.get(name) is not module]
     assert changed == [], "the rest of the session has another Triton"
-    assert pipeline.kernels.gpu is before["pipeline.kernels.gpu"], "a GPU session goes on with interpreted kernels"
+    assert pipeline.projection.gpu is before["pipeline.projection.gpu"], (
+        "a GPU session goes on with interpreted kernels"
+    )
 
 
 # --- on CUDA only: sizes at which tensor cores and many programs matter ----------------------------------------------

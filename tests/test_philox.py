@@ -8,8 +8,8 @@ from oracle import drawn, plain_philox
 from torch import Tensor
 
 from pipeline.diffusion import shared_noise
-from pipeline.kernels import cpu, fastfood, philox
-from pipeline.kernels.philox import QUANTILES, Tag, buckets, gaussian, quantiles, rademacher, scale, signs, words
+from pipeline.projection import cpu, fastfood, philox
+from pipeline.projection.philox import QUANTILES, Tag, buckets, gaussian, quantiles, rademacher, scale, signs, words
 
 SEEDS = [0, 1, 0xFFFFFFFF, 0x299F31D0A4093822, (1 << 64) - 1]
 COORDINATES = [0, 511, 12345, 1_418_996_700, 0xFFFFFFFF, 1 << 32, (1 << 41) + 5, (1 << 62) - 1]

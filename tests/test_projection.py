@@ -220,7 +220,7 @@ def test_cuda_without_triton_is_an_error_rather_than_another_matrix(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it now fails as where it is not installed
-    monkeypatch.delitem(sys.modules, "pipeline.kernels.gpu", raising=False)
+    monkeypatch.delitem(sys.modules, "pipeline.projection.gpu", raising=False)
     monkeypatch.delattr(pipeline.kernels, "gpu", raising=False)
     p = Projection(kind, 8)
     with pytest.raises(RuntimeError, match=r"needs Triton.*No other matrix"):

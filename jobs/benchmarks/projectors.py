@@ -63,7 +63,10 @@ def _own(kind: str, coordinates: int, dim: int, seed: int) -> Call:
 
 
 def _entries(coordinates: int, dim: int, seed: int) -> Call:
-    dense, tag = import_module("pipeline.kernels.cpu").dense, import_module("pipeline.kernels.philox").Tag.GAUSSIAN
+    dense, tag = (
+        import_module("pipeline.projection.cpu").dense,
+        import_module("pipeline.projection.philox").Tag.GAUSSIAN,
+    )
 
     def call(values: Tensor) -> Tensor:
         nothing = torch.zeros(0, dim, dtype=torch.float64)

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.attribution import Kind
-from pipeline.kernels import cpu, fastfood
-from pipeline.kernels.philox import BUCKETS_LOG, Tag, scale
+from pipeline.projection import cpu, fastfood
+from pipeline.projection.philox import BUCKETS_LOG, Tag, scale
 
 ROWS = 8  # rows to one call of Philox in the dense Gaussian kind
 
@@ -113,7 +113,7 @@ class Projection:
 
 def _gpu() -> ModuleType:
     try:
-        from pipeline.kernels import gpu
+        from pipeline.projection import gpu
     except ImportError as error:
         raise RuntimeError(
             f"the projection of a CUDA tensor needs Triton, which is not to be had here ({error}); install it, or "

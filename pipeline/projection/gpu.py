@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.kernels.philox import BUCKETS_LOG, MASK, ROUNDS, Tag, quantiles
+from pipeline.projection.philox import BUCKETS_LOG, MASK, ROUNDS, Tag, quantiles
 
 _BLOCK = 64  # coordinates to a tensor-core product
 _CLOSE = 16  # products after which a running sum is closed

@@ -15,8 +15,8 @@ import numba
 import torch
 from torch import Tensor
 
-from pipeline.kernels import cpu
-from pipeline.kernels.philox import Tag, at, quantiles, signs, twelves, words
+from pipeline.projection import cpu
+from pipeline.projection.philox import Tag, at, quantiles, signs, twelves, words
 
 LOG = 14
 BLOCK = 1 << LOG

@@ -16,8 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.kernels.philox import BUCKETS_LOG, MASK, MULTIPLIERS, ROUNDS, WEYL, Tag, quantiles
-from pipeline.kernels.vectors import LANES, add_products, add_products_of_four, gaussian_lanes, sign_lanes, sketch_lanes
+from pipeline.projection.philox import BUCKETS_LOG, MASK, MULTIPLIERS, ROUNDS, WEYL, Tag, quantiles
+from pipeline.projection.vectors import (
+    LANES,
+    add_products,
+    add_products_of_four,
+    gaussian_lanes,
+    sign_lanes,
+    sketch_lanes,
+)
 
 GROUP = 8 * LANES  # rows of P that one task computes
 SEGMENT = 1 << 17  # coordinates of other types that are held in float32 at once

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from pipeline.kernels.philox import MASK, MULTIPLIERS, ROUNDS, WEYL
+from pipeline.projection.philox import MASK, MULTIPLIERS, ROUNDS, WEYL
 
 LANES = 16
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()

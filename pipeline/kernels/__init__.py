@@ -1,1 +1,0 @@
-"""The projection's fast paths: Philox, its entries, and the sums, for CPUs (numba) and for GPUs (Triton)."""
