@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import fingerprints, listing, models, motion, passed, ray_data, shortlist, tables
+from pipeline import fingerprints, models, motion, ray_data, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
-from pipeline.listing import Listing
+from pipeline.inputs import changes, passed_columns
+from pipeline.inputs.changes import Listing
 from pipeline.motion_worker import MotionWorker
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
@@ -49,7 +50,7 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
             place, folder = _listed(run, name), stores.join(run.root, name)
-            passed.check(listing.check(*place), tables.columns(folder), *place[:2], folder)
+            passed_columns.check(changes.check(*place), tables.columns(folder), *place[:2], folder)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
     for name in names:
@@ -133,7 +134,7 @@ def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -
         return
     wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
     held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
-    recaptioned, reworded = passed.changed(listed.videos, held, [n for n in names if n != "captions"])
+    recaptioned, reworded = passed_columns.changed(listed.videos, held, [n for n in names if n != "captions"])
     for root, stage in _computed(run):
         tables.drop(stores.join(root, stage, name), recaptioned)
     tables.drop(folder, reworded)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from pipeline import file_tree
 from pipeline.errors import ConfigError
+from pipeline.inputs import file_tree
 from pipeline.pairs import Key, Pair
 from pipeline.storage import stores
 

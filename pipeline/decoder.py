@@ -201,12 +201,12 @@ class Decoder:
 
     def _local(self, uri: str) -> str:
         """A local path to a file; remote ones are fetched, and the last one is kept for its next segment."""
-        from pipeline import shards
+        from pipeline.inputs.shards import members
         from pipeline.storage import stores
 
         if self._fetched is not None and self._fetched[0] == uri:
             return self._fetched[1]
-        inside = shards.inside(uri)
+        inside = members.inside(uri)
         if inside is None:
             fs, bare = stores.place(uri)
             if "file" in fs.protocol:
@@ -218,7 +218,7 @@ class Decoder:
             if inside is None:
                 stores.fetch(uri, local)
             else:
-                shards.fetch(uri, local)
+                members.fetch(uri, local)
         except ClipError:
             os.unlink(local)
             raise

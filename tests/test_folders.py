@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import file_tree, video
+from pipeline import video
 from pipeline.errors import ConfigError
-from pipeline.manifest import videos
+from pipeline.inputs import file_tree
+from pipeline.inputs.videos import videos
 
 
 def _touch(path: Path, content: str | bytes = "x") -> Path:

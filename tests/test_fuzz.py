@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, extensions, world
+from pipeline import config, world
 from pipeline.errors import ClipError, ConfigError
 from pipeline.indexing import IndexWorker
-from pipeline.manifest import videos
+from pipeline.inputs import extensions
+from pipeline.inputs.videos import videos
 from pipeline.tables import schemas
 from pipeline.video import write_mp4
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from pipeline import indexing, models, selection, tables
 from pipeline.config import Run
-from pipeline.listing import Listing
-from pipeline.manifest import videos
-from pipeline.manifest_columns import columns
+from pipeline.inputs.changes import Listing
+from pipeline.inputs.manifests.columns import columns
+from pipeline.inputs.videos import videos
 from pipeline.tables import schemas
 from pipeline.video import write_mp4
 from pipeline.workers import AttributionWorker

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shards, world
+from pipeline import world
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.indexing import index
-from pipeline.manifest import videos
+from pipeline.inputs.shards import members as shards
+from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.video import write_mp4
 from tests.s3_store import BUCKET, Store, first

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import videos
+from pipeline.inputs.videos import videos
 
 
 def _touch(path: Path, text: str = "x") -> None:

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import indexing, manifest_csv, tables
+from pipeline import indexing, tables
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
-from pipeline.listing import Listing
-from pipeline.manifest import videos
+from pipeline.inputs.changes import Listing
+from pipeline.inputs.manifests import csv_blocks
+from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
 
@@ -291,7 +292,7 @@ def test_rows_that_are_none_are_said_with_their_line(tmp_path: Path, text: str, 
 def test_a_quote_that_swallows_a_large_file_is_not_followed_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_csv, "LONGEST", 1000)
+    monkeypatch.setattr(csv_blocks, "LONGEST", 1000)
     said = message(tmp_path, "l.csv", 'path,caption\na.mp4,"open\n' + "b,y\n" * 1000)
     assert "line 2: the value whose quote opens here has more than 1000 characters" in said
 
@@ -362,7 +363,7 @@ def test_values_of_several_kinds_are_refused_with_the_line(
 
 def test_kinds_are_those_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few lines each, of which none knows all kinds."""
-    monkeypatch.setattr("pipeline.manifest_text.BYTES", 100)
+    monkeypatch.setattr("pipeline.inputs.manifests.text_blocks.BYTES", 100)
     rows: Rows = [{"path": f"{n:02}.mp4", "id": n, "caption": "x", "version": 1} for n in range(40)]
     rows[3]["whole"], rows[30]["whole"] = 1, 2
     rows[4]["number"], rows[31]["number"] = 1, 0.5

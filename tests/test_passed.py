@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import passed
 from pipeline.errors import ConfigError
+from pipeline.inputs import passed_columns
 
 ROWS: list[dict[str, Any]] = [
     {"uri": "a", "caption": "one", "group": "g", "score": 1.5, "tags": ["x"], "more": {"k": 1}},
@@ -29,35 +29,37 @@ def _edited(at: int, **new: Any) -> pa.Table:
 
 
 def test_what_did_not_change_stands() -> None:
-    assert passed.changed([pa.Table.from_pylist(ROWS)], [_held(ROWS)], NAMES) == ([], [])
+    assert passed_columns.changed([pa.Table.from_pylist(ROWS)], [_held(ROWS)], NAMES) == ([], [])
     fewer = [pa.Table.from_pylist(ROWS[1:2]), pa.Table.from_pylist(ROWS[2:])]
-    assert passed.changed(fewer, [_held(ROWS)], NAMES) == ([], []), "a video that is not listed is no matter of words"
+    assert passed_columns.changed(fewer, [_held(ROWS)], NAMES) == ([], []), (
+        "a video that is not listed is no matter of words"
+    )
 
 
 @pytest.mark.parametrize(
     "new", [{"group": "h"}, {"score": None}, {"score": 1.25}, {"tags": ["x", "y"]}, {"tags": None}, {"more": {"k": 9}}]
 )
 def test_an_edited_column_is_noticed_and_costs_no_feature(new: dict[str, Any]) -> None:
-    assert passed.changed([_edited(0, **new)], [_held(ROWS)], NAMES) == ([], ["a-0", "a-9"])
+    assert passed_columns.changed([_edited(0, **new)], [_held(ROWS)], NAMES) == ([], ["a-0", "a-9"])
 
 
 def test_an_edited_caption_is_noticed_as_such() -> None:
-    assert passed.changed([_edited(1, caption="two")], [_held(ROWS)], NAMES) == (["b-0", "b-9"], ["b-0", "b-9"])
+    assert passed_columns.changed([_edited(1, caption="two")], [_held(ROWS)], NAMES) == (["b-0", "b-9"], ["b-0", "b-9"])
 
 
 def test_captions_are_compared_as_a_whole() -> None:
     listed = pa.table({"uri": ["a"], "caption": ["one"], "captions": [["one", "two"]]})
     held = pa.table({"clip_id": ["a"], "uri": ["a"], "caption": ["two"], "captions": [["one", "two"]]})
-    assert passed.changed([listed], [held], []) == ([], []), "the caption that a clip has of several is no edit"
+    assert passed_columns.changed([listed], [held], []) == ([], []), "the caption that a clip has of several is no edit"
     more = pa.table({"uri": ["a"], "caption": ["one"], "captions": [["one", "two", "three"]]})
-    assert passed.changed([more], [held], []) == (["a"], ["a"])
+    assert passed_columns.changed([more], [held], []) == (["a"], ["a"])
     none_before = held.drop_columns(["captions"])
-    assert passed.changed([listed], [none_before], []) == (["a"], ["a"])
+    assert passed_columns.changed([listed], [none_before], []) == (["a"], ["a"])
 
 
 def test_a_column_that_is_new_is_noticed() -> None:
     old = _held(ROWS).drop_columns(["score"])
-    assert passed.changed([pa.Table.from_pylist(ROWS)], [old], NAMES)[1] == ["a-0", "a-9", "c-0", "c-9"]
+    assert passed_columns.changed([pa.Table.from_pylist(ROWS)], [old], NAMES)[1] == ["a-0", "a-9", "c-0", "c-9"]
 
 
 def test_columns_of_any_type_are_told() -> None:
@@ -70,14 +72,16 @@ def test_columns_of_any_type_are_told() -> None:
         "large": pa.array(["x", None], pa.large_string()),
     }
     table = pa.table({"uri": ["a", "b"], "caption": ["", None], **odd})
-    assert len(set(passed.told(table, list(odd)).to_pylist())) == 2
+    assert len(set(passed_columns.told(table, list(odd)).to_pylist())) == 2
 
 
 def test_a_column_of_another_type_is_a_clear_error() -> None:
     held = [pa.schema([("clip_id", pa.string()), ("score", pa.int64())])]
-    passed.check(pa.schema([("score", pa.int64()), ("new", pa.string())]), held, "x.jsonl", "data.videos", "run/clips")
-    passed.check(pa.schema([]), held, "x.jsonl", "data.videos", "run/clips")
+    passed_columns.check(
+        pa.schema([("score", pa.int64()), ("new", pa.string())]), held, "x.jsonl", "data.videos", "run/clips"
+    )
+    passed_columns.check(pa.schema([]), held, "x.jsonl", "data.videos", "run/clips")
     with pytest.raises(ConfigError) as caught:
-        passed.check(pa.schema([("score", pa.string())]), held, "x.jsonl", "data.videos", "run/clips")
+        passed_columns.check(pa.schema([("score", pa.string())]), held, "x.jsonl", "data.videos", "run/clips")
     for word in ("data.videos", "x.jsonl", "score", "string", "int64", "run/clips"):
         assert word in str(caught.value)

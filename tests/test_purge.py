@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import purge as job
-from pipeline import in_use, manifest, purging, tables, training_set
+from pipeline import in_use, purging, tables, training_set
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker
+from pipeline.inputs import videos
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
 from tests.s3_store import BUCKET, seen_by, served
@@ -151,7 +152,7 @@ def test_a_root_on_s3_is_purged_likewise(root: Path, tmp_path: Path, monkeypatch
 
 def test_the_index_does_not_bring_it_back(small_run: MakeRun, small_world: Path, tmp_path: Path) -> None:
     run = small_run(tmp_path)
-    listed = manifest.videos(str(small_world / "queries"), "data.videos")
+    listed = videos.videos(str(small_world / "queries"), "data.videos")
     worker = IndexWorker(run, schemas.CLIPS)
     ids = pa.concat_tables([t["clips"] for t in worker(listed)]).column("clip_id").to_pylist()
     purge_list.remember(str(tmp_path), [ids[1]])

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 
-from pipeline import manifest, tables
+from pipeline import tables
 from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, StoreError
+from pipeline.inputs import videos
 from pipeline.storage import s3, stores
 from pipeline.tables.merging import merge
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
@@ -240,10 +241,10 @@ def test_a_manifest_in_a_bucket_that_may_not_be_listed(store: Store, caplog: pyt
         raw.put_object(Bucket=BUCKET, Key=f"closed/{name}", Body=name.encode())
     lines = [f"path,caption\n{names[0]},x", *(f"s3://{BUCKET}/closed/{name},x" for name in names[1:]), "gone.mp4,x"]
     raw.put_object(Bucket=BUCKET, Key="closed/m.csv", Body="\n".join(lines).encode())
-    listed = manifest.videos(f"s3://{BUCKET}/closed/m.csv")
+    listed = videos.videos(f"s3://{BUCKET}/closed/m.csv")
     passing = first(5, "503", "HEAD")
     store.fault = lambda request: "403" if request.lists else passing(request)
-    asked = manifest.videos(f"s3://{BUCKET}/closed/m.csv")
+    asked = videos.videos(f"s3://{BUCKET}/closed/m.csv")
     assert asked.drop_columns("error").equals(listed.drop_columns("error")), "uri, version or size differ"
     assert asked.column("error").to_pylist()[:-1] == [None] * 20
     assert asked.column("error").to_pylist()[-1] == "read: it is not there, or may not be read"

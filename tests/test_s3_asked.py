@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import manifest
 from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs import videos
 from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store, forget
 
@@ -14,7 +14,7 @@ def test_a_bucket_that_cannot_be_reached_is_not_a_missing_one(store: Store, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     forget()
     with pytest.raises(StoreError, match="Check AWS_ENDPOINT_URL"):
-        manifest.videos(f"s3://{BUCKET}")
+        videos.videos(f"s3://{BUCKET}")
 
 
 @pytest.mark.parametrize("fault", ["503", "403"])
@@ -25,9 +25,9 @@ def test_a_manifest_that_cannot_be_asked_for_is_not_taken_for_none(store: Store,
     raw.put_object(Bucket=BUCKET, Key="videos/metadata.jsonl", Body=b'{"path": "a.mp4", "text": "", "id": "mine"}')
     store.fault = lambda request: fault if "metadata.jsonl" in request.path else None
     with pytest.raises((StoreError, ConfigError), match=r"metadata\.jsonl"):
-        manifest.videos(f"s3://{BUCKET}/videos")
+        videos.videos(f"s3://{BUCKET}/videos")
     store.fault = lambda request: None
-    assert manifest.videos(f"s3://{BUCKET}/videos").column("id").to_pylist() == ["mine"]
+    assert videos.videos(f"s3://{BUCKET}/videos").column("id").to_pylist() == ["mine"]
 
 
 def test_what_a_place_is(store: Store) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from jobs import command
-from pipeline import config, manifest
+from pipeline import config
 from pipeline.config import credentials
 from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs import videos
 from pipeline.storage import stores
 from tests.s3_store import BUCKET, KEY, SECRET, Store, forget, seen_by
 
@@ -113,7 +114,7 @@ def test_manifest_rows_with_credentials_are_refused_and_other_columns_masked(
         for n, address in enumerate(WITH_SECRETS)
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = manifest.videos(str(tmp_path / "m.jsonl"))
+    found = videos.videos(str(tmp_path / "m.jsonl"))
     assert found.num_rows == len(rows)
     assert found.column("error")[0].as_py() is None
     assert all(str(error).startswith("refused: ") for error in found.column("error").to_pylist()[1:])

@@ -17,10 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks import scale
-from pipeline import long_manifest, manifest, models, ray_data, tables
+from pipeline import models, ray_data, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.listing import Listing
+from pipeline.inputs import videos as manifest
+from pipeline.inputs.changes import Listing
+from pipeline.inputs.manifests import versioned
 from pipeline.tables import scanning, schemas
 from pipeline.tables.merging import merge
 from pipeline.tables.pending import lacking, settle
@@ -387,7 +389,7 @@ def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_pat
     }
     short = manifest.videos(manifest_file(tmp_path, kind, told))
     where = manifest_file(tmp_path, kind, {**told, "version": [f"v{i}" for i in range(count)], "size": [7] * count})
-    found = long_manifest.read(where, "data.videos", None)
+    found = versioned.read(where, "data.videos", None)
     assert found is not None
     schema, blocks = found
     table = pa.concat_tables(blocks)
@@ -405,13 +407,13 @@ def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_pat
 def test_manifests_that_tell_less_are_read_as_before(tmp_path: Path) -> None:
     videos = {"path": ["1.mp4"], "caption": ["c"]}
     for columns in (videos, {**videos, "version": ["v"]}, {**videos, "id": ["i"]}):
-        assert long_manifest.read(manifest_file(tmp_path, "parquet", columns), "data.videos", None) is None
-    assert long_manifest.read(str(tmp_path), "data.videos", None) is None
+        assert versioned.read(manifest_file(tmp_path, "parquet", columns), "data.videos", None) is None
+    assert versioned.read(str(tmp_path), "data.videos", None) is None
 
 
 def test_paths_of_a_long_manifest_stay_inside_the_base(tmp_path: Path) -> None:
     columns = {"path": ["in/1.mp4", "../2.mp4"], "caption": ["", ""], "version": ["v", "v"], "id": ["1", "2"]}
-    found = long_manifest.read(manifest_file(tmp_path, "parquet", columns), "data.videos", str(tmp_path))
+    found = versioned.read(manifest_file(tmp_path, "parquet", columns), "data.videos", str(tmp_path))
     assert found is not None
     errors = pa.concat_tables(found[1]).column("error").to_pylist()
     assert errors[0] is None

@@ -24,8 +24,8 @@ from pipeline.config import Data, files
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.indexing import IndexWorker, index
-from pipeline.listing import Listing
-from pipeline.manifest import videos
+from pipeline.inputs.changes import Listing
+from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.video import write_mp4

@@ -20,12 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import parquet_shards, shards, world
+from pipeline import world
 from pipeline.config import Data
 from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.indexing import index
-from pipeline.manifest import videos
+from pipeline.inputs.shards import members as shards
+from pipeline.inputs.shards import parquet_files
+from pipeline.inputs.videos import videos
 from pipeline.video import write_mp4
 
 Members = list[tuple[str, bytes]]
@@ -490,7 +492,7 @@ def test_a_row_of_parquet_is_read_without_the_rest_of_the_file(tmp_path: Path, m
             taken += len(data or b"")
             return data or b""
 
-    monkeypatch.setattr(parquet_shards.pq, "ParquetFile", lambda _, **more: opened(Counted(path), **more))
+    monkeypatch.setattr(parquet_files.pq, "ParquetFile", lambda _, **more: opened(Counted(path), **more))
     assert _fetched(f"{path}#1:video", tmp_path) == many["video"][1].as_py()
     assert taken < 8_000_000, f"{taken} bytes read for one of 2,000,000 at the beginning of its row group"
 

@@ -26,10 +26,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
-from pipeline import passed, ray_data, tables
+from pipeline import ray_data, tables
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
-from pipeline.listing import Listing
+from pipeline.inputs import passed_columns
+from pipeline.inputs.changes import Listing
 from pipeline.tables import schemas
 from pipeline.tables.pending import lacking
 from pipeline.tables.scanning import Rows, blocks
@@ -137,7 +138,9 @@ def index(root: Path, count: int) -> Spent:
     listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
     watch("list")
     held = blocks(str(root / "indexed"), ["clip_id", "uri", "caption", "source"])
-    assert passed.changed(listed.videos, held, ["source"]) == ([], []), "the manifest says the same as the table"
+    assert passed_columns.changed(listed.videos, held, ["source"]) == ([], []), (
+        "the manifest says the same as the table"
+    )
     watch("compare")
     listed.subtract(str(root / "indexed"))
     watch("subtract")

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.manifest_columns import Columns
-from pipeline.manifest_json import FAULT, LINE
+from pipeline.inputs.manifests.columns import Columns
+from pipeline.inputs.manifests.json_blocks import FAULT, LINE
 
 _MISSING = pa.array(["nan", "NaN", "NAN"])  # what numeric libraries write for no value; in a column of texts, a text
 # Numbers have no leading zeros: 007 is a text. So are whole numbers that a number would round, and what is infinite.

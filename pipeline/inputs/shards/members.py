@@ -15,21 +15,21 @@ from typing import Any
 
 import fsspec
 
-from pipeline import parquet_shards, tar_shards
 from pipeline.errors import ClipError
-from pipeline.refusals import REFERENCE
+from pipeline.inputs.refusals import REFERENCE
+from pipeline.inputs.shards import parquet_files, tar_files
+from pipeline.inputs.video_columns import Part
 from pipeline.storage.stores import place
-from pipeline.video_columns import Part
 
 EXTENSIONS = (".tar", ".parquet")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-UNPACK = tar_shards.UNPACK
+UNPACK = tar_files.UNPACK
 LARGEST = 2 << 30  # bytes of one video in a shard
 
 
 def holds_videos(fs: fsspec.AbstractFileSystem, bare: str) -> bool:
     """Whether a Parquet file holds videos and is no manifest of them."""
-    return parquet_shards.holds_videos(fs, bare)
+    return parquet_files.holds_videos(fs, bare)
 
 
 def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]) -> Part | None:
@@ -38,8 +38,8 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]) -> P
     if bare.lower().endswith(COMPRESSED):
         return Part([{**shard, "error": f"refused: it is a compressed tar; {UNPACK}"}], {})
     if bare.lower().endswith(".tar"):
-        return tar_shards.listed(fs, bare, shard, LARGEST)
-    return parquet_shards.listed(fs, bare, shard, LARGEST)
+        return tar_files.listed(fs, bare, shard, LARGEST)
+    return parquet_files.listed(fs, bare, shard, LARGEST)
 
 
 def inside(uri: str) -> str | None:
@@ -56,9 +56,9 @@ def fetch(uri: str, local: str) -> None:
     fs, bare = place(found["shard"])
     with open(local, "wb") as file:
         if found["size"] is None:
-            parquet_shards.fetch(fs, bare, int(found["first"]), found["name"], file, LARGEST)
+            parquet_files.fetch(fs, bare, int(found["first"]), found["name"], file, LARGEST)
         else:
             first, size = int(found["first"]), int(found["size"])
             if size > LARGEST:
                 raise ClipError("refused", f"it has {size} bytes; a video in a shard may have {LARGEST}")
-            tar_shards.fetch(fs, bare, first, size, file)
+            tar_files.fetch(fs, bare, first, size, file)

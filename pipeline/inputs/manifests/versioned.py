@@ -15,12 +15,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import manifest, manifest_rows, refusals
 from pipeline.errors import ConfigError
-from pipeline.folders import relative
-from pipeline.located import resolved
-from pipeline.manifest_json import LINE
-from pipeline.manifest_rows import ManifestFile
+from pipeline.inputs import refusals, videos
+from pipeline.inputs.folders import relative
+from pipeline.inputs.locations import resolved
+from pipeline.inputs.manifests import reader
+from pipeline.inputs.manifests.json_blocks import LINE
+from pipeline.inputs.manifests.reader import ManifestFile
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +33,11 @@ _ODD = rf"(?i)(^|/)\.\.?(/|$)|\.({_ENDS})(\?|$)"
 
 def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]] | None:
     """The schema and blocks of `manifest.videos`; None for anything but a manifest that tells versions."""
-    fs, bare = manifest.place_of(where, key)
-    path = manifest.manifest_of(fs, bare)
+    fs, bare = videos.place_of(where, key)
+    path = videos.manifest_of(fs, bare)
     if path is None:
         return None
-    file = manifest_rows.read(fs, path, where, key)
+    file = reader.read(fs, path, where, key)
     file.check_columns()
     if file.columns.version is None:
         return None
@@ -68,11 +69,11 @@ class _Described:
     def block(self, rows: pa.Table) -> pa.Table:
         named = self.file.columns
         try:
-            uri, below, error = self._placed(manifest.texts(rows.column(str(named.path))))
-            version = manifest.texts(rows.column(str(named.version)))
-            files = pa.table([uri, below, version, _sizes(rows, named.size), error], names=manifest.FILES.names[:-1])
+            uri, below, error = self._placed(videos.texts(rows.column(str(named.path))))
+            version = videos.texts(rows.column(str(named.version)))
+            files = pa.table([uri, below, version, _sizes(rows, named.size), error], names=videos.FILES.names[:-1])
             files = files.append_column("folder", pa.nulls(len(rows), pa.string()))
-            return manifest.described(files, rows, named, self.where, self.key)
+            return videos.described(files, rows, named, self.where, self.key)
         except (ValueError, pa.ArrowException) as error:
             if isinstance(error, ConfigError):
                 raise

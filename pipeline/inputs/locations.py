@@ -10,9 +10,9 @@ from typing import Any
 
 import fsspec
 
-from pipeline import folders, refusals
 from pipeline.config import credentials
-from pipeline.folders import Row, relative
+from pipeline.inputs import folders, refusals
+from pipeline.inputs.folders import Row, relative
 from pipeline.storage.stores import join, place
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.texts import text_flaw
-from pipeline.manifest_columns import Columns, columns
-from pipeline.manifest_text import collection_paused, text_blocks
+from pipeline.inputs.manifests.columns import Columns, columns
+from pipeline.inputs.manifests.text_blocks import collection_paused, text_blocks
 
 LINE, FAULT = "\0line", "\0fault"  # no column of a manifest is called so
 MOST = 1 << 53  # whole numbers up to here are exact as numbers

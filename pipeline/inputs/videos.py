@@ -13,20 +13,22 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import folders, manifest_rows, refusals, shards, video_ids
 from pipeline.config import credentials
 from pipeline.errors import ConfigError
-from pipeline.file_tree import MAGIC
-from pipeline.folders import Row
-from pipeline.located import located
-from pipeline.manifest_columns import Columns, columns
-from pipeline.manifest_json import FAULT, LINE
+from pipeline.inputs import folders, refusals, video_ids
+from pipeline.inputs.file_tree import MAGIC
+from pipeline.inputs.folders import Row
+from pipeline.inputs.locations import located
+from pipeline.inputs.manifests import reader
+from pipeline.inputs.manifests.columns import Columns, columns
+from pipeline.inputs.manifests.json_blocks import FAULT, LINE
+from pipeline.inputs.shards import members
 from pipeline.storage.stores import join, place
 from pipeline.tables.schemas import VIDEOS
 
 log = logging.getLogger(__name__)
 
-MANIFESTS = manifest_rows.ENDS
+MANIFESTS = reader.ENDS
 # What is known of each file before anything is said of it; `folder` null: that of `relative`.
 FILES = pa.schema(
     [*(VIDEOS.field(n) for n in ("uri", "relative", "version", "size", "error")), ("folder", pa.string())]
@@ -36,7 +38,7 @@ _CAPTIONS = pa.list_(pa.string())
 
 def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.Table:
     """The videos of a folder (all below it, or what its metadata.jsonl, .csv, .tsv or .parquet lists), a glob, or a
-    manifest; tar and Parquet shards (see `pipeline.shards`) count as the videos in them.
+    manifest; tar and Parquet shards (see `pipeline.inputs.shards.members`) count as the videos in them.
 
     Columns: `uri`, `relative` (path below the data root), `version` (etag, or size and modification time), `size`,
     `source` and `group` (the manifest's, else the folder; the group of the data root itself is `all`), `caption`, `id`
@@ -105,7 +107,7 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
     """
     paths = [bare] if fs.isfile(bare) else [join(bare, name) for name in folders.METADATA]
     manifest = next((path for path in paths if path.lower().endswith(MANIFESTS) and fs.isfile(path)), None)
-    if manifest is None or (manifest.lower().endswith(".parquet") and shards.holds_videos(fs, manifest)):
+    if manifest is None or (manifest.lower().endswith(".parquet") and members.holds_videos(fs, manifest)):
         return None
     return manifest
 
@@ -119,10 +121,10 @@ def _manifest(
     where: str,
     key: str,
     base: str | None,
-    file: manifest_rows.ManifestFile | None = None,
+    file: reader.ManifestFile | None = None,
 ) -> folders.Found:
     """The files that a manifest lists, and what it says of each: its columns but for the paths."""
-    file = file or manifest_rows.read(fs, bare, where, key)
+    file = file or reader.read(fs, bare, where, key)
     file.check_columns()
     table = file.table()
     paths = texts(table.column(str(file.columns.path))).to_pylist()
@@ -330,5 +332,5 @@ def storable(kind: pa.DataType) -> pa.DataType:
 def _metadata(fs: fsspec.AbstractFileSystem, where: str, key: str, base: str | None, path: str) -> folders.Found | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
     at = f"{where}: {path}"
-    file = manifest_rows.read(fs, path, at, key, typed=False)
+    file = reader.read(fs, path, at, key, typed=False)
     return None if file.columns.path is None else _manifest(fs, path, at, key, base, file)

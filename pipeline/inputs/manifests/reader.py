@@ -19,11 +19,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import manifest_csv, manifest_json
 from pipeline.errors import ConfigError
-from pipeline.manifest_columns import Columns, check_described, columns
-from pipeline.manifest_json import FAULT, LINE
-from pipeline.manifest_numbers import CellTypes
+from pipeline.inputs.manifests import csv_blocks, json_blocks
+from pipeline.inputs.manifests.columns import Columns, check_described, columns
+from pipeline.inputs.manifests.json_blocks import FAULT, LINE
+from pipeline.inputs.manifests.numbers import CellTypes
 from pipeline.storage.stores import writable
 from pipeline.tables.schemas import check_plain, without_views
 
@@ -94,11 +94,11 @@ def _opened(
         return _parquet(fs, path)
     if end in UNTYPED:
         delimiter = "\t" if end == ".tsv" else ","
-        return _csv(fs, path, delimiter) if typed else manifest_csv.opened(fs, path, delimiter)
+        return _csv(fs, path, delimiter) if typed else csv_blocks.opened(fs, path, delimiter)
     with fs.open(path, "rb") as file:
         spool = _Spool()
-        kinds = manifest_json.Kinds()
-        for block in manifest_json.blocks(file, kinds):
+        kinds = json_blocks.Kinds()
+        for block in json_blocks.blocks(file, kinds):
             spool.put(block)
     schema = pa.schema([*kinds.schema(), (LINE, pa.int64()), (FAULT, pa.string())])
     return schema, lambda: (kinds.cast(block, schema) for block in spool)
@@ -107,7 +107,7 @@ def _opened(
 def _csv(
     fs: fsspec.AbstractFileSystem, path: str, delimiter: str
 ) -> tuple[pa.Schema, Callable[[], Iterator[pa.Table]]]:
-    texts, blocks = manifest_csv.opened(fs, path, delimiter)
+    texts, blocks = csv_blocks.opened(fs, path, delimiter)
     types = CellTypes(texts, columns([name for name in texts.names if name not in (LINE, FAULT)]))
     spool = _Spool()
     for block in blocks():

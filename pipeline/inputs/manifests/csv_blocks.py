@@ -17,10 +17,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import extensions
-from pipeline.manifest_columns import columns
-from pipeline.manifest_json import FAULT, LINE, typed_array
-from pipeline.manifest_text import collection_paused, text_blocks
+from pipeline.inputs import extensions
+from pipeline.inputs.manifests.columns import columns
+from pipeline.inputs.manifests.json_blocks import FAULT, LINE, typed_array
+from pipeline.inputs.manifests.text_blocks import collection_paused, text_blocks
 
 ROWS, CHARACTERS = 50_000, 16 << 20  # of a block
 LONGEST = 16 << 20  # characters of a value; a quote that is never closed is not followed any further

@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.utils import glob_translate
 
-from pipeline import refusals
+from pipeline.inputs import refusals
 from pipeline.storage.stores import join
 
 MAGIC = "*?[{"  # what makes a path a pattern

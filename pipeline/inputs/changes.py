@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import long_manifest, manifest, tables, video_ids
+from pipeline import tables
 from pipeline.errors import ConfigError
+from pipeline.inputs import video_ids, videos
+from pipeline.inputs.manifests import versioned
 from pipeline.tables import retries
 from pipeline.tables.scanning import Flags, Gathered, Keys
 from pipeline.tables.shuffling import Pairs, Shuffled, keys
@@ -19,7 +21,7 @@ BLOCK = 100_000  # videos in memory at a time
 
 class Listing:
     """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
-    some 40 bytes a video. A manifest that tells versions (see `pipeline.long_manifest`) is never in memory as a whole.
+    some 40 bytes a video. A manifest that tells versions (see `pipeline.inputs.manifests.versioned`) is never in memory as a whole.
 
     Raises ConfigError, naming `key`.
     """
@@ -119,8 +121,8 @@ def check(where: str, key: str, base: str | None) -> pa.Schema:
 
 
 def _read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]]:
-    found = long_manifest.read(where, key, base)
+    found = versioned.read(where, key, base)
     if found is not None:
         return found
-    table = manifest.videos(where, key, base)
+    table = videos.videos(where, key, base)
     return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

@@ -9,10 +9,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import extensions
 from pipeline.errors import ClipError
+from pipeline.inputs import extensions
+from pipeline.inputs.video_columns import Part, of_table
 from pipeline.tables.schemas import plain, without_views
-from pipeline.video_columns import Part, of_table
 
 COLUMNS = ("video", *(end[1:] for end in extensions.VIDEOS), "bytes", "video_bytes")
 _BOMB = 100  # times as large unpacked as packed: no video is

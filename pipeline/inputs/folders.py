@@ -15,17 +15,19 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline import extensions, file_tree, manifest_rows, refusals, shards
 from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
-from pipeline.file_tree import Tree
-from pipeline.video_columns import Part, chosen, joined, of_table
+from pipeline.inputs import extensions, file_tree, refusals
+from pipeline.inputs.file_tree import Tree
+from pipeline.inputs.manifests import reader
+from pipeline.inputs.shards import members
+from pipeline.inputs.video_columns import Part, chosen, joined, of_table
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
 LARGEST_CAPTION = 1 << 20  # bytes of a .txt
-METADATA = tuple(f"metadata{end}" for end in manifest_rows.ENDS)  # in this order, where a folder has several
+METADATA = tuple(f"metadata{end}" for end in reader.ENDS)  # in this order, where a folder has several
 SHOWN = 5  # names in a warning
 
 Row = dict[str, Any]
@@ -116,7 +118,7 @@ class _Kinds:
 
     metadata: list[str]  # manifests, the deepest first
     videos: dict[str, Any]
-    shards: dict[str, Any]
+    members: dict[str, Any]
     others: dict[str, Any]
 
 
@@ -130,14 +132,14 @@ def _sorted(place: _Place, entries: Mapping[str, Any]) -> _Kinds:
             kinds.videos[path] = info
         elif place.whole and name in METADATA and not is_broken(info):
             folders.setdefault(posixpath.dirname(path), []).append(path)
-        elif name.endswith((*shards.EXTENSIONS, *shards.COMPRESSED)):
+        elif name.endswith((*members.EXTENSIONS, *members.COMPRESSED)):
             kinds.shards[path] = info
         else:
             kinds.others[path] = info
     for paths in folders.values():
         first, *rest = sorted(paths, key=lambda path: METADATA.index(posixpath.basename(path).lower()))
         kinds.others |= {path: entries[path] for path in rest}
-        if first.lower().endswith(".parquet") and shards.holds_videos(place.fs, first):
+        if first.lower().endswith(".parquet") and members.holds_videos(place.fs, first):
             kinds.shards[first] = entries[first]
         else:
             kinds.metadata.append(first)
@@ -205,7 +207,7 @@ def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> P
             row["relative"] = posixpath.normpath(posixpath.join(folder, row["relative"]))
     try:
         part = of_table(rows, table)
-        is_untyped = path.lower().endswith(manifest_rows.UNTYPED)
+        is_untyped = path.lower().endswith(reader.UNTYPED)
         return dataclasses.replace(part, untyped=frozenset(part.columns)) if is_untyped else part
     except ValueError as error:
         raise ConfigError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
@@ -323,7 +325,7 @@ def _shard(place: _Place, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
     if file["error"] is not None:
         return Part([file], {})
     try:
-        return shards.listed(place.fs, path, file)
+        return members.listed(place.fs, path, file)
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{place.named}: what {file['relative']} says of its videos is no table: {error}. Give every column one "
@@ -339,13 +341,13 @@ def _check_any(place: _Place, rows: list[Row], count: int) -> None:
     if not rows:
         raise ConfigError(
             f"{place.named}: there are no videos ({', '.join(e[1:] for e in extensions.VIDEOS)}) and no shards of them "
-            f"({', '.join(e[1:] for e in shards.EXTENSIONS)}) among its {count} files. Name the folder that holds "
+            f"({', '.join(e[1:] for e in members.EXTENSIONS)}) among its {count} files. Name the folder that holds "
             "them, or list them in a manifest."
         )
-    packed = [row for row in rows if row["relative"].lower().endswith(shards.COMPRESSED)]
+    packed = [row for row in rows if row["relative"].lower().endswith(members.COMPRESSED)]
     if len(packed) == len(rows):
         names = _some([row["relative"] for row in packed])
-        raise ConfigError(f"{place.named}: all videos lie in compressed tars ({names}): {shards.UNPACK}.")
+        raise ConfigError(f"{place.named}: all videos lie in compressed tars ({names}): {members.UNPACK}.")
 
 
 def _say_left_out(place: _Place, kinds: _Kinds) -> None:

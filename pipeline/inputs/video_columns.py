@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 
 from pipeline.config.credentials import scrubbed
 from pipeline.config.texts import decode_text, text_flaw
-from pipeline.manifest_json import MOST
-from pipeline.manifest_numbers import as_type, as_type_where_possible, cell_type
+from pipeline.inputs.manifests.json_blocks import MOST
+from pipeline.inputs.manifests.numbers import as_type, as_type_where_possible, cell_type
 from pipeline.tables.schemas import CAPTIONS, caption_column
 
 TEXT, NUMBERS, LISTS, OBJECTS, HUGE = "text", "numbers", "lists", "objects", "integers of more than 64 bits"

@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from pipeline import extensions
 from pipeline.config.texts import decode_text
 from pipeline.errors import ClipError
-from pipeline.manifest_json import distinct
+from pipeline.inputs import extensions
+from pipeline.inputs.manifests.json_blocks import distinct
+from pipeline.inputs.video_columns import Part, check_text, column_of, plain_name, plain_value, spellings
 from pipeline.tables.schemas import caption_column
-from pipeline.video_columns import Part, check_text, column_of, plain_name, plain_value, spellings
 
 _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and captions are small, whatever they claim
 _AHEAD = 1 << 16  # bytes that one request of a store brings while listing: a header, the words, the next header
