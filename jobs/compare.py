@@ -28,10 +28,10 @@ from pipeline import (
 )
 from pipeline.comparison_page import Compared
 from pipeline.config import Arm, Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.storage.stores import join
+from pipeline.video.decoder import Decoder
 
 STAGES = ("finetune", "evaluate")
 HELD_OUT = ("index_clips", "estimate_motion")

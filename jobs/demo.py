@@ -15,7 +15,7 @@ from pipeline.comparison import comparison
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5
 

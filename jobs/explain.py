@@ -23,7 +23,6 @@ from pipeline import (
 )
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
-from pipeline.decoder import Decoder
 from pipeline.decomposition import Array, DecompositionWorker, Sums
 from pipeline.errors import ConfigError
 from pipeline.explain_page import Explanation, Problem
@@ -34,6 +33,7 @@ from pipeline.standing import Row
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
+from pipeline.video.decoder import Decoder
 from pipeline.workers import FeatureWorker, featured
 
 NEAR = 10  # near-duplicates that are shown

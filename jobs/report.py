@@ -8,11 +8,11 @@ from typing import Any
 from jobs import command
 from pipeline import report as page
 from pipeline.config import Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.gallery import FramesOf, VideoOf
 from pipeline.storage import stores
-from pipeline.upright import Frames
+from pipeline.video.decoder import Decoder
+from pipeline.video.orientation import Frames
 
 
 def frames_by(run: Run, decoder: Decoder) -> FramesOf:

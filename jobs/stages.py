@@ -16,7 +16,6 @@ from pipeline import fingerprints, models, motion, ray_data, shortlist, tables
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
-from pipeline.indexing import IndexWorker
 from pipeline.inputs import changes, passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.motion_worker import MotionWorker
@@ -26,6 +25,7 @@ from pipeline.tables.merging import merge
 from pipeline.tables.pending import lacking, settle
 from pipeline.tables.scanning import Held, Keys, Rows
 from pipeline.tables.shuffling import Shuffled, keys
+from pipeline.video.indexing import IndexWorker
 from pipeline.workers import AttributionWorker, FeatureWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}

@@ -11,9 +11,9 @@ from pipeline import answers, handout, study_results
 from pipeline.answer_log import AnswerLog
 from pipeline.answer_server import LOOPBACK, AnswerServer
 from pipeline.config import Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.pairs import Key
+from pipeline.video.decoder import Decoder
 
 
 def study(run: Run) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from pipeline import fingerprints, judge, motion, tables
 from pipeline.config import Run
-from pipeline.decoder import Decoder
-from pipeline.decoders import Row
 from pipeline.device import device_for
 from pipeline.errors import ClipError
+from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import Row
 
 QUERY, VIDEO = "query", "video"
 ASKED = pa.schema(

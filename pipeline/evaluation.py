@@ -18,8 +18,6 @@ from torch import Tensor
 from pipeline import motion, tables
 from pipeline.captions import Captions
 from pipeline.config import Run
-from pipeline.decoder import Decoder
-from pipeline.decoders import Row, decoded
 from pipeline.device import device_for
 from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.errors import ClipError
@@ -28,7 +26,9 @@ from pipeline.models import VideoModel, open_model
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.trained_weights import load_weights
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import Row, decoded
+from pipeline.video.frames import write_mp4
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.comparison import LOSSES, mixtures
 from pipeline.config import Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, ConfigError
 from pipeline.pairs import Film
 from pipeline.storage import stores
+from pipeline.video.decoder import Decoder
 
 log = logging.getLogger(__name__)
 

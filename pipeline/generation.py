@@ -13,7 +13,7 @@ from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.models import open_model
 from pipeline.storage import stores
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 
 SCHEMA = pa.schema(
     [

@@ -17,14 +17,14 @@ import numpy as np
 
 from pipeline import films, pairs
 from pipeline.config import Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.films import Generated, Shape
 from pipeline.pairs import Film, Key, Pair
 from pipeline.report import environment
 from pipeline.storage import stores
-from pipeline.upright import Frames
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import write_mp4
+from pipeline.video.orientation import Frames
 
 Progress = Callable[[int, int], None]
 

@@ -10,10 +10,10 @@ import torch
 
 from pipeline import motion, tables
 from pipeline.config import Run
-from pipeline.decoders import Frames, Row, decoded, decoders_for
 from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.tables import schemas
+from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
 
 class MotionWorker:

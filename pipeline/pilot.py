@@ -19,16 +19,16 @@ import torch
 from pipeline import finetuning, models, motion
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting, compared
-from pipeline.decoder import Decoder
 from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
-from pipeline.indexing import clip_id, index
 from pipeline.models import VideoModel, open_model
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.training_set import ClipSet, encode_set, kept_in
+from pipeline.video.decoder import Decoder
+from pipeline.video.indexing import clip_id, index
 
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -25,12 +25,12 @@ from ray.data.exceptions import ExecutionTimeoutError
 from pipeline import ray_connection, ray_journal, tables
 from pipeline.attempts import LIMIT, STARTS
 from pipeline.config.operations import Pool
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.storage import stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
 from pipeline.tables.throughput import Figures
+from pipeline.video.decoder import Decoder
 
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more

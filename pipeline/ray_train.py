@@ -49,7 +49,7 @@ WITHOUT_EFFECT = {"arm", "checkpoint_every", "checkpoint_seconds", "sharding", "
 
 def frames_by_decoder(run: Run) -> FramesOf:
     """Decode clips at the training geometry in a child process. The default of `finetune`; called in each worker."""
-    from pipeline.decoder import Decoder
+    from pipeline.video.decoder import Decoder
 
     decoder, d = Decoder(run.data.decode_timeout), run.data
 

@@ -21,7 +21,6 @@ from pipeline.canary import check_canary
 from pipeline.captions import Captions
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
-from pipeline.decoders import Frames, Row, decoded, decoders_for
 from pipeline.device import device_for
 from pipeline.diffusion import shared_noise
 from pipeline.errors import ClipError
@@ -32,6 +31,7 @@ from pipeline.projection import Projection
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 from pipeline.trained_weights import load_weights
+from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
 

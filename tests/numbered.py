@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.upright import Frames
+from pipeline.video.orientation import Frames
 
 FORMATS = {"mkv": "matroska", "m4v": "mp4", "mpg": "mpeg", "vob": "vob", "ts": "mpegts", "wmv": "asf", "3gp": "3gp"}
 OPTIONS: dict[str, dict[str, str]] = {

@@ -13,7 +13,7 @@ from pipeline.config import Run
 from pipeline.evaluation import video_place
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 
 EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"&'{{ 7 * 7 }}"""
 FRAMES, FPS, SIZE = 9, 8.0, 32

@@ -21,7 +21,7 @@ from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 from tests.studies import run_of
 
 MakeRun = Callable[..., Run]

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import world
 from pipeline.config import Run
-from pipeline.decoder import Decoder
-from pipeline.decoders import Decoders, Frames, Row, decoded, decoders_for
 from pipeline.errors import ClipError
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import Decoders, Frames, Row, decoded, decoders_for
+from pipeline.video.frames import write_mp4
 
 CLIPS = 5
 

@@ -28,11 +28,11 @@ from pipeline import models, ray_data, tables
 from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.decoder import Decoder  # noqa: E402
-from pipeline.indexing import IndexWorker  # noqa: E402
 from pipeline.tables import scanning, schemas
 from pipeline.tables.throughput import Figures  # noqa: E402
-from pipeline.video import ClipError  # noqa: E402
+from pipeline.video.decoder import Decoder  # noqa: E402
+from pipeline.video.frames import ClipError  # noqa: E402
+from pipeline.video.indexing import IndexWorker  # noqa: E402
 from pipeline.workers import AttributionWorker, MotionWorker  # noqa: E402
 
 # --- the attempts, without Ray ---------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callab
 
 CODEC = """
 import os, signal
-from pipeline.video import decode as plain, segments
+from pipeline.video.frames import decode as plain, segments
 
 def decode(path, **wanted):
     if "deadly" in os.path.basename(path):

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import video
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_tree
 from pipeline.inputs.videos import videos
+from pipeline.video.frames import frames
 
 
 def _touch(path: Path, content: str | bytes = "x") -> Path:
@@ -332,7 +332,7 @@ def test_kinds_of_videos(tmp_path: Path, end: str, kind: str, codec: str) -> Non
         container.mux(stream.encode(None))
     row = _rows(tmp_path)[f"a.{end}"]
     assert row["error"] is None
-    found = video.segments(row["uri"], 9, 25.0)
+    found = frames.segments(row["uri"], 9, 25.0)
     assert (found[0]["height"], found[0]["width"]) == (48, 64)
 
 

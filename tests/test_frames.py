@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import packets, timeline, video
 from pipeline.errors import ClipError
+from pipeline.video.frames import frames as video
+from pipeline.video.frames import packets, timeline
 from tests.numbered import numbers, write
 
 DATA = Path(__file__).parent / "data"

@@ -21,11 +21,11 @@ import pytest
 
 from pipeline import config, world
 from pipeline.errors import ClipError, ConfigError
-from pipeline.indexing import IndexWorker
 from pipeline.inputs import extensions
 from pipeline.inputs.videos import videos
 from pipeline.tables import schemas
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
+from pipeline.video.indexing import IndexWorker
 
 CODECS = {"mkv": "libx264", "webm": "libvpx", "avi": "mpeg4", "mov": "mpeg4", "gif": "gif", "m4v": "libx264"}
 CODES = {"decode", "too_short", "read", "crashed", "memory", "timeout", "refused"}

@@ -13,12 +13,12 @@ import pytest
 
 from pipeline import world
 from pipeline.config import Data
-from pipeline.decoder import Decoder
-from pipeline.indexing import index
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import write_mp4
+from pipeline.video.indexing import index
 from tests.s3_store import BUCKET, Store, first
 
 

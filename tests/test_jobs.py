@@ -27,7 +27,7 @@ from pipeline import ray_data, tables, world
 from pipeline.config import Run
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[1]

@@ -48,7 +48,7 @@ class Memory:
             for process in this.children(recursive=True):
                 try:
                     line = " ".join(process.cmdline())
-                    kind = "decoders" if "pipeline.decoding" in line else "actors" if "_Actor" in line else "ray"
+                    kind = "decoders" if "pipeline.video.child" in line else "actors" if "_Actor" in line else "ray"
                     # What a process shares with others, the object store above all, is not its own.
                     memory = process.memory_info()
                     sums[kind] += memory.rss - memory.shared

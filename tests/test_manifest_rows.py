@@ -14,15 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import indexing, tables
+from pipeline import tables
 from pipeline.config import Data
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import csv_blocks
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import indexing
 
 Rows = list[dict[str, Any]]
 

@@ -34,7 +34,7 @@ from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.ray_resources import Nodes, beyond  # noqa: E402
 from pipeline.tables import throughput
-from pipeline.video import ClipError  # noqa: E402
+from pipeline.video.frames import ClipError  # noqa: E402
 from pipeline.workers import AttributionWorker  # noqa: E402
 
 CLIPS = 6

@@ -22,7 +22,7 @@ from pipeline.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import throughput
 from pipeline.tables.throughput import Figures  # noqa: E402
-from pipeline.video import ClipError  # noqa: E402
+from pipeline.video.frames import ClipError  # noqa: E402
 
 
 class Clock:

@@ -16,10 +16,10 @@ from jobs import purge as job
 from pipeline import in_use, purging, tables, training_set
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.indexing import IndexWorker
 from pipeline.inputs import videos
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
+from pipeline.video.indexing import IndexWorker
 from tests.s3_store import BUCKET, seen_by, served
 
 MakeRun = Callable[..., Run]

@@ -14,11 +14,11 @@ import pyarrow.fs
 import pytest
 
 from pipeline import tables
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError, StoreError
 from pipeline.inputs import videos
 from pipeline.storage import s3, stores
 from pipeline.tables.merging import merge
+from pipeline.video.decoder import Decoder
 from tests.s3_store import BUCKET, KEY, SECRET, Store, first, forget
 
 ROOT = f"s3://{BUCKET}/a run/[x]"

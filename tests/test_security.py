@@ -21,14 +21,14 @@ import yaml
 
 from pipeline import config, report, tables, world
 from pipeline.config import Data, files
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
-from pipeline.indexing import IndexWorker, index
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import write_mp4
+from pipeline.video.indexing import IndexWorker, index
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])

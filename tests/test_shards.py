@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 from pipeline import world
 from pipeline.config import Data
-from pipeline.decoder import Decoder
 from pipeline.errors import ConfigError
-from pipeline.indexing import index
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.shards import parquet_files
 from pipeline.inputs.videos import videos
-from pipeline.video import write_mp4
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import write_mp4
+from pipeline.video.indexing import index
 
 Members = list[tuple[str, bytes]]
 

@@ -33,7 +33,7 @@ from pipeline.errors import ConfigError
 from pipeline.handout import spoiled
 from pipeline.pairs import Key, Pair
 from pipeline.storage import stores
-from pipeline.video import write_mp4
+from pipeline.video.frames import write_mp4
 from tests.s3_store import BUCKET, Store
 from tests.studies import EVIL, FPS, run_of
 

@@ -17,14 +17,16 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import packets, video, world
+from pipeline import world
 from pipeline.config import Data
-from pipeline.cuts import cuts
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
-from pipeline.indexing import clip_id, index
 from pipeline.tables import schemas
-from pipeline.upright import Frames, pose
+from pipeline.video.cuts import cuts
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import frames as video
+from pipeline.video.frames import packets
+from pipeline.video.indexing import clip_id, index
+from pipeline.video.orientation import Frames, pose
 from tests.numbered import numbers, picture, write
 
 KINDS = [

@@ -100,8 +100,8 @@ def flops(call: Callable[[], object]) -> float:
 
 
 def decoding(subject: Subject, rates: Rates) -> list[Figure]:
-    from pipeline.decoder import Decoder
-    from pipeline.video import write_mp4
+    from pipeline.video.decoder import Decoder
+    from pipeline.video.frames import write_mp4
 
     count, fps, height, width = subject.run.geometry
     with tempfile.TemporaryDirectory() as folder, Decoder() as decoder:
@@ -117,7 +117,7 @@ def decoding(subject: Subject, rates: Rates) -> list[Figure]:
 def decoded_folder(folder: Path, count: int, fps: float, height: int, width: int) -> list[npt.NDArray[np.uint8]]:
     """The first `count` frames at `fps` of every video of a folder that has them."""
     from pipeline.errors import ClipError
-    from pipeline.video import decode
+    from pipeline.video.frames import decode
 
     found = []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")):

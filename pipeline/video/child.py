@@ -15,9 +15,9 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline import seccomp
 from pipeline.errors import ClipError
-from pipeline.upright import Frames
+from pipeline.video.frames import seccomp
+from pipeline.video.orientation import Frames
 
 PING = b"ready?"
 PULSE = b"going on"  # sent about once a second while an answer is being made and frames or packets come

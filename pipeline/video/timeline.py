@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ClipError
-from pipeline.packets import NONE, Flags, Ints, Packets, Pulse, no_pulse, packets_from
+from pipeline.video.packets import NONE, Flags, Ints, Packets, Pulse, no_pulse, packets_from
 
 Floats = npt.NDArray[np.float64]
 

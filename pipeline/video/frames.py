@@ -1,7 +1,7 @@
 """Video files as frames: segments by time stamp, cuts, exact decoding of one segment, writing mp4.
 
 `segments` and `decode` read untrusted files and may hang or crash inside a codec: the pipeline calls them through
-`pipeline.decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
+`pipeline.video.decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
 Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
 variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source
@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from pipeline.cuts import Changes
 from pipeline.errors import ClipError
-from pipeline.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
-from pipeline.timeline import (
+from pipeline.video.cuts import Changes
+from pipeline.video.orientation import Frames, fit, pose
+from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
+from pipeline.video.timeline import (
     DisorderedError,
     Floats,
     Picture,
@@ -35,7 +36,6 @@ from pipeline.timeline import (
     read_timeline,
     stamped,
 )
-from pipeline.upright import Frames, fit, pose
 
 _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
+from pipeline.video.decoder import Decoder
 
 Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]

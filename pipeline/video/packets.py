@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ClipError
-from pipeline.lengths import missing_bytes
+from pipeline.video.lengths import missing_bytes
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import Data, Run
-from pipeline.decoder import Decoder
 from pipeline.errors import ClipError
 from pipeline.tables import in_parts, purge_list
+from pipeline.video.decoder import Decoder
 
 _OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
 

@@ -1,7 +1,7 @@
 """A kept child process that decodes: a hostile file can neither hang nor kill the caller.
 
 The child has no credentials, a memory limit and a time limit per call, and can neither open a socket nor start a
-program (`pipeline.seccomp`); it is asked and answers in JSON, frames follow
+program (`pipeline.video.seccomp`); it is asked and answers in JSON, frames follow
 as raw bytes, so that nothing it sends is ever executed here. When it dies or runs late the call is a `ClipError` and
 the next call gets a fresh child. A pool whose workers share a pipe (pebble's, concurrent.futures') does not do: a
 child killed in the middle of an answer leaves half a message in it, and every later call waits for ever.
@@ -28,9 +28,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from pipeline.config.credentials import scrubbed
-from pipeline.decoding import PING, PULSE
 from pipeline.errors import ClipError
-from pipeline.upright import Frames
+from pipeline.video.child import PING, PULSE
+from pipeline.video.orientation import Frames
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Decoder:
     _bytes_read: ClassVar[int] = 0
     _counting: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, timeout: float = 120.0, memory: int = MEMORY, functions: str = "pipeline.video") -> None:
+    def __init__(self, timeout: float = 120.0, memory: int = MEMORY, functions: str = "pipeline.video.frames") -> None:
         self._timeout, self._memory, self._functions = timeout, memory, functions
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
         self._child: subprocess.Popen[bytes] | None = None
@@ -166,7 +166,7 @@ class Decoder:
     def _start(self) -> None:
         self._stop()
         self._link, theirs = Pipe()
-        code = f"from pipeline.decoding import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
+        code = f"from pipeline.video.child import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         # One thread for numpy too: every thread of its BLAS takes address space.
