@@ -39,8 +39,8 @@ from pipeline import (
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
+from pipeline.models.promoted import promoted
 from pipeline.nights import DECISION, RECORD, Record
-from pipeline.promoted import promoted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 

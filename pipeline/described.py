@@ -10,8 +10,8 @@ import torch
 
 from pipeline import fingerprints, judge, motion, tables
 from pipeline.config import Run
-from pipeline.device import device_for
 from pipeline.errors import ClipError
+from pipeline.models.device import device_for
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Row
 

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from pipeline import motion, tables
-from pipeline.captions import Captions
 from pipeline.config import Run
-from pipeline.device import device_for
-from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.errors import ClipError
 from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
+from pipeline.models.captions import Captions
+from pipeline.models.device import device_for
+from pipeline.models.loss import loss_map, masked_mean, own_noise
+from pipeline.models.trained_weights import load_weights
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.trained_weights import load_weights
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Row, decoded
 from pipeline.video.frames import write_mp4

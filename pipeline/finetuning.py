@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import sharding
 from pipeline.config import Finetune
-from pipeline.diffusion import loss_map, named_generator
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.loss import loss_map, named_generator
 from pipeline.storage import stores
 from pipeline.training_set import ClipSet, draw
 

@@ -12,8 +12,8 @@ from pipeline import models
 from pipeline.config import NUMERICS, Motion, Run
 from pipeline.errors import ConfigError
 from pipeline.gradients import manifest, manifest_hash
+from pipeline.models.promoted import promoted
 from pipeline.motion import weights_file
-from pipeline.promoted import promoted
 
 Fingerprint = dict[str, Any]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.models import open_model
+from pipeline.models.device import device_for
 from pipeline.storage import stores
 from pipeline.video.frames import write_mp4
 

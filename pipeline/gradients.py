@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.attribution import Setting
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.errors import ConfigError
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 
 JOINED = 1 << 20  # numbers of small parameters that are projected together

@@ -15,9 +15,9 @@ import json
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.promoted import PROMOTED, promoted
+from pipeline.models.promoted import PROMOTED, promoted
+from pipeline.models.trained_weights import LORA
 from pipeline.storage import stores
-from pipeline.trained_weights import LORA
 
 POINTER = "in_use.json"
 BASE = "base"

@@ -10,8 +10,8 @@ import torch
 
 from pipeline import motion, tables
 from pipeline.config import Run
-from pipeline.device import device_for
 from pipeline.errors import ClipError
+from pipeline.models.device import device_for
 from pipeline.tables import schemas
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 

@@ -19,10 +19,10 @@ import torch
 from pipeline import finetuning, models, motion
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting, compared
-from pipeline.device import device_for
 from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
+from pipeline.models.device import device_for
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.tables import schemas

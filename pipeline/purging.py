@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import training_set
-from pipeline.promoted import PROMOTED
+from pipeline.models.promoted import PROMOTED
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
 from pipeline.tables.part_files import opened

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import finetuning, models, ray_journal
 from pipeline.beside import Patience, looking
 from pipeline.config import Arm, Run
-from pipeline.device import device_for
+from pipeline.models.device import device_for
 from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.storage import stores
 from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in

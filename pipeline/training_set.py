@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Finetune
-from pipeline.diffusion import named_generator
 from pipeline.models import VideoModel
+from pipeline.models.loss import named_generator
 from pipeline.storage import stores
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes

@@ -18,19 +18,19 @@ import pyarrow as pa
 
 from pipeline import motion, tables
 from pipeline.canary import check_canary
-from pipeline.captions import Captions
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
-from pipeline.device import device_for
-from pipeline.diffusion import shared_noise
 from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
+from pipeline.models.captions import Captions
+from pipeline.models.device import device_for
+from pipeline.models.loss import shared_noise
+from pipeline.models.trained_weights import load_weights
 from pipeline.motion_worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
-from pipeline.trained_weights import load_weights
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
+from pipeline.models.loss import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.projection.philox import Tag, gaussian
 
 RECORDED = [0.05991104, 0.01555963, -1.43146300, 1.67071688, -1.16443849, -0.13264713, -0.40272397, -1.29564202]
@@ -104,7 +104,7 @@ def test_the_noise_is_standard_normal_and_independent_over_frames_and_indices() 
 def test_the_noise_is_the_same_in_another_process() -> None:
     code = """
 import torch
-from pipeline.diffusion import shared_noise
+from pipeline.models.loss import shared_noise
 torch.manual_seed(12345); torch.rand(7)
 print(shared_noise(7, 2, (4, 3, 5, 6)).numpy().tobytes().hex())
 """

@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline import finetuning as ft
-from pipeline import trained_weights, training_state
 from pipeline import training_set as ts
+from pipeline import training_state
 from pipeline.config import Finetune, VideoModelConfig
-from pipeline.diffusion import loss_map
-from pipeline.models import VideoModel, open_model
+from pipeline.models import VideoModel, open_model, trained_weights
+from pipeline.models.loss import loss_map
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a ball rolls", "a leaf falls", "a wheel spins", "a spring bounces")

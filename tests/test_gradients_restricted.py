@@ -13,8 +13,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.diffusion import loss_map, masked_mean
 from pipeline.gradients import restrict
+from pipeline.models.loss import loss_map, masked_mean
 from pipeline.models.wan import Wan
 
 BLOCKS, COUNTED = 6, r"blocks\.[45]\."

@@ -7,7 +7,7 @@ import torch
 from oracle import drawn, plain_philox
 from torch import Tensor
 
-from pipeline.diffusion import shared_noise
+from pipeline.models.loss import shared_noise
 from pipeline.projection import cpu, fastfood, philox
 from pipeline.projection.philox import QUANTILES, Tag, buckets, gaussian, quantiles, rademacher, scale, signs, words
 

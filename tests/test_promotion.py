@@ -11,10 +11,11 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, finetuning, fingerprints, in_use, nights, promotion, tables, trained_weights
+from pipeline import config, finetuning, fingerprints, in_use, nights, promotion, tables
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
-from pipeline.promoted import promoted
+from pipeline.models import trained_weights
+from pipeline.models.promoted import promoted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store, seen_by, served

@@ -18,7 +18,7 @@ import pytest
 import torch
 from ray.train import TrainingFailedError
 
-from pipeline import trained_weights
+from pipeline.models import trained_weights
 
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)

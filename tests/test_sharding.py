@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipeline import finetuning, sharding, trained_weights, training_state
+from pipeline import finetuning, sharding, training_state
 from pipeline import training_set as ts
 from pipeline.config import Finetune
+from pipeline.models import trained_weights
 from pipeline.storage import stores
 
 Trained = tuple[finetuning.Training, list[float]]

@@ -19,8 +19,8 @@ from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_t
 from pipeline import config, motion, world
 from pipeline.config import Run
 from pipeline.config.attribution import Kind
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.models import VideoModel, open_model
+from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 from pipeline.ranking import influence
 

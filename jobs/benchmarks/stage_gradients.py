@@ -15,9 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from jobs.benchmarks.stage_measures import Figure, Rates, attempt, clock, flops, worked
 from jobs.benchmarks.stage_subjects import Subject
 from pipeline.config.attribution import Setting
-from pipeline.diffusion import loss_map, masked_mean, shared_noise
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models.attention import fastest_attention
+from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 
 LAST_THIRD = r"blocks\.(2[0-9])\."

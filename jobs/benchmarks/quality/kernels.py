@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from jobs.benchmarks.quality.problem import Clips
 from pipeline.config.attribution import Kind
-from pipeline.diffusion import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.models import VideoModel
+from pipeline.models.loss import loss_map, masked_mean, own_noise, shared_noise
 from pipeline.projection import Projection
 from pipeline.storage import stores
 

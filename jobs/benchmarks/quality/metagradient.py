@@ -22,8 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.benchmarks.quality import retraining
 from jobs.benchmarks.quality.problem import Clips
-from pipeline.diffusion import masked_mean, shared_noise
 from pipeline.models import VideoModel
+from pipeline.models.loss import masked_mean, shared_noise
 from pipeline.training_set import draw
 
 BETAS, EPSILON, UNDER_ROOT = (0.9, 0.999), 1e-8, 1e-8

@@ -18,9 +18,9 @@ from torch import Tensor
 from jobs.benchmarks.quality.base_model import make
 from jobs.benchmarks.quality.problem import Clips, base_model
 from pipeline.config import Finetune
-from pipeline.diffusion import loss_map, masked_mean, own_noise
 from pipeline.finetuning import begin, train
 from pipeline.models import VideoModel
+from pipeline.models.loss import loss_map, masked_mean, own_noise
 from pipeline.training_set import ClipSet, Row
 
 FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
