@@ -18,7 +18,7 @@ from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.inputs import changes, passed_columns
 from pipeline.inputs.changes import Listing
-from pipeline.motion_worker import MotionWorker
+from pipeline.motion.worker import MotionWorker
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 from pipeline.tables.merging import merge

@@ -23,7 +23,7 @@ from pipeline.errors import ClipError
 from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.models.device import device_for
-from pipeline.motion_worker import MotionWorker
+from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.training_set import ClipSet, encode_set, kept_in

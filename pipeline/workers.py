@@ -27,7 +27,7 @@ from pipeline.models.captions import Captions
 from pipeline.models.device import device_for
 from pipeline.models.loss import shared_noise
 from pipeline.models.trained_weights import load_weights
-from pipeline.motion_worker import MotionWorker
+from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas

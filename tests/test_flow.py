@@ -14,8 +14,8 @@ from torchvision.models.optical_flow import raft_large
 from jobs.benchmarks.stage_agreement import compare, masks
 from pipeline import world
 from pipeline.config import load
-from pipeline.flow import clip_flow
 from pipeline.motion import load_raft
+from pipeline.motion.raft import clip_flow
 
 CPU = torch.device("cpu")
 RECIPE = load("demo").motion

@@ -15,7 +15,7 @@ from torchvision.models import optical_flow
 
 from pipeline.config import Motion
 from pipeline.errors import ConfigError
-from pipeline.flow import clip_flow
+from pipeline.motion.raft import clip_flow
 from pipeline.storage import downloads, stores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
