@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.budget import Capped
 from jobs.command import Progress
-from pipeline import fingerprints, ray_data, ray_resources, ray_train, tables, tracking
+from pipeline import ray_data, ray_resources, ray_train, tables, tracking
+from pipeline.attribution import fingerprints
 from pipeline.comparison import comparison
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError

@@ -10,20 +10,12 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.report import frames_by
-from pipeline import (
-    decomposition,
-    explain_page,
-    explained,
-    fingerprints,
-    ray_data,
-    ray_resources,
-    shortlist,
-    standing,
-    tables,
-)
+from pipeline import explain_page, explained, ray_data, ray_resources, shortlist, standing, tables
+from pipeline.attribution import decomposition, fingerprints
+from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
+from pipeline.attribution.workers import FeatureWorker, featured
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
-from pipeline.decomposition import Array, DecompositionWorker, Sums
 from pipeline.errors import ConfigError
 from pipeline.explain_page import Explanation, Problem
 from pipeline.feature_table import under_mask
@@ -34,7 +26,6 @@ from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
 from pipeline.video.decoder import Decoder
-from pipeline.workers import FeatureWorker, featured
 
 NEAR = 10  # near-duplicates that are shown
 CLOSE = 0.9999  # cosine that the features of one clip have on two machines: that of the canary clip

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from jobs import stages
 from jobs.evaluate import measure
-from pipeline import fingerprints, nights, tables
+from pipeline import nights, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Trained, held_out_tasks

@@ -23,7 +23,6 @@ from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import (
     arms,
-    fingerprints,
     in_use,
     models,
     night_page,
@@ -36,6 +35,7 @@ from pipeline import (
     tables,
     webhook,
 )
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import choosing, fingerprints, tables
+from pipeline import choosing, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
 from pipeline.storage.stores import join

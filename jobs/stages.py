@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import fingerprints, models, motion, ray_data, shortlist, tables
+from pipeline import models, motion, ray_data, shortlist, tables
+from pipeline.attribution import fingerprints
+from pipeline.attribution.workers import AttributionWorker, FeatureWorker, featured
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
@@ -26,7 +28,6 @@ from pipeline.tables.pending import lacking, settle
 from pipeline.tables.scanning import Held, Keys, Rows
 from pipeline.tables.shuffling import Shuffled, keys
 from pipeline.video.indexing import IndexWorker
-from pipeline.workers import AttributionWorker, FeatureWorker, featured
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
 _LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")

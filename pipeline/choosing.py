@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import fingerprints, shortlist, tables
+from pipeline import shortlist, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.errors import ConfigError

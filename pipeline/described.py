@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline import fingerprints, judge, motion, tables
+from pipeline import judge, motion, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.models.device import device_for

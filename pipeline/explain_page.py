@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import explained, gallery, pictures
+from pipeline.attribution.decomposition import Sums
 from pipeline.config import Run
-from pipeline.decomposition import Sums
 from pipeline.gallery import FramesOf, Studio
 from pipeline.pictures import Mask, Picture, latent_frames
 from pipeline.report import REASONS, environment

@@ -17,10 +17,10 @@ import pyarrow as pa
 import torch
 
 from pipeline import finetuning, models, motion
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting, compared
 from pipeline.errors import ClipError
-from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.models.device import device_for
 from pipeline.motion.worker import MotionWorker

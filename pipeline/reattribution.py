@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import fingerprints, shortlist, tables
+from pipeline import shortlist, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.feature_table import under_mask
 from pipeline.ranking import influence

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import canary
+from pipeline.attribution import canary
 from pipeline.errors import StoreError
 from pipeline.storage import stores
 from tests.s3_store import BUCKET, Store

@@ -15,7 +15,8 @@ import pytest
 from jobs import compare as job
 from jobs import judging, stages
 from jobs.compare import compare
-from pipeline import arms, comparison_page, config, contests, fingerprints, tables
+from pipeline import arms, comparison_page, config, contests, tables
+from pipeline.attribution import fingerprints
 from pipeline.comparison_page import Compared
 from pipeline.config import Run
 from pipeline.errors import ConfigError

@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from jobs import command
-from pipeline import config, fingerprints
+from pipeline import config
+from pipeline.attribution import fingerprints
 from pipeline.config import Run, load, parse
 from pipeline.errors import ConfigError
 

@@ -19,13 +19,14 @@ from jobs import explain as job
 from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
-from pipeline import config, decomposition, explain_page, explained, ranking, standing, tables
+from pipeline import config, explain_page, explained, ranking, standing, tables
+from pipeline.attribution import decomposition
+from pipeline.attribution.decomposition import LayeredGradient, by_frame, layer
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Kind, Setting
-from pipeline.decomposition import LayeredGradient, by_frame, layer
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.feature_table import under_mask
-from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.influence import influence_columns
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection

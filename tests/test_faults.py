@@ -26,6 +26,7 @@ from jobs.curate import curate  # noqa: E402
 from jobs.finetune import finetune  # noqa: E402
 from pipeline import models, ray_data, tables
 from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
+from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import scanning, schemas
@@ -33,7 +34,6 @@ from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.decoder import Decoder  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
 from pipeline.video.indexing import IndexWorker  # noqa: E402
-from pipeline.workers import AttributionWorker, MotionWorker  # noqa: E402
 
 # --- the attempts, without Ray ---------------------------------------------------------------------------------------
 

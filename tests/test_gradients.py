@@ -12,9 +12,9 @@ from diffusers import WanTransformer3DModel
 from oracle import project
 from torch import Tensor, nn
 
+from pipeline.attribution.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip
 from pipeline.config.attribution import Kind, Setting
 from pipeline.errors import ConfigError
-from pipeline.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection

@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.gradients import restrict
+from pipeline.attribution.gradients import restrict
 from pipeline.models.loss import loss_map, masked_mean
 from pipeline.models.wan import Wan
 

@@ -14,9 +14,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import config
+from pipeline.attribution.gradients import LAST_STAGE, ProjectedGradients, squared_norm
 from pipeline.config.attribution import Kind
 from pipeline.errors import ConfigError
-from pipeline.gradients import LAST_STAGE, ProjectedGradients, squared_norm
 from pipeline.projection import Projection, cpu, fastfood
 
 every_kind = pytest.mark.parametrize("kind", get_args(Kind))
@@ -154,7 +154,7 @@ def test_more_losses_than_the_last_stage_takes_at_once_give_the_same_bits(
 ) -> None:
     expected = collected(kind, 5, hold)
     for at_once in (1, 2, 3):
-        monkeypatch.setattr("pipeline.gradients.LAST_STAGE", at_once)
+        monkeypatch.setattr("pipeline.attribution.gradients.LAST_STAGE", at_once)
         found = collected(kind, 5, hold)
         assert torch.equal(found[0], expected[0]), f"{kind}: sums of {at_once} losses mix with the next ones"
         assert torch.equal(found[1], expected[1]), f"{kind}: norms of {at_once} losses mix with the next ones"
@@ -180,7 +180,7 @@ class Mixed(nn.Module):
 def test_small_parameters_that_are_projected_together_keep_their_coordinates(
     hold: int, joined: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.gradients.JOINED", joined)
+    monkeypatch.setattr("pipeline.attribution.gradients.JOINED", joined)
     module = Mixed()
     gradients = ProjectedGradients(module, Projection("gaussian", 16, seed=4), hold)
     for clip in range(3):

@@ -15,7 +15,8 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import fingerprints, models, world
+from pipeline import models, world
+from pipeline.attribution import fingerprints
 from pipeline.config import Run, VideoModelConfig, load
 from pipeline.errors import ConfigError
 from pipeline.models import open_model

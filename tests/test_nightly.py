@@ -18,7 +18,8 @@ import jobs.held_out
 import jobs.nightly
 from jobs import command
 from jobs.nightly import nightly
-from pipeline import fingerprints, in_use, models, nights, reattribution, tables, webhook
+from pipeline import in_use, models, nights, reattribution, tables, webhook
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError

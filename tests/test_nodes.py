@@ -30,12 +30,12 @@ import test_ray_train as training  # noqa: E402
 
 from jobs import stages  # noqa: E402
 from pipeline import models, ray_data, ray_resources, ray_train, tables
+from pipeline.attribution.workers import AttributionWorker  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.ray_resources import Nodes, beyond  # noqa: E402
 from pipeline.tables import throughput
 from pipeline.video.frames import ClipError  # noqa: E402
-from pipeline.workers import AttributionWorker  # noqa: E402
 
 CLIPS = 6
 

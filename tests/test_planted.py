@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from pipeline import config, motion, world
+from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config.attribution import Setting
-from pipeline.gradients import ProjectedGradients, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
 from pipeline.ranking import influence, unit_settings

@@ -11,7 +11,8 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, finetuning, fingerprints, in_use, nights, promotion, tables
+from pipeline import config, finetuning, in_use, nights, promotion, tables
+from pipeline.attribution import fingerprints
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.models import trained_weights

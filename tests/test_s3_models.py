@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, fingerprints, models, motion
+from pipeline import config, models, motion
+from pipeline.attribution import fingerprints
 from pipeline.errors import ConfigError
 from pipeline.storage import downloads
 from tests.s3_store import BUCKET, Request, Store, environment, first, seen_by

@@ -18,6 +18,7 @@ import pytest
 
 from jobs.benchmarks import scale
 from pipeline import models, ray_data, tables
+from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos as manifest
@@ -29,7 +30,6 @@ from pipeline.tables.pending import lacking, settle
 from pipeline.tables.retries import told_again
 from pipeline.tables.scanning import Gathered, Held, Keys, Rows, lookup
 from pipeline.tables.shuffling import Shuffled, keys
-from pipeline.workers import AttributionWorker
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 

@@ -20,8 +20,8 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_machine, print_table
+from pipeline.attribution.gradients import ProjectedGradients
 from pipeline.config.attribution import Kind
-from pipeline.gradients import ProjectedGradients
 from pipeline.projection import Projection
 
 

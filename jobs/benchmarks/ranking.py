@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_machine, print_table
 from jobs.rank_clips import rank_clips
-from pipeline import config, fingerprints, selection, tables
+from pipeline import config, selection, tables
+from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.ranking import influence, placed, select, votes
 from pipeline.storage.parallel import in_order

@@ -14,8 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from jobs.benchmarks.stage_measures import Figure, Rates, attempt, clock, flops, worked
 from jobs.benchmarks.stage_subjects import Subject
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config.attribution import Setting
-from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models.attention import fastest_attention
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline import motion, tables
-from pipeline.canary import check_canary
+from pipeline.attribution.canary import check_canary
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.errors import ClipError
-from pipeline.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.models import VideoModel, open_model
 from pipeline.models.captions import Captions
 from pipeline.models.device import device_for

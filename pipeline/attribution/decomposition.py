@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import motion, tables
+from pipeline.attribution.gradients import manifest
+from pipeline.attribution.workers import FeatureWorker
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, mask_of
 from pipeline.errors import ClipError
-from pipeline.gradients import manifest
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.models.loss import loss_map, masked, shared_noise
 from pipeline.projection import Projection
 from pipeline.video.decoders import Row, decoded
-from pipeline.workers import FeatureWorker
 
 Array = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

@@ -9,9 +9,9 @@ import hashlib
 from typing import Any
 
 from pipeline import models
+from pipeline.attribution.gradients import manifest, manifest_hash
 from pipeline.config import NUMERICS, Motion, Run
 from pipeline.errors import ConfigError
-from pipeline.gradients import manifest, manifest_hash
 from pipeline.models.promoted import promoted
 from pipeline.motion import weights_file
 
