@@ -15,7 +15,7 @@ from pipeline import arms, ray_data, ray_resources, tables, tracking
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
-from pipeline.feature_table import under_mask
+from pipeline.ranking.feature_table import under_mask
 from pipeline.storage import stores
 
 log = logging.getLogger(__name__)

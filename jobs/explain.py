@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.report import frames_by
-from pipeline import explain_page, explained, ray_data, ray_resources, shortlist, standing, tables
+from pipeline import explain_page, explained, ray_data, ray_resources, tables
 from pipeline.attribution import decomposition, fingerprints
 from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
 from pipeline.attribution.workers import FeatureWorker, featured
@@ -18,10 +18,10 @@ from pipeline.config import Run
 from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
 from pipeline.explain_page import Explanation, Problem
-from pipeline.feature_table import under_mask
-from pipeline.ranking import Population, share
-from pipeline.selection import query_rows
-from pipeline.standing import Row
+from pipeline.ranking import Population, one_clip, share, shortlist
+from pipeline.ranking.feature_table import under_mask
+from pipeline.ranking.one_clip import Row
+from pipeline.ranking.selection import query_rows
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
@@ -60,9 +60,9 @@ def _asked(run: Run) -> Row:
         raise ConfigError(f"root={run.root!r} has no table clips; run curate first.")
     if wanted is None:
         raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
-    found = standing.row_of(join(run.root, "clips"), wanted)
+    found = one_clip.row_of(join(run.root, "clips"), wanted)
     if found is None:
-        close = standing.resembling(run.root, wanted)
+        close = one_clip.resembling(run.root, wanted)
         hint = f" Did you mean {', '.join(close)}?" if close else " The ids are in clips/ and selection/."
         raise ConfigError(f"explain.clip={wanted!r}: {join(run.root, 'clips')} has no clip of this id.{hint}")
     return found
@@ -73,7 +73,7 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
     if clip["error"] is not None:
         return None, Problem("clips", clip["error"])
     clip_id, roots = clip["clip_id"], dict.fromkeys([run.root, shortlist.motion_root(run)])
-    found = (standing.row_of(join(root, "motion", "clips"), clip_id, FeatureWorker.LOOKED_UP) for root in roots)
+    found = (one_clip.row_of(join(root, "motion", "clips"), clip_id, FeatureWorker.LOOKED_UP) for root in roots)
     motion = next((row for row in found if row is not None), None)
     if (
         motion is not None
@@ -83,7 +83,7 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
         return motion, Problem("motion/clips", motion["error"])
     feature = _feature_row(run, clip_id)
     if feature is None and run.attribution.shortlist is not None:
-        told = standing.row_of(join(run.root, "selection"), clip_id)
+        told = one_clip.row_of(join(run.root, "selection"), clip_id)
         if told is not None:
             why = told["reason"].removeprefix("not ranked: ").removeprefix("not on the shortlist, ")
             return motion, Problem("selection", f"not_shortlisted: {why}")
@@ -100,7 +100,7 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
 
 def _feature_row(run: Run, clip_id: str) -> Row | None:
     """The clip's row of features/ without its numbers."""
-    found = standing.rows_of(join(run.root, "features", "clips"), [clip_id])
+    found = one_clip.rows_of(join(run.root, "features", "clips"), [clip_id])
     rows = [] if found is None else found.select(["clip_id", "version", "error"]).to_pylist()
     return rows[0] if rows else None
 
@@ -127,14 +127,14 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
     ids, groups, rows = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
     population = shortlist.population(run, clips.clip_ids) or Population(len(clips.clip_ids))
     voted = min(share(rule.vote_fraction, population.count), len(clips.clip_ids))
-    found = standing.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
+    found = one_clip.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
     if found is None or found[1] != len(clips.clip_ids) or found[0].column("query_id").to_pylist() != ids:
         raise ConfigError(
             f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
             "has now; run rank_clips first."
         )
-    beside = standing.beside(clips, clip_id, rows, rule.whiten, population.weights)
-    own, near = clips.among([clip_id]).rows()[clip_id], standing.nearest(clips, beside.cosines, clip_id, NEAR)
+    beside = one_clip.beside(clips, clip_id, rows, rule.whiten, population.weights)
+    own, near = clips.among([clip_id]).rows()[clip_id], one_clip.nearest(clips, beside.cosines, clip_id, NEAR)
     return Ranked(*found, groups, beside.queries, own, near)
 
 
@@ -154,7 +154,7 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
     tables.replace(join(folder, "near"), pa.Table.from_pylist(near, schema=NEAREST), fingerprint)
     named = ranked.table.add_column(0, "clip_id", pa.array([clip_id] * ranked.table.num_rows, pa.string()))
     tables.replace(join(folder, "queries"), named, fingerprint)
-    decisions = standing.rows_of(join(run.root, "selection"), [clip_id])
+    decisions = one_clip.rows_of(join(run.root, "selection"), [clip_id])
     found = Explanation(
         clip,
         motion,
@@ -162,7 +162,7 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
         decisions=sorted(decisions.to_pylist() if decisions else [], key=lambda d: (d["group"] != "all", d["group"])),
         queries=sorted(ranked.table.to_pylist(), key=lambda q: (-q["influence"], q["query_id"])),
         ranked=ranked.among,
-        motion_percentile=standing.percentile(shortlist.motion_root(run), "motion_mean", motion["motion_mean"]),
+        motion_percentile=one_clip.percentile(shortlist.motion_root(run), "motion_mean", motion["motion_mean"]),
         near=ranked.near,
         undivided=undivided,
     )
@@ -181,7 +181,7 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
     )
     ray_data.connect()
     ray_resources.check(alone, ["extract_features"])
-    rows = standing.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
+    rows = one_clip.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
     assert rows is not None, "its row has just been read"
     fingerprint, place = fingerprints.features(alone), join(folder, "parts")
     ray_data.stream(

@@ -31,7 +31,6 @@ from pipeline import (
     ray_data,
     ray_resources,
     reattribution,
-    shortlist,
     tables,
     webhook,
 )
@@ -41,6 +40,7 @@ from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
 from pipeline.models.promoted import promoted
 from pipeline.nights import DECISION, RECORD, Record
+from pipeline.ranking import shortlist
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 

@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import costs, models, pilot, ray_data, ray_resources, shortlist, tables
+from pipeline import costs, models, pilot, ray_data, ray_resources, tables
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos as manifest
+from pipeline.ranking import shortlist
 from pipeline.storage import stores
 
 AT_A_TIME = 10  # clips that an actor of the pilot is handed

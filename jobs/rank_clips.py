@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import choosing, tables
+from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
+from pipeline.ranking import choosing
+from pipeline.ranking.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
 from pipeline.storage.stores import join
 from pipeline.tables import schemas
 

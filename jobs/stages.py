@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import models, motion, ray_data, shortlist, tables
+from pipeline import models, motion, ray_data, tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.workers import AttributionWorker, FeatureWorker, featured
 from pipeline.config import Run
@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs import changes, passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.motion.worker import MotionWorker
+from pipeline.ranking import shortlist
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 from pipeline.tables.merging import merge

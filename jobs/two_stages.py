@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs import command, stages
-from pipeline import choosing, shortlist, tables
+from pipeline import tables
 from pipeline.config import Run
+from pipeline.ranking import choosing, shortlist
 from pipeline.storage import stores
 from pipeline.tables.scanning import Keys
 

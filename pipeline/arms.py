@@ -30,13 +30,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import mask_overlap, shortlist, tables
+from pipeline import tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
-from pipeline.feature_table import under_mask
-from pipeline.ranking import placed, share
-from pipeline.selection import rank
+from pipeline.ranking import mask_overlap, placed, share, shortlist
+from pipeline.ranking.feature_table import under_mask
+from pipeline.ranking.selection import rank
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 

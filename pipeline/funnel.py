@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import shortlist, tables
+from pipeline import tables
 from pipeline.config import Run
+from pipeline.ranking import shortlist
 from pipeline.storage.stores import join
 from pipeline.tables import figures, scanning
 from pipeline.tables.scanning import Held, Keys

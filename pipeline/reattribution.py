@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import shortlist, tables
+from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.feature_table import under_mask
-from pipeline.ranking import influence
+from pipeline.ranking import influence, shortlist
+from pipeline.ranking.feature_table import under_mask
 from pipeline.statistics import rank_drift
 from pipeline.statistics.rank_drift import Drift
 from pipeline.storage import stores

@@ -19,9 +19,10 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, choosing, comparison, config, controls, explained, funnel, gallery, sections, tables
+from pipeline import charts, comparison, config, explained, funnel, gallery, sections, tables
 from pipeline.gallery import FramesOf, VideoOf
-from pipeline.mask_overlap import Alike, mask_overlaps
+from pipeline.ranking import choosing, controls
+from pipeline.ranking.mask_overlap import Alike, mask_overlaps
 from pipeline.storage import stores
 from pipeline.tables import figures, throughput
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.benchmarks import ranking
-from pipeline import selection, tables
+from pipeline import tables
+from pipeline.ranking import selection
 from pipeline.storage.stores import join
 
 

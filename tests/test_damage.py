@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import feature_table, tables
+from pipeline import tables
 from pipeline.errors import StoreError
+from pipeline.ranking import feature_table
 from pipeline.storage import stores
 from pipeline.tables import merging, scanning, schemas
 from pipeline.tables.column_file import Columns

@@ -19,17 +19,18 @@ from jobs import explain as job
 from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
-from pipeline import config, explain_page, explained, ranking, standing, tables
+from pipeline import config, explain_page, explained, ranking, tables
 from pipeline.attribution import decomposition
 from pipeline.attribution.decomposition import LayeredGradient, by_frame, layer
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Kind, Setting
 from pipeline.errors import ConfigError, FingerprintError
-from pipeline.feature_table import under_mask
-from pipeline.influence import influence_columns
 from pipeline.models.wan import Wan
 from pipeline.projection import Projection
+from pipeline.ranking import one_clip
+from pipeline.ranking.feature_table import under_mask
+from pipeline.ranking.influence_table import influence_columns
 from pipeline.storage import stores
 from pipeline.tables import schemas
 
@@ -140,7 +141,7 @@ def test_ranks_are_those_of_the_ranking(ranked: tuple[str, list[str], np.ndarray
     root, ids, influence = ranked
     votes, voted = {q: ranking.votes(influence[:, [q]], 0.1) for q in range(3)}, ranking.share(0.1, 60)
     for n in (0, 21, 22, 59):
-        found = standing.standing(root, ids[n], {"q1": "roll"}, voted)
+        found = one_clip.standing(root, ids[n], {"q1": "roll"}, voted)
         assert found is not None
         rows = found[0].to_pylist()
         assert [r["group"] for r in rows] == ["all", "roll", "all"]
@@ -149,7 +150,7 @@ def test_ranks_are_those_of_the_ranking(ranked: tuple[str, list[str], np.ndarray
             assert row["rank"] == order.index(n), f"clip {n}, query {q}"
             assert row["percentile"] == pytest.approx(100 * (59 - order.index(n)) / 59)
             assert row["votes"] == bool(votes[q][n])
-    assert standing.standing(root, "nobody", {}, voted) is None
+    assert one_clip.standing(root, "nobody", {}, voted) is None
 
 
 @pytest.mark.parametrize("whiten", [None, 0.01])
@@ -167,10 +168,10 @@ def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float
     queries = ranking.unit_settings(rng.standard_normal((3, 16)).astype(np.float32), 1)
     expected = influence_columns(clips, queries, whiten, None, weights)
     for n in (4, 5, 39):
-        found = standing.beside(clips, ids[n], queries, whiten, weights)
+        found = one_clip.beside(clips, ids[n], queries, whiten, weights)
         own = ranking.unit_settings(values[[n]], 1)[0]
         np.testing.assert_allclose(found.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
-    near = standing.nearest(clips, standing.beside(clips, "c04", queries, None, None).cosines, "c04", 3)
+    near = one_clip.nearest(clips, one_clip.beside(clips, "c04", queries, None, None).cosines, "c04", 3)
     assert len(near) == 3
     assert near[0][0] == "c05"
     assert near[0][1] > 0.999

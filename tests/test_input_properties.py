@@ -19,12 +19,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from pipeline import models, selection, tables
+from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Run
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests.columns import columns
 from pipeline.inputs.videos import videos
+from pipeline.ranking import selection
 from pipeline.tables import schemas
 from pipeline.video.frames import indexing, write_mp4
 

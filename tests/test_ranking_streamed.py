@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from threadpoolctl import threadpool_limits
 
-from pipeline import config, feature_table, selection, tables
-from pipeline import influence as influence_of_tables
+from pipeline import config, tables
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
-from pipeline.ranking import BLOCK, influence, order, select, unit_settings, votes
+from pipeline.ranking import BLOCK, feature_table, influence, order, select, selection, unit_settings, votes
+from pipeline.ranking import influence_table as influence_of_tables
 from pipeline.storage.parallel import in_order
 from pipeline.tables import schemas
 from pipeline.tables.column_file import Columns

@@ -10,12 +10,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from pipeline import choosing, config, selection, shortlist, tables
-from pipeline.choosing import chosen
+from pipeline import config, tables
 from pipeline.config import Ranking, Run
 from pipeline.config.attribution import Shortlist
 from pipeline.errors import ConfigError
-from pipeline.ranking import Population, decisions, own_part, second_moment, unit_settings, whitened
+from pipeline.ranking import (
+    Population,
+    choosing,
+    decisions,
+    own_part,
+    second_moment,
+    selection,
+    shortlist,
+    unit_settings,
+    whitened,
+)
+from pipeline.ranking.choosing import chosen
 from pipeline.tables import schemas
 
 Array = npt.NDArray[np.float32]

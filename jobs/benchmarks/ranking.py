@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_machine, print_table
 from jobs.rank_clips import rank_clips
-from pipeline import config, selection, tables
+from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.ranking import influence, placed, select, votes
+from pipeline.ranking import influence, placed, select, selection, votes
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
 from pipeline.tables import schemas

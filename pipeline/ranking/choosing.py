@@ -11,15 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import shortlist, tables
+from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.errors import ConfigError
-from pipeline.influence import Progress
-from pipeline.ranking import CHUNK, placed, share
-from pipeline.selection import rank
-from pipeline.shortlist import AUDIT, BOTTOM, TOP
+from pipeline.ranking import CHUNK, placed, share, shortlist
+from pipeline.ranking.influence_table import Progress
+from pipeline.ranking.selection import rank
+from pipeline.ranking.shortlist import AUDIT, BOTTOM, TOP
 from pipeline.statistics.correlations import spearman, spearman_interval
 from pipeline.statistics.intervals import wilson
 from pipeline.storage.stores import join

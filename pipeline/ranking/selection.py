@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import shortlist, tables
+from pipeline import tables
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError
-from pipeline.feature_table import FeatureTable, under_mask
-from pipeline.influence import HELD, Progress, influence_columns
-from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share
+from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist
+from pipeline.ranking.feature_table import FeatureTable, under_mask
+from pipeline.ranking.influence_table import HELD, Progress, influence_columns
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
 from pipeline.tables import schemas

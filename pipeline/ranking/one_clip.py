@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.feature_table import FeatureTable
 from pipeline.ranking import Sums, second_moment, whitened
+from pipeline.ranking.feature_table import FeatureTable
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.feature_table import FeatureTable
 from pipeline.ranking import Sums, own_part, second_moment, whitened
+from pipeline.ranking.feature_table import FeatureTable
 from pipeline.storage.parallel import in_order
 from pipeline.tables.column_file import Columns
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.mask_overlap import Alike
+from pipeline.ranking.mask_overlap import Alike
 from pipeline.statistics.correlations import spearman
 from pipeline.tables.figures import SELECTED, Selected
 from pipeline.tables.shuffling import keys

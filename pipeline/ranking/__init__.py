@@ -1,0 +1,45 @@
+"""From features to influence, votes and a selection."""
+
+from __future__ import annotations
+
+from pipeline.ranking.scores import (
+    BLOCK,
+    CHUNK,
+    Counts,
+    Population,
+    Rows,
+    Sums,
+    decisions,
+    influence,
+    mean_influence,
+    order,
+    own_part,
+    placed,
+    second_moment,
+    select,
+    share,
+    unit_settings,
+    votes,
+    whitened,
+)
+
+__all__ = [
+    "BLOCK",
+    "CHUNK",
+    "Counts",
+    "Population",
+    "Rows",
+    "Sums",
+    "decisions",
+    "influence",
+    "mean_influence",
+    "order",
+    "own_part",
+    "placed",
+    "second_moment",
+    "select",
+    "share",
+    "unit_settings",
+    "votes",
+    "whitened",
+]
