@@ -13,7 +13,6 @@ from jobs.finetune import finetune, with_arm
 from jobs.held_out import check_disjoint
 from jobs.report import video_by
 from pipeline import (
-    arms,
     comparison,
     comparison_page,
     contests,
@@ -31,6 +30,7 @@ from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.storage.stores import join
+from pipeline.training import arms
 from pipeline.video.decoder import Decoder
 
 STAGES = ("finetune", "evaluate")

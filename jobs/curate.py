@@ -11,12 +11,13 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import arms, ray_data, ray_resources, tables, tracking
+from pipeline import ray_data, ray_resources, tables, tracking
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.ranking.feature_table import under_mask
 from pipeline.storage import stores
+from pipeline.training import arms
 
 log = logging.getLogger(__name__)
 

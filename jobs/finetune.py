@@ -5,9 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 
 from jobs import budget, command, stages
-from pipeline import arms, ray_checkpoints, ray_data, ray_resources, ray_train, tracking
+from pipeline import ray_checkpoints, ray_data, ray_resources, ray_train, tracking
 from pipeline.config import Arm, Finetune, Run
 from pipeline.storage import stores
+from pipeline.training import arms
 
 
 def with_arm(run: Run, arm: Arm) -> Run:

@@ -22,7 +22,6 @@ from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
 from pipeline import (
-    arms,
     in_use,
     models,
     night_page,
@@ -43,6 +42,7 @@ from pipeline.nights import DECISION, RECORD, Record
 from pipeline.ranking import shortlist
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
+from pipeline.training import arms
 
 
 def nightly(run: Run) -> None:

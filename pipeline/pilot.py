@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
-from pipeline import finetuning, models, motion
+from pipeline import models, motion
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting, compared
@@ -26,7 +26,8 @@ from pipeline.models.device import device_for
 from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.tables import schemas
-from pipeline.training_set import ClipSet, encode_set, kept_in
+from pipeline.training import loop
+from pipeline.training.training_set import ClipSet, encode_set, kept_in
 from pipeline.video.decoder import Decoder
 from pipeline.video.indexing import clip_id, index
 
@@ -214,8 +215,8 @@ class TrainingPilot:
         with tempfile.TemporaryDirectory() as cache:
             encode_set(self.model, rows, frames_of, cache)
             clips = ClipSet(self.model, rows, kept_in(cache))
-            training = finetuning.begin(self.model, config, self.run.seed)
-            lines = list(finetuning.train(training, clips, config, self.run.seed))
+            training = loop.begin(self.model, config, self.run.seed)
+            lines = list(loop.train(training, clips, config, self.run.seed))
         return [line(rows[0]["clip_id"], AS_IT_IS, "step", step.seconds) for step in lines[1:]]
 
 

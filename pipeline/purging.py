@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import training_set
 from pipeline.models.promoted import PROMOTED
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
 from pipeline.tables.part_files import opened
+from pipeline.training import training_set
 
 KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
-from pipeline import training_state
 from pipeline.config import Finetune
-from pipeline.finetuning import Training
 from pipeline.storage import stores
+from pipeline.training import checkpoints
+from pipeline.training.loop import Training
 
 METRICS = "metrics.jsonl"
 
@@ -46,7 +46,7 @@ class Checkpoints:
         if checkpoint is None:
             return
         folder = stores.join(self.storage, Path(checkpoint.path).name)
-        training_state.restore(self.training, folder)
+        checkpoints.restore(self.training, folder)
         self.lines = stores.read_bytes(stores.join(folder, METRICS)).decode()
 
     def due(self, step: int) -> bool:
@@ -67,11 +67,11 @@ class Checkpoints:
             ray.train.report(step, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
         self.written.clear()
-        state, lines, storage = training_state.staged(self.training), self.lines, ray.train.get_context().get_storage()
+        state, lines, storage = checkpoints.staged(self.training), self.lines, ray.train.get_context().get_storage()
 
         def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
-                training_state.write(state, Path(checkpoint.path), *self.training.share)
+                checkpoints.write(state, Path(checkpoint.path), *self.training.share)
                 if self.rank == 0:
                     (Path(checkpoint.path) / METRICS).write_text(lines)
                 return storage.persist_current_checkpoint(checkpoint, name)

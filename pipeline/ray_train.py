@@ -28,13 +28,14 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import finetuning, models, ray_journal
+from pipeline import models, ray_journal
 from pipeline.beside import Patience, looking
 from pipeline.config import Arm, Run
 from pipeline.models.device import device_for
 from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.storage import stores
-from pipeline.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
+from pipeline.training import loop
+from pipeline.training.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
 
 log = logging.getLogger(__name__)
 
@@ -192,18 +193,18 @@ def _worker(told: dict[str, Any]) -> None:
     encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
     dist.barrier()
 
-    training = finetuning.begin(model, config, run.seed)
+    training = loop.begin(model, config, run.seed)
     clips = ClipSet(model, rows, kept_in(told["cache"]))
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch)
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
             training.objective = DistributedDataParallel(training.objective)
-        for line in finetuning.train(training, clips, config, run.seed, rank, workers, _mean):
+        for line in loop.train(training, clips, config, run.seed, rank, workers, _mean):
             checkpoints.lines += line.json() + "\n"
             if checkpoints.due(line.step):
                 checkpoints.write()
-        finetuning.save_weights(training, told["folder"])
+        loop.save_weights(training, told["folder"])
         checkpoints.written.wait()
     if rank == 0:
         done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}

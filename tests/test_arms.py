@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, tables
+from pipeline import tables
 from pipeline.config import Run, parse
 from pipeline.errors import ConfigError
 from pipeline.ranking import influence, order, select, unit_settings
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from pipeline.training import arms
 
 N, K = 40, 8
 IDS = [f"c{n:02d}" for n in range(N)]

@@ -12,9 +12,10 @@ import pytest
 
 from jobs import command, stages
 from jobs.curate import curate
-from pipeline import arms, config
+from pipeline import config
 from pipeline.config import Run
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.training import arms
 
 MakeRun = Callable[..., Run]
 

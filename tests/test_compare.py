@@ -15,13 +15,14 @@ import pytest
 from jobs import compare as job
 from jobs import judging, stages
 from jobs.compare import compare
-from pipeline import arms, comparison_page, config, contests, tables
+from pipeline import comparison_page, config, contests, tables
 from pipeline.attribution import fingerprints
 from pipeline.comparison_page import Compared
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from pipeline.training import arms
 from pipeline.video.frames import write_mp4
 from tests.studies import run_of
 

@@ -20,12 +20,12 @@ from diffusers import (
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from pipeline import finetuning as ft
-from pipeline import training_set as ts
-from pipeline import training_state
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.models import VideoModel, open_model, trained_weights
 from pipeline.models.loss import loss_map
+from pipeline.training import checkpoints
+from pipeline.training import loop as ft
+from pipeline.training import training_set as ts
 
 CPU = torch.device("cpu")
 CAPTIONS = ("a ball rolls", "a leaf falls", "a wheel spins", "a spring bounces")
@@ -218,12 +218,12 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
     first = ft.begin(model, config, seed=3)
     for line in ft.train(first, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=3):
         if line.step == 4:
-            training_state.write(training_state.staged(first), tmp_path)
+            checkpoints.write(checkpoints.staged(first), tmp_path)
         if line.step == 5:
             break  # killed, one step after the state
     model = opened(checkpoint)
     second = ft.begin(model, config, seed=3)
-    training_state.restore(second, str(tmp_path))
+    checkpoints.restore(second, str(tmp_path))
     again = list(ft.train(second, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=3))
     assert [(line.step, line.loss) for line in again] == [(5, losses[4]), (6, losses[5])]
     for name, parameter in whole.parameters.items():
@@ -343,6 +343,6 @@ def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> No
 
 def test_state_is_plain_safetensors(checkpoint: str, cache: str, tmp_path: Path) -> None:
     training, _, _ = trained(checkpoint, cache, settings(steps=1))
-    training_state.write(training_state.staged(training), tmp_path)
-    kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / training_state.file_name(0, 1))}
+    checkpoints.write(checkpoints.staged(training), tmp_path)
+    kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / checkpoints.file_name(0, 1))}
     assert kinds == {"parameter", "optimizer", "step"}

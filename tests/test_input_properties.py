@@ -27,7 +27,8 @@ from pipeline.inputs.manifests.columns import columns
 from pipeline.inputs.videos import videos
 from pipeline.ranking import selection
 from pipeline.tables import schemas
-from pipeline.video.frames import indexing, write_mp4
+from pipeline.video import indexing
+from pipeline.video.frames import write_mp4
 
 Rows = list[dict[str, Any]]
 

@@ -22,8 +22,8 @@ from pipeline.inputs.manifests import csv_blocks
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from pipeline.video import indexing
 from pipeline.video.decoder import Decoder
-from pipeline.video.frames import indexing
 
 Rows = list[dict[str, Any]]
 

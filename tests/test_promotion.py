@@ -11,7 +11,7 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, finetuning, in_use, nights, promotion, tables
+from pipeline import config, in_use, nights, promotion, tables
 from pipeline.attribution import fingerprints
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
@@ -19,6 +19,7 @@ from pipeline.models import trained_weights
 from pipeline.models.promoted import promoted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
+from pipeline.training import loop
 from tests.s3_store import BUCKET, Store, seen_by, served
 
 
@@ -193,11 +194,11 @@ def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(
     path = tiny_wan.folder(tmp_path_factory)
     model = tiny_wan.opened(path)
     names = [name for name, _ in model.transformer.named_parameters()]
-    training = finetuning.begin(model, config.Finetune(lora_rank=2), 0)
+    training = loop.begin(model, config.Finetune(lora_rank=2), 0)
     with torch.no_grad():
         for parameter in training.parameters.values():
             parameter.add_(0.05)
-    finetuning.save_weights(training, str(tmp_path))
+    loop.save_weights(training, str(tmp_path))
     plain, apart, merged = (tiny_wan.opened(path) for _ in range(3))
     trained_weights.load_weights(apart, str(tmp_path))
     trained_weights.load_weights(merged, str(tmp_path), merge=True)

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import purge as job
-from pipeline import in_use, purging, tables, training_set
+from pipeline import in_use, purging, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
+from pipeline.training import training_set
 from pipeline.video.indexing import IndexWorker
 from tests.s3_store import BUCKET, seen_by, served
 

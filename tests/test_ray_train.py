@@ -24,9 +24,10 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline import finetuning, ray_train, training_set
+from pipeline import ray_train
 from pipeline.config import Run, parse  # noqa: E402
 from pipeline.storage import stores
+from pipeline.training import loop, training_set
 
 STEPS = 8
 
@@ -99,10 +100,10 @@ def frames_and_a_kill(run: Run) -> training_set.FramesOf:
 def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = tiny.opened(checkpoint)
     training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
-    training = finetuning.begin(model, run.finetune, run.seed)
+    training = loop.begin(model, run.finetune, run.seed)
     clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
-    losses = [line.loss for line in finetuning.train(training, clips, run.finetune, run.seed)]
-    finetuning.save_weights(training, str(cache / "arm"))
+    losses = [line.loss for line in loop.train(training, clips, run.finetune, run.seed)]
+    loop.save_weights(training, str(cache / "arm"))
     return losses, weights(cache / "arm")
 
 

@@ -21,9 +21,10 @@ sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 import test_ray_train as alone  # noqa: E402
 
-from pipeline import finetuning, ray_checkpoints, ray_train, training_set, training_state
+from pipeline import ray_checkpoints, ray_train
 from pipeline.config import Run  # noqa: E402
 from pipeline.storage import s3, stores
+from pipeline.training import checkpoints, loop, training_set
 from tests import s3_store  # noqa: E402
 
 Weights = dict[str, torch.Tensor]
@@ -134,7 +135,7 @@ def _begins() -> bool:
 
 def _go_in_the_second_part(first: Callable[[], None]) -> None:
     """Kill this process instead of writing its part of its second checkpoint."""
-    write, written = training_state.write, []
+    write, written = checkpoints.write, []
 
     def write_or_go(*part: object) -> None:
         if written:
@@ -143,7 +144,7 @@ def _go_in_the_second_part(first: Callable[[], None]) -> None:
         written.append(part[1])
         write(*part)  # type: ignore[arg-type]
 
-    training_state.write = write_or_go
+    checkpoints.write = write_or_go
 
 
 def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], Weights]:
@@ -151,10 +152,10 @@ def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], Weights]
     config = run.finetune.model_copy(update={"sharding": "none"})
     model = tiny.opened(checkpoint)
     training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
-    training = finetuning.begin(model, config, run.seed)
+    training = loop.begin(model, config, run.seed)
     clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
-    losses = [line.loss for line in finetuning.train(training, clips, config, run.seed)]
-    finetuning.save_weights(training, str(cache / "arm"))
+    losses = [line.loss for line in loop.train(training, clips, config, run.seed)]
+    loop.save_weights(training, str(cache / "arm"))
     return losses, weights(str(cache / "arm"))
 
 

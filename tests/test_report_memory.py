@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import arms, config, nights, report, tables
+from pipeline import config, nights, report, tables
 from pipeline.config import Run
 from pipeline.tables import scanning, schemas
+from pipeline.training import arms
 
 N, K, GROUPS = 30_000, 8, ("all", "roll", "spin")
 SETTINGS = [{"timestep": 751.0, "noise": 0, "mask": "motion"}]

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pipeline import finetuning, sharding, training_state
-from pipeline import training_set as ts
 from pipeline.config import Finetune
 from pipeline.models import trained_weights
 from pipeline.storage import stores
+from pipeline.training import checkpoints, loop, sharding
+from pipeline.training import training_set as ts
 
-Trained = tuple[finetuning.Training, list[float]]
+Trained = tuple[loop.Training, list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def one_worker(tmp_path: Path) -> Iterator[None]:
 
 def trained(checkpoint: str, cache: str, config: Finetune, dtype: str = "float32") -> Trained:
     model = tiny.opened(checkpoint, dtype)
-    training = finetuning.begin(model, config, seed=3)
+    training = loop.begin(model, config, seed=3)
     clips = ts.ClipSet(model, tiny.rows(), ts.kept_in(cache))
-    return training, [line.loss for line in finetuning.train(training, clips, config, seed=3)]
+    return training, [line.loss for line in loop.train(training, clips, config, seed=3)]
 
 
 def test_rows_are_split_as_torch_splits_them() -> None:
@@ -75,20 +75,20 @@ def test_parts_of_any_number_of_workers_are_the_whole(
 ) -> None:
     config = tiny.settings(steps=2, weight_decay=0.1, lora_rank=lora_rank)
     whole, _ = trained(checkpoint, cache, config)
-    state = training_state.staged(whole)
+    state = checkpoints.staged(whole)
     for workers in (1, 3, 50):  # 50: more than the rows of most parameters
         local = tmp_path / str(workers)
         local.mkdir()
         for rank in range(workers):
-            training_state.write(part(state, rank, workers), local, rank, workers)
+            checkpoints.write(part(state, rank, workers), local, rank, workers)
         folder = str(local)
         if place == "memory":
             folder = f"memory://parts-{lora_rank}-{workers}"
             for file in local.iterdir():
                 stores.write_bytes(stores.join(folder, file.name), file.read_bytes())
-        again = finetuning.begin(tiny.opened(checkpoint), config, seed=3)
-        training_state.restore(again, folder)
-        found = training_state.staged(again)
+        again = loop.begin(tiny.opened(checkpoint), config, seed=3)
+        checkpoints.restore(again, folder)
+        found = checkpoints.staged(again)
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], state[key]) for key in state), f"{workers} parts are not the whole"
         assert again.step == 2
@@ -99,16 +99,16 @@ def test_a_checkpoint_is_read_by_more_or_fewer_workers(
     checkpoint: str, cache: str, tmp_path: Path, written_by: int, read_by: int
 ) -> None:
     config = tiny.settings(steps=2, weight_decay=0.1)
-    state = training_state.staged(trained(checkpoint, cache, config)[0])
+    state = checkpoints.staged(trained(checkpoint, cache, config)[0])
     for rank in range(written_by):
-        training_state.write(part(state, rank, written_by), tmp_path, rank, written_by)
+        checkpoints.write(part(state, rank, written_by), tmp_path, rank, written_by)
     for rank in range(read_by):
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=read_by)  # a worker without the others
         try:
             sharded = config.model_copy(update={"sharding": "fsdp"})
-            again = finetuning.begin(tiny.opened(checkpoint), sharded, seed=3)
-            training_state.restore(again, str(tmp_path))
-            found, expected = training_state.staged(again), part(state, rank, read_by)
+            again = loop.begin(tiny.opened(checkpoint), sharded, seed=3)
+            checkpoints.restore(again, str(tmp_path))
+            found, expected = checkpoints.staged(again), part(state, rank, read_by)
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[key], expected[key]) for key in expected), f"worker {rank} of {read_by}"
             assert sum(v.numel() for v in found.values()) < 1.2 * sum(v.numel() for v in state.values()) / read_by
@@ -118,11 +118,11 @@ def test_a_checkpoint_is_read_by_more_or_fewer_workers(
 
 def test_a_part_that_is_missing_is_named(checkpoint: str, cache: str, tmp_path: Path) -> None:
     training, _ = trained(checkpoint, cache, tiny.settings(steps=1))
-    state = training_state.staged(training)
+    state = checkpoints.staged(training)
     for rank in (0, 2):
-        training_state.write(part(state, rank, 3), tmp_path, rank, 3)
+        checkpoints.write(part(state, rank, 3), tmp_path, rank, 3)
     with pytest.raises(FileNotFoundError, match="lacks state-00001-of-00003"):
-        training_state.restore(training, str(tmp_path))
+        checkpoints.restore(training, str(tmp_path))
 
 
 @pytest.mark.usefixtures("one_worker")
@@ -135,7 +135,7 @@ def test_one_sharded_worker_is_the_plain_loop(
     assert all(isinstance(p, DTensor) for p in sharded.parameters.values())
     assert found == pytest.approx(losses, rel=1e-6)
     for training, folder in ((plain, "plain"), (sharded, "sharded")):
-        finetuning.save_weights(training, str(tmp_path / folder))
+        loop.save_weights(training, str(tmp_path / folder))
     files = [sorted(p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*")) for f in ("plain", "sharded")]
     assert files[0] == files[1]
     fresh = [tiny.opened(checkpoint), tiny.opened(checkpoint)]
@@ -155,7 +155,7 @@ def test_bfloat16_blocks_keep_float32_weights(checkpoint: str, cache: str, lora_
     _, losses = trained(checkpoint, cache, config)
     training, found = trained(checkpoint, cache, config.model_copy(update={"sharding": "fsdp"}), "bfloat16")
     assert {p.dtype for p in training.parameters.values()} == {torch.float32}
-    assert {v.dtype for v in training_state.staged(training).values()} == {torch.float32, torch.int64}
+    assert {v.dtype for v in checkpoints.staged(training).values()} == {torch.float32, torch.int64}
     assert found == pytest.approx(losses, rel=0.05)
 
 

@@ -21,10 +21,10 @@ from pipeline import world
 from pipeline.config import Data
 from pipeline.errors import ClipError
 from pipeline.tables import schemas
+from pipeline.video import frames as video
+from pipeline.video import packets
 from pipeline.video.cuts import cuts
 from pipeline.video.decoder import Decoder
-from pipeline.video.frames import frames as video
-from pipeline.video.frames import packets
 from pipeline.video.indexing import clip_id, index
 from pipeline.video.orientation import Frames, pose
 from tests.numbered import numbers, picture, write

@@ -118,7 +118,7 @@ class _Kinds:
 
     metadata: list[str]  # manifests, the deepest first
     videos: dict[str, Any]
-    members: dict[str, Any]
+    shards: dict[str, Any]
     others: dict[str, Any]
 
 

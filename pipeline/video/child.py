@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from pipeline.errors import ClipError
-from pipeline.video.frames import seccomp
+from pipeline.video import seccomp
 from pipeline.video.orientation import Frames
 
 PING = b"ready?"

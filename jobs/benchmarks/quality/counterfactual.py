@@ -15,9 +15,9 @@ import pyarrow as pa
 from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.retraining import Losses, Retraining, on
-from pipeline.arms import by_hash
 from pipeline.ranking import order, share
 from pipeline.statistics.intervals import Interval, bootstrap_mean
+from pipeline.training.arms import by_hash
 
 TENTH = 0.1
 SAME_FOR_ALL = ("all", "random", "magnitude")  # arms that know no target

@@ -24,7 +24,7 @@ from jobs.benchmarks.quality import retraining
 from jobs.benchmarks.quality.problem import Clips
 from pipeline.models import VideoModel
 from pipeline.models.loss import masked_mean, shared_noise
-from pipeline.training_set import draw
+from pipeline.training.training_set import draw
 
 BETAS, EPSILON, UNDER_ROOT = (0.9, 0.999), 1e-8, 1e-8
 Tensors = tuple[Tensor, ...]

@@ -18,10 +18,10 @@ from torch import Tensor
 from jobs.benchmarks.quality.base_model import make
 from jobs.benchmarks.quality.problem import Clips, base_model
 from pipeline.config import Finetune
-from pipeline.finetuning import begin, train
 from pipeline.models import VideoModel
 from pipeline.models.loss import loss_map, masked_mean, own_noise
-from pipeline.training_set import ClipSet, Row
+from pipeline.training.loop import begin, train
+from pipeline.training.training_set import ClipSet, Row
 
 FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
 AT_A_TIME = 25  # held-out clips of one forward pass

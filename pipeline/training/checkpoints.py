@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipeline.finetuning import Training
-from pipeline.sharding import local, rows
 from pipeline.storage import stores
+from pipeline.training.loop import Training
+from pipeline.training.sharding import local, rows
 
 PART = re.compile(r"state-\d+-of-(\d+)\.safetensors$")
 

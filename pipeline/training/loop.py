@@ -29,13 +29,13 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import sharding
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.models.loss import loss_map, named_generator
 from pipeline.storage import stores
-from pipeline.training_set import ClipSet, draw
+from pipeline.training import sharding
+from pipeline.training.training_set import ClipSet, draw
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_GRADIENT = 1.0
