@@ -12,22 +12,11 @@ from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.held_out import check_disjoint
 from jobs.report import video_by
-from pipeline import (
-    comparison,
-    comparison_page,
-    contests,
-    costs,
-    judge,
-    pilot,
-    ray_data,
-    ray_resources,
-    ray_train,
-    tables,
-    tracking,
-)
+from pipeline import comparison_page, costs, pilot, ray_data, ray_resources, ray_train, tables, tracking
 from pipeline.comparison_page import Compared
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
+from pipeline.evaluation import comparison, contests, judge
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.training import arms

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.curate import curate
 from pipeline import tables, world
-from pipeline.comparison import comparison
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.evaluation.comparison import comparison
 from pipeline.storage import stores
 from pipeline.video.frames import write_mp4
 

@@ -12,10 +12,10 @@ from jobs.budget import Capped
 from jobs.command import Progress
 from pipeline import ray_data, ray_resources, ray_train, tables, tracking
 from pipeline.attribution import fingerprints
-from pipeline.comparison import comparison
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
-from pipeline.evaluation import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
+from pipeline.evaluation.comparison import comparison
+from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 from pipeline.storage import stores
 from pipeline.tables import merging
 

@@ -10,7 +10,7 @@ from jobs import command
 from jobs.command import Progress
 from pipeline import models, ray_data
 from pipeline.config import Run
-from pipeline.generation import GenerationWorker, wanted
+from pipeline.evaluation.generation import GenerationWorker, wanted
 from pipeline.storage import stores
 
 

@@ -14,7 +14,7 @@ from pipeline import nights, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.evaluation import Trained, held_out_tasks
+from pipeline.evaluation.held_out import Trained, held_out_tasks
 from pipeline.in_use import BASE, InUse
 from pipeline.nights import Record
 from pipeline.storage import stores

@@ -1,4 +1,4 @@
-"""The judge (`pipeline.judge`) over the videos that the arms of a run generated: table comparison/motion/."""
+"""The judge (`pipeline.evaluation.judge`) over the videos that the arms of a run generated: table comparison/motion/."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import comparison, contests, described, judge, ray_data, tables
+from pipeline import ray_data, tables
 from pipeline.config import Run
-from pipeline.described import ASKED, QUERY, VIDEO, DescriptionWorker
 from pipeline.errors import ConfigError
+from pipeline.evaluation import comparison, contests, judge, movement
+from pipeline.evaluation.movement import ASKED, QUERY, VIDEO, DescriptionWorker
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 
@@ -61,7 +62,7 @@ def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
 
 def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of comparison/motion/ for these; what it lacks, or could not read the last time, is computed."""
-    folder, fingerprint = join(run.root, "comparison", "motion"), described.fingerprint(run)
+    folder, fingerprint = join(run.root, "comparison", "motion"), movement.fingerprint(run)
     tables.check(folder, fingerprint)
     tables.drop_where(folder, lambda rows: pc.is_valid(rows.column("problem")), ["problem"])
     there = tables.read(folder, ["arm", "clip_id", "seed", "version"])

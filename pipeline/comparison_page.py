@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from pipeline import comparison, contests, judge, tables
+from pipeline import tables
 from pipeline.config import Run
-from pipeline.contests import Key, Record
+from pipeline.evaluation import comparison, contests, judge
+from pipeline.evaluation.contests import Key, Record
 from pipeline.gallery import Studio, VideoOf
 from pipeline.report import environment
 from pipeline.storage import stores

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.comparison import LOSSES, mixtures
 from pipeline.config import Run
 from pipeline.errors import ClipError, ConfigError
+from pipeline.evaluation.comparison import LOSSES, mixtures
 from pipeline.pairs import Film
 from pipeline.storage import stores
 from pipeline.video.decoder import Decoder

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import comparison, config, tables
+from pipeline import config, tables
+from pipeline.evaluation import comparison
 from pipeline.pictures import Mask, Picture, picture
 from pipeline.storage import stores
 from pipeline.tables import figures, scanning

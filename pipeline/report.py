@@ -19,7 +19,8 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, comparison, config, explained, funnel, gallery, sections, tables
+from pipeline import charts, config, explained, funnel, gallery, sections, tables
+from pipeline.evaluation import comparison
 from pipeline.gallery import FramesOf, VideoOf
 from pipeline.ranking import choosing, controls
 from pipeline.ranking.mask_overlap import Alike, mask_overlaps

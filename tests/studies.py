@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline import config, tables, world
 from pipeline.config import Run
-from pipeline.evaluation import video_place
+from pipeline.evaluation.held_out import video_place
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4

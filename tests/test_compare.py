@@ -15,11 +15,12 @@ import pytest
 from jobs import compare as job
 from jobs import judging, stages
 from jobs.compare import compare
-from pipeline import comparison_page, config, contests, tables
+from pipeline import comparison_page, config, tables
 from pipeline.attribution import fingerprints
 from pipeline.comparison_page import Compared
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.evaluation import contests
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import Trained, video_place, video_tasks
+from pipeline.evaluation.held_out import Trained, video_place, video_tasks
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jobs.benchmarks import judge as benchmark
-from pipeline import config, judge, spoiled, world
-from pipeline.judge import Floats
+from pipeline import config, spoiled, world
+from pipeline.evaluation import judge
+from pipeline.evaluation.judge import Floats
 
 SIZE = 32
 

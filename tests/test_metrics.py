@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import metrics
+from pipeline.evaluation import metrics
 
 
 def speeds(values: list[float]) -> metrics.Flow:

@@ -23,7 +23,7 @@ from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
-from pipeline.evaluation import Trained
+from pipeline.evaluation.held_out import Trained
 from pipeline.reattribution import FIELD
 from pipeline.storage import stores
 from pipeline.tables import schemas

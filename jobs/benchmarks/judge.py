@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from pipeline import config, judge, motion, spoiled, world
+from pipeline import config, motion, spoiled, world
 from pipeline.config import Run
-from pipeline.judge import Floats, Judge
-from pipeline.metrics import temporal_flickering
+from pipeline.evaluation import judge
+from pipeline.evaluation.judge import Floats, Judge
+from pipeline.evaluation.metrics import temporal_flickering
 from pipeline.statistics.intervals import Interval, wilson
 from pipeline.world import Scene
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
-from pipeline.metrics import temporal_flickering, vbench_dynamic_degree
+from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
 from pipeline.models.captions import Captions
 from pipeline.models.device import device_for

@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from pipeline import judge, motion, tables
+from pipeline import motion, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.evaluation import judge
 from pipeline.models.device import device_for
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Row

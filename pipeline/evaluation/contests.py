@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.comparison import BASE, comparison
-from pipeline.judge import verdict
+from pipeline.evaluation.comparison import BASE, comparison
+from pipeline.evaluation.judge import verdict
 from pipeline.statistics.intervals import FEW, Interval, bootstrap_mean, student, wilson
 
 Key = tuple[str, int]  # clip_id and seed
