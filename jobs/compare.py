@@ -12,7 +12,8 @@ from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.held_out import check_disjoint
 from jobs.report import video_by
-from pipeline import comparison_page, costs, pilot, ray_data, ray_resources, ray_train, tables, tracking
+from pipeline import comparison_page, costs, pilot, tables, tracking
+from pipeline.cluster import resources, streaming, training
 from pipeline.comparison_page import Compared
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
@@ -30,8 +31,8 @@ def compare(run: Run) -> None:
     named = checked(run)
     versions = {arm: _version(run, arm) for arm in named}
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
+    streaming.connect()
+    resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
     if run.evaluate.videos:
         stages.index(run, "held_out")
         check_disjoint(run)
@@ -75,7 +76,7 @@ def _version(run: Run, arm: Arm) -> tuple[str, int]:
     asks for, before anything is written."""
     one = with_arm(run, arm)
     rows = arms.training_set(one)
-    return ("base", 0) if rows is None else (ray_train.version(one, rows), rows.num_rows)
+    return ("base", 0) if rows is None else (training.version(one, rows), rows.num_rows)
 
 
 # --- the cost --------------------------------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
     for arm, (_, clips) in versions.items():
         print(f"arm {arm}: {f'{clips:,} clips' if clips else 'the base model as it is'}")
     wanted = {arm: version for arm, (version, _) in versions.items()}
-    missing = [a for a in wanted if a != "base" and ray_train.finished(run, a) != wanted[a]]
+    missing = [a for a in wanted if a != "base" and training.finished(run, a) != wanted[a]]
     losses, videos = _missing(run, wanted)
     if not missing and not losses and not videos:
         print("every arm is trained and evaluated already")

@@ -11,7 +11,8 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import ray_data, ray_resources, tables, tracking
+from pipeline import tables, tracking
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
@@ -29,8 +30,8 @@ def curate(run: Run) -> None:
     arms.check(run)
     tracking.check(run)
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, STAGES)
+    streaming.connect()
+    resources.check(run, STAGES)
     attribute_queries(run)
     index_data(run)
     try:

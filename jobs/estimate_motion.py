@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import ray_data, ray_resources
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 
 
 def estimate_motion(run: Run) -> None:
     stages.check(run, "estimate_motion", sets(run))
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, ["estimate_motion"])
+    streaming.connect()
+    resources.check(run, ["estimate_motion"])
     *cheaper, (full, whole) = stages.scopes(run)
     for one, scope in cheaper:
         for name in ("queries", "clips"):

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.budget import Capped
 from jobs.command import Progress
-from pipeline import ray_data, ray_resources, ray_train, tables, tracking
+from pipeline import tables, tracking
 from pipeline.attribution import fingerprints
+from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import comparison
@@ -28,8 +29,8 @@ def evaluate(run: Run) -> None:
     tables.check(folder, fingerprints.evaluation(run))
     arms = [trained(run, arm) for arm in run.evaluate.arms]
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
+    streaming.connect()
+    resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
     merging.merge(folder)
     tasks: list[dict[str, Any]] = []
     if run.evaluate.videos:
@@ -56,7 +57,7 @@ def evaluate(run: Run) -> None:
 def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
     """Work those tasks that a table like evaluation/ has no rows of."""
     missing = _missing(tasks, folder)
-    figures = ray_data.stream(
+    figures = streaming.stream(
         "evaluate",
         run.root,
         [pa.Table.from_pylist(missing, schema=TASKS)],
@@ -75,7 +76,7 @@ def trained(run: Run, arm: Arm) -> Trained:
     """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
     if arm == "base":
         return Trained("base", "base", "")
-    found = ray_train.finished(run, arm)
+    found = training.finished(run, arm)
     if found is None:
         raise ConfigError(
             f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "

@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.report import frames_by
-from pipeline import explain_page, explained, ray_data, ray_resources, tables
+from pipeline import explain_page, explained, tables
 from pipeline.attribution import decomposition, fingerprints
 from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
 from pipeline.attribution.workers import FeatureWorker, featured
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
@@ -179,12 +180,12 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
     alone = run.of("clips").model_copy(
         update={"resources": run.resources.model_copy(update={"extract_features": pool})}
     )
-    ray_data.connect()
-    ray_resources.check(alone, ["extract_features"])
+    streaming.connect()
+    resources.check(alone, ["extract_features"])
     rows = one_clip.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
     assert rows is not None, "its row has just been read"
     fingerprint, place = fingerprints.features(alone), join(folder, "parts")
-    ray_data.stream(
+    streaming.stream(
         "explain",
         run.root,
         [scanning.lookup(rows, FeatureWorker.LOOKED_UP)],

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jobs import command, stages, two_stages
-from pipeline import ray_data, ray_resources
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 
 
 def extract_features(run: Run) -> None:
     stages.check(run, "extract_features")
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, ["extract_features"])
+    streaming.connect()
+    resources.check(run, ["extract_features"])
     *cheaper, (full, whole) = stages.scopes(run)
     for one, scope in (*cheaper, (full, whole)):
         stages.extract_features(one, "queries", scope)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from jobs import budget, command, stages
-from pipeline import ray_checkpoints, ray_data, ray_resources, ray_train, tracking
+from pipeline import tracking
+from pipeline.cluster import checkpoints, resources, streaming, training
 from pipeline.config import Arm, Finetune, Run
 from pipeline.storage import stores
 from pipeline.training import arms
@@ -24,8 +25,8 @@ def finetune(run: Run) -> None:
     stages.check(run, "finetune")
     tracking.check(run)
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, ["finetune"])
+    streaming.connect()
+    resources.check(run, ["finetune"])
     with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
         folder = _followed(run, rows)
     arms.write_curated(stores.join(folder, "curated"), rows)
@@ -36,8 +37,8 @@ def _followed(run: Run, rows: pa.Table) -> str:
     """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
     config = run.finetune
     progress = command.Progress(f"finetune {config.arm}")
-    metrics = stores.join(run.root, "finetuned", config.arm, ray_checkpoints.METRICS)
-    version = "" if run.tracking.kind == "none" else ray_train.version(run, rows)
+    metrics = stores.join(run.root, "finetuned", config.arm, checkpoints.METRICS)
+    version = "" if run.tracking.kind == "none" else training.version(run, rows)
     begun = False
     with tracking.opened(run, config.arm, version) as tracked:
         if tracked is not None:
@@ -51,7 +52,7 @@ def _followed(run: Run, rows: pa.Table) -> str:
             progress(done, total, errors)
             tracking.follow(tracked, metrics)
 
-        folder = ray_train.finetune(run, rows, report=report)
+        folder = training.finetune(run, rows, report=report)
         tracking.follow(tracked, metrics)
     return folder
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.command import Progress
-from pipeline import models, ray_data
+from pipeline import models
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.evaluation.generation import GenerationWorker, wanted
 from pipeline.storage import stores
@@ -20,7 +21,7 @@ def generate_queries(run: Run) -> None:
     folder = stores.join(run.root, "generated", "queries")
     rows = wanted(run, models.weights_hash(models.folder(run.model.id)))
     missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
-    figures = ray_data.stream(
+    figures = streaming.stream(
         "generate queries",
         run.root,
         [rows.filter(pa.array(missing))],

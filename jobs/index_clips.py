@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs import command, stages
 from jobs.generate_queries import generate_queries
-from pipeline import ray_data, ray_resources
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 
 
@@ -15,9 +15,9 @@ def sets(run: Run) -> tuple[str, ...]:
 def index_clips(run: Run) -> None:
     stages.check(run, "index_clips", sets(run))
     command.record(run)
-    ray_data.connect()
+    streaming.connect()
     # Prompts become videos in the pool of evaluation.
-    ray_resources.check(run, ["index_clips", *(["evaluate"] if run.queries.prompts else [])])
+    resources.check(run, ["index_clips", *(["evaluate"] if run.queries.prompts else [])])
     generate_queries(run)
     for name in sets(run):
         stages.index(run, name)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs import command
-from pipeline import ray_data, tables
+from pipeline import tables
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import comparison, contests, judge, movement
@@ -68,7 +69,7 @@ def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     there = tables.read(folder, ["arm", "clip_id", "seed", "version"])
     known = {tuple(row.values()) for row in ([] if there is None else there.to_pylist())}
     missing = [r for r in asked if (r["arm"], r["clip_id"], r["seed"], r["version"]) not in known]
-    figures = ray_data.stream(
+    figures = streaming.stream(
         "judge",
         run.root,
         [pa.Table.from_pylist(missing, schema=ASKED)],

@@ -21,19 +21,9 @@ from jobs.finetune import finetune
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import (
-    in_use,
-    models,
-    night_page,
-    nights,
-    promotion,
-    ray_data,
-    ray_resources,
-    reattribution,
-    tables,
-    webhook,
-)
+from pipeline import in_use, models, night_page, nights, promotion, reattribution, tables, webhook
 from pipeline.attribution import fingerprints
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.in_use import BASE, InUse
@@ -56,8 +46,8 @@ def nightly(run: Run) -> None:
     nights.check_date(night, today, history)
     check(run, history)
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, STAGES)
+    streaming.connect()
+    resources.check(run, STAGES)
     for earlier in nights.begun(run.root):  # killed after its decision: it only has to be written down
         if earlier < night and (not history or earlier > history[-1]["date"]) and _decided(run, earlier):
             finish(run, earlier, history)

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import costs, models, pilot, ray_data, ray_resources, tables
+from pipeline import costs, models, pilot, tables
+from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.config.operations import Pool
@@ -35,8 +36,8 @@ def plan(run: Run) -> None:
     stages.check(run, "index_clips", sets(run))
     listed = manifest.videos(run.data.videos, "data.videos", run.data.base)
     command.record(run)
-    ray_data.connect()
-    ray_resources.check(run, ["extract_features", "finetune"])
+    streaming.connect()
+    resources.check(run, ["extract_features", "finetune"])
     folder = stores.join(run.root, "plan")
     stores.remove(folder)
     chosen = drawn(listed, run.plan.clips, run.seed)
@@ -73,7 +74,7 @@ def pilot_of(
     run: Run, folder: str, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]
 ) -> None:
     """Send rows through a pilot, into tables below a folder of its own."""
-    figures = ray_data.stream(
+    figures = streaming.stream(
         title,
         folder,
         [rows],

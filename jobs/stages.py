@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from jobs import command
 from jobs.budget import Capped
 from jobs.command import Progress, counts
-from pipeline import models, motion, ray_data, tables
+from pipeline import models, motion, tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.workers import AttributionWorker, FeatureWorker, featured
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
@@ -107,7 +108,7 @@ def index(run: Run, name: str) -> Counted:
     told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
     _give_way_to_words(run, name, listed, told)
     tried = listed.subtract(folder)
-    figures = ray_data.stream(
+    figures = streaming.stream(
         f"index {name}",
         run.root,
         listed.videos,
@@ -215,7 +216,7 @@ def _goes_on(rows: pa.Table) -> pa.Array:
 def _stream(
     run: Run,
     pool: Pool,
-    worker: Callable[[], ray_data.Worker],
+    worker: Callable[[], streaming.Worker],
     lacked: tuple[Shuffled, set[str]],
     folders: dict[str, str],
     title: str,
@@ -229,7 +230,7 @@ def _stream(
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
     held = {"features": {"settings": [s.record() for s in run.attribution.settings]}}
-    figures = ray_data.stream(
+    figures = streaming.stream(
         title,
         scope.index,
         rows,

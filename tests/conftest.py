@@ -104,9 +104,9 @@ def tiny_run(small_world: Path, small_run: Callable[..., Run], tmp_path_factory:
 def cluster() -> Iterator[None]:
     import ray
 
-    from pipeline import ray_data
+    from pipeline.cluster import streaming
 
-    ray_data.connect()
+    streaming.connect()
     yield
     ray.shutdown()
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline import beside
+from pipeline.cluster import watchdog
 
 
 def test_it_looks_while_the_body_runs_and_no_longer() -> None:
@@ -17,7 +17,7 @@ def test_it_looks_while_the_body_runs_and_no_longer() -> None:
         if len(seen) == 3:
             third.set()
 
-    with beside.looking(look, 0.001, "watch"):
+    with watchdog.looking(look, 0.001, "watch"):
         assert third.wait(10)
     after = len(seen)
     assert set(seen) == {"watch"}
@@ -27,7 +27,7 @@ def test_it_looks_while_the_body_runs_and_no_longer() -> None:
 
 def test_it_ends_with_a_body_that_raises() -> None:
     def body() -> None:
-        with beside.looking(lambda: None, 0.001, "watch"):
+        with watchdog.looking(lambda: None, 0.001, "watch"):
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -36,7 +36,7 @@ def test_it_ends_with_a_body_that_raises() -> None:
 
 
 def test_a_standstill_is_said_at_doubled_intervals_and_afresh_after_a_move() -> None:
-    patience, q = beside.Patience(), beside.QUIET
+    patience, q = watchdog.Patience(), watchdog.QUIET
     said = [still for still in (0, q - 1, q, q + 1, 2 * q, 3 * q, 4 * q, 5 * q) if patience.is_over(still)]
     assert said == [q, 2 * q, 4 * q]
     assert not patience.is_over(0)

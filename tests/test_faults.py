@@ -24,9 +24,10 @@ sys.path.insert(0, HERE)
 from jobs import stages  # noqa: E402
 from jobs.curate import curate  # noqa: E402
 from jobs.finetune import finetune  # noqa: E402
-from pipeline import models, ray_data, tables
-from pipeline.attempts import LIMIT, STARTS, Attempts  # noqa: E402
+from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
+from pipeline.cluster import streaming
+from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import scanning, schemas
@@ -111,7 +112,7 @@ def test_two_tasks_on_one_clip_are_two_batches() -> None:
 
 def test_two_rows_of_one_file_are_two_names() -> None:
     """Else a torn batch would take the second for the first, which is done, and work it no more."""
-    names = ray_data._names(pa.table({"relative": ["a.mp4"] * 3, "id": ["x", "y", None], "uri": ["s3://b/a.mp4"] * 3}))
+    names = streaming._names(pa.table({"relative": ["a.mp4"] * 3, "id": ["x", "y", None], "uri": ["s3://b/a.mp4"] * 3}))
     assert names == ["x a.mp4", "y a.mp4", "a.mp4"]
 
 
@@ -128,7 +129,7 @@ def cluster() -> Iterator[None]:
 
     ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray_data.connect()
+    streaming.connect()
     yield
     ray.shutdown()
     os.environ.clear()
@@ -174,7 +175,7 @@ def streamed(
 ) -> dict[str, str | None]:
     """The error of every row, each row being there once in the table's files."""
     table, heard = str(root / "found"), list[int]()
-    ray_data.stream(
+    streaming.stream(
         "test",
         str(root),
         [pa.table({"clip_id": names})],
@@ -274,7 +275,7 @@ def test_deadly_files_are_rows_of_the_motion_table(
         video = {"clip_id": name, "uri": str(tmp_path / f"{name}.mp4"), "version": "1", "start_frame": 0}
         videos.append({**video, "num_frames": 9, "fps": 8.0, "height": 32, "width": 32})
     table = str(tmp_path / "motion" / "clips")
-    figures = ray_data.stream(
+    figures = streaming.stream(
         "motion clips",
         run.root,
         [pa.Table.from_pylist(videos, schema=schemas.CLIPS)],
@@ -303,7 +304,11 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
     (tmp_path / "videos").mkdir()
     for source in sorted((small_world / "clips").rglob("*.mp4"))[:2]:
         shutil.copy(source, tmp_path / "videos")
-    run, stream, told = small_run(tmp_path / "run", data__videos=str(tmp_path / "videos")), ray_data.stream, list[Any]()
+    run, stream, told = (
+        small_run(tmp_path / "run", data__videos=str(tmp_path / "videos")),
+        streaming.stream,
+        list[Any](),
+    )
 
     def watched(*given: Any, **named: Any) -> Any:
         told.append(set(named["tried"]))
@@ -319,7 +324,7 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
         failed = table.set_column(table.schema.get_field_index("error"), "error", error)
         tables.append(f"{run.root}/{folder}", failed, tables.metadata(f"{run.root}/{folder}").get("fingerprint", {}))
         with monkeypatch.context() as patch:
-            patch.setattr(ray_data, "stream", watched)
+            patch.setattr(streaming, "stream", watched)
             stage(run, "clips")
         left = [row for block in scanning.blocks(f"{run.root}/{folder}", ["error"]) for row in block.to_pylist()]
         assert [row["error"] for row in left] == [None, None], "an error stays beside what came of the second try"
@@ -389,10 +394,10 @@ def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
         runtime_env={"env_vars": {"PYTHONPATH": HERE}},
         _system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 100},
     )
-    ray_data.connect()
+    streaming.connect()
     rows, table = pa.table({"clip_id": ["a", "hog", "b", "c"]}), str(tmp_path / "found")
     pool = Pool(actors=1, batch=4)
-    figures = ray_data.stream(
+    figures = streaming.stream(
         "hog", str(tmp_path), [rows], 4, pool, Hog, (), {"found": table}, {"found": {}}, lambda *_: None
     )
     ray.shutdown()

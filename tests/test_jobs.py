@@ -23,7 +23,8 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import ray_data, tables, world
+from pipeline import tables, world
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.storage import stores
 from pipeline.tables import schemas
@@ -166,8 +167,8 @@ def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun, capsys: 
 def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
     whole: Path, small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_data, "BATCHES", 2)  # windows of few clips: between them parts are merged
-    monkeypatch.setattr(ray_data, "BATCHES_OF_ACTOR", 1)
+    monkeypatch.setattr(streaming, "BATCHES", 2)  # windows of few clips: between them parts are merged
+    monkeypatch.setattr(streaming, "BATCHES_OF_ACTOR", 1)
     run = small_run(
         tmp_path,
         resources__extract_features={"actors": 1, "cpus": 1, "batch": 7},

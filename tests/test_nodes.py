@@ -29,11 +29,13 @@ import test_finetuning as tiny  # noqa: E402
 import test_ray_train as training  # noqa: E402
 
 from jobs import stages  # noqa: E402
-from pipeline import models, ray_data, ray_resources, ray_train, tables
+from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker  # noqa: E402
+from pipeline.cluster import resources, streaming
+from pipeline.cluster import training as ray_train
+from pipeline.cluster.resources import Nodes, beyond  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.ray_resources import Nodes, beyond  # noqa: E402
 from pipeline.tables import throughput
 from pipeline.video.frames import ClipError  # noqa: E402
 
@@ -79,7 +81,7 @@ def head() -> Iterator[Any]:
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
     )
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    ray_data.connect()
+    streaming.connect()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -161,7 +163,7 @@ def test_a_stage_spreads_over_the_nodes(head: Any, two_nodes: list[Any], tmp_pat
     rows, folder = pa.table({"clip_id": [str(i) for i in range(12)]}), str(tmp_path / "placed")
     pool = Pool(actors=2, batch=1)
     where = (str(tmp_path),)
-    ray_data.stream("s", str(tmp_path), [rows], 12, pool, Placed, where, {"placed": folder}, {"placed": {}}, no_report)
+    streaming.stream("s", str(tmp_path), [rows], 12, pool, Placed, where, {"placed": folder}, {"placed": {}}, no_report)
     found = tables.read(folder)
     assert found is not None
     assert set(found.column("node").to_pylist()) == {node.node_id for node in two_nodes}
@@ -177,12 +179,12 @@ def test_more_than_one_node_has_is_refused_at_once(
     run = small_run(tmp_path, resources__estimate_motion={"actors": 1, "cpus": 2})
     began = time.monotonic()
     with pytest.raises(ConfigError, match=r"resources\.estimate_motion") as error:
-        ray_resources.check(run, ["index_clips", "estimate_motion"])
+        resources.check(run, ["index_clips", "estimate_motion"])
     assert time.monotonic() - began < 5
     assert "1 x (2 CPUs, 0 GPUs)   <- more than any one node has" in str(error.value)
     # Ray counts nodes that a test before removed until their health checks fail.
     assert re.search(r"[2-9] nodes of 1 CPUs, 0 GPUs", str(error.value))
-    ray_resources.check(small_run(tmp_path), ["index_clips", "estimate_motion", "extract_features"])
+    resources.check(small_run(tmp_path), ["index_clips", "estimate_motion", "extract_features"])
 
 
 @pytest.fixture(scope="module")

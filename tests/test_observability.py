@@ -17,8 +17,8 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-from pipeline import beside, ray_data, ray_journal
-from pipeline.attempts import Attempts, standstill  # noqa: E402
+from pipeline.cluster import journal, streaming, watchdog
+from pipeline.cluster.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import throughput
 from pipeline.tables.throughput import Figures  # noqa: E402
@@ -132,7 +132,7 @@ def metrics() -> Iterator[str]:
         _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 500},
     )
-    ray_data.connect()
+    streaming.connect()
     yield f"http://127.0.0.1:{port}/metrics"
     ray.shutdown()
     os.environ.clear()
@@ -153,7 +153,7 @@ class Slow:
 
 def streamed(root: Path, names: list[str], pool: Pool) -> Figures:
     rows, folder = pa.table({"clip_id": names}), {"found": str(root / "found")}
-    return ray_data.stream(
+    return streaming.stream(
         "slow clips", str(root), [rows], len(names), pool, Slow, (), folder, {"found": {}}, lambda *_: None
     )
 
@@ -195,8 +195,8 @@ def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
 ) -> None:
     import ray
 
-    monkeypatch.setattr(beside, "QUIET", 1.0)
-    monkeypatch.setattr(ray_journal, "LOOK", 0.2)
+    monkeypatch.setattr(watchdog, "QUIET", 1.0)
+    monkeypatch.setattr(journal, "LOOK", 0.2)
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 4.0)
 
     @ray.remote(num_cpus=2)
@@ -218,12 +218,12 @@ def test_workers_that_find_no_place_together_are_told_of(metrics: str) -> None:
     import ray
 
     pool = Pool(cpus=1.5)
-    assert ray_journal.gang(pool) is None
+    assert journal.gang(pool) is None
     group = ray.util.placement_group([{"CPU": 1.5}] * 2)
     deadline = time.monotonic() + 20
-    while ray_journal.gang(pool) is None and time.monotonic() < deadline:
+    while journal.gang(pool) is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    said = ray_journal.gang(pool)
+    said = journal.gang(pool)
     ray.util.remove_placement_group(group)
     assert said is not None
     assert said.startswith("2 workers wait for 1.5 CPUs each, together; the cluster has ")

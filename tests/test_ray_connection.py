@@ -18,20 +18,20 @@ import pytest
 import ray
 from ray._private import services
 
-from pipeline import ray_connection, ray_data
+from pipeline.cluster import connection, streaming
 from pipeline.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_connection, "TRY", 2.0)
+    monkeypatch.setattr(connection, "TRY", 2.0)
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
     monkeypatch.setenv("RAY_ADDRESS", address)
     start = time.monotonic()
     with pytest.raises(ConfigError) as error:
-        ray_data.connect()
+        streaming.connect()
     assert time.monotonic() - start < 15
     assert f"RAY_ADDRESS={address!r}" in str(error.value)
     assert "\n" not in str(error.value)
@@ -53,7 +53,7 @@ def test_a_url_is_refused_with_what_it_is_for(monkeypatch: pytest.MonkeyPatch, a
 def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://user:secret@host:8265")
     with pytest.raises(ConfigError) as error:
-        ray_connection.cluster_address()
+        connection.cluster_address()
     assert "secret" not in str(error.value)
 
 
@@ -114,7 +114,7 @@ def test_without_an_address_a_ray_starts_here(monkeypatch: pytest.MonkeyPatch, a
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
     else:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    assert ray_connection.cluster_address() is None
+    assert connection.cluster_address() is None
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -128,9 +128,9 @@ def test_a_short_tmpdir_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     for name in ("/tmp", "/var/tmp"):
         monkeypatch.setenv("TMPDIR", name)
-        assert ray_connection.folders() == {}
+        assert connection.folders() == {}
     monkeypatch.delenv("TMPDIR")
-    assert ray_connection.folders() == {}
+    assert connection.folders() == {}
 
 
 def test_a_long_tmpdir_keeps_the_objects_and_not_the_sockets(
@@ -140,21 +140,21 @@ def test_a_long_tmpdir_keeps_the_objects_and_not_the_sockets(
     given = tmp_path / "job_123456" / "local_scratch_directory"
     monkeypatch.setenv("TMPDIR", str(given))
     with caplog.at_level(logging.WARNING):
-        found = ray_connection.folders()
+        found = connection.folders()
     assert found["object_spilling_directory"] == str(given / "ray")
     own = Path(found["_temp_dir"]).parent
     assert own.name == f"ray-{os.getuid()}"
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     assert str(own) in caplog.text
     assert str(given) in caplog.text
-    assert ray_connection.folders() == found, "a second run on this machine has another folder"
+    assert connection.folders() == found, "a second run on this machine has another folder"
 
 
 def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = str(long_folder(tmp_path, 60))
     monkeypatch.setenv("RAY_TMPDIR", given)
     with pytest.raises(ConfigError, match=r"RAY_TMPDIR=.*Ray's sockets need a folder of at most \d\d"):
-        ray_connection.folders()
+        connection.folders()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
@@ -162,7 +162,7 @@ def test_a_tmpdir_that_cannot_be_written_is_refused(monkeypatch: pytest.MonkeyPa
     tmp_path.chmod(0o500)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with pytest.raises(ConfigError, match=r"TMPDIR=.*cannot keep its files there"):
-        ray_connection.folders()
+        connection.folders()
 
 
 def test_a_tmpdir_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -170,19 +170,19 @@ def test_a_tmpdir_that_is_a_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match=r"TMPDIR=.*cannot keep its files there"):
-        ray_connection.folders()
+        connection.folders()
 
 
 def test_a_folder_that_others_may_enter_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     link = tmp_path / "elsewhere"
     link.mkdir(mode=0o755)
-    monkeypatch.setattr(ray_connection, "SHORT", (str(tmp_path / "a"), str(tmp_path / "b")))
+    monkeypatch.setattr(connection, "SHORT", (str(tmp_path / "a"), str(tmp_path / "b")))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / f"ray-{os.getuid()}").symlink_to(link)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / f"ray-{os.getuid()}").mkdir(mode=0o755)
     with pytest.raises(ConfigError, match="Set RAY_TMPDIR to a short one"):
-        ray_connection._short_folder()
+        connection._short_folder()
 
 
 def test_ray_runs_with_a_long_tmpdir_and_can_be_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -190,12 +190,12 @@ def test_ray_runs_with_a_long_tmpdir_and_can_be_joined(monkeypatch: pytest.Monke
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     given = tmp_path / "slurm" / "job_123456" / "local_scratch_directory"
     monkeypatch.setenv("TMPDIR", str(given))
-    ray_data.connect()
+    streaming.connect()
     try:
         assert ray.get(ray.remote(lambda: os.environ["TMPDIR"]).remote()) == str(given)
         assert str(given / "ray") in str(ray._private.worker._global_node._object_spilling_config)
         address = ray.get_runtime_context().gcs_address
         monkeypatch.setenv("RAY_ADDRESS", address)
-        assert ray_connection.cluster_address() == address
+        assert connection.cluster_address() == address
     finally:
         ray.shutdown()

@@ -9,7 +9,7 @@ from ray.data import DataContext
 from ray.train import Checkpoint, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline.ray_data import NO_PROGRESS
+from pipeline.cluster.streaming import NO_PROGRESS
 
 
 def loop() -> None:

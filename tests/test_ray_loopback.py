@@ -8,7 +8,7 @@ import psutil
 import pytest
 import ray
 
-from pipeline import ray_data
+from pipeline.cluster import streaming
 
 
 def _listening() -> list[tuple[str, str, int]]:
@@ -24,7 +24,7 @@ def _listening() -> list[tuple[str, str, int]]:
 
 def test_every_port_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray_data.connect()
+    streaming.connect()
     try:
         assert ray.get(ray.remote(lambda: 1).remote()) == 1, "workers have been started"
         ports = _listening()

@@ -24,7 +24,7 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline import ray_train
+from pipeline.cluster import training as ray_train
 from pipeline.config import Run, parse  # noqa: E402
 from pipeline.storage import stores
 from pipeline.training import loop, training_set

@@ -21,7 +21,8 @@ sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 import test_ray_train as alone  # noqa: E402
 
-from pipeline import ray_checkpoints, ray_train
+from pipeline.cluster import checkpoints as ray_checkpoints
+from pipeline.cluster import training as ray_train
 from pipeline.config import Run  # noqa: E402
 from pipeline.storage import s3, stores
 from pipeline.training import checkpoints, loop, training_set

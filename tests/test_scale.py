@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.benchmarks import scale
-from pipeline import models, ray_data, tables
+from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos as manifest
@@ -125,7 +126,7 @@ def test_blocks_are_drawn_a_window_at_a_time() -> None:
             drawn.append(i)
             yield pa.table({"clip_id": [f"{i}-{j}" for j in range(10)]})
 
-    windows = ray_data.windows(blocks(), 25)
+    windows = streaming.windows(blocks(), 25)
     assert sum(block.num_rows for block in next(windows)) == 30
     assert drawn == [0, 1, 2], "blocks of a later window are in memory already"
     assert [sum(b.num_rows for b in window) for window in windows] == [30, 10], "rows are lost between windows"
@@ -133,14 +134,14 @@ def test_blocks_are_drawn_a_window_at_a_time() -> None:
 
 def test_windows_of_long_rows_are_bounded_by_their_bytes() -> None:
     blocks = [pa.table({"clip_id": [f"{i}"], "caption": ["a ball " * 1000]}) for i in range(7)]
-    assert [len(window) for window in ray_data.windows(blocks, 100, 20_000)] == [3, 3, 1]
+    assert [len(window) for window in streaming.windows(blocks, 100, 20_000)] == [3, 3, 1]
 
 
 def test_a_window_is_handed_over_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_data.ray.data, "from_blocks", list)
+    monkeypatch.setattr(streaming.ray.data, "from_blocks", list)
     window = [pa.table({"clip_id": [f"{i}-{j}" for j in range(5)]}) for i in range(3)]
     ids = [i for block in window for i in block.column("clip_id").to_pylist()]
-    batches = ray_data._stored(window, 4)
+    batches = streaming._stored(window, 4)
     assert [batch.num_rows for batch in batches] == [4, 4, 4, 3]
     assert [i for batch in batches for i in batch.column("clip_id").to_pylist()] == ids
     assert window == [], "the driver holds what the object store has"
@@ -463,8 +464,8 @@ def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
 
 def test_the_benchmark_schedules_the_half_that_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but Ray; the benchmark itself sees that it is the odd half, each once, in the order of its hash."""
-    monkeypatch.setattr(ray_data, "connect", lambda: None)
-    monkeypatch.setattr(ray_data, "stream", lambda stage, root, blocks, *_: [None for _ in blocks])
+    monkeypatch.setattr(streaming, "connect", lambda: None)
+    monkeypatch.setattr(streaming, "stream", lambda stage, root, blocks, *_: [None for _ in blocks])
     monkeypatch.setattr(scale, "PART", 300)
     scale.make(tmp_path, 1000)
     for case in (scale.index, scale.attribute):

@@ -26,7 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
-from pipeline import ray_data, tables
+from pipeline import tables
+from pipeline.cluster import streaming
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.inputs import passed_columns
@@ -176,12 +177,12 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
             seen["bytes"] += rows.nbytes
             yield rows
 
-    ray_data.connect()
+    streaming.connect()
     with tempfile.TemporaryDirectory(prefix="scale-") as root:
-        ray_data.stream("scale", root, seen_blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
+        streaming.stream("scale", root, seen_blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
     watch("schedule")
     assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
-    window = min(min(ray_data.ROWS, found.num_rows) * seen["bytes"] / seen["rows"], ray_data.BYTES)
+    window = min(min(streaming.ROWS, found.num_rows) * seen["bytes"] / seen["rows"], streaming.BYTES)
     steps = [step for step in ("list", "compare", "subtract", "schedule") if step in watch.spent]
     whole = {f"whole{kind}": sum(watch.spent[step + kind] for step in steps) for kind in ("", "_cpu")}
     return {**watch.spent, **whole, "peak_bytes": watch.own, "resident_bytes": watch.resident, "window_bytes": window}

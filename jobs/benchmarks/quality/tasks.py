@@ -20,7 +20,7 @@ from jobs.benchmarks.quality.problem import SETS, Clips, Size
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from jobs.benchmarks.quality.variants import VARIANTS
 from jobs.command import Progress
-from pipeline import ray_data
+from pipeline.cluster import streaming
 from pipeline.storage import stores
 
 EXACT = 48  # clips of the problem whose influence is computed exactly
@@ -32,7 +32,7 @@ def each(title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, .
     """Call it with each of the arguments, as many at a time as there are cores."""
     if not arguments:
         return
-    ray_data.connect()
+    streaming.connect()
     remote = ray.remote(num_cpus=1)(_alone)
     waiting, under_way, progress = list(arguments), list[Any](), Progress(title)
     while waiting or under_way:

@@ -28,11 +28,12 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import models, ray_journal
-from pipeline.beside import Patience, looking
+from pipeline import models
+from pipeline.cluster import journal
+from pipeline.cluster.checkpoints import METRICS, Checkpoints
+from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
 from pipeline.models.device import device_for
-from pipeline.ray_checkpoints import METRICS, Checkpoints
 from pipeline.storage import stores
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
@@ -237,7 +238,7 @@ def _watched(metrics: str, run: Run, report: Report | None) -> Iterator[None]:
     def look() -> None:
         nonlocal placed
         report(_lines(metrics), steps, {})
-        waits = ray_journal.gang(run.resources.finetune)
+        waits = journal.gang(run.resources.finetune)
         placed = time.monotonic() if waits is None else placed
         still = time.monotonic() - placed
         if patience.is_over(still):

@@ -17,8 +17,8 @@ import ray
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.attempts import Attempts, standstill
-from pipeline.beside import Patience, looking
+from pipeline.cluster.attempts import Attempts, standstill
+from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config.operations import Pool
 from pipeline.tables import throughput
 from pipeline.tables.throughput import Figures

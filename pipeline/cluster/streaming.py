@@ -22,8 +22,10 @@ import pyarrow.compute as pc
 import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
-from pipeline import ray_connection, ray_journal, tables
-from pipeline.attempts import LIMIT, STARTS
+from pipeline import tables
+from pipeline.cluster import connection
+from pipeline.cluster import journal as ray_journal
+from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.storage import stores
@@ -57,14 +59,14 @@ def connect() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its remarks on actor restarts are not for users
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     stop = signal.getsignal(signal.SIGTERM)
-    address = ray_connection.cluster_address()
+    address = connection.cluster_address()
     if address is not None:
         try:
             ray.init(address, **quiet)
         except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise ray_connection.rejected(error) from error
+            raise connection.rejected(error) from error
     else:
-        folders = ray_connection.folders()
+        folders = connection.folders()
         with _on_loopback():
             # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
             ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **folders, **quiet)
