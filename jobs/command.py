@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipeline import config, webhook
+from pipeline import config
 from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.operations import webhook
 from pipeline.storage import lease, stores
 from pipeline.tables.throughput import Figures
 

@@ -11,11 +11,12 @@ from jobs.generate_queries import generate_queries
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import tables, tracking
+from pipeline import tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
+from pipeline.operations import tracking
 from pipeline.ranking.feature_table import under_mask
 from pipeline.storage import stores
 from pipeline.training import arms

@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 from jobs import command, stages
 from jobs.budget import Capped
 from jobs.command import Progress
-from pipeline import tables, tracking
+from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import comparison
 from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
+from pipeline.operations import tracking
 from pipeline.storage import stores
 from pipeline.tables import merging
 

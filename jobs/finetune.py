@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from jobs import budget, command, stages
-from pipeline import tracking
 from pipeline.cluster import checkpoints, resources, streaming, training
 from pipeline.config import Arm, Finetune, Run
+from pipeline.operations import tracking
 from pipeline.storage import stores
 from pipeline.training import arms
 

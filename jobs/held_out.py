@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 
 from jobs import stages
 from jobs.evaluate import measure
-from pipeline import nights, tables
+from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.held_out import Trained, held_out_tasks
-from pipeline.in_use import BASE, InUse
-from pipeline.nights import Record
+from pipeline.operations import nights
+from pipeline.operations.in_use import BASE, InUse
+from pipeline.operations.nights import Record
 from pipeline.storage import stores
 
 CANDIDATE, IN_USE = "candidate", "in_use"

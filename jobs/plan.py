@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 
 from jobs import command, stages
 from jobs.index_clips import sets
-from pipeline import costs, models, pilot, tables
+from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos as manifest
+from pipeline.operations import costs, pilot
 from pipeline.ranking import shortlist
 from pipeline.storage import stores
 

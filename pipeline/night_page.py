@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import charts, nights, reattribution
+from pipeline import charts
 from pipeline.charts import Point
 from pipeline.config import Run
+from pipeline.operations import nights, reattribution
 from pipeline.report import environment
 from pipeline.storage import stores
 

@@ -18,13 +18,14 @@ import jobs.held_out
 import jobs.nightly
 from jobs import command
 from jobs.nightly import nightly
-from pipeline import in_use, models, nights, reattribution, tables, webhook
+from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.evaluation.held_out import Trained
-from pipeline.reattribution import FIELD
+from pipeline.operations import in_use, nights, reattribution, webhook
+from pipeline.operations.reattribution import FIELD
 from pipeline.storage import stores
 from pipeline.tables import schemas
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, costs, pilot, tables
+from pipeline import config, tables
 from pipeline.config import Run
 from pipeline.config.operations import Pool, Prices
-from pipeline.costs import Cost
+from pipeline.operations import costs, pilot
+from pipeline.operations.costs import Cost
 
 PARTS = {"index": [0.5], "decode": [1.0, 1.0], "motion": [0.2, 0.4], "encode": [0.1], "gradient": [2.0, 4.0]}
 SIZE = costs.Size(videos=100, clips=200, held_out=10, parameters=1000, latent_numbers=64, mask_numbers=16)

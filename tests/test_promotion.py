@@ -11,12 +11,13 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import config, in_use, nights, promotion, tables
+from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.models import trained_weights
 from pipeline.models.promoted import promoted
+from pipeline.operations import in_use, nights, promotion
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from pipeline.training import loop

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import purge as job
-from pipeline import in_use, purging, tables
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos
+from pipeline.operations import in_use, purge
 from pipeline.storage import stores
 from pipeline.tables import purge_list, schemas
 from pipeline.training import training_set
@@ -87,7 +88,7 @@ def texts(root: Path) -> str:
 def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
     before = {name: tables.read(str(root / name)).num_rows for name in ("clips", "influence", "neighbors", "selection")}
     assert GONE in texts(root)
-    found = purging.purge(str(root), {GONE})
+    found = purge.purge(str(root), {GONE})
     assert GONE not in texts(root)
     assert dict(found.rows) == {
         "clips": 1,
@@ -105,17 +106,17 @@ def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
 
 
 def test_models_trained_on_it_are_named_and_carry_a_note(root: Path) -> None:
-    found = purging.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
+    found = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
     assert found.models == {"finetuned/motive": 2, "nights/2026-01-02/model": 2}
     assert in_use.in_use(str(root)).purged == 2
-    again = purging.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
+    again = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
     assert not again.models
     assert not again.rows
     assert in_use.in_use(str(root)).purged == 2, "the note was lost or doubled"
 
 
 def test_a_purged_query_takes_its_column_and_its_generated_video(root: Path) -> None:
-    purging.purge(str(root), {"query-a"})
+    purge.purge(str(root), {"query-a"})
     assert "query-a" not in texts(root)
     influence = tables.read(str(root / "influence"))
     assert tables.metadata(str(root / "influence"))["query_ids"] == ["query-b"]
@@ -128,11 +129,11 @@ def test_a_killed_purge_is_continued(root: Path, monkeypatch: pytest.MonkeyPatch
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(purging, "_generated", killed)
+    monkeypatch.setattr(purge, "_generated", killed)
     with pytest.raises(KeyboardInterrupt):
-        purging.purge(str(root), {GONE})
+        purge.purge(str(root), {GONE})
     monkeypatch.undo()
-    purging.purge(str(root), {GONE})
+    purge.purge(str(root), {GONE})
     assert GONE not in texts(root)
 
 
@@ -143,12 +144,12 @@ def test_a_root_on_s3_is_purged_likewise(root: Path, tmp_path: Path, monkeypatch
         fs, bare = stores.place(there)
         for path in (p for p in root.rglob("*") if p.is_file()):
             fs.put_file(str(path), f"{bare}/{path.relative_to(root)}")
-        expected = purging.purge(str(root), {GONE})
-        found = purging.purge(there, {GONE})
+        expected = purge.purge(str(root), {GONE})
+        found = purge.purge(there, {GONE})
         assert (found.rows, found.models) == (expected.rows, expected.models)
         stores.fetch_folder(there, str(tmp_path / "back"))
         assert GONE not in texts(tmp_path / "back")
-        assert purging.known(there, {GONE, CLIPS[0]}) == {CLIPS[0]}
+        assert purge.known(there, {GONE, CLIPS[0]}) == {CLIPS[0]}
 
 
 def test_the_index_does_not_bring_it_back(small_run: MakeRun, small_world: Path, tmp_path: Path) -> None:

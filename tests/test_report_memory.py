@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import config, nights, report, tables
+from pipeline import config, report, tables
 from pipeline.config import Run
+from pipeline.operations import nights
 from pipeline.tables import scanning, schemas
 from pipeline.training import arms
 

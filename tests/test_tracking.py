@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config, tracking
+from pipeline import config
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.operations import tracking
 from pipeline.storage import stores
 
 SECRET = "0123456789abcdef0123"

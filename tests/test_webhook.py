@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from jobs import command
-from pipeline import config, webhook
+from pipeline import config
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
+from pipeline.operations import webhook
 
 SECRET = "T0KEN-in-the-path"
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.errors import ConfigError
-from pipeline.in_use import in_use
+from pipeline.operations.in_use import in_use
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from pipeline.tables import scanning
