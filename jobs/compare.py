@@ -12,13 +12,14 @@ from jobs.evaluate import evaluate
 from jobs.finetune import finetune, with_arm
 from jobs.held_out import check_disjoint
 from jobs.report import video_by
-from pipeline import comparison_page, tables
+from pipeline import tables
 from pipeline.cluster import resources, streaming, training
-from pipeline.comparison_page import Compared
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import comparison, contests, judge
 from pipeline.operations import costs, pilot, tracking
+from pipeline.pages import comparison as comparison_page
+from pipeline.pages.comparison import Compared
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.training import arms

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from jobs import command
 from jobs.report import frames_by
-from pipeline import explain_page, explained, tables
+from pipeline import tables
 from pipeline.attribution import decomposition, fingerprints
 from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
 from pipeline.attribution.workers import FeatureWorker, featured
@@ -18,7 +18,9 @@ from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
-from pipeline.explain_page import Explanation, Problem
+from pipeline.pages import explain as explain_page
+from pipeline.pages import explain_links
+from pipeline.pages.explain import Explanation, Problem
 from pipeline.ranking import Population, one_clip, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.one_clip import Row
@@ -43,7 +45,7 @@ def explain(run: Run) -> None:
     if problem is None and motion is not None:
         found = _explained(run, clip, motion)
     else:
-        stores.remove(explained.folder(run.root, clip["clip_id"]))
+        stores.remove(explain_links.folder(run.root, clip["clip_id"]))
         found = Explanation(clip, motion, problem)
     with Decoder(run.data.decode_timeout) as decoder:
         page = explain_page.write(run, found, frames_by(run, decoder))
@@ -143,7 +145,7 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
 
 
 def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
-    clip_id, folder = clip["clip_id"], explained.folder(run.root, clip["clip_id"])
+    clip_id, folder = clip["clip_id"], explain_links.folder(run.root, clip["clip_id"])
     ranked = _ranked(run, clip_id)
     stores.remove(join(folder, "parts"))  # what a killed job left
     parts, undivided = _parts(run, clip_id, folder)

@@ -21,7 +21,7 @@ from jobs.finetune import finetune
 from jobs.index_clips import sets
 from jobs.rank_clips import rank_clips
 from jobs.report import report
-from pipeline import models, night_page, tables
+from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
@@ -30,6 +30,7 @@ from pipeline.models.promoted import promoted
 from pipeline.operations import in_use, nights, promotion, reattribution, webhook
 from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import DECISION, RECORD, Record
+from pipeline.pages import night as night_page
 from pipeline.ranking import shortlist
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs import command
-from pipeline import report as page
 from pipeline.config import Run
 from pipeline.errors import ClipError
-from pipeline.gallery import FramesOf, VideoOf
+from pipeline.pages import report as page
+from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.storage import stores
 from pipeline.video.decoder import Decoder
 from pipeline.video.orientation import Frames

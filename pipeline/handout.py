@@ -19,8 +19,8 @@ from pipeline import films, pairs
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.films import Generated, Shape
+from pipeline.pages.report import environment
 from pipeline.pairs import Film, Key, Pair
-from pipeline.report import environment
 from pipeline.storage import stores
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4

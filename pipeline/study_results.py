@@ -12,9 +12,9 @@ import pyarrow as pa
 from pipeline import handout, preferences, tables
 from pipeline.answers import Answer
 from pipeline.config import Run
+from pipeline.pages.report import environment
 from pipeline.pairs import Key
 from pipeline.preferences import OUTCOMES, Row
-from pipeline.report import environment
 from pipeline.storage import stores
 
 SHARES = (*OUTCOMES, "net")

@@ -15,12 +15,13 @@ import pytest
 from jobs import compare as job
 from jobs import judging, stages
 from jobs.compare import compare
-from pipeline import comparison_page, config, tables
+from pipeline import config, tables
 from pipeline.attribution import fingerprints
-from pipeline.comparison_page import Compared
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import contests
+from pipeline.pages import comparison
+from pipeline.pages.comparison import Compared
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
@@ -121,7 +122,7 @@ def test_a_difference_of_zero_keeps_its_interval() -> None:
     )
     assert random["relative_high"] > 0.5
     assert base["relative_low"] is None
-    text = comparison_page.text(Compared(("random", "base"), found, [], [], {}, {}))
+    text = comparison.text(Compared(("random", "base"), found, [], [], {}, {}))
     assert f"{random['relative_low']:+.2%} to {random['relative_high']:+.2%}" in text
 
 
@@ -146,7 +147,7 @@ def test_captions_stay_off_the_page_where_the_configuration_says_so(tmp_path: Pa
     videos = {(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in evaluation.to_pylist()}
     for shown in (True, False):
         one = run.model_copy(update={"report": run.report.model_copy(update={"captions": shown})})
-        page = Path(comparison_page.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
+        page = Path(comparison.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
         text = unquote(page.read_text())
         assert (queries.column("caption")[0].as_py() in text) == shown
 
@@ -155,7 +156,7 @@ def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
     scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate(["a", "b" * 30, "c" * 30])}
     tallies = contests.tallies(contests.verdicts("held_out_loss", scores, 0.0))
     found = Compared(tuple(scores), [], [], tallies, {}, {})
-    head, *rows = comparison_page.text(found).splitlines()[2:]
+    head, *rows = comparison.text(found).splitlines()[2:]
     ends = [head.index(name) + len(name) for name in ("win", "tie", "loss")]
     assert len(rows) == 3
     assert all(row[end - 1] == "%" and row[end] == " " for row in rows for end in ends)

@@ -19,7 +19,7 @@ from jobs import explain as job
 from jobs import stages
 from jobs.explain import explain
 from jobs.rank_clips import rank_clips
-from pipeline import config, explain_page, explained, ranking, tables
+from pipeline import config, ranking, tables
 from pipeline.attribution import decomposition
 from pipeline.attribution.decomposition import LayeredGradient, by_frame, layer
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
@@ -27,6 +27,8 @@ from pipeline.config import Run
 from pipeline.config.attribution import Kind, Setting
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.models.wan import Wan
+from pipeline.pages import explain as explain_page
+from pipeline.pages import explain_links
 from pipeline.projection import Projection
 from pipeline.ranking import one_clip
 from pipeline.ranking.feature_table import under_mask
@@ -179,14 +181,14 @@ def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float
 
 def test_any_id_has_a_folder_of_its_own() -> None:
     ids = ["", "a", "a/b", "a_b", "../a", ".a", "..", "é", "x" * 200, "x" * 201, "a b"]
-    names = [explained.name(i) for i in ids]
+    names = [explain_links.name(i) for i in ids]
     assert len(set(names)) == len(ids)
     assert all("/" not in n and not n.startswith(".") and 0 < len(n) < 100 for n in names)
 
 
 @pytest.mark.parametrize(("given", "found"), [("1234", "'explain.clip=\"1234\"'"), ("ab12", "explain.clip=ab12")])
 def test_ids_that_yaml_takes_for_numbers_are_quoted(given: str, found: str) -> None:
-    assert explained.option(given) == f"--set {found}"
+    assert explain_links.option(given) == f"--set {found}"
     assert config.load("demo", {"explain.clip": given}).explain.clip == given
     with pytest.raises(ConfigError, match=r"explain\.clip=1234.*quote it"):
         config.load("demo", {"explain.clip": 1234})
@@ -236,7 +238,7 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert f"{clip_id} is selected" in page
     assert "data:image/webp" in page
     assert "share of the mean influence" in told
-    assert explained.links(run.root, [clip_id, "other"]) == {clip_id: f"../explain/{clip_id}/index.html"}
+    assert explain_links.links(run.root, [clip_id, "other"]) == {clip_id: f"../explain/{clip_id}/index.html"}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_a_clip_with_an_error_has_its_error_explained(
         tables.append(stores.join(str(tmp_path), name), pa.Table.from_pylist([row], schema=schema), {})
     explain(asked(small_run(tmp_path, ranking__mask="motion"), "a/b"))
     told = capsys.readouterr().out
-    page = Path(explained.folder(str(tmp_path), "a/b"), "index.html").read_text()
+    page = Path(explain_links.folder(str(tmp_path), "a/b"), "index.html").read_text()
     for text in said:
         assert text in told
         assert text in page

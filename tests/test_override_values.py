@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import command
-from pipeline import config, explained
+from pipeline import config
 from pipeline.config import Run, overrides
 from pipeline.errors import ConfigError
+from pipeline.pages import explain_links
 
 TYPED = [
     "/runs/try #2",
@@ -126,5 +127,5 @@ def test_whatever_a_name_is_it_can_be_typed(name: str) -> None:
 def test_the_pages_option_names_the_very_clip(name: str) -> None:
     import shlex
 
-    _, pair = shlex.split(explained.option(name))
+    _, pair = shlex.split(explain_links.option(name))
     assert command.overrides([pair]) == {"explain.clip": name}

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import charts, config, funnel, gallery, pictures, report, tables, world
+from pipeline import config, tables, world
 from pipeline.config import operations
 from pipeline.evaluation import comparison
+from pipeline.pages import charts, funnel, gallery, pictures, report
 from pipeline.ranking import controls
 from pipeline.ranking.mask_overlap import mask_overlaps
 from pipeline.storage import stores

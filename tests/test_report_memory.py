@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import config, report, tables
+from pipeline import config, tables
 from pipeline.config import Run
 from pipeline.operations import nights
+from pipeline.pages import report
 from pipeline.tables import scanning, schemas
 from pipeline.training import arms
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline import charts
-from pipeline.charts import Point
 from pipeline.config import Run
 from pipeline.operations import nights, reattribution
-from pipeline.report import environment
+from pipeline.pages import charts
+from pipeline.pages.charts import Point
+from pipeline.pages.report import environment
 from pipeline.storage import stores
 
 Record = Mapping[str, Any]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import config, tables
 from pipeline.evaluation import comparison
-from pipeline.pictures import Mask, Picture, picture
+from pipeline.pages.pictures import Mask, Picture, picture
 from pipeline.storage import stores
 from pipeline.tables import figures, scanning
 

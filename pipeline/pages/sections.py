@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline import charts
 from pipeline.evaluation import comparison
+from pipeline.pages import charts
 from pipeline.tables import figures
 
 SOURCES = 24  # listed; the rest are one row together

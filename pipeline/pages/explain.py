@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import explained, gallery, pictures
 from pipeline.attribution.decomposition import Sums
 from pipeline.config import Run
-from pipeline.gallery import FramesOf, Studio
-from pipeline.pictures import Mask, Picture, latent_frames
-from pipeline.report import REASONS, environment
+from pipeline.pages import explain_links, gallery, pictures
+from pipeline.pages.gallery import FramesOf, Studio
+from pipeline.pages.pictures import Mask, Picture, latent_frames
+from pipeline.pages.report import REASONS, environment
 from pipeline.storage import stores
 from pipeline.tables import figures
 
@@ -139,10 +139,10 @@ def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
         high=shown[: len(shown) - len(shown) // 2],
         low=shown[len(shown) - len(shown) // 2 :][::-1],
         near=[(near.get(i, {"clip_id": i}), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
-        links=explained.links(run.root, [i for i, _ in found.near]),
+        links=explain_links.links(run.root, [i for i, _ in found.near]),
         groups=_groups(found),
     )
-    place = stores.join(explained.folder(run.root, clip_id), "index.html")
+    place = stores.join(explain_links.folder(run.root, clip_id), "index.html")
     stores.write_bytes(place, page.encode())
     return place
 

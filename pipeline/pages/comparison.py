@@ -16,8 +16,8 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.evaluation import comparison, contests, judge
 from pipeline.evaluation.contests import Key, Record
-from pipeline.gallery import Studio, VideoOf
-from pipeline.report import environment
+from pipeline.pages.gallery import Studio, VideoOf
+from pipeline.pages.report import environment
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import figures

@@ -19,9 +19,10 @@ import jinja2
 import pyarrow as pa
 import yaml
 
-from pipeline import charts, config, explained, funnel, gallery, sections, tables
+from pipeline import config, tables
 from pipeline.evaluation import comparison
-from pipeline.gallery import FramesOf, VideoOf
+from pipeline.pages import charts, explain_links, funnel, gallery, sections
+from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.ranking import choosing, controls
 from pipeline.ranking.mask_overlap import Alike, mask_overlaps
 from pipeline.storage import stores
@@ -84,7 +85,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             failures={kind: f.failures for kind, f in funnels.items()},
             cards=gallery.cards(found, studio, gallery.decisions(root, frozenset(found.clips))),
             plan=found,
-            explained=explained.links(root, sorted(found.clips)),
+            explained=explain_links.links(root, sorted(found.clips)),
             groups=sorted(set(groups.values())),
             queries=len(groups),
             arms=names,
@@ -205,7 +206,7 @@ def environment() -> jinja2.Environment:
     held.filters |= {"count": _count, "percent": _percent, "signed": _signed, "number": _number}
     held.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
     held.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
-    held.globals |= {"signed_bar": charts.signed, "explain_option": explained.option}
+    held.globals |= {"signed_bar": charts.signed, "explain_option": explain_links.option}
     return held
 
 
