@@ -7,12 +7,12 @@ import os
 
 from jobs import command
 from jobs.command import Progress
-from pipeline import answers, handout, study_results
-from pipeline.answer_log import AnswerLog
-from pipeline.answer_server import LOOPBACK, AnswerServer
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.pairs import Key
+from pipeline.study import answers, handout, results
+from pipeline.study.answer_log import AnswerLog
+from pipeline.study.answer_server import LOOPBACK, AnswerServer
+from pipeline.study.pairs import Key
 from pipeline.video.decoder import Decoder
 
 
@@ -58,8 +58,8 @@ def score(run: Run, place: str) -> None:
             f"study.answers={place!r}: {handout.place(run.root)} holds no study; give the root that it was built in."
         )
     handout.found(run)
-    found = study_results.write(run, key, answers.read(place, key))
-    print("\n".join(study_results.lines(found)))
+    found = results.write(run, key, answers.read(place, key))
+    print("\n".join(results.lines(found)))
     print(f"page: {handout.place(run.root, 'results.html')}")
 
 

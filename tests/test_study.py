@@ -23,16 +23,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import study as job
-from pipeline import answers, handout, pairs, preferences, study_results, tables
-from pipeline.answer_log import AnswerLog, ConflictError
-from pipeline.answer_server import AnswerServer
-from pipeline.answers import Answer
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.config.study import Study
 from pipeline.errors import ConfigError
-from pipeline.handout import spoiled
-from pipeline.pairs import Key, Pair
 from pipeline.storage import stores
+from pipeline.study import answers, handout, pairs, preferences, results
+from pipeline.study.answer_log import AnswerLog, ConflictError
+from pipeline.study.answer_server import AnswerServer
+from pipeline.study.answers import Answer
+from pipeline.study.handout import spoiled
+from pipeline.study.pairs import Key, Pair
 from pipeline.video.frames import write_mp4
 from tests.s3_store import BUCKET, Store
 from tests.studies import EVIL, FPS, run_of
@@ -488,7 +489,7 @@ def test_seventeen_people_and_fifty_videos_recover_the_preference(built: Run) ->
     """The paper's figures against base: 74.1 % wins, 12.3 % ties, 13.6 % losses, of 850 judgements."""
     key = paper_key()
     given = crowd(key, 17, (0.741, 0.123), careless=3)
-    found = study_results.score(built, key, given)
+    found = results.score(built, key, given)
     row = found["scores"]["passed"][0]
     assert (row["arm_a"], row["arm_b"]) == ("motive", "base")
     assert (row["judgements"], row["people"], row["videos"]) == (850, 17, 50)
@@ -507,7 +508,7 @@ def test_seventeen_people_and_fifty_videos_recover_the_preference(built: Run) ->
 
 
 def test_a_tie_between_arms_is_found_to_be_one(built: Run) -> None:
-    row = study_results.score(built, paper_key(), crowd(paper_key(), 17, (0.44, 0.12)))["scores"]["passed"][0]
+    row = results.score(built, paper_key(), crowd(paper_key(), 17, (0.44, 0.12)))["scores"]["passed"][0]
     assert row["net_low"] < 0 < row["net_high"]
 
 
@@ -515,7 +516,7 @@ def test_scores_belong_to_the_answers_and_not_to_their_order_or_sides(built: Run
     key = paper_key(12)
     given = crowd(key, 5, (0.6, 0.2), careless=1)
     turned = [replace_sides(a) for a in reversed(given)]
-    ours, theirs = (study_results.score(built, key, g) for g in (given, sorted(turned, key=lambda a: a.which)))
+    ours, theirs = (results.score(built, key, g) for g in (given, sorted(turned, key=lambda a: a.which)))
     assert ours["scores"] == theirs["scores"]
     assert ours["left"]["left"] == pytest.approx(1 - theirs["left"]["left"])
 
@@ -559,12 +560,12 @@ def test_intervals_cover_where_people_or_captions_are_few_and_differ(people: int
 
 
 def test_one_person_alone_has_shares_and_no_interval(built: Run) -> None:
-    found = study_results.score(built, paper_key(5), crowd(paper_key(5), 1, (0.7, 0.1)))
+    found = results.score(built, paper_key(5), crowd(paper_key(5), 1, (0.7, 0.1)))
     row = found["scores"]["everyone"][0]
     assert row["win"] is not None
     assert row["win_low"] is None
     assert row["alpha"] is None
-    assert "(-)" in "".join(study_results.lines(found))
+    assert "(-)" in "".join(results.lines(found))
 
 
 def test_scoring_writes_tables_json_and_a_page(built: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

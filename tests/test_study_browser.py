@@ -17,11 +17,11 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from jobs import study as job
-from pipeline import answers, handout, study_results
-from pipeline.answer_log import AnswerLog
-from pipeline.answer_server import AnswerServer
 from pipeline.config import Run
-from pipeline.pairs import Key, Pair
+from pipeline.study import answers, handout, results
+from pipeline.study.answer_log import AnswerLog
+from pipeline.study.answer_server import AnswerServer
+from pipeline.study.pairs import Key, Pair
 from tests.studies import run_of
 from tests.test_study import answer, key_of, known, lines, paper_key
 
@@ -280,7 +280,7 @@ def test_a_served_session_with_reload_and_restart_and_850_judgements_recover_the
             others.append(answer(key, pair, f"person {n:02d}", video, flip=sides[0] != pair.sides[0].video))
     served.path.with_name("answers of others.jsonl").write_text(lines(others))
     given = answers.read(str(served.path.with_name("answers*.jsonl")), key)
-    found: dict[str, Any] = study_results.write(served.run, key, given)
+    found: dict[str, Any] = results.write(served.run, key, given)
     row = found["scores"]["passed"][0]
     assert (row["judgements"], row["people"], row["videos"]) == (850, 17, 50)
     assert row["win_low"] < 0.741 < row["win_high"]

@@ -15,8 +15,8 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ClipError, ConfigError
 from pipeline.evaluation.comparison import LOSSES, mixtures
-from pipeline.pairs import Film
 from pipeline.storage import stores
+from pipeline.study.pairs import Film
 from pipeline.video.decoder import Decoder
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline.answers import Answer
-from pipeline.pairs import Key, Pair
 from pipeline.statistics import agreement, intervals
 from pipeline.statistics.intervals import Interval
+from pipeline.study.answers import Answer
+from pipeline.study.pairs import Key, Pair
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")

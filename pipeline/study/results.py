@@ -9,13 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import handout, preferences, tables
-from pipeline.answers import Answer
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.pages.report import environment
-from pipeline.pairs import Key
-from pipeline.preferences import OUTCOMES, Row
 from pipeline.storage import stores
+from pipeline.study import handout, preferences
+from pipeline.study.answers import Answer
+from pipeline.study.pairs import Key
+from pipeline.study.preferences import OUTCOMES, Row
 
 SHARES = (*OUTCOMES, "net")
 WHOLE = ("judgements", "people", "videos")

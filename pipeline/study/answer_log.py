@@ -8,9 +8,9 @@ import logging
 import os
 import threading
 
-from pipeline import answers
 from pipeline.errors import ConfigError
-from pipeline.pairs import Key
+from pipeline.study import answers
+from pipeline.study.pairs import Key
 
 log = logging.getLogger(__name__)
 

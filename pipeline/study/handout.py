@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import films, pairs
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.films import Generated, Shape
 from pipeline.pages.report import environment
-from pipeline.pairs import Film, Key, Pair
 from pipeline.storage import stores
+from pipeline.study import films, pairs
+from pipeline.study.films import Generated, Shape
+from pipeline.study.pairs import Film, Key, Pair
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4
 from pipeline.video.orientation import Frames

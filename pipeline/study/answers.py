@@ -9,8 +9,8 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_tree
-from pipeline.pairs import Key, Pair
 from pipeline.storage import stores
+from pipeline.study.pairs import Key, Pair
 
 LONGEST = 4096  # bytes of one answer
 TOLD = 5  # problems that a message names

@@ -17,8 +17,8 @@ import urllib.parse
 from http import HTTPStatus
 from typing import Any
 
-from pipeline.answer_log import AnswerLog, ConflictError
-from pipeline.answers import LONGEST
+from pipeline.study.answer_log import AnswerLog, ConflictError
+from pipeline.study.answers import LONGEST
 
 log = logging.getLogger(__name__)
 
