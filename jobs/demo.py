@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from jobs import command
 from jobs.curate import curate
-from pipeline import tables, world
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import comparison
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5

@@ -18,8 +18,9 @@ import hypothesis
 import pytest
 import torch
 
-from pipeline import config, world
+from pipeline import config
 from pipeline.config import Run
+from pipeline.synthetic import world
 from tests.s3_store import Store
 
 # The same examples on every machine and in every run: what Hypothesis finds by luck fails somebody else's change.

@@ -8,10 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import config, tables, world
+from pipeline import config, tables
 from pipeline.config import Run
 from pipeline.evaluation.held_out import video_place
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
 

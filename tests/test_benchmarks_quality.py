@@ -9,8 +9,8 @@ import torch
 from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, problem, retraining, retrieval
 from jobs.benchmarks.quality.metagradient import Differentiable, Problem
 from jobs.benchmarks.quality.problem import Clips, Size
-from pipeline import world
 from pipeline.ranking import influence
+from pipeline.synthetic import world
 
 TINY = Size(clips=24, queries=1, held_out=1)
 

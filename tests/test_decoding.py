@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import world
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.synthetic import world
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Decoders, Frames, Row, decoded, decoders_for
 from pipeline.video.frames import write_mp4

@@ -12,10 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.optical_flow import raft_large
 
 from jobs.benchmarks.stage_agreement import compare, masks
-from pipeline import world
 from pipeline.config import load
 from pipeline.motion import load_raft
 from pipeline.motion.raft import clip_flow
+from pipeline.synthetic import world
 
 CPU = torch.device("cpu")
 RECIPE = load("demo").motion

@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import config, world
+from pipeline import config
 from pipeline.errors import ClipError, ConfigError
 from pipeline.inputs import extensions
 from pipeline.inputs.videos import videos
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
 from pipeline.video.indexing import IndexWorker

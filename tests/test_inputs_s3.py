@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import world
 from pipeline.config import Data
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4
 from pipeline.video.indexing import index

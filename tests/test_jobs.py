@@ -23,10 +23,11 @@ import pytest
 from jobs import stages
 from jobs.curate import curate
 from jobs.generate_queries import generate_queries
-from pipeline import tables, world
+from pipeline import tables
 from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
 

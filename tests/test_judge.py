@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jobs.benchmarks import judge as benchmark
-from pipeline import config, spoiled, world
+from pipeline import config
 from pipeline.evaluation import judge
 from pipeline.evaluation.judge import Floats
+from pipeline.synthetic import spoiled, world
 
 SIZE = 32
 

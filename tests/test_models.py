@@ -15,12 +15,13 @@ import pytest
 import tiny_wan
 import torch
 
-from pipeline import models, world
+from pipeline import models
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, VideoModelConfig, load
 from pipeline.errors import ConfigError
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
+from pipeline.synthetic import world
 
 CPU = torch.device("cpu")
 

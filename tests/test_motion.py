@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.weights import flow as flow_weights
-from pipeline import world
 from pipeline.config import Motion, load
 from pipeline.errors import ConfigError
 from pipeline.motion import (
@@ -23,6 +22,7 @@ from pipeline.motion import (
     motion_mask,
     statistics,
 )
+from pipeline.synthetic import world
 
 CPU = torch.device("cpu")
 PLAIN = Motion(still=0.1, height=128, width=128)

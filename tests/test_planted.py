@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import config, motion, world
+from pipeline import config, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config.attribution import Setting
 from pipeline.models import VideoModel, open_model
 from pipeline.projection import Projection
 from pipeline.ranking import influence, unit_settings
+from pipeline.synthetic import world
 
 CORPUS, COPIES = 30, 5
 

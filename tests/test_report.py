@@ -16,13 +16,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import config, tables, world
+from pipeline import config, tables
 from pipeline.config import operations
 from pipeline.evaluation import comparison
 from pipeline.pages import charts, funnel, gallery, pictures, report
 from pipeline.ranking import controls
 from pipeline.ranking.mask_overlap import mask_overlaps
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 
 EVIL = """<script>alert(1)</script>"&'{{ 7 * 7 }}"""

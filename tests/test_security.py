@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import config, tables, world
+from pipeline import config, tables
 from pipeline.config import Data, files
 from pipeline.errors import ConfigError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.videos import videos
 from pipeline.pages import report
 from pipeline.storage import stores
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4

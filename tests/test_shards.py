@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import world
 from pipeline.config import Data
 from pipeline.errors import ConfigError
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.shards import parquet_files
 from pipeline.inputs.videos import videos
+from pipeline.synthetic import world
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4
 from pipeline.video.indexing import index

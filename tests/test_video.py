@@ -17,9 +17,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline import world
 from pipeline.config import Data
 from pipeline.errors import ClipError
+from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video import frames as video
 from pipeline.video import packets

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline import world
-from pipeline.world import CARTOONS, MOTIONS, Scene
+from pipeline.synthetic import world
+from pipeline.synthetic.world import CARTOONS, MOTIONS, Scene
 
 Floats = npt.NDArray[np.float64]
 EACH = 60  # scenes of every motion for the statistics
@@ -38,9 +38,7 @@ def test_a_scene_is_determined_by_seed_and_name() -> None:
 
 
 def test_a_scene_is_the_same_in_another_process() -> None:
-    code = (
-        "from pipeline import world; print(world.render(world.scene(3, 'x', 'real', 'explode'), 8, 8).tobytes().hex())"
-    )
+    code = "from pipeline.synthetic import world; print(world.render(world.scene(3, 'x', 'real', 'explode'), 8, 8).tobytes().hex())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert told == world.render(world.scene(3, "x", "real", "explode"), 8, 8).tobytes().hex()
 

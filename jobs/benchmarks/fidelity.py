@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from pipeline import config, motion, world
+from pipeline import config, motion
 from pipeline.config import Run
 from pipeline.config.attribution import Kind
 from pipeline.models import VideoModel, open_model
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 from pipeline.ranking import influence
+from pipeline.synthetic import world
 
 SIZES = (128, 256, 512, 1024, 2048, 4096)
 WHITEN = 0.01

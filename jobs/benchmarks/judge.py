@@ -1,6 +1,6 @@
 """How often the automatic judge of `jobs.compare` agrees with the truth, on pairs of videos of the synthetic world.
 
-One video of a pair moves by the law of its motion, the other is spoiled by a known degree (`pipeline.spoiled`); both
+One video of a pair moves by the law of its motion, the other is spoiled by a known degree (`pipeline.synthetic.spoiled`); both
 look alike. The judge knows five queries of each motion, as the demo's, and sees the videos' optical flow by RAFT alone.
 Beside it stand two judges that are often taken, the video that moves more and the smoother one, and the judge itself
 on a harder task: the right video is of another scene, with its own place, size, direction and speed. Agreement is the
@@ -21,13 +21,14 @@ import numpy.typing as npt
 import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from pipeline import config, motion, spoiled, world
+from pipeline import config, motion
 from pipeline.config import Run
 from pipeline.evaluation import judge
 from pipeline.evaluation.judge import Floats, Judge
 from pipeline.evaluation.metrics import temporal_flickering
 from pipeline.statistics.intervals import Interval, wilson
-from pipeline.world import Scene
+from pipeline.synthetic import spoiled, world
+from pipeline.synthetic.world import Scene
 
 Frames = npt.NDArray[np.uint8]
 Describe = Callable[[Frames], Floats]

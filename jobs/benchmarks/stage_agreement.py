@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline import world
 from pipeline.config import Motion
 from pipeline.models.wan import Wan
 from pipeline.motion import estimate, motion_mask
+from pipeline.synthetic import world
 
 Frames = npt.NDArray[np.uint8]
 

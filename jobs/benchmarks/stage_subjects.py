@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipeline import config, world
+from pipeline import config
 from pipeline.config import Run, VideoModelConfig
 from pipeline.config.attribution import Setting
 from pipeline.models import open_model
 from pipeline.models.wan import Wan
 from pipeline.motion import load_raft
+from pipeline.synthetic import world
 
 # The configurations published with Wan-AI/Wan2.1-T2V-1.3B-Diffusers; the autoencoder's are diffusers' defaults.
 TRANSFORMER = {

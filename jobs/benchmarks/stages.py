@@ -22,8 +22,8 @@ import torch
 from jobs.benchmarks import ceilings, stage_agreement, stage_gradients, stage_measures, stage_subjects
 from jobs.benchmarks.stage_measures import Figure, Rates
 from jobs.benchmarks.stage_subjects import Subject
-from pipeline import world
 from pipeline.motion import load_raft
+from pipeline.synthetic import world
 
 STAGES = ("decode", "raft", "mask", "vae", "text", "gradient", "projection")
 PARTS: Mapping[str, Callable[[Subject, Rates], list[Figure]]] = {

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline import world
+from pipeline.synthetic import world
 
 SIZE, FRAMES, CHANNELS = 32, 9, 8
 HELD_OUT = 1_000_003

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 
-from pipeline import world
+from pipeline.synthetic import world
 
 SIZE = 128
 HELD_OUT, REACH = 1_000_003, 9.0  # seed of the pairs that training never sees; most of them move up to 10 pixels

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from jobs.weights.autoencoder import CHANNELS, HELD_OUT, OUT, STATE, clips, encode, keep, rate
-from pipeline import world
+from pipeline.synthetic import world
 
 TEXT_TOKENS, FLOW_SHIFT = 32, 3.0
 

@@ -17,9 +17,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from jobs.weights.transformer import timesteps, velocity_error
-from pipeline import world
 from pipeline.config import PACKAGE, load
 from pipeline.models import VideoModel, open_model
+from pipeline.synthetic import world
 
 OUT = PACKAGE / "weights" / "quality-transformer"
 STEPS, WARM, DECAY, BATCH, RATE, SCENES, SEED = 2000, 100, 700, 32, 1e-3, 3000, 9_000_001

@@ -18,11 +18,12 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from jobs.benchmarks.quality.base_model import OUT
-from pipeline import config, motion, world
+from pipeline import config, motion
 from pipeline.config import Run
 from pipeline.models import VideoModel, open_model
 from pipeline.motion import load_raft
 from pipeline.storage import stores
+from pipeline.synthetic import world
 
 SEED = 7_000_001  # of the corpus; no weights have seen it. Queries and held-out clips follow
 SETS = ("clips", "queries", "held_out")

@@ -28,8 +28,8 @@ from jobs.benchmarks.quality.methods import Kernels, Scored, motion_scores
 from jobs.benchmarks.quality.problem import Size, base_model
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from jobs.benchmarks.quality.rows import Rows, both_lds, told
-from pipeline import world
 from pipeline.statistics.intervals import bootstrap_mean
+from pipeline.synthetic import world
 
 MOTIONS = world.MOTIONS
 OTHER_NOISE = 10  # what is added to the numbers of the settings' noises to see how repeatable they are

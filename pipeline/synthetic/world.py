@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.trajectories import TRAJECTORIES, Floats, poses_of, to_speed, trajectory_of
+from pipeline.synthetic.trajectories import TRAJECTORIES, Floats, poses_of, to_speed, trajectory_of
 
 Array = npt.NDArray[np.float32]
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline import world
-from pipeline.trajectories import Floats
-from pipeline.world import Scene
+from pipeline.synthetic import world
+from pipeline.synthetic.trajectories import Floats
+from pipeline.synthetic.world import Scene
 
 SPOILS: dict[str, tuple[float, ...]] = {
     "cartoon": (1.0,),  # the world's own cartoon of the motion
