@@ -1,4 +1,4 @@
-"""The judge (`pipeline.evaluation.judge`) over the videos that the arms of a run generated: table comparison/motion/."""
+"""The judge (`evaluation/judge.py`) over the videos that the arms of a run generated: table comparison/motion/."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_missing_part_is_not_a_damaged_one(root: Path) -> None:
 
 
 def test_what_ray_makes_of_damage_is_known_again() -> None:
-    told = stores.failure(RuntimeError("x\npipeline.part_files.DamagedError: /a/part-b: this part is damaged"))
+    told = stores.failure(RuntimeError("x\npipeline.tables.part_files.DamagedError: /a/part-b: this part is damaged"))
     assert str(told) == "/a/part-b: this part is damaged"
 
 

@@ -24,13 +24,13 @@ sys.path.insert(0, HERE)
 from jobs import stages  # noqa: E402
 from jobs.curate import curate  # noqa: E402
 from jobs.finetune import finetune  # noqa: E402
-from pipeline import models, tables
+from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
-from pipeline.cluster import streaming
+from pipeline.cluster import streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.tables import scanning, schemas
+from pipeline.tables import scanning, schemas  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.decoder import Decoder  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
@@ -240,8 +240,8 @@ def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callab
 # --- the real stages -------------------------------------------------------------------------------------------------
 
 CODEC = """
-import os, signal
-from pipeline.video.frames import decode as plain, segments
+import os, signal  # noqa: E402
+from pipeline.video.frames import decode as plain, segments  # noqa: E402
 
 def decode(path, **wanted):
     if "deadly" in os.path.basename(path):

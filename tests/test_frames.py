@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ClipError
+from pipeline.video import frames as video
 from pipeline.video import packets, timeline
-from pipeline.video.frames import frames as video
 from tests.numbered import numbers, write
 
 DATA = Path(__file__).parent / "data"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import pipeline.kernels
+import pipeline.projection
 from pipeline.config.attribution import Kind
 from pipeline.projection import Projection, cpu, philox
 from pipeline.projection.philox import BUCKETS_LOG, Tag
@@ -52,14 +52,14 @@ def interpreted() -> Iterator[ModuleType]:
         patch.setenv("TRITON_INTERPRET", "1")
         for name in before:
             del sys.modules[name]
-        attribute = pipeline.kernels.__dict__.pop("gpu", None)
+        attribute = pipeline.projection.__dict__.pop("gpu", None)
         try:
             yield importlib.import_module("pipeline.projection.gpu")
         finally:
             for name in [name for name in sys.modules if ours(name)]:
                 del sys.modules[name]
             sys.modules.update(before)
-            pipeline.kernels.__dict__.pop("gpu", None)
+            pipeline.projection.__dict__.pop("gpu", None)
             if attribute is not None:
                 pipeline.projection.gpu = attribute
 
@@ -181,7 +181,9 @@ def test_other_float_types_go_through_float32(kernels: Kernels) -> None:
 
 def test_the_interpreter_leaves_triton_as_it_was() -> None:
     importlib.import_module("pipeline.projection.gpu")
-    before = {name: module for name, module in sys.modules.items() if name.startswith(("triton", "pipeline.kernels"))}
+    before = {
+        name: module for name, module in sys.modules.items() if name.startswith(("triton", "pipeline.projection"))
+    }
     with interpreted() as module:
         assert type(module._gaussian).__name__ == "InterpretedFunction", "this is no test of the interpreter"
     changed = [name for name, module in before.items() if sys.modules.get(name) is not module]

@@ -29,14 +29,14 @@ import test_finetuning as tiny  # noqa: E402
 import test_ray_train as training  # noqa: E402
 
 from jobs import stages  # noqa: E402
-from pipeline import models, tables
+from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker  # noqa: E402
-from pipeline.cluster import resources, streaming
-from pipeline.cluster import training as ray_train
+from pipeline.cluster import resources, streaming  # noqa: E402
+from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.cluster.resources import Nodes, beyond  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.tables import throughput
+from pipeline.tables import throughput  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
 
 CLIPS = 6

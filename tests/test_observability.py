@@ -17,10 +17,10 @@ import pytest
 HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 
-from pipeline.cluster import journal, streaming, watchdog
+from pipeline.cluster import journal, streaming, watchdog  # noqa: E402
 from pipeline.cluster.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.tables import throughput
+from pipeline.tables import throughput  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
 

@@ -14,7 +14,7 @@ import torch
 from oracle import project
 from torch import Tensor
 
-import pipeline.kernels
+import pipeline.projection
 from pipeline.config.attribution import Kind
 from pipeline.projection import Projection
 
@@ -221,7 +221,7 @@ def test_cuda_without_triton_is_an_error_rather_than_another_matrix(
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it now fails as where it is not installed
     monkeypatch.delitem(sys.modules, "pipeline.projection.gpu", raising=False)
-    monkeypatch.delattr(pipeline.kernels, "gpu", raising=False)
+    monkeypatch.delattr(pipeline.projection, "gpu", raising=False)
     p = Projection(kind, 8)
     with pytest.raises(RuntimeError, match=r"needs Triton.*No other matrix"):
         p.add(p.zeros(1, "cpu"), torch.zeros(1, 3).as_subclass(OnCuda), 0)

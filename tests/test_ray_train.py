@@ -24,10 +24,10 @@ HERE = str(Path(__file__).parent)
 sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 
-from pipeline.cluster import training as ray_train
+from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
-from pipeline.storage import stores
-from pipeline.training import loop, training_set
+from pipeline.storage import stores  # noqa: E402
+from pipeline.training import loop, training_set  # noqa: E402
 
 STEPS = 8
 

@@ -21,11 +21,11 @@ sys.path.insert(0, HERE)
 import test_finetuning as tiny  # noqa: E402
 import test_ray_train as alone  # noqa: E402
 
-from pipeline.cluster import checkpoints as ray_checkpoints
-from pipeline.cluster import training as ray_train
+from pipeline.cluster import checkpoints as ray_checkpoints  # noqa: E402
+from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.config import Run  # noqa: E402
-from pipeline.storage import s3, stores
-from pipeline.training import checkpoints, loop, training_set
+from pipeline.storage import s3, stores  # noqa: E402
+from pipeline.training import checkpoints, loop, training_set  # noqa: E402
 from tests import s3_store  # noqa: E402
 
 Weights = dict[str, torch.Tensor]

@@ -142,7 +142,9 @@ def test_a_deletion_that_fails_for_one_key_is_told(store: Store, monkeypatch: py
 
 
 def test_a_stores_failure_is_known_behind_what_ray_makes_of_it() -> None:
-    trace = "ray::_Actor() (pid=1)\n  File x\npipeline.s3._DeniedError: put_object s3://b/k: AccessDenied: no\n\n"
+    trace = (
+        "ray::_Actor() (pid=1)\n  File x\npipeline.storage.s3._DeniedError: put_object s3://b/k: AccessDenied: no\n\n"
+    )
     trace += "The above exception was the direct cause of the following exception:\n\nUserCodeException: UDF failed"
     outer = RuntimeError("stage extract_features failed: UDF failed")
     outer.__cause__ = RuntimeError(trace)

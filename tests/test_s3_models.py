@@ -44,7 +44,8 @@ def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def begun(store: Store, url: str = URL) -> subprocess.Popen[str]:
-    code = f"import logging; logging.basicConfig(); from pipeline.storage import downloads as fetched; print(fetched.local({url!r}))"
+    code = "import logging; logging.basicConfig()\n"
+    code += f"from pipeline.storage import downloads; print(downloads.local({url!r}))"
     env = {**os.environ, **environment(store)}
     return subprocess.Popen(
         [sys.executable, "-c", code], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -38,7 +38,8 @@ def test_a_scene_is_determined_by_seed_and_name() -> None:
 
 
 def test_a_scene_is_the_same_in_another_process() -> None:
-    code = "from pipeline.synthetic import world; print(world.render(world.scene(3, 'x', 'real', 'explode'), 8, 8).tobytes().hex())"
+    code = "from pipeline.synthetic import world\n"
+    code += "print(world.render(world.scene(3, 'x', 'real', 'explode'), 8, 8).tobytes().hex())"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert told == world.render(world.scene(3, "x", "real", "explode"), 8, 8).tobytes().hex()
 

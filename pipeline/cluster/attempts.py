@@ -2,7 +2,7 @@
 
 A batch whose process died is worked again clip by clip; a clip that was alone with LIMIT processes when they died is
 given up. So every batch ends: its first death is its own, and every further one is charged to one clip, LIMIT times at
-most. An actor that dies STARTS times in a row while it starts ends the stage. No Ray here: `ray_journal` lends this an
+most. An actor that dies STARTS times in a row while it starts ends the stage. No Ray here: `journal` lends this an
 actor beside the driver, so that what it knows dies with the driver, whose death is no clip's fault.
 """
 

@@ -1,6 +1,6 @@
 """All Ray Train code: one arm's fine-tuning on one or several workers, restarted from its last checkpoint.
 
-The loop itself is `finetuning.train`. Latents and captions are encoded once a run, by all workers together, into
+The loop itself is `loop.train`. Latents and captions are encoded once a run, by all workers together, into
 ``ROOT/finetuned/.latents``, which every arm shares; Ray's checkpoints live in ``ROOT/finetuned/.train`` until the arm
 is done. Both have to be reachable from every node, as the run's root has.
 

@@ -1,6 +1,6 @@
 """The configuration of a run: one frozen pydantic model per stage.
 
-``load("demo", {"root": "runs/demo"})`` reads a recipe of ``pipeline/config/recipes`` by name, or any YAML file, and applies
+``load("demo", {"root": "runs/demo"})`` reads a recipe by name, or any YAML file, and applies
 overrides by dotted key. Unknown keys, wrong types and values that cannot work are a `ConfigError` whose text names the
 key, the value and what is allowed; nothing long has started by then.
 """

@@ -21,7 +21,7 @@ BLOCK = 100_000  # videos in memory at a time
 
 class Listing:
     """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
-    some 40 bytes a video. A manifest that tells versions (see `pipeline.inputs.manifests.versioned`) is never in memory as a whole.
+    some 40 bytes a video. A manifest that tells versions (see `versioned`) is never in memory as a whole.
 
     Raises ConfigError, naming `key`.
     """

@@ -142,7 +142,7 @@ def _manifest(
 
 def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
     """A manifest's table in which captions, ids, sources and groups have the names of `videos`, so that those of
-    several manifests go together. The other columns are renamed with those of shards, in `described`."""
+    several manifests go together. The other columns are renamed with those of shards, in `video_columns`."""
     new = {name: called for name, called in named.others.items() if not name.strip()}  # called by its place in the file
     for name in ("source", "group", "id", "caption", "captions"):
         written = getattr(named, name)

@@ -195,7 +195,7 @@ def influence(clips: npt.ArrayLike, queries: npt.ArrayLike, whiten: float | None
 class Population:
     """The clips that a ranking's rows stand for: `count` in all, `weights` [N] for each row, or one each where None.
 
-    With a shortlist (`pipeline.ranking.shortlist`) the rows are some of the clips, chosen with different chances; a sum over
+    With a shortlist (`shortlist`) the rows are some of the clips, chosen with different chances; a sum over
     the rows times their weights estimates the sum over all clips (Horvitz and Thompson 1952).
     """
 

@@ -1,6 +1,6 @@
 """Where files lie: local paths and s3:// alike, read, written whole and listed.
 
-Stores fail for a moment now and then. On s3:// every request is tried again a bounded number of times (`pipeline.storage.s3`);
+Stores fail for a moment now and then. On s3:// every request is tried again a bounded number of times (`s3`);
 what does not pass surfaces as an OSError whose text names the place and holds no secret.
 """
 
@@ -31,7 +31,7 @@ _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 S3 = ("s3://", "s3a://")
 
 
-_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:s3|errors|part_files)\.\w+Error: (.*)$", re.MULTILINE)
+_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:errors|storage\.s3|tables\.part_files)\.\w+Error: (.*)$", re.MULTILINE)
 
 
 def failure(error: BaseException | None) -> StoreError | None:

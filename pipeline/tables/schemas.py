@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 CAPTIONS = ("caption", "text", "prompt", "cap")  # what a manifest may call it
-# A row of `manifest.videos`, before the columns that pass through.
+# A row of `videos.videos`, before the columns that pass through.
 VIDEOS = pa.schema(
     [(name, pa.string()) for name in ("uri", "relative", "version")]
     + [("size", pa.int64())]

@@ -1,7 +1,7 @@
 """Video files as frames: segments by time stamp, cuts, exact decoding of one segment, writing mp4.
 
 `segments` and `decode` read untrusted files and may hang or crash inside a codec: the pipeline calls them through
-`pipeline.video.decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
+`decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
 Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
 variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source

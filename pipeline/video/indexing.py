@@ -34,7 +34,7 @@ def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
 
 
 def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
-    """The rows of one row of `manifest.videos`: its segments, or one row with an `error`. Columns: those of
+    """The rows of one row of `videos.videos`: its segments, or one row with an `error`. Columns: those of
     `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
     passed = {k: v for k, v in video.items() if k not in _OWN}
 

@@ -67,7 +67,7 @@ class Differentiable:
         return parameters, *((tuple(map(torch.zeros_like, parameters)),) * 2)
 
     def errors(self, parameters: Tensors, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """`diffusion.loss_map` of a model with these parameters."""
+        """`loss.loss_map` of a model with these parameters."""
         noisy = self.model.noised(latent, noise, timestep)
         named = dict(zip(self.names, parameters, strict=True))
         given = {"hidden_states": noisy, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}

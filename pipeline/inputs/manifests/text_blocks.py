@@ -1,4 +1,4 @@
-"""The text of a manifest in blocks of whole lines, decoded as `pipeline.config.texts` does, with the line that is not text."""
+"""The text of a manifest in blocks of whole lines, decoded as `texts` does, with the line that is not text."""
 
 from __future__ import annotations
 

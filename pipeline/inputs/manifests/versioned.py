@@ -32,7 +32,7 @@ _ODD = rf"(?i)(^|/)\.\.?(/|$)|\.({_ENDS})(\?|$)"
 
 
 def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]] | None:
-    """The schema and blocks of `manifest.videos`; None for anything but a manifest that tells versions."""
+    """The schema and blocks of `videos.videos`; None for anything but a manifest that tells versions."""
     fs, bare = videos.place_of(where, key)
     path = videos.manifest_of(fs, bare)
     if path is None:
@@ -46,7 +46,7 @@ def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa
 
 
 class _Described:
-    """What a block of a manifest says, in the columns of `manifest.videos`."""
+    """What a block of a manifest says, in the columns of `videos.videos`."""
 
     def __init__(
         self, fs: fsspec.AbstractFileSystem, root: str, file: ManifestFile, where: str, key: str, base: str | None
