@@ -18,7 +18,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_tree
 from pipeline.inputs.videos import videos
-from pipeline.video.frames import frames
+from pipeline.video import frames
 
 
 def _touch(path: Path, content: str | bytes = "x") -> Path:

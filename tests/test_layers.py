@@ -1,4 +1,4 @@
-"""The house: packages import downward only, Ray stands in one of them, and a folder holds no more than fifteen files."""
+"""The house: packages import downward only, Ray is in one of them, a folder holds no more than fifteen files."""
 
 from __future__ import annotations
 

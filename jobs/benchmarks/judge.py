@@ -1,7 +1,8 @@
 """How often the automatic judge of `jobs.compare` agrees with the truth, on pairs of videos of the synthetic world.
 
 One video of a pair moves by the law of its motion, the other is spoiled by a known degree (`synthetic/spoiled.py`);
-both look alike. The judge knows five queries of each motion, as the demo's, and sees the videos' optical flow by RAFT alone.
+both look alike. The judge knows five queries of each motion, as the demo's, and sees the videos' optical flow by RAFT
+alone.
 Beside it stand two judges that are often taken, the video that moves more and the smoother one, and the judge itself
 on a harder task: the right video is of another scene, with its own place, size, direction and speed. Agreement is the
 share of right verdicts among those that are no tie, with Wilson's 95 % interval, in which all pairs of one spoiled
