@@ -21,7 +21,7 @@ import torch
 from pipeline import config
 from pipeline.config import Run
 from pipeline.synthetic import world
-from tests.s3_store import Store
+from tests.support.s3_store import Store
 
 # The same examples on every machine and in every run: what Hypothesis finds by luck fails somebody else's change.
 # HYPOTHESIS_PROFILE=searching draws others.
@@ -114,7 +114,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def s3_server() -> Iterator[Store]:
-    from tests.s3_store import served
+    from tests.support.s3_store import served
 
     with served() as store:
         yield store
@@ -123,7 +123,7 @@ def s3_server() -> Iterator[Store]:
 @pytest.fixture
 def store(s3_server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty bucket on loopback, which this process takes for S3."""
-    from tests.s3_store import seen_by
+    from tests.support.s3_store import seen_by
 
     seen_by(monkeypatch, s3_server)
     s3_server.clear()

@@ -1,0 +1,406 @@
+"""Processes that die: whatever a clip does to its process, the stage ends, and the other clips have their results."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = str(Path(__file__).parents[2])
+
+from jobs import stages  # noqa: E402
+from jobs.curate import curate  # noqa: E402
+from jobs.finetune import finetune  # noqa: E402
+from pipeline import models, tables  # noqa: E402
+from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
+from pipeline.cluster import streaming  # noqa: E402
+from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
+from pipeline.config import Run  # noqa: E402
+from pipeline.config.operations import Pool  # noqa: E402
+from pipeline.tables import scanning, schemas  # noqa: E402
+from pipeline.tables.throughput import Figures  # noqa: E402
+from pipeline.video.decoder import Decoder  # noqa: E402
+from pipeline.video.frames import ClipError  # noqa: E402
+from pipeline.video.indexing import IndexWorker  # noqa: E402
+
+# --- the attempts, without Ray ---------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    """The process is gone."""
+
+
+def worked(attempts: Attempts, names: Sequence[str], deadly: Callable[[Sequence[str]], bool]) -> tuple[int, list[str]]:
+    """Work a batch as an actor does, until it ends; returns how many processes died and which clips were given up."""
+    given_up: list[str] = []
+
+    def attempt(held: Sequence[str], of_batch: bool) -> None:
+        begun = attempts.begins("a", held)
+        if begun is None:
+            return
+        deaths, _ = begun
+        if deaths and len(held) > 1:
+            for name in held:
+                attempt([name], True)
+        elif deaths < LIMIT:
+            if deadly(held):
+                raise KilledError
+        else:
+            given_up.extend(held)
+        attempts.ends("a", held, Figures(rows=len(held)), of_batch)
+
+    died = 0
+    while True:
+        attempts.starts("a", "here")
+        attempts.is_up("a")
+        try:
+            attempt(names, False)
+        except KilledError:
+            died += 1
+            assert died <= 1 + LIMIT * len(names), "the batch does not end"
+        else:
+            return died, given_up
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_clip_that_kills_its_process_is_given_up_and_no_other(size: int) -> None:
+    names = [f"c{i}" for i in range(size)]
+    died, given_up = worked(Attempts(), names, lambda held: "c0" in held)
+    assert given_up == ["c0"]
+    assert died == (LIMIT if size == 1 else 1 + LIMIT)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_batch_ends_however_its_processes_die(seed: int) -> None:
+    chance = random.Random(seed)
+    attempts = Attempts()
+    for batch in range(5):
+        worked(attempts, [f"{batch}-{i}" for i in range(6)], lambda _: chance.random() < 0.7)
+    assert not attempts._entries, "the journal grows with the clips"
+
+
+def test_a_finished_clip_of_a_torn_batch_is_not_worked_again() -> None:
+    attempts, tried = Attempts(), list[str]()
+
+    def deadly(held: Sequence[str]) -> bool:
+        tried.extend(held if len(held) == 1 else ())
+        return "c3" in held
+
+    worked(attempts, ["c0", "c1", "c2", "c3", "c4"], deadly)
+    assert sorted(tried) == ["c0", "c1", "c2", *["c3"] * LIMIT, "c4"]
+
+
+def test_two_tasks_on_one_clip_are_two_batches() -> None:
+    attempts = Attempts()
+    attempts.starts("a", "here")
+    assert attempts.begins("a", ["base loss 0 c1"]) == (0, [])
+    assert attempts.begins("a", ["random loss 0 c1"]) == (0, [])
+
+
+def test_two_rows_of_one_file_are_two_names() -> None:
+    """Else a torn batch would take the second for the first, which is done, and work it no more."""
+    names = streaming._names(pa.table({"relative": ["a.mp4"] * 3, "id": ["x", "y", None], "uri": ["s3://b/a.mp4"] * 3}))
+    assert names == ["x a.mp4", "y a.mp4", "a.mp4"]
+
+
+# --- through Ray -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two CPUs, as Ray counts them, and workers that can import this file."""
+    before, scratch = dict(os.environ), tempfile.mkdtemp()
+    path = os.pathsep.join([scratch, ROOT])
+    os.environ |= {"PYTHONPATH": path, "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    import ray
+
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    streaming.connect()
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+    shutil.rmtree(scratch)
+
+
+SCHEMA = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
+
+
+class Mortal:
+    """Clips whose name says what they do to their process; the others take a moment."""
+
+    def __init__(self, folder: str, start: str) -> None:
+        self.folder = Path(folder)
+        if start == "dies" or (start == "dies_once" and self.first("start")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if start == "raises":
+            raise ValueError("no such weights")
+
+    def first(self, name: str) -> bool:
+        marker = self.folder / name
+        found = not marker.exists()
+        marker.touch()
+        return found
+
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        """A part for each clip, so that a batch leaves parts behind when a later clip of it ends the process."""
+        for name in rows.column("clip_id").to_pylist():
+            if name == "raises":
+                raise ValueError("this is a mistake of ours")
+            if name.startswith("segfault") or (name.startswith("once") and self.first(name)):
+                signal.raise_signal(signal.SIGSEGV)  # in this thread: of a kill, another may take its time to die
+            time.sleep(0.05)
+            yield {"found": pa.Table.from_pylist([{"clip_id": name, "error": None}], SCHEMA)}
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        return {"found": pa.Table.from_pylist([{**r, "error": str(error)} for r in rows.to_pylist()], SCHEMA)}
+
+
+def streamed(
+    root: Path, names: list[str], start: str = "", tried: Collection[str] = (), **pool: float
+) -> dict[str, str | None]:
+    """The error of every row, each row being there once in the table's files."""
+    table, heard = str(root / "found"), list[int]()
+    streaming.stream(
+        "test",
+        str(root),
+        [pa.table({"clip_id": names})],
+        len(names),
+        Pool.model_validate({"actors": 2, "batch": 4, **pool}),
+        Mortal,
+        (str(root), start),
+        {"found": table},
+        {"found": {}},
+        lambda done, total, errors: heard.append(done),
+        tried=tried,
+    )
+    assert heard[-1] == len(names)
+    rows = [row for part in Path(table).glob("part-*") for row in pq.ParquetFile(part).read().to_pylist()]
+    assert sorted(r["clip_id"] for r in rows) == sorted(names), "a row is missing or there twice"
+    return {r["clip_id"]: r["error"] for r in rows}
+
+
+def test_deadly_clips_become_error_rows_and_others_have_results(cluster: None, tmp_path: Path) -> None:
+    names = ["segfault-1", *(f"c{i}" for i in range(9)), "once-1", "segfault-2"]
+    errors = streamed(tmp_path, names, tried=["segfault-2", "c1"])
+    codes = {name: error.split(":")[0] for name, error in errors.items() if error}
+    assert codes == {"segfault-1": "crashed", "segfault-2": "crashed again"}
+
+
+def test_an_actor_that_dies_once_while_it_starts_costs_nothing(cluster: None, tmp_path: Path) -> None:
+    assert set(streamed(tmp_path, [f"c{i}" for i in range(8)], "dies_once").values()) == {None}
+
+
+def test_an_actor_that_dies_whenever_it_starts_ends_the_stage(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=rf"stage test failed: .*died {STARTS} times in a row"):
+        streamed(tmp_path, ["c0"], "dies")
+
+
+def test_an_error_while_starting_ends_the_stage(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"stage test failed: .*no such weights"):
+        streamed(tmp_path, ["c0"], "raises")
+
+
+def test_a_mistake_of_ours_ends_the_stage_with_its_text(cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="stage test failed: ValueError: this is a mistake of ours\n"):
+        streamed(tmp_path, ["c0", "raises"])
+
+
+def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callable[..., Run], tmp_path: Path) -> None:
+    run, error = small_run(tmp_path), ClipError("crashed", "it died")
+    clip = {"clip_id": "a", "uri": "a.mp4", "version": "1", "start_frame": 0, "num_frames": 9, "fps": 8.0}
+    clips = pa.Table.from_pylist([{**clip, "height": 32, "width": 32}], schema=schemas.CLIPS)
+    video = {"uri": "a.mp4", "relative": "a.mp4", "version": "1", "size": 3, "source": "s", "caption": "c", "id": None}
+    worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {"of": "this test"})
+    motion = worker.refuse(clips, error)["motion"]
+    features = worker.features.refuse(motion, error)["features"]
+    indexed = IndexWorker(run, schemas.CLIPS).refuse(pa.Table.from_pylist([{**video, "error": None}]), error)["clips"]
+    assert worker.features.finish([]).schema == features.schema, "a batch of which no clip goes on to features"
+    assert motion.schema == schemas.motion_schema(schemas.CLIPS)
+    assert features.schema == schemas.features_schema(len(run.attribution.settings), run.attribution.projection.dim)
+    assert indexed.schema == schemas.CLIPS
+    for table in (motion, features, indexed):
+        assert table.column("error").to_pylist() == ["crashed: it died"]
+
+
+# --- the real stages -------------------------------------------------------------------------------------------------
+
+CODEC = """
+import os, signal  # noqa: E402
+from pipeline.video.frames import decode as plain, segments  # noqa: E402
+
+def decode(path, **wanted):
+    if "deadly" in os.path.basename(path):
+        signal.raise_signal(signal.SIGSEGV)
+    return plain(path, **wanted)
+"""
+
+
+class FragileMotion(MotionWorker):
+    """The stage's own worker, whose decoder child dies of some files and which itself dies of others."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run, models.strides(models.folder(run.model.id)), 0)
+        self.decoder = Decoder(30, functions="deadly_codec")
+
+    def measure(self, row: dict[str, Any], frames: Any) -> dict[str, Any]:
+        if "fatal" in row["uri"] and not isinstance(frames, ClipError):
+            signal.raise_signal(signal.SIGSEGV)
+        return super().measure(row, frames)
+
+
+def test_deadly_files_are_rows_of_the_motion_table(
+    cluster: None, small_run: Callable[..., Run], small_world: Path, tmp_path: Path
+) -> None:
+    (Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "deadly_codec.py").write_text(CODEC)
+    run, videos = small_run(tmp_path), []
+    for source, name in zip(
+        sorted((small_world / "clips").rglob("*.mp4")), ("good", "deadly", "fatal", "fine"), strict=False
+    ):
+        shutil.copy(source, tmp_path / f"{name}.mp4")
+        video = {"clip_id": name, "uri": str(tmp_path / f"{name}.mp4"), "version": "1", "start_frame": 0}
+        videos.append({**video, "num_frames": 9, "fps": 8.0, "height": 32, "width": 32})
+    table = str(tmp_path / "motion" / "clips")
+    figures = streaming.stream(
+        "motion clips",
+        run.root,
+        [pa.Table.from_pylist(videos, schema=schemas.CLIPS)],
+        len(videos),
+        Pool(actors=1, batch=4),
+        FragileMotion,
+        (run,),
+        {"motion": table},
+        {"motion": {}},
+        lambda *_: None,
+    )
+    found = tables.read(table)
+    assert found is not None
+    assert found.schema.remove_metadata() == schemas.motion_schema(schemas.CLIPS)
+    rows = {row["clip_id"]: row for row in found.to_pylist()}
+    assert rows["deadly"]["error"].startswith("crashed: the decoder ended with SIGSEGV")
+    assert rows["fatal"]["error"].startswith("crashed: the process that worked on this clip alone died 2 times")
+    assert not [name for name in ("good", "fine") if (rows[name]["error"] or "no_motion").split(":")[0] != "no_motion"]
+    assert (figures.deaths, figures.errors["crashed"]) == (1 + LIMIT, 2)
+    assert figures.bytes_read > 0
+
+
+def test_a_crashed_clip_is_tried_once_more_by_each_stage(
+    cluster: None, small_run: Callable[..., Run], small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    for source in sorted((small_world / "clips").rglob("*.mp4"))[:2]:
+        shutil.copy(source, tmp_path / "videos")
+    run, stream, told = (
+        small_run(tmp_path / "run", data__videos=str(tmp_path / "videos")),
+        streaming.stream,
+        list[Any](),
+    )
+
+    def watched(*given: Any, **named: Any) -> Any:
+        told.append(set(named["tried"]))
+        return stream(*given, **named)
+
+    for stage, folder in ((stages.index, "clips"), (stages.estimate_motion, "motion/clips")):
+        stage(run, "clips")
+        table = tables.read(f"{run.root}/{folder}")
+        assert table is not None
+        ids = table.column("clip_id").to_pylist()
+        tables.drop(f"{run.root}/{folder}", ids)
+        error = pa.array(["crashed: killed"] * len(ids))
+        failed = table.set_column(table.schema.get_field_index("error"), "error", error)
+        tables.append(f"{run.root}/{folder}", failed, tables.metadata(f"{run.root}/{folder}").get("fingerprint", {}))
+        with monkeypatch.context() as patch:
+            patch.setattr(streaming, "stream", watched)
+            stage(run, "clips")
+        left = [row for block in scanning.blocks(f"{run.root}/{folder}", ["error"]) for row in block.to_pylist()]
+        assert [row["error"] for row in left] == [None, None], "an error stays beside what came of the second try"
+        assert told.pop() == set(ids)
+
+
+@pytest.mark.soak
+def test_two_cpus_are_enough_for_every_stage(
+    cluster: None, small_run: Callable[..., Run], small_world: Path, tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in sorted((small_world / "clips").rglob("*.mp4"))[:6]:
+        shutil.copy(path, videos)
+    run = small_run(
+        tmp_path / "run",
+        data__videos=str(videos),
+        finetune__steps=2,
+        finetune__batch=1,
+        finetune__workers=2,
+        finetune__arm="random",
+        evaluate__arms=["base"],
+        evaluate__generate=0,
+        evaluate__noises=1,
+    )
+    curate(run)
+    finetune(run.model_copy(update={"finetune": run.finetune.model_copy(update={"workers": 1})}))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["problems"] == []
+    assert summary["throughput"]["attribute clips"]["rows"] == 6
+    assert summary["throughput"]["attribute clips"]["bytes_read"] == sum(p.stat().st_size for p in videos.iterdir())
+    assert {"index clips", "attribute queries", "evaluate"} <= summary["throughput"].keys()
+
+
+# --- out of memory ---------------------------------------------------------------------------------------------------
+
+
+class Hog:
+    """Clips named `hog` take memory until somebody stops it."""
+
+    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
+        taken = []
+        while "hog" in rows.column("clip_id").to_pylist():
+            taken.append(b"x" * (64 << 20))
+            time.sleep(0.02)
+        yield {"found": pa.Table.from_pylist([{**row, "error": None} for row in rows.to_pylist()], SCHEMA)}
+
+    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
+        return {"found": pa.Table.from_pylist([{**r, "error": str(error)} for r in rows.to_pylist()], SCHEMA)}
+
+
+@pytest.mark.soak  # what else this machine does counts as well, and may trip Ray's memory monitor
+def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
+    import ray
+
+    with open("/proc/meminfo") as file:
+        held = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    used = 1 - held["MemAvailable"] / held["MemTotal"]
+    limit = used + 2 * (1 << 20) / held["MemTotal"]  # 2 GiB above what is in use
+    ray.shutdown()
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": ROOT}},
+        _system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 100},
+    )
+    streaming.connect()
+    rows, table = pa.table({"clip_id": ["a", "hog", "b", "c"]}), str(tmp_path / "found")
+    pool = Pool(actors=1, batch=4)
+    figures = streaming.stream(
+        "hog", str(tmp_path), [rows], 4, pool, Hog, (), {"found": table}, {"found": {}}, lambda *_: None
+    )
+    ray.shutdown()
+    found = tables.read(table)
+    assert found is not None
+    errors = {row["clip_id"]: row["error"] for row in found.to_pylist()}
+    assert {name: bool(error) for name, error in errors.items()} == {"a": False, "b": False, "c": False, "hog": True}
+    assert figures.deaths == 1 + LIMIT

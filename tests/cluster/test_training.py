@@ -1,0 +1,185 @@
+"""Ray Train on the CPU: an arm with and without a killed worker, and with two workers, against the plain loop."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from ray.train import TrainingFailedError
+
+from pipeline.models import trained_weights
+
+ROOT = str(Path(__file__).parents[2])
+from pipeline.cluster import training as ray_train  # noqa: E402
+from pipeline.config import Run, parse  # noqa: E402
+from pipeline.storage import stores  # noqa: E402
+from pipeline.training import loop, training_set  # noqa: E402
+from tests.training import test_loop as tiny  # noqa: E402
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A local cluster of four logical CPUs whose workers can import this file."""
+    before = dict(os.environ)
+    path = ROOT
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": path}
+    import ray
+
+    ray.shutdown()  # of another test file, whose workers could not import this one
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("wan")
+    tiny.write_pipeline(folder)
+    return str(folder)
+
+
+def configured(root: Path | str, checkpoint: str, **finetune: object) -> Run:
+    values = {
+        "root": str(root),
+        "data": {"videos": "none", "frames": 5, "fps": 8, "height": 8, "width": 8},
+        "queries": {"videos": "none"},
+        "model": {"id": checkpoint, "dtype": "float32", "text_tokens": 8},
+        "finetune": {
+            "arm": "motive",
+            "steps": STEPS,
+            "batch": 2,
+            "learning_rate": 1e-3,
+            "checkpoint_every": 2,
+            "lora_rank": 4,
+            **finetune,
+        },
+    }
+    return parse(values, "test")
+
+
+def training_rows() -> pa.Table:
+    return pa.Table.from_pylist(tiny.rows())
+
+
+def frames(run: Run) -> training_set.FramesOf:
+    return tiny.frames_of
+
+
+def frames_and_a_kill(run: Run) -> training_set.FramesOf:
+    """As `frames`, but the first worker is killed once a second checkpoint has been started."""
+    marker = Path(run.root) / "killed"
+
+    def watch() -> None:
+        while len(glob.glob(f"{run.root}/finetuned/.train/*/checkpoint_*")) < 2:
+            time.sleep(0.002)
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if not marker.exists():
+        threading.Thread(target=watch, daemon=True).start()
+    return tiny.frames_of
+
+
+def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
+    model = tiny.opened(checkpoint)
+    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
+    training = loop.begin(model, run.finetune, run.seed)
+    clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
+    losses = [line.loss for line in loop.train(training, clips, run.finetune, run.seed)]
+    loop.save_weights(training, str(cache / "arm"))
+    return losses, weights(cache / "arm")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    import safetensors.torch
+
+    held: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / trained_weights.LORA)
+    return held
+
+
+def lines(folder: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in stores.read_bytes(f"{folder}/metrics.jsonl").decode().splitlines()]
+
+
+def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run = configured(tmp_path / "run", checkpoint)
+    heard: list[tuple[int, int]] = []
+    folder = ray_train.finetune(run, training_rows(), frames_and_a_kill, lambda d, n, e: heard.append((d, n)))
+    assert (tmp_path / "run" / "killed").exists(), "the worker was to be killed on the way"
+    losses, expected = plain(checkpoint, tmp_path / "plain", run)
+    assert [line["step"] for line in lines(folder)] == list(range(1, STEPS + 1)), "a step is missing or doubled"
+    assert [line["loss"] for line in lines(folder)] == losses
+    found = weights(Path(folder))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in found)
+    assert (heard[0], heard[-1]) == ((0, STEPS), (STEPS, STEPS))
+    assert ray_train.finished(run, "motive") == json.loads((Path(folder) / "done.json").read_text())["name"]
+    assert ray_train.finished(run, "random") is None
+    assert ray_train.finished(configured(tmp_path / "run", checkpoint, steps=STEPS + 1), "motive") is None
+    assert os.listdir(tmp_path / "run" / "finetuned" / ".train") == [], "checkpoints of a finished arm remain"
+
+    before = os.stat(f"{folder}/done.json").st_mtime_ns
+    assert ray_train.finetune(run, training_rows(), frames) == folder
+    assert os.stat(f"{folder}/done.json").st_mtime_ns == before, "a finished arm ran again"
+
+
+def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path) -> None:
+    run = configured(tmp_path / "run", checkpoint, workers=2, batch=1, accumulate=2, steps=3)
+    stale = tmp_path / "run" / "finetuned" / "motive" / "transformer"
+    stale.mkdir(parents=True)
+    others = [tmp_path / "run" / "finetuned" / ".train" / name for name in ("motive-0", "motive_whitened-0")]
+    for other in others:
+        other.mkdir(parents=True)
+    folder = ray_train.finetune(run, training_rows(), frames)
+    assert not stale.exists(), "an older result remains beside the new one"
+    assert [other.exists() for other in others] == [False, True], "of an older training of this arm, and of another arm"
+    losses, expected = plain(checkpoint, tmp_path / "plain", run)
+    assert [line["loss"] for line in lines(folder)] == pytest.approx(losses, rel=1e-5)
+    found = weights(Path(folder))
+    assert max(float((found[n] - expected[n]).abs().max()) for n in found) < 1e-5
+
+
+def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: str, tmp_path: Path) -> None:
+    rows, run = training_rows(), configured(tmp_path, checkpoint)
+    name = ray_train.identity(run, rows, "h")
+    assert ray_train.identity(run, rows.take(list(reversed(range(len(rows))))), "h") == name
+    assert ray_train.identity(configured(tmp_path / "b", checkpoint, checkpoint_every=7), rows, "h") == name
+    fewer = rows.slice(1)
+    heavier = rows.set_column(rows.column_names.index("weight"), "weight", pa.array(np.linspace(1, 2, len(rows))))
+    others = [ray_train.identity(run, r, "h") for r in (fewer, heavier)] + [
+        ray_train.identity(run, rows, "other model"),
+        ray_train.identity(configured(tmp_path, checkpoint, steps=9), rows, "h"),
+        ray_train.identity(configured(tmp_path, checkpoint, lora_rank=None), rows, "h"),
+    ]
+    assert len({name, *others}) == 6
+
+
+def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, calls = tmp_path / ray_train.METRICS, list[int]()
+
+    class Trainer:
+        def fit(self) -> None:
+            calls.append(1)
+            metrics.write_text("{}\n" * len(calls))
+            raise TrainingFailedError("x\npipeline.errors.StoreError: /a: it cannot be written (No space left)")
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
+    with pytest.raises(TrainingFailedError) as error:
+        ray_train._fit(configured(tmp_path, "none"), {"folder": str(tmp_path)}, "name", str(tmp_path))
+    assert str(stores.failure(error.value)) == "/a: it cannot be written (No space left)"
+    assert len(calls) == 1, "a full disk was tried again"

@@ -1,0 +1,73 @@
+"""The house: packages import downward only, Ray is in one of them, a folder holds no more than fifteen files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A package imports those before it. The order is a clip's journey; docs/architecture.md says what each is for.
+LAYERS = (
+    *("errors", "config", "storage", "tables", "statistics", "projection", "inputs", "video", "models", "motion"),
+    *("attribution", "ranking", "training", "evaluation", "exports", "cluster", "operations", "pages", "study"),
+    *("workbench", "stages", "synthetic"),
+)
+LIBRARY = sorted((ROOT / "pipeline").rglob("*.py"))
+FILES = 15
+
+
+def imports(source: str) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever in it, with the line."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def upward(package: str, source: str) -> list[str]:
+    """The imports of a file of a package that point at the package's own users, as sentences."""
+    sentences = []
+    for module, line in imports(source):
+        names = module.split(".")
+        if names[0] == "jobs" or (names[0] == "pipeline" and LAYERS.index(names[1]) > LAYERS.index(package)):
+            sentences.append(f"line {line}: {package} imports {module}")
+    return sentences
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=[str(p.relative_to(ROOT)) for p in LIBRARY])
+def test_a_package_imports_downward_only(path: Path) -> None:
+    package = path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+    assert package == "__init__" or upward(package, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from pipeline.pages import report", "from pipeline import pages", "import jobs.report"]
+)
+def test_an_upward_import_is_seen_wherever_it_stands(line: str) -> None:
+    assert len(upward("storage", f"def f() -> None:\n    {line}\n")) == 1
+    assert upward("study", line) == [] or "jobs" in line
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=[str(p.relative_to(ROOT)) for p in LIBRARY])
+def test_ray_stands_in_one_package(path: Path) -> None:
+    names = {module.split(".")[0] for module, _ in imports(path.read_text())}
+    assert "ray" not in names or path.parent.name == "cluster"
+
+
+def test_only_the_synthetic_world_knows_itself() -> None:
+    for path in LIBRARY:
+        if path.parent.name != "synthetic":
+            assert not any(module.startswith("pipeline.synthetic") for module, _ in imports(path.read_text())), path
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in LIBRARY}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+    files = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
+    assert len(files) <= FILES, f"{folder} has {len(files)} files; a part of them is a package of its own"

@@ -1,0 +1,267 @@
+"""The lease: one holder at a time, named to whoever comes second, and free again when its holder has died."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.storage import lease, stores
+from tests.support.s3_store import BUCKET, Store, seen_by, served
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "s3":
+        seen_by(monkeypatch, request.getfixturevalue("store"))
+        return f"s3://{BUCKET}/{uuid.uuid4().hex}/run"
+    return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}/run"
+
+
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter times."""
+    for name, seconds in (("RENEWAL", 0.1), ("EXPIRY", 30.0), ("WATCH", 2.0)):
+        monkeypatch.setattr(lease, name, seconds)
+
+
+def files(root: str) -> list[str]:
+    return [path for path in stores.files(root) if "/.lease-" in path]
+
+
+def elsewhere(root: str, **changed: object) -> lease.Holder:
+    """A lease as a job on another machine would have written it."""
+    with lease.held(root, "curate"):
+        mine = lease._read(root, None)[0]
+    return lease._write(root, mine.model_copy(update={"machine": "another", "host": "far", "pid": 17, **changed}))
+
+
+def test_the_second_is_told_who_holds_it_and_since_when(root: str) -> None:
+    with lease.held(root, "curate", "raysubmit_7"):
+        with pytest.raises(ConfigError) as error, lease.held(root, "report"):
+            pytest.fail("two held it")
+        for part in (repr(root), "curate", "raysubmit_7", str(os.getpid()), "since 20", "ray job stop raysubmit_7"):
+            assert part in str(error.value)
+        assert len(files(root)) == 1, "the refused one left something"
+    with lease.held(root, "report"):
+        pass
+    assert files(root) == []
+
+
+def test_nothing_stays_of_a_lease_that_was_given_back(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wrong"), lease.held(str(tmp_path / "new" / "run"), "curate"):
+        raise ConfigError("wrong")
+    assert list(tmp_path.iterdir()) == []
+    with lease.held(str(tmp_path / "new" / "run"), "curate"):
+        (tmp_path / "new" / "table").mkdir()
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["table"], "a folder with something in it has to stay"
+
+
+def test_of_many_that_come_together_one_holds_it(root: str) -> None:
+    inside, most, held, refused = 0, 0, 0, 0
+    count, start = threading.Lock(), threading.Barrier(8)
+
+    def come() -> None:
+        nonlocal inside, most, held, refused
+        start.wait()
+        try:
+            with lease.held(root, "curate"):
+                with count:
+                    inside, held = inside + 1, held + 1
+                    most = max(most, inside)
+                time.sleep(1)
+                with count:
+                    inside -= 1
+        except lease.HeldError:
+            with count:
+                refused += 1
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, held, refused) == (1, 1, 7)
+
+
+def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(root: str, brisk: None) -> None:
+    far = elsewhere(root, renewed=time.time())
+    with pytest.raises(lease.HeldError, match="far"), lease.held(root, "curate"):
+        pytest.fail("two held it")
+    lease._write(root, far.model_copy(update={"renewed": time.time() - 2 * lease.EXPIRY}))
+    with lease.held(root, "curate"):
+        assert len(files(root)) == 1, "the dead holder's file is still there"
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: None, ahead: float) -> None:
+    far = elsewhere(root, renewed=time.time() + ahead)
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lease.RENEWAL):
+            lease._write(root, far.model_copy(update={"renewed": time.time() + ahead}))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(lease.HeldError, match="far"), lease.held(root, "curate"):
+            pytest.fail("two held it")
+    finally:
+        over.set()
+        thread.join()
+
+
+def holder(root: str) -> subprocess.Popen[str]:
+    """A process that holds a run until it is killed; its lease's times are short."""
+    code = (
+        "import signal, sys, time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        f"with lease.held({root!r}, 'curate'):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n", process.communicate()[1]
+    return process
+
+
+def test_a_killed_holder_of_this_machine_frees_it_at_once(tmp_path: Path) -> None:
+    process = holder(str(tmp_path))
+    with pytest.raises(lease.HeldError, match=f"process id {process.pid}"), lease.held(str(tmp_path), "curate"):
+        pytest.fail("two held it")
+    process.kill()
+    time.sleep(0.2)  # not waited for: a zombie holds nothing either
+    with lease.held(str(tmp_path), "curate"):
+        assert len(files(str(tmp_path))) == 1
+    process.communicate()
+
+
+def test_a_holder_that_stalled_too_long_ends(tmp_path: Path) -> None:
+    process = holder(str(tmp_path))
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=120)
+    assert "LostError" in said
+
+
+def test_a_holder_whose_file_was_taken_away_ends(tmp_path: Path) -> None:
+    process = holder(str(tmp_path))
+    for path in files(str(tmp_path)):
+        Path(path).unlink()
+    assert "LostError" in process.communicate(timeout=120)[1]
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/run"), lease.held(str(tmp_path / "file" / "run"), "curate"):
+        pytest.fail("it was held")
+
+
+def job(root: Path, body: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """A job of these lines, through the command line that all jobs share; its lease's times are short."""
+    code = (
+        "import sys, time; from jobs import command; from pipeline.storage import lease\n"
+        "from pipeline.config import ConfigError\n"
+        f"lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
+        "command.main(curate, None, default='demo')"
+    )
+    line = [sys.executable, "-c", code, "--set", f"root={root}", *options]
+    known = {**os.environ, **environment}
+    return subprocess.Popen(line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signals) -> None:
+    process = job(tmp_path, "time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    assert len(files(str(tmp_path))) == 1
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said == "stopped; the same command continues from here\n"
+    assert files(str(tmp_path)) == []
+
+
+def test_a_second_interrupt_while_a_stopped_job_leaves_changes_nothing(tmp_path: Path) -> None:
+    leaving = "lambda: (print('leaving', flush=True), time.sleep(1))"
+    process = job(tmp_path, f"import atexit; atexit.register({leaving}); time.sleep(60)")
+    assert process.stdout is not None
+    for line in ("began\n", "leaving\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert said == "stopped; the same command continues from here\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("pass", 0, ""),
+        ("raise ConfigError('seed=x is wrong')", 2, "error: seed=x is wrong\n"),
+        ("sys.exit(0)", 1, "stopped; the same command continues from here\n"),
+    ],
+)
+def test_exit_status_of_a_job(tmp_path: Path, body: str, status: int, said: str) -> None:
+    process = job(tmp_path / "run", body)
+    assert process.communicate(timeout=120)[1] == said
+    assert process.returncode == status
+    assert list(tmp_path.iterdir()) == [], "something of the lease is left"
+
+
+def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
+    process = job(tmp_path, "time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "could not renew its lease" in said
+    assert "Traceback" not in said
+
+
+def test_a_job_that_cannot_renew_its_lease_says_why(tmp_path: Path) -> None:
+    full = "lease._write = lambda *_: (_ for _ in ()).throw(OSError('lease-1: No space left')); time.sleep(60)"
+    _, said = job(tmp_path, full).communicate(timeout=120)
+    *_, last = said.splitlines()
+    assert "could not renew its lease for 1 s (lease-1: No space left)" in last
+    assert "Once that is mended, give the same command again" in last
+
+
+def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
+    with lease.held(str(tmp_path), "nightly", "raysubmit_7"):
+        process = job(tmp_path, "pass")
+        began, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert began == ""
+    assert "nightly, running as raysubmit_7" in said
+
+
+def test_a_submitted_job_needs_a_root_that_stays(tmp_path: Path) -> None:
+    submitted = '{"metadata": {"job_submission_id": "raysubmit_7"}}'
+    process = job(Path("runs/nowhere"), "pass", RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
+    assert "root='runs/nowhere': a submitted job" in process.communicate(timeout=120)[1]
+    assert process.returncode == 2
