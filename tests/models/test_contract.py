@@ -18,7 +18,7 @@ from pipeline import models
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, VideoModelConfig, load
 from pipeline.errors import ConfigError
-from pipeline.models import open_model
+from pipeline.models import contract, open_model
 from pipeline.models.wan import Wan
 from pipeline.synthetic import world
 from tests.support import tiny_wan
@@ -240,9 +240,9 @@ def test_a_hub_model_is_fetched_by_one_at_a_time_without_its_pickles(
         return str(tmp_path / id)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(models, "snapshot_download", snapshot)
+    monkeypatch.setattr(contract, "snapshot_download", snapshot)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(models._snapshot.__wrapped__, ["owner/name"] * 4))
+        found = list(pool.map(contract._snapshot.__wrapped__, ["owner/name"] * 4))
     assert found == [tmp_path / "owner/name"] * 4
     assert most == [1] * 4, "several downloads of one model at a time"
 

@@ -105,7 +105,7 @@ def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatc
     ranked = selection.rank(run, "motion", 0.01)
     found = np.stack([ranked.influence[q] for q in range(6)], 1)
     whole = select(found, ranked.clip_ids.to_pylist(), by="votes")
-    monkeypatch.setattr("pipeline.ranking.CHUNK", 700)
+    monkeypatch.setattr("pipeline.ranking.scores.CHUNK", 700)
     others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
     streamed = pa.concat_tables(selection.selection_tables(ranked, Ranking(by="votes"), ranked.marks(0.1), others))
     streamed = streamed.filter(pa.compute.equal(streamed.column("group"), "all")).select(whole.column_names)

@@ -15,7 +15,7 @@ from pipeline import tables
 from pipeline.errors import StoreError
 from pipeline.ranking import feature_table
 from pipeline.storage import stores
-from pipeline.tables import merging, scanning, schemas
+from pipeline.tables import merging, rows, scanning, schemas
 from pipeline.tables.column_file import Columns
 from pipeline.tables.part_files import DamagedError
 from pipeline.tables.shuffling import Shuffled, keys
@@ -82,7 +82,7 @@ def test_a_missing_part_is_not_a_damaged_one(root: Path) -> None:
     fs, _ = stores.place(str(part))
     part.unlink()
     with pytest.raises(FileNotFoundError):
-        tables._read_part(str(part), fs, None)
+        rows._read_part(str(part), fs, None)
 
 
 def test_what_ray_makes_of_damage_is_known_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(tables.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
     def rows(self, *seconds: float) -> Iterator[int]:
         for i, second in enumerate(seconds):
@@ -104,9 +105,9 @@ def test_parts_in_time_change_no_bit_of_a_feature(
     videos = [{**whole, "clip_id": file.stem, "uri": str(file)} for file in files]
     table = pa.Table.from_pylist(videos, schema=schemas.CLIPS)
     worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {})
-    monkeypatch.setattr(tables, "PART_SECONDS", math.inf)  # a busy machine may take longer than a part
+    monkeypatch.setattr("pipeline.tables.rows.PART_SECONDS", math.inf)  # a busy machine may take longer than a part
     (at_once,) = worker(table)
-    monkeypatch.setattr(tables, "PART_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.tables.rows.PART_SECONDS", 0.0)
     in_time = list(worker(table))
     for name in ("motion", "features"):
         assert pa.concat_tables(found[name] for found in in_time).equals(at_once[name]), f"{name} depend on the parts"
