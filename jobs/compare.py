@@ -7,11 +7,7 @@ import json
 
 import pyarrow as pa
 
-from jobs import command, judging, plan, stages
-from jobs.evaluate import evaluate
-from jobs.finetune import finetune, with_arm
-from jobs.held_out import check_disjoint
-from jobs.report import video_by
+from jobs import command
 from pipeline import tables
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
@@ -20,6 +16,11 @@ from pipeline.evaluation import comparison, contests, judge
 from pipeline.operations import costs, pilot, tracking
 from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
+from pipeline.stages import attribution, indexing, judging, pilots, run_record
+from pipeline.stages.evaluation import evaluate
+from pipeline.stages.finetuning import finetune, with_arm
+from pipeline.stages.held_out import check_disjoint
+from pipeline.stages.report import video_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.training import arms
@@ -32,11 +33,11 @@ HELD_OUT = ("index_clips", "estimate_motion")
 def compare(run: Run) -> None:
     named = checked(run)
     versions = {arm: _version(run, arm) for arm in named}
-    command.record(run)
+    run_record.record(run)
     streaming.connect()
     resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
     if run.evaluate.videos:
-        stages.index(run, "held_out")
+        indexing.index(run, "held_out")
         check_disjoint(run)
     _tell_cost(run, versions)
     for arm in named:
@@ -66,8 +67,8 @@ def checked(run: Run) -> list[Arm]:
             "videos (evaluate.videos), or let every arm generate some (evaluate.generate=10)."
         )
     arms.check(run, named)
-    stages.check(run, "index_clips", ("held_out",) if e.videos else ())
-    stages.check(run, "finetune")
+    attribution.check(run, "index_clips", ("held_out",) if e.videos else ())
+    attribution.check(run, "finetune")
     tracking.check(run)
     judging.check_files(run)
     return named
@@ -98,7 +99,7 @@ def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
     passes = losses * len(run.evaluate.timesteps) * run.evaluate.noises
     found = costs.arms_of(run, len(missing), passes, videos, {part: sum(s) / len(s) for part, s in seconds.items()})
     print(f"\nstill to do, at most: {', '.join(missing) or 'no arm'} to train, {losses} losses, {videos} videos")
-    plan.print_table([*costs.table(found, run.prices), costs.total(found, run.prices)])
+    pilots.print_table([*costs.table(found, run.prices), costs.total(found, run.prices)])
     print("", flush=True)
 
 
@@ -137,7 +138,7 @@ def _pilot(run: Run) -> pa.Table:
     place = join(folder, "measured.json")
     if not stores.exists(place) or json.loads(stores.read_bytes(place)) != held:
         stores.remove(folder)
-        plan.training_pilot(run, folder, arms.decodable(run))
+        pilots.training_pilot(run, folder, arms.decodable(run))
         stores.write_bytes(place, json.dumps(held).encode())
     rows = tables.read(join(folder, "pilot"))
     assert rows is not None, "it has just been written"

@@ -14,6 +14,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import comparison
+from pipeline.stages import progress
 from pipeline.storage import stores
 from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
@@ -50,7 +51,7 @@ def demo(run: Run) -> None:
         write_world(Path(folder), scenes, run)
     curate(run)
     print(summary(run))
-    print(f"\n{command.duration(time.monotonic() - start)} in all. Look at {run.root}/report/index.html")
+    print(f"\n{progress.duration(time.monotonic() - start)} in all. Look at {run.root}/report/index.html")
 
 
 def summary(run: Run) -> str:

@@ -6,24 +6,24 @@ clips that it chooses at the full one.
 
 from __future__ import annotations
 
-from jobs import command, stages
-from jobs.index_clips import sets
+from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
+from pipeline.stages import attribution, run_record, video_sets
 
 
 def estimate_motion(run: Run) -> None:
-    stages.check(run, "estimate_motion", sets(run))
-    command.record(run)
+    attribution.check(run, "estimate_motion", video_sets.names(run))
+    run_record.record(run)
     streaming.connect()
     resources.check(run, ["estimate_motion"])
-    *cheaper, (full, whole) = stages.scopes(run)
+    *cheaper, (full, whole) = attribution.scopes(run)
     for one, scope in cheaper:
         for name in ("queries", "clips"):
-            stages.estimate_motion(one, name, scope)
-    for name in sets(run):
+            attribution.estimate_motion(one, name, scope)
+    for name in video_sets.names(run):
         if not cheaper or name != "clips":
-            stages.estimate_motion(full, name, whole)
+            attribution.estimate_motion(full, name, whole)
 
 
 if __name__ == "__main__":

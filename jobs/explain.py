@@ -3,18 +3,19 @@ layers) that it comes from, and the clips that teach the same. A page and tables
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from jobs import command
-from jobs.report import frames_by
 from pipeline import tables
 from pipeline.attribution import decomposition, fingerprints
 from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
 from pipeline.attribution.workers import FeatureWorker, featured
 from pipeline.cluster import resources, streaming
+from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError
@@ -25,6 +26,8 @@ from pipeline.ranking import Population, one_clip, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.one_clip import Row
 from pipeline.ranking.selection import query_rows
+from pipeline.stages import progress
+from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
@@ -187,18 +190,16 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
     rows = one_clip.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
     assert rows is not None, "its row has just been read"
     fingerprint, place = fingerprints.features(alone), join(folder, "parts")
-    streaming.stream(
-        "explain",
-        run.root,
-        [scanning.lookup(rows, FeatureWorker.LOOKED_UP)],
-        rows.num_rows,
-        pool,
-        DecompositionWorker,
-        (alone, fingerprint),
-        {"parts": place},
-        {"parts": fingerprint},
-        command.Progress("explain"),
+    stage = Stage(
+        title="explain",
+        root=run.root,
+        pool=pool,
+        worker=partial(DecompositionWorker, alone, fingerprint),
+        folders={"parts": place},
+        fingerprints={"parts": fingerprint},
     )
+    whole = scanning.lookup(rows, FeatureWorker.LOOKED_UP)
+    streaming.stream(stage, [whole], whole.num_rows, progress.Progress(stage.title))
     parts = tables.read(place)
     stores.remove(place)
     if parts is None:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs import command, stages, two_stages
+from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
+from pipeline.stages import attribution, run_record, two_stages
 
 
 def extract_features(run: Run) -> None:
-    stages.check(run, "extract_features")
-    command.record(run)
+    attribution.check(run, "extract_features")
+    run_record.record(run)
     streaming.connect()
     resources.check(run, ["extract_features"])
-    *cheaper, (full, whole) = stages.scopes(run)
+    *cheaper, (full, whole) = attribution.scopes(run)
     for one, scope in (*cheaper, (full, whole)):
-        stages.extract_features(one, "queries", scope)
+        attribution.extract_features(one, "queries", scope)
     for one, scope in cheaper:
-        stages.extract_features(one, "clips", scope)
+        attribution.extract_features(one, "clips", scope)
     if cheaper:
-        stages.attribute(full, "clips", replace(whole, among=two_stages.choose(run)))
+        attribution.attribute(full, "clips", replace(whole, among=two_stages.choose(run)))
     else:
-        stages.extract_features(full, "clips")
+        attribution.extract_features(full, "clips")
 
 
 if __name__ == "__main__":

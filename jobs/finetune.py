@@ -2,68 +2,8 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
-from jobs import budget, command, stages
-from pipeline.cluster import checkpoints, resources, streaming, training
-from pipeline.config import Arm, Finetune, Run
-from pipeline.operations import tracking
-from pipeline.storage import stores
-from pipeline.training import arms
-
-
-def with_arm(run: Run, arm: Arm) -> Run:
-    return run.model_copy(update={"finetune": run.finetune.model_copy(update={"arm": arm})})
-
-
-def finetune(run: Run) -> None:
-    arm = run.finetune.arm
-    rows = arms.training_set(run)
-    if rows is None:
-        print("finetuned/base: the base model as it is, nothing to train")
-        return
-    stages.check(run, "finetune")
-    tracking.check(run)
-    command.record(run)
-    streaming.connect()
-    resources.check(run, ["finetune"])
-    with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
-        folder = _followed(run, rows)
-    arms.write_curated(stores.join(folder, "curated"), rows)
-    print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
-
-
-def _followed(run: Run, rows: pa.Table) -> str:
-    """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
-    config = run.finetune
-    progress = command.Progress(f"finetune {config.arm}")
-    metrics = stores.join(run.root, "finetuned", config.arm, checkpoints.METRICS)
-    version = "" if run.tracking.kind == "none" else training.version(run, rows)
-    begun = False
-    with tracking.opened(run, config.arm, version) as tracked:
-        if tracked is not None:
-            print(f"finetuned/{config.arm}: tracked at {tracked.url}")
-
-        def report(done: int, total: int, errors: dict[str, int]) -> None:
-            nonlocal begun
-            if not begun:  # an arm that is finished already never comes here
-                print(_promise(config), flush=True)
-                begun = True
-            progress(done, total, errors)
-            tracking.follow(tracked, metrics)
-
-        folder = training.finetune(run, rows, report=report)
-        tracking.follow(tracked, metrics)
-    return folder
-
-
-def _promise(config: Finetune) -> str:
-    return (
-        f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "
-        f"{config.checkpoint_every} steps or {command.duration(config.checkpoint_seconds)} of work are done again, and "
-        "what it takes to write a checkpoint"
-    )
-
+from jobs import command
+from pipeline.stages.finetuning import finetune
 
 if __name__ == "__main__":
     command.main(finetune, __doc__)

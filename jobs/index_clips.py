@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from jobs import command, stages
-from jobs.generate_queries import generate_queries
+from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
-
-
-def sets(run: Run) -> tuple[str, ...]:
-    return ("queries", "clips", *(("held_out",) if run.evaluate.videos else ()))
+from pipeline.stages import attribution, indexing, run_record, video_sets
+from pipeline.stages.curation import generate_queries
 
 
 def index_clips(run: Run) -> None:
-    stages.check(run, "index_clips", sets(run))
-    command.record(run)
+    attribution.check(run, "index_clips", video_sets.names(run))
+    run_record.record(run)
     streaming.connect()
     # Prompts become videos in the pool of evaluation.
     resources.check(run, ["index_clips", *(["evaluate"] if run.queries.prompts else [])])
     generate_queries(run)
-    for name in sets(run):
-        stages.index(run, name)
+    for name in video_sets.names(run):
+        indexing.index(run, name)
 
 
 if __name__ == "__main__":

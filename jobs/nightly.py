@@ -14,13 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command, held_out, stages, two_stages
-from jobs.curate import STAGES, attribute_queries, index_data
-from jobs.evaluate import trained
-from jobs.finetune import finetune
-from jobs.index_clips import sets
-from jobs.rank_clips import rank_clips
-from jobs.report import report
+from jobs import command
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
@@ -32,6 +26,12 @@ from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import DECISION, RECORD, Record
 from pipeline.pages import night as night_page
 from pipeline.ranking import shortlist
+from pipeline.stages import attribution, held_out, indexing, run_record, two_stages, video_sets
+from pipeline.stages.curation import STAGES, attribute_queries, index_data
+from pipeline.stages.evaluation import trained
+from pipeline.stages.finetuning import finetune
+from pipeline.stages.ranking import rank_clips
+from pipeline.stages.report import report
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from pipeline.training import arms
@@ -47,7 +47,7 @@ def nightly(run: Run) -> None:
         return
     nights.check_date(night, today, history)
     check(run, history)
-    command.record(run)
+    run_record.record(run)
     streaming.connect()
     resources.check(run, STAGES)
     for earlier in nights.begun(run.root):  # killed after its decision: it only has to be written down
@@ -75,7 +75,7 @@ def check(run: Run, history: Sequence[Record]) -> None:
     arms.check(run, [run.finetune.arm])
     in_use.check_base(run.root, models.weights_hash(models.folder(run.model.id)))
     reattribute(run, history)
-    stages.check(run, "index_clips", sets(run))
+    attribution.check(run, "index_clips", video_sets.names(run))
 
 
 def reattribute(run: Run, history: Sequence[Record]) -> None:
@@ -104,7 +104,7 @@ def _measured(history: Sequence[Record]) -> list[dict[str, Any]]:
 
 def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     """All stages, and what follows for the model in use: decision.json, after the copy of a model that is promoted."""
-    stages.index(run, "held_out")
+    indexing.index(run, "held_out")
     attribute_queries(run)
     index_data(run)
     held_out.check_disjoint(run)
@@ -143,7 +143,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
 
 def _features(run: Run, *names: str) -> int:
     """How many features these sets have, by the cheaper variant and in full."""
-    return sum(_rows(stores.join(one.root, "features", name)) for one, _ in stages.scopes(run) for name in names)
+    return sum(_rows(stores.join(one.root, "features", name)) for one, _ in attribution.scopes(run) for name in names)
 
 
 def _rows(folder: str) -> int:
@@ -218,7 +218,7 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
         motion = tables.of_clips(folder, ids) if name == "clips" else tables.read(folder)
         tables.replace(stores.join(other.root, "motion", name), motion, fingerprints.motion(run))
         before += _rows(stores.join(other.root, "features", name))
-        after += stages.extract_features(other, name).rows
+        after += attribution.extract_features(other, name).rows
     taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
     return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
 

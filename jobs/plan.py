@@ -10,40 +10,36 @@ import hashlib
 import json
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command, stages
-from jobs.index_clips import sets
+from jobs import command
 from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
-from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.inputs import videos as manifest
 from pipeline.operations import costs, pilot
 from pipeline.ranking import shortlist
+from pipeline.stages import attribution, pilots, run_record, video_sets
 from pipeline.storage import stores
 
-AT_A_TIME = 10  # clips that an actor of the pilot is handed
 _UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
-TRAINED = 8  # clips whose latents the steps of fine-tuning draw from
 
 
 def plan(run: Run) -> None:
-    stages.check(run, "index_clips", sets(run))
+    attribution.check(run, "index_clips", video_sets.names(run))
     listed = manifest.videos(run.data.videos, "data.videos", run.data.base)
-    command.record(run)
+    run_record.record(run)
     streaming.connect()
     resources.check(run, ["extract_features", "finetune"])
     folder = stores.join(run.root, "plan")
     stores.remove(folder)
     chosen = drawn(listed, run.plan.clips, run.seed)
     pool = run.resources.extract_features
-    pilot_of(run, folder, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
+    pilots.pilot_of(run, folder, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
     clips = tables.read(stores.join(folder, "clips"))
     good = None if clips is None else clips.filter(pc.is_null(clips.column("error")))
     if good is None or not good.num_rows:
@@ -51,7 +47,7 @@ def plan(run: Run) -> None:
             f"data.videos={run.data.videos!r}: none of the pilot's {chosen.num_rows} videos could be used; the table "
             f"{folder}/pilot says why, one by one. Run index_clips to see all of them, or raise plan.clips."
         )
-    training_pilot(run, folder, good)
+    pilots.training_pilot(run, folder, good)
     _tell(run, _size(run, listed.num_rows, good.num_rows / chosen.num_rows), folder)
 
 
@@ -63,31 +59,6 @@ def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
 
     names = videos.column("relative").to_pylist()
     return videos.take(pa.array(sorted(range(len(names)), key=lambda i: place(names[i]))[:count], pa.int64()))
-
-
-def training_pilot(run: Run, folder: str, clips: pa.Table) -> None:
-    """Time a few steps of fine-tuning on some of these clips and of generating a video: rows of `folder`/pilot."""
-    alone = run.resources.finetune.model_copy(update={"actors": 1})
-    pilot_of(run, folder, clips.slice(0, TRAINED), alone, pilot.TrainingPilot, "pilot, fine-tuning", ("pilot",))
-
-
-def pilot_of(
-    run: Run, folder: str, rows: pa.Table, pool: Pool, worker: Any, title: str, names: tuple[str, ...]
-) -> None:
-    """Send rows through a pilot, into tables below a folder of its own."""
-    figures = streaming.stream(
-        title,
-        folder,
-        [rows],
-        rows.num_rows,
-        pool.model_copy(update={"batch": AT_A_TIME}),
-        worker,
-        (run.model_copy(update={"root": folder}),),
-        {name: stores.join(folder, name) for name in names},
-        {name: {} for name in names},
-        command.Progress(title),
-    )
-    command.achieved(title, figures)
 
 
 def _size(run: Run, videos: int, segments: float) -> costs.Size:
@@ -124,11 +95,11 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
-    print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
+    pilots.print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
     print("\nattribution (motion and features) and its cheaper variants")
-    print_table(costs.table(attributed, run.prices))
+    pilots.print_table(costs.table(attributed, run.prices))
     print("\nstorage, before compression")
-    print_table([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
+    pilots.print_table([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
     if run.prices.gb_month:
         print(f"storage costs {sum(kept.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
     found = costs.summary([*own, *(cost for cost in attributed if cost is not now)], kept, run.prices)
@@ -157,14 +128,6 @@ def _attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:
 def _bytes(count: float) -> str:
     unit = next(u for u in ("TB", "GB", "MB", "kB") if count >= _UNITS[u] or u == "kB")
     return f"{count / _UNITS[unit]:,.1f} {unit}"
-
-
-def print_table(rows: list[list[str]]) -> None:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print("  " + "  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

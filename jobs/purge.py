@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from jobs import command
-from jobs.report import report
 from pipeline.config import Run
 from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError
 from pipeline.operations import in_use
 from pipeline.operations import purge as purging
+from pipeline.stages.report import report
 from pipeline.storage import stores
 from pipeline.tables import purge_list
 

@@ -2,50 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from jobs import command
-from pipeline.config import Run
-from pipeline.errors import ClipError
-from pipeline.pages import report as page
-from pipeline.pages.gallery import FramesOf, VideoOf
-from pipeline.storage import stores
-from pipeline.video.decoder import Decoder
-from pipeline.video.orientation import Frames
-
-
-def frames_by(run: Run, decoder: Decoder) -> FramesOf:
-    """Frames of a row of clips/ or queries/ at the attribution geometry; None where they cannot be decoded."""
-    frames, fps, height, width = run.geometry
-
-    def frames_of(row: Mapping[str, Any]) -> Frames | None:
-        try:
-            return decoder.frames(row["uri"], row["start_frame"], frames, fps, height, width)
-        except ClipError:
-            return None
-
-    return frames_of
-
-
-def video_by(run: Run, decoder: Decoder) -> VideoOf:
-    """Frames of a generated video, likewise."""
-    d = run.data
-
-    def video_of(uri: str) -> Frames | None:
-        try:
-            return decoder.frames(uri, 0, d.frames, d.fps, d.height, d.width)
-        except ClipError:
-            return None
-
-    return video_of
-
-
-def report(run: Run) -> None:
-    with Decoder(run.data.decode_timeout) as decoder:
-        page.write(run, frames_by(run, decoder), video_by(run, decoder))
-    print(f"page: {stores.join(run.root, 'report', 'index.html')}")
-
+from pipeline.stages.report import report
 
 if __name__ == "__main__":
     command.main(report, __doc__)

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 from jobs import command
-from jobs.command import Progress
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.stages.progress import Progress
 from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
 from pipeline.study.answer_server import LOOPBACK, AnswerServer

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.benchmarks.ceilings import machine, matmul_rate, print_json, print_machine, print_table
-from jobs.rank_clips import rank_clips
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.ranking import influence, placed, select, selection, votes
+from pipeline.stages.ranking import rank_clips
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
 from pipeline.tables import schemas

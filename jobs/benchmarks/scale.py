@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from jobs.benchmarks import ceilings
 from pipeline import tables
 from pipeline.cluster import streaming
+from pipeline.cluster.streaming import Stage
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.inputs import passed_columns
@@ -179,7 +180,7 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
 
     streaming.connect()
     with tempfile.TemporaryDirectory(prefix="scale-") as root:
-        streaming.stream("scale", root, seen_blocks(), found.num_rows, POOL, Nothing, (), {}, {}, lambda *_: None)
+        streaming.stream(Stage("scale", root, POOL, Nothing), seen_blocks(), found.num_rows, lambda *_: None)
     watch("schedule")
     assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
     window = min(min(streaming.ROWS, found.num_rows) * seen["bytes"] / seen["rows"], streaming.BYTES)

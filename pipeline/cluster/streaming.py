@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -43,12 +44,29 @@ Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, e
 
 
 class Worker(Protocol):
-    """The bodies of workers.py: a batch of rows in, tables by name out, each as soon as it is worth a part."""
+    """The body of an actor: a batch of rows in, tables by name out, each as soon as it is worth a part."""
 
     def __call__(self, rows: pa.Table, /) -> Iterable[dict[str, pa.Table]]: ...
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         """The tables of rows that are not tried any more: each with this error."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What rows stream through, and where what becomes of them is written.
+
+    `worker()` is called once in each of `pool.actors` actors. Its tables are named as the keys of `folders`; each part
+    carries the fingerprint and the metadata of its table. Figures of the stage are noted under `root`.
+    """
+
+    title: str
+    root: str
+    pool: Pool
+    worker: Callable[[], Worker]
+    folders: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def connect() -> None:
@@ -104,29 +122,20 @@ class _Actor:
     process with it: it is worked clip by clip, and a clip that did so alone LIMIT times becomes an error row.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        journal: Any,
-        worker: Callable[..., Worker],
-        arguments: tuple[Any, ...],
-        folders: Mapping[str, str],
-        fingerprints: Mapping[str, Mapping[str, Any]],
-        metadata: Mapping[str, Mapping[str, Any]],
-        tried: Collection[str],
-    ) -> None:
+    def __init__(self, stage: Stage, journal: Any, tried: Collection[str]) -> None:
         self.tried = tried
         self.journal = ray_journal.Teller(journal)
         self.place = self.journal.place
         died = self.journal.tell("starts", self.place)
         if died >= STARTS:
             raise RuntimeError(
-                f"{stage}: an actor died {died} times in a row while it loaded what it needs, now on {self.place}. "
-                "Too little memory, or a driver or library that crashes? Ray's logs of that node say which."
+                f"{stage.title}: an actor died {died} times in a row while it loaded what it needs, now on "
+                f"{self.place}. Too little memory, or a driver or library that crashes? Ray's logs of that node say "
+                "which."
             )
-        self.meters = ray_journal.Meters(stage)
-        self.worker = worker(*arguments)
-        self.folders, self.fingerprints, self.metadata = folders, fingerprints, metadata
+        self.meters = ray_journal.Meters(stage.title)
+        self.worker = stage.worker()
+        self.folders, self.fingerprints, self.metadata = stage.folders, stage.fingerprints, stage.metadata
         self.journal.tell("is_up")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -200,25 +209,13 @@ def windows(blocks: Iterable[pa.Table], rows: int, size: int = BYTES) -> Iterato
 
 
 def stream(
-    stage: str,
-    root: str,
-    blocks: Iterable[pa.Table],
-    total: int,
-    pool: Pool,
-    worker: Callable[..., Worker],
-    arguments: tuple[Any, ...],
-    folders: Mapping[str, str],
-    fingerprints: Mapping[str, Mapping[str, Any]],
-    report: Report,
-    metadata: Mapping[str, Mapping[str, Any]] | None = None,
-    tried: Collection[str] = (),
+    stage: Stage, blocks: Iterable[pa.Table], total: int, report: Report, tried: Collection[str] = ()
 ) -> Figures:
-    """Send `total` rows through `pool.actors` workers, `pool.batch` at a time, into the tables that `folders` names.
+    """Send the `total` rows of `blocks` through a stage's actors, `pool.batch` at a time, into its tables.
 
-    `worker(*arguments)` is called once in each actor; its tables are named as the keys of `folders`. `report` hears of
-    every batch. Rows already in the tables must have been subtracted; clips that were `tried` before get no third try.
-    What the stage achieved is returned, and noted under `root`. RuntimeError, naming the stage, where the pool fails or
-    makes no progress for NO_PROGRESS seconds.
+    `report` hears of every batch. Rows already in the tables must have been subtracted; clips that were `tried` before
+    get no third try. What the stage achieved is returned, and noted under its root. RuntimeError, naming the stage,
+    where the pool fails or makes no progress for NO_PROGRESS seconds.
 
     The rows are drawn a window at a time: about ROWS or BYTES are in the object store, and what Ray remembers of every
     batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
@@ -228,18 +225,18 @@ def stream(
         return Figures()
     report(0, total, {})
     done, errors = 0, dict[str, int]()
+    title, pool = stage.title, stage.pool
     most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
     with (
         ray_journal.begun() as journal,
-        ray_journal.watched(journal, stage, pool, throughput.new_file(root, stage)),
-        _named(stage, journal, pool),
+        ray_journal.watched(journal, title, pool, throughput.new_file(stage.root, title)),
+        _named(title, journal, pool),
     ):
-        actor = (stage, journal, worker, arguments, folders, fingerprints, metadata or {}, tried)
         for window in windows(blocks, most):
-            for folder in folders.values() if done else ():
+            for folder in stage.folders.values() if done else ():
                 merge(folder)  # a part for each batch: else the next job would have to open them all
             ray.get(journal.expects.remote(_actors(pool, sum(block.num_rows for block in window))))
-            for batch in _through(window, pool, actor):
+            for batch in _through(window, pool, (stage, journal, tried)):
                 done += sum(batch.column("rows").to_pylist())
                 for error in (e for row in batch.column("errors").to_pylist() for e in row):
                     code = str(error).split(":")[0]

@@ -62,10 +62,13 @@ def on_failure(run: Run, job: str) -> Iterator[None]:
         raise
 
 
+WORKFLOW = ("jobs.", "pipeline.stages.")  # modules whose functions are named as stages are
+
+
 def stage(error: BaseException) -> str:
-    """The innermost function of jobs/ that an error passed."""
+    """The innermost function of jobs/ or pipeline/stages/ that an error passed."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [f.f_code.co_name for f in frames if str(f.f_globals.get("__name__", "")).startswith("jobs.")]
+    names = [f.f_code.co_name for f in frames if str(f.f_globals.get("__name__", "")).startswith(WORKFLOW)]
     named = [name for name in names if not name.startswith("<")]  # a comprehension, a lambda
     return named[-1] if named else ""
 

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from jobs import explain as job
-from jobs import stages
 from jobs.explain import explain
-from jobs.rank_clips import rank_clips
 from pipeline import config, ranking, tables
 from pipeline.attribution import decomposition
 from pipeline.attribution.decomposition import LayeredGradient, by_frame, layer
@@ -32,6 +30,8 @@ from pipeline.projection import Projection
 from pipeline.ranking import one_clip
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.influence_table import influence_columns
+from pipeline.stages import attribution, indexing
+from pipeline.stages.ranking import rank_clips
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from tests.support import tiny_wan
@@ -201,8 +201,8 @@ def test_ids_that_yaml_takes_for_numbers_are_quoted(given: str, found: str) -> N
 def run(tiny_run: Any, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     made: Run = tiny_run(tmp_path_factory.mktemp("explain") / "run")
     for name in ("queries", "clips"):
-        stages.index(made, name)
-        stages.attribute(made, name)
+        indexing.index(made, name)
+        attribution.attribute(made, name)
     rank_clips(made)
     return made
 

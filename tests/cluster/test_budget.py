@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import budget, command, curate
+from jobs import command, curate
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.config.operations import Budget, Pool, SpentError
+from pipeline.stages import budget
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +59,13 @@ def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
 
         return called
 
-    for name in ("attribute_queries", "index_data", "rank_clips", "finetune", "evaluate", "report"):
+    for name in ("rank_clips", "finetune", "evaluate", "report"):
         monkeypatch.setattr(curate, name, told_of(name))
+    for name in ("attribute_queries", "index_data"):
+        monkeypatch.setattr(curate.curation, name, told_of(name))
     monkeypatch.setattr(curate.two_stages, "clips", told_of("attribute"))
     monkeypatch.setattr(curate.two_stages, "rankable", lambda run: True)
-    for module, name in ((curate.stages, "check"), (curate.ray_data, "connect"), (curate.ray_resources, "check")):
+    for module, name in ((curate.attribution, "check"), (curate.streaming, "connect"), (curate.resources, "check")):
         monkeypatch.setattr(module, name, lambda *_: None)
     with pytest.raises(SpentError):
         curate.curate(small_run(tmp_path))

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cluster.streaming import Stage
+from pipeline.stages import attribution, indexing
+
 ROOT = str(Path(__file__).parents[2])
 
-from jobs import stages  # noqa: E402
 from jobs.curate import curate  # noqa: E402
-from jobs.finetune import finetune  # noqa: E402
 from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
 from pipeline.cluster import streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
+from pipeline.stages.finetuning import finetune  # noqa: E402
 from pipeline.tables import scanning, schemas  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.decoder import Decoder  # noqa: E402
@@ -173,19 +176,16 @@ def streamed(
 ) -> dict[str, str | None]:
     """The error of every row, each row being there once in the table's files."""
     table, heard = str(root / "found"), list[int]()
-    streaming.stream(
-        "test",
-        str(root),
-        [pa.table({"clip_id": names})],
-        len(names),
-        Pool.model_validate({"actors": 2, "batch": 4, **pool}),
-        Mortal,
-        (str(root), start),
-        {"found": table},
-        {"found": {}},
-        lambda done, total, errors: heard.append(done),
-        tried=tried,
+    stage = Stage(
+        title="test",
+        root=str(root),
+        pool=Pool.model_validate({"actors": 2, "batch": 4, **pool}),
+        worker=partial(Mortal, str(root), start),
+        folders={"found": table},
+        fingerprints={"found": {}},
     )
+    rows = [pa.table({"clip_id": names})]
+    streaming.stream(stage, rows, len(names), lambda done, total, errors: heard.append(done), tried)
     assert heard[-1] == len(names)
     rows = [row for part in Path(table).glob("part-*") for row in pq.ParquetFile(part).read().to_pylist()]
     assert sorted(r["clip_id"] for r in rows) == sorted(names), "a row is missing or there twice"
@@ -273,18 +273,10 @@ def test_deadly_files_are_rows_of_the_motion_table(
         video = {"clip_id": name, "uri": str(tmp_path / f"{name}.mp4"), "version": "1", "start_frame": 0}
         videos.append({**video, "num_frames": 9, "fps": 8.0, "height": 32, "width": 32})
     table = str(tmp_path / "motion" / "clips")
-    figures = streaming.stream(
-        "motion clips",
-        run.root,
-        [pa.Table.from_pylist(videos, schema=schemas.CLIPS)],
-        len(videos),
-        Pool(actors=1, batch=4),
-        FragileMotion,
-        (run,),
-        {"motion": table},
-        {"motion": {}},
-        lambda *_: None,
-    )
+    pool = Pool(actors=1, batch=4)
+    stage = Stage("motion clips", run.root, pool, partial(FragileMotion, run), {"motion": table}, {"motion": {}})
+    rows = [pa.Table.from_pylist(videos, schema=schemas.CLIPS)]
+    figures = streaming.stream(stage, rows, len(videos), lambda *_: None)
     found = tables.read(table)
     assert found is not None
     assert found.schema.remove_metadata() == schemas.motion_schema(schemas.CLIPS)
@@ -312,7 +304,7 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
         told.append(set(named["tried"]))
         return stream(*given, **named)
 
-    for stage, folder in ((stages.index, "clips"), (stages.estimate_motion, "motion/clips")):
+    for stage, folder in ((indexing.index, "clips"), (attribution.estimate_motion, "motion/clips")):
         stage(run, "clips")
         table = tables.read(f"{run.root}/{folder}")
         assert table is not None
@@ -395,9 +387,8 @@ def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
     streaming.connect()
     rows, table = pa.table({"clip_id": ["a", "hog", "b", "c"]}), str(tmp_path / "found")
     pool = Pool(actors=1, batch=4)
-    figures = streaming.stream(
-        "hog", str(tmp_path), [rows], 4, pool, Hog, (), {"found": table}, {"found": {}}, lambda *_: None
-    )
+    stage = Stage("hog", str(tmp_path), pool, Hog, {"found": table}, {"found": {}})
+    figures = streaming.stream(stage, [rows], 4, lambda *_: None)
     ray.shutdown()
     found = tables.read(table)
     assert found is not None

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cluster.streaming import Stage
 from pipeline.errors import ConfigError
+from pipeline.stages import attribution, indexing
 
 ROOT = str(Path(__file__).parents[2])
-from jobs import stages  # noqa: E402
 from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker  # noqa: E402
 from pipeline.cluster import resources, streaming  # noqa: E402
@@ -160,7 +162,8 @@ def test_a_stage_spreads_over_the_nodes(head: Any, two_nodes: list[Any], tmp_pat
     rows, folder = pa.table({"clip_id": [str(i) for i in range(12)]}), str(tmp_path / "placed")
     pool = Pool(actors=2, batch=1)
     where = (str(tmp_path),)
-    streaming.stream("s", str(tmp_path), [rows], 12, pool, Placed, where, {"placed": folder}, {"placed": {}}, no_report)
+    stage = Stage("s", str(tmp_path), pool, partial(Placed, *where), {"placed": folder}, {"placed": {}})
+    streaming.stream(stage, [rows], 12, no_report)
     found = tables.read(folder)
     assert found is not None
     assert set(found.column("node").to_pylist()) == {node.node_id for node in two_nodes}
@@ -199,12 +202,12 @@ def test_a_node_that_goes_costs_no_row_and_doubles_none(
 ) -> None:
     pool = {"actors": 2, "cpus": 1, "batch": 1}
     run = small_run(tmp_path, data__videos=videos, resources__estimate_motion=pool, resources__extract_features=pool)
-    stages.index(run, "clips")
+    indexing.index(run, "clips")
     clips = tables.read(str(tmp_path / "clips"))
     assert clips is not None
     for stage, node, work in (
-        ("motion", two_nodes[0], stages.estimate_motion),
-        ("features", two_nodes[1], stages.extract_features),
+        ("motion", two_nodes[0], attribution.estimate_motion),
+        ("features", two_nodes[1], attribution.extract_features),
     ):
         parts = tmp_path / stage / "clips"
         with removed(head, node, lambda parts=parts: any(parts.glob("part-*"))):  # type: ignore[misc]

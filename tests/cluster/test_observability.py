@@ -13,6 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.cluster.streaming import Stage
+
 ROOT = str(Path(__file__).parents[2])
 
 from pipeline.cluster import journal, streaming, watchdog  # noqa: E402
@@ -152,7 +154,7 @@ class Slow:
 def streamed(root: Path, names: list[str], pool: Pool) -> Figures:
     rows, folder = pa.table({"clip_id": names}), {"found": str(root / "found")}
     return streaming.stream(
-        "slow clips", str(root), [rows], len(names), pool, Slow, (), folder, {"found": {}}, lambda *_: None
+        Stage("slow clips", str(root), pool, Slow, folder, {"found": {}}), [rows], len(names), lambda *_: None
     )
 
 

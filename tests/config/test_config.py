@@ -9,11 +9,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from jobs import command
 from pipeline import config
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, load, parse
 from pipeline.errors import ConfigError
+from pipeline.stages import run_record
 
 MINIMAL: dict[str, Any] = {
     "root": "runs/x",
@@ -282,7 +282,7 @@ def test_a_folder_or_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> No
 def test_the_record_of_a_run_is_a_configuration(name: str, tmp_path: Path) -> None:
     root = str(tmp_path / "try #2: d\u00e9mo")
     run = load(name, {"root": root, "finetune.group": "yes", "nightly.date": "2024-01-02", "ranking.above": 1e-7})
-    command.record(run)
+    run_record.record(run)
     assert load(f"{root}/config.yaml") == run
     assert load(f"{root}/config.yaml", {"seed": 3}).seed == 3
 

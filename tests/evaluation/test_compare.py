@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from jobs import compare as job
-from jobs import judging, stages
 from jobs.compare import compare
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
@@ -22,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import contests
 from pipeline.pages import comparison
 from pipeline.pages.comparison import Compared
+from pipeline.stages import indexing, judging
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
@@ -209,7 +209,7 @@ def run(small_run: MakeRun, tiny_run: Any, cluster: None, tmp_path_factory: pyte
     values["evaluate"] |= {"arms": ARMS, "generate": 2, "steps": 2}
     made = config.parse(values, "test")
     for name in ("queries", "clips"):
-        stages.index(made, name)
+        indexing.index(made, name)
     _featured(made)
     return made
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from jobs import command, stages
+from jobs import command
 from jobs.curate import curate
 from pipeline import config
 from pipeline.config import Run
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.stages import attribution, indexing
 from pipeline.training import arms
 
 MakeRun = Callable[..., Run]
@@ -72,7 +73,7 @@ def test_wrong_values_end_before_anything_starts(
 def test_empty_folder(small_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"data\.videos"):
-        stages.check(small_run(tmp_path / "run", data__videos=str(tmp_path / "empty")), "index_clips", ("clips",))
+        attribution.check(small_run(tmp_path / "run", data__videos=str(tmp_path / "empty")), "index_clips", ("clips",))
 
 
 def test_queries_without_motion_stop_before_the_clips(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def test_queries_without_motion_stop_before_the_clips(small_run: MakeRun, cluste
 
 
 def test_another_fingerprint_is_an_error_not_a_mixture(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
-    stages.index(small_run(tmp_path), "queries")
+    indexing.index(small_run(tmp_path), "queries")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")}
     with pytest.raises(FingerprintError, match=r"data\.stride=9.*data\.stride=4"):
-        stages.check(small_run(tmp_path, data__stride=4), "index_clips")
+        attribution.check(small_run(tmp_path, data__stride=4), "index_clips")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.parquet")} == before
 
 

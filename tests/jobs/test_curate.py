@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import stages
 from jobs.curate import curate
-from jobs.generate_queries import generate_queries
 from pipeline import tables
 from pipeline.cluster import streaming
 from pipeline.config import Run
+from pipeline.stages import attribution, indexing
+from pipeline.stages.curation import generate_queries
 from pipeline.storage import stores
 from pipeline.synthetic import world
 from pipeline.tables import schemas
@@ -177,9 +177,9 @@ def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
         resources__index_clips={"actors": 2, "cpus": 1, "batch": 3},
         attribution__hold=1,
     )
-    stages.index(run, "clips")
-    stages.estimate_motion(run, "clips")
-    stages.extract_features(run, "clips")
+    indexing.index(run, "clips")
+    attribution.estimate_motion(run, "clips")
+    attribution.extract_features(run, "clips")
     assert len(tables.parts(f"{tmp_path}/features/clips")) < 5, (
         "the parts of each window are not merged before the next"
     )
@@ -197,7 +197,7 @@ def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: N
     (videos / "torn.mp4").write_bytes(good[: len(good) // 2])
     write_mp4(str(videos / "short.mp4"), world.render(world.scene(1, "s", "real", "spin", frames=4), 32, 32), 8)
     run = small_run(tmp_path / "run", data__videos=str(videos))
-    stages.index(run, "clips")
+    indexing.index(run, "clips")
     rows = listed(run, "clips")
     errors = {Path(row["uri"]).name: (row["error"] or "").split(":")[0] for row in rows}
     assert errors == {
@@ -207,7 +207,7 @@ def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: N
         "torn.mp4": "decode",
         "short.mp4": "too_short",
     }
-    motion, found = stages.attribute(run, "clips")
+    motion, found = attribution.attribute(run, "clips")
     assert (motion.rows, motion.errors) == (1, {})
     assert (found.rows, found.errors) == (1, {})
 
@@ -222,18 +222,18 @@ def test_videos_that_changed_or_went_give_way(
     ):
         (videos / f"{name}.mp4").write_bytes(source.read_bytes())
     run = small_run(tmp_path / "run", data__videos=str(videos))
-    stages.index(run, "clips")
-    stages.estimate_motion(run, "clips")
+    indexing.index(run, "clips")
+    attribution.estimate_motion(run, "clips")
     before = {Path(row["uri"]).stem: row["clip_id"] for row in listed(run, "clips")}
     assert masks(tmp_path / "run").keys() == set(before.values())
     (videos / "changed.mp4").write_bytes((videos / "gone.mp4").read_bytes())
     (videos / "gone.mp4").unlink()
-    stages.index(run, "clips")
+    indexing.index(run, "clips")
     clips = {Path(row["uri"]).stem: row["clip_id"] for row in listed(run, "clips")}
     assert set(clips) == {"kept", "changed"}
     assert clips["kept"] == before["kept"]
     assert masks(tmp_path / "run").keys() == {before["kept"]}, "a mask of a video that is no more is still there"
-    stages.estimate_motion(run, "clips")
+    attribution.estimate_motion(run, "clips")
     assert masks(tmp_path / "run").keys() == set(clips.values())
 
 
@@ -241,7 +241,7 @@ def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Pat
     prompts = [{"prompt": "a red ball rolling", "group": "roll"}, {"prompt": "a blue box spinning", "group": "spin"}]
     run = small_run(tmp_path, queries__videos=None, queries__prompts=prompts, evaluate__videos=None)
     generate_queries(run)
-    stages.index(run, "queries")
+    indexing.index(run, "queries")
     rows = listed(run, "queries")
     assert sorted((r["caption"], r["group"], r["error"]) for r in rows) == [
         ("a blue box spinning", "spin", None),

@@ -15,9 +15,9 @@ import pytest
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from jobs import stages
 from pipeline import tables
 from pipeline.config import Run
+from pipeline.stages import attribution, indexing
 
 CLIPS = 2000
 MIB = 1 << 20
@@ -80,7 +80,7 @@ def test_memory_of_a_long_run_is_flat(
         attribution__projection__kind="sketched_gaussian",  # a dense one would take hours
         resources__extract_features__batch=16,
     )
-    for stage in (stages.index, stages.attribute):
+    for stage in (indexing.index, attribution.attribute):
         with Memory() as memory:
             stage(run, "clips")
         for kind, sizes in memory.found.items():

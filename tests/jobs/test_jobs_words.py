@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs import stages
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.stages import attribution, indexing
 from pipeline.storage import stores
 
 
@@ -36,24 +36,24 @@ def test_edited_words_are_noticed_and_only_captions_cost_features(
 
     run = small_run(tmp_path / "run", data__videos=str(manifest))
     write({})
-    stages.index(run, "clips")
-    stages.attribute(run, "clips")
+    indexing.index(run, "clips")
+    attribution.attribute(run, "clips")
     before = _rows(run, "features", "clips")
     assert [row["error"] for row in before.values()] == [None] * 3
 
     write({0: {"caption": "something else entirely"}, 1: {"motion": "corrected", "source": "elsewhere"}})
-    stages.index(run, "clips")
+    indexing.index(run, "clips")
     clips = _rows(run, "clips")
     assert clips["c0"]["caption"] == "something else entirely"
     assert (clips["c1"]["motion"], clips["c1"]["source"]) == ("corrected", "elsewhere")
     assert len(clips) == 3
     assert set(_rows(run, "features", "clips")) == {"c1", "c2"}, "only another caption makes another feature"
     assert set(_rows(run, "motion", "clips")) == {"c1", "c2"}
-    stages.attribute(run, "clips")
+    attribution.attribute(run, "clips")
     after = _rows(run, "features", "clips")
     assert not np.allclose(after["c0"]["feature"], before["c0"]["feature"]), "the feature is that of the old caption"
     assert [after[i]["feature"] for i in ("c1", "c2")] == [before[i]["feature"] for i in ("c1", "c2")]
 
     write({2: {"motion": 3}, 0: {"motion": 4}, 1: {"motion": 5}})
     with pytest.raises(ConfigError, match=r"data\.videos.*'motion'.*int64.*string"):
-        stages.check(run, "index_clips", ("clips",))
+        attribution.check(run, "index_clips", ("clips",))

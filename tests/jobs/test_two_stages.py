@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import stages, two_stages
-from jobs.rank_clips import rank_clips
-from jobs.report import report
 from pipeline import tables
 from pipeline.config import Run
+from pipeline.stages import attribution, indexing, two_stages
+from pipeline.stages.ranking import rank_clips
+from pipeline.stages.report import report
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
@@ -66,8 +66,8 @@ def undivided(make: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFac
     """Index, and the full setting of every clip and query."""
     run = make(tmp_path_factory.mktemp("undivided") / "run")
     for name in ("queries", "clips"):
-        stages.index(run, name)
-        stages.attribute(run, name)
+        indexing.index(run, name)
+        attribution.attribute(run, name)
     return run.root
 
 

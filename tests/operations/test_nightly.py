@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-import jobs.held_out
 import jobs.nightly
 from jobs import command
 from jobs.nightly import nightly
@@ -26,6 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation.held_out import Trained
 from pipeline.operations import in_use, nights, reattribution, webhook
 from pipeline.operations.reattribution import FIELD
+from pipeline.stages import attribution, held_out, indexing
 from pipeline.storage import stores
 from pipeline.tables import schemas
 
@@ -209,18 +209,18 @@ class Stages:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.root, self.losses, self.version, self.trainings = root, {"base": 1.0}, "motive-1", 0
-        for name in ("index", "attribute"):
-            monkeypatch.setattr(jobs.nightly.stages, name, lambda *_: None)
+        monkeypatch.setattr(indexing, "index", lambda *_: None)
+        monkeypatch.setattr(attribution, "attribute", lambda *_: None)
         for name in ("attribute_queries", "index_data", "report", "check"):
             monkeypatch.setattr(jobs.nightly, name, lambda *_: None)
-        monkeypatch.setattr(jobs.held_out, "check_disjoint", lambda *_: None)
-        monkeypatch.setattr(jobs.nightly.ray_data, "connect", lambda: None)
-        monkeypatch.setattr(jobs.nightly.ray_resources, "check", lambda *_: None)
+        monkeypatch.setattr(held_out, "check_disjoint", lambda *_: None)
+        monkeypatch.setattr(jobs.nightly.streaming, "connect", lambda: None)
+        monkeypatch.setattr(jobs.nightly.resources, "check", lambda *_: None)
         held = pa.table({"clip_id": [f"held-{i}" for i in range(5)], "error": pa.array([None] * 5, pa.string())})
-        monkeypatch.setattr(jobs.nightly.stages, "estimate_motion", lambda *_: None)
+        monkeypatch.setattr(attribution, "estimate_motion", lambda *_: None)
         tables.append(str(root / "motion" / "held_out"), held, {})
-        monkeypatch.setattr(jobs.held_out, "held_out_tasks", lambda known, rows: [(m, r) for m in known for r in rows])
-        monkeypatch.setattr(jobs.held_out, "measure", self.measure)
+        monkeypatch.setattr(held_out, "held_out_tasks", lambda known, rows: [(m, r) for m in known for r in rows])
+        monkeypatch.setattr(held_out, "measure", self.measure)
         monkeypatch.setattr(jobs.nightly, "finetune", self.finetune)
         monkeypatch.setattr(jobs.nightly, "rank_clips", self.rank)
         monkeypatch.setattr(jobs.nightly, "measure_drift", lambda *_: {"drift": None, "drift_features": None})
@@ -311,7 +311,7 @@ def test_a_model_trained_on_purged_clips_is_no_measure(staged: tuple[Stages, Cal
     ("module", "name"),
     [
         (jobs.nightly, "rank_clips"),
-        (jobs.held_out, "measure"),
+        (held_out, "measure"),
         (in_use, "weights_hash"),
         (in_use, "put"),
         (nights, "selection_of"),
@@ -355,9 +355,9 @@ def test_a_killed_night_is_continued(
 @pytest.mark.parametrize(
     ("module", "name", "decided"),
     [
-        (jobs.nightly.stages, "attribute", False),
+        (attribution, "attribute", False),
         (jobs.nightly, "finetune", False),
-        (jobs.held_out, "measure", False),
+        (held_out, "measure", False),
         (jobs.nightly, "measure_drift", True),
     ],
 )
@@ -410,12 +410,12 @@ def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tm
     for name, uri in (("clips", "/a.mp4"), ("queries", "/b.mp4"), ("held_out", "/a.mp4")):
         tables.append(str(tmp_path / name), pa.table({"clip_id": [name], "uri": [uri], "version": ["1"]}), {})
     with pytest.raises(ConfigError, match=r"data\.videos as well, such as /a\.mp4"):
-        jobs.held_out.check_disjoint(run)
+        held_out.check_disjoint(run)
     for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
         table = pa.table({"clip_id": [name], "uri": [uri], "version": ["an-etag"]})
         tables.replace(str(tmp_path / name), table, {})
     with pytest.raises(ConfigError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
-        jobs.held_out.check_disjoint(run)
+        held_out.check_disjoint(run)
 
 
 def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pipeline.config import Run
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError
 from pipeline.operations import webhook
+from pipeline.stages import run_record
 
 SECRET = "T0KEN-in-the-path"
 
@@ -115,9 +116,9 @@ def test_nobody_there_leaves_the_job_its_own_failure(
 def test_a_job_tells_its_stage(listener: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = ["job", "--config", "demo", "--set", f"root={tmp_path}", "--set", "webhook.variable=CURATION_HOOK"]
     monkeypatch.setattr("sys.argv", words)
-    monkeypatch.setattr(command, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(run_record, "PACKAGES", ("no-such-package",))
     with pytest.raises(importlib.metadata.PackageNotFoundError):
-        command.main(command.record, None)
+        command.main(run_record.record, None)
     (told,) = listener.got
     assert (told["job"], told["stage"], told["root"]) == ("record", "record", str(tmp_path))
     assert "no-such-package" in told["error"]

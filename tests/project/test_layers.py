@@ -71,3 +71,13 @@ def test_only_the_synthetic_world_knows_itself() -> None:
 def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
     files = [p for p in folder.glob("*.py") if p.name != "__init__.py"]
     assert len(files) <= FILES, f"{folder} has {len(files)} files; a part of them is a package of its own"
+
+
+JOBS = sorted(p for p in (ROOT / "jobs").glob("*.py") if p.name not in ("__init__.py", "__main__.py"))
+
+
+@pytest.mark.parametrize("path", JOBS, ids=[p.name for p in JOBS])
+def test_a_job_imports_no_other_job(path: Path) -> None:
+    """What several jobs need is in pipeline/stages/. The demo is curate on videos of its own."""
+    allowed = {"jobs.command"} | ({"jobs.curate.curate"} if path.name == "demo.py" else set())
+    assert {module for module, _ in imports(path.read_text()) if module.split(".")[0] == "jobs"} <= allowed

@@ -16,7 +16,7 @@ from jobs.benchmarks.quality.laws import LAWS
 from jobs.benchmarks.quality.problem import Size
 from jobs.benchmarks.quality.retraining import Recipe
 from jobs.benchmarks.quality.studies import Plan
-from jobs.command import duration
+from pipeline.stages.progress import duration
 
 LONG = Plan(
     Size(1200, 10, 50),

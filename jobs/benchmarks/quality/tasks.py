@@ -19,8 +19,8 @@ from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retrai
 from jobs.benchmarks.quality.problem import SETS, Clips, Size
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from jobs.benchmarks.quality.variants import VARIANTS
-from jobs.command import Progress
 from pipeline.cluster import streaming
+from pipeline.stages.progress import Progress
 from pipeline.storage import stores
 
 EXACT = 48  # clips of the problem whose influence is computed exactly

@@ -9,50 +9,32 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command
-from jobs.budget import Capped
-from jobs.command import Progress, counts
 from pipeline import models, motion, tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.workers import AttributionWorker, FeatureWorker, featured
 from pipeline.cluster import streaming
+from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
 from pipeline.inputs import changes, passed_columns
-from pipeline.inputs.changes import Listing
 from pipeline.motion.worker import MotionWorker
 from pipeline.ranking import shortlist
+from pipeline.stages import video_sets
+from pipeline.stages.budget import Capped
+from pipeline.stages.progress import Counted, Progress, achieved, counted
 from pipeline.storage import stores
-from pipeline.tables import scanning, schemas
 from pipeline.tables.merging import merge
 from pipeline.tables.pending import lacking, settle
 from pipeline.tables.scanning import Held, Keys, Rows
 from pipeline.tables.shuffling import Shuffled, keys
-from pipeline.video.indexing import IndexWorker
-
-SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
-_LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")
-
-
-def where(run: Run, name: str) -> str | None:
-    """The place of a set's videos. Queries made from prompts lie under the run's root."""
-    if name == "queries" and run.queries.videos is None:
-        return stores.join(run.root, "generated", "queries", "metadata.jsonl")
-    return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
-
-
-def _listed(run: Run, name: str) -> tuple[str, str, str | None]:
-    """Where a set's videos are, the key that says so, and the folder they must lie in."""
-    ours = name == "queries" and run.queries.videos is None  # made from prompts: they lie under the run's own root
-    return str(where(run, name)), SETS[name], None if ours else run.data.base
 
 
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
     """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
-            place, folder = _listed(run, name), stores.join(run.root, name)
+            place, folder = video_sets.listed(run, name), stores.join(run.root, name)
             passed_columns.check(changes.check(*place), tables.columns(folder), *place[:2], folder)
     models.family(models.folder(run.model.id))
     motion.check_weights(run.motion)
@@ -90,72 +72,6 @@ def scopes(run: Run) -> list[tuple[Run, Scope]]:
     return [whole] if cheaper is None else [(cheaper, Scope(run.root, shortlist.motion_root(run), "cheaper ")), whole]
 
 
-@dataclass(frozen=True)
-class Counted:
-    """How many rows a table has, and how many of them failed, by code."""
-
-    rows: int
-    errors: dict[str, int]
-
-
-def index(run: Run, name: str) -> Counted:
-    """Find a set's videos and cut them into segments."""
-    folder = stores.join(run.root, name)
-    merge(folder)
-    listed = Listing(*_listed(run, name))
-    others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
-    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
-    told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
-    _give_way_to_words(run, name, listed, told)
-    tried = listed.subtract(folder)
-    figures = streaming.stream(
-        f"index {name}",
-        run.root,
-        listed.videos,
-        listed.videos.num_rows,
-        run.resources.index_clips,
-        IndexWorker,
-        (run, schema),
-        {"clips": folder},
-        {"clips": fingerprints.clips(run)},
-        Progress(f"index {name}"),
-        tried=tried,
-    )
-    command.achieved(f"index {name}", figures)
-    settle(folder, tried)
-    held = Held(folder)
-    _drop_orphans(run, name, held)
-    return _counted(held, name)
-
-
-def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
-    """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
-    caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
-    folder = stores.join(run.root, name)
-    there = {column for schema in tables.columns(folder) for column in schema.names}
-    if not there:
-        return
-    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
-    held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
-    recaptioned, reworded = passed_columns.changed(listed.videos, held, [n for n in names if n != "captions"])
-    for root, stage in _computed(run):
-        tables.drop(stores.join(root, stage, name), recaptioned)
-    tables.drop(folder, reworded)
-
-
-def _drop_orphans(run: Run, name: str, clips: Held) -> None:
-    """What was computed for clips that the index no longer has, or has in another version, gives way."""
-    for root, stage in _computed(run):
-        folder = stores.join(root, stage, name)
-        tables.drop_where(folder, lambda rows: pa.array(~clips.knows(rows)), ["clip_id", "version"])
-
-
-def _computed(run: Run) -> list[tuple[str, str]]:
-    """Root and name of all that is computed for clips, the last first; also of a shortlist that is no longer asked
-    for."""
-    return [(root, stage) for root in (run.root, shortlist.home(run.root)) for stage in ("features", "motion")]
-
-
 def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Flow, masks and motion statistics of a set's clips."""
     scope = scope or Scope(run.root, run.root)
@@ -165,7 +81,7 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
     rows = lacking(_segments(name, scope), [folder])
     _stream(run, pool, worker, rows, {"motion": folder}, f"motion {name}", scope)
-    return _counted(Held(folder), f"{scope.words}motion/{name}")
+    return counted(Held(folder), f"{scope.words}motion/{name}")
 
 
 def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted:
@@ -176,7 +92,7 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
     worker = partial(FeatureWorker, run, fingerprints.features(run))
     rows = lacking(_moving(name, scope), [folder])
     _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}", scope)
-    return _counted(Held(folder), f"{scope.words}features/{name}")
+    return counted(Held(folder), f"{scope.words}features/{name}")
 
 
 def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
@@ -229,24 +145,19 @@ def _stream(
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {"motion": fingerprints.motion, "features": fingerprints.features}
-    held = {"features": {"settings": [s.record() for s in run.attribution.settings]}}
-    figures = streaming.stream(
-        title,
-        scope.index,
-        rows,
-        rows.num_rows,
-        pool,
-        worker,
-        (),
-        folders,
-        {n: prints[n](run) for n in folders},
-        Capped(Progress(title), title, run.budget, pool),
-        metadata=held,
-        tried=tried,
+    stage = Stage(
+        title=title,
+        root=scope.index,
+        pool=pool,
+        worker=worker,
+        folders=folders,
+        fingerprints={name: prints[name](run) for name in folders},
+        metadata={"features": {"settings": [setting.record() for setting in run.attribution.settings]}},
     )
+    figures = streaming.stream(stage, rows, rows.num_rows, Capped(Progress(title), title, run.budget, pool), tried)
     for folder in folders.values():
         settle(folder, tried)
-    command.achieved(title, figures)
+    achieved(title, figures)
 
 
 def _projection(run: Run) -> str:
@@ -254,8 +165,3 @@ def _projection(run: Run) -> str:
     a = run.attribution
     how = f"{a.hold} gradients held for each generation" if a.hold > 1 else "streamed"
     return f"{a.projection.kind} projection to {a.projection.dim} numbers, {how}"
-
-
-def _counted(held: Held, title: str) -> Counted:
-    counts(title, len(held), held.errors)
-    return Counted(len(held), held.errors)

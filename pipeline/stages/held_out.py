@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import stages
-from jobs.evaluate import measure
 from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
@@ -18,6 +16,8 @@ from pipeline.evaluation.held_out import Trained, held_out_tasks
 from pipeline.operations import nights
 from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import Record
+from pipeline.stages import attribution, video_sets
+from pipeline.stages.evaluation import measure
 from pipeline.storage import stores
 
 CANDIDATE, IN_USE = "candidate", "in_use"
@@ -36,8 +36,8 @@ def check_disjoint(run: Run) -> None:
         found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
         if found:
             raise ConfigError(
-                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {stages.SETS[name]} as "
-                f"well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
+                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {video_sets.SETS[name]} "
+                f"as well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
             )
 
 
@@ -52,7 +52,7 @@ def losses(
     known = [Trained(BASE, BASE, "")]
     known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
     known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
-    stages.estimate_motion(run, "held_out")
+    attribution.estimate_motion(run, "held_out")
     moving = tables.read(stores.join(run.root, "motion", "held_out"))
     rows = [row for row in (moving.to_pylist() if moving else []) if row["error"] is None]
     fingerprint = fingerprints.evaluation(run)

@@ -5,33 +5,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs import command, stages
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.ranking import choosing, shortlist
+from pipeline.stages import attribution
+from pipeline.stages.progress import Progress
 from pipeline.storage import stores
 from pipeline.tables.scanning import Keys
 
 
 def queries(run: Run) -> None:
     """Motion and features of the queries, for each attribution."""
-    for one, scope in stages.scopes(run):
-        stages.attribute(one, "queries", scope)
+    for one, scope in attribution.scopes(run):
+        attribution.attribute(one, "queries", scope)
 
 
 def clips(run: Run) -> None:
     """Motion and features of the clips. A shortlist is chosen anew each time: clips that came since the last may belong
     to it; those that had the full setting keep its features."""
-    *cheaper, (full, scope) = stages.scopes(run)
+    *cheaper, (full, scope) = attribution.scopes(run)
     for one, first in cheaper:
-        stages.attribute(one, "clips", first)
+        attribution.attribute(one, "clips", first)
         scope = replace(scope, among=choose(run))
-    stages.attribute(full, "clips", scope)
+    attribution.attribute(full, "clips", scope)
 
 
 def choose(run: Run) -> Keys:
-    progress = command.Progress("choose shortlist")
-    choosing.choose(run, lambda done, total: progress(done, total, {}))
+    report = Progress("choose shortlist")
+    choosing.choose(run, lambda done, total: report(done, total, {}))
     found = shortlist.chosen(run)
     print(f"shortlist: {len(found):,} clips for the full setting")
     return found

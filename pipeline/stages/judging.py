@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command
 from pipeline import tables
 from pipeline.cluster import streaming
+from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation import comparison, contests, judge, movement
 from pipeline.evaluation.movement import ASKED, QUERY, VIDEO, DescriptionWorker
+from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 
@@ -69,19 +71,17 @@ def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     there = tables.read(folder, ["arm", "clip_id", "seed", "version"])
     known = {tuple(row.values()) for row in ([] if there is None else there.to_pylist())}
     missing = [r for r in asked if (r["arm"], r["clip_id"], r["seed"], r["version"]) not in known]
-    figures = streaming.stream(
-        "judge",
-        run.root,
-        [pa.Table.from_pylist(missing, schema=ASKED)],
-        len(missing),
-        run.resources.evaluate,
-        DescriptionWorker,
-        (run,),
-        {"motion": folder},
-        {"motion": fingerprint},
-        command.Progress("judge"),
+    stage = Stage(
+        title="judge",
+        root=run.root,
+        pool=run.resources.evaluate,
+        worker=partial(DescriptionWorker, run),
+        folders={"motion": folder},
+        fingerprints={"motion": fingerprint},
     )
-    command.achieved("judge", figures)
+    table = pa.Table.from_pylist(missing, schema=ASKED)
+    figures = streaming.stream(stage, [table], len(missing), Progress(stage.title))
+    achieved(stage.title, figures)
     rows = tables.read(folder)
     assert rows is not None, "it has just been written"
     wanted = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in asked}

@@ -1,0 +1,98 @@
+"""Hold the fine-tuned arms against the base: held-out losses and generated videos, table evaluation/."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import tables
+from pipeline.attribution import fingerprints
+from pipeline.cluster import resources, streaming, training
+from pipeline.cluster.streaming import Stage
+from pipeline.config import Arm, Run
+from pipeline.errors import ConfigError
+from pipeline.evaluation.comparison import comparison
+from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
+from pipeline.operations import tracking
+from pipeline.stages import attribution, indexing, run_record
+from pipeline.stages.budget import Capped
+from pipeline.stages.progress import Progress, achieved
+from pipeline.storage import stores
+from pipeline.tables import merging
+
+
+def evaluate(run: Run) -> None:
+    held_out = ("held_out",) if run.evaluate.videos else ()
+    attribution.check(run, "evaluate", ("queries", *held_out))
+    tracking.check(run)
+    folder = stores.join(run.root, "evaluation")
+    tables.check(folder, fingerprints.evaluation(run))
+    arms = [trained(run, arm) for arm in run.evaluate.arms]
+    run_record.record(run)
+    streaming.connect()
+    resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
+    merging.merge(folder)
+    tasks: list[dict[str, Any]] = []
+    if run.evaluate.videos:
+        indexing.index(run, "held_out")
+        attribution.estimate_motion(run, "held_out")
+        moving = tables.read(stores.join(run.root, "motion", "held_out"))
+        tasks += held_out_tasks(arms, moving.to_pylist() if moving else [])
+    queries = tables.read(stores.join(run.root, "queries"))
+    if queries is not None and run.evaluate.generate:
+        tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
+        stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
+    measure(run, tasks, folder)
+    done = tables.read(folder)
+    if done is None:
+        print(
+            "evaluation: no values, because no held-out clip moves (evaluate.videos), and no video is to be generated "
+            "(evaluate.generate) or no query has a caption for it"
+        )
+        return
+    tracking.evaluated(run, {arm.arm: arm.version for arm in arms}, comparison(done))
+    print(f"evaluation: {done.num_rows} values of {pc.count_distinct(done.column('arm')).as_py()} arms")
+
+
+def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
+    """Work those tasks that a table like evaluation/ has no rows of."""
+    missing = _missing(tasks, folder)
+    stage = Stage(
+        title="evaluate",
+        root=run.root,
+        pool=run.resources.evaluate,
+        worker=partial(EvaluationWorker, run),
+        folders={"evaluation": folder},
+        fingerprints={"evaluation": fingerprints.evaluation(run)},
+    )
+    report = Capped(Progress(stage.title), stage.title, run.budget, stage.pool)
+    figures = streaming.stream(stage, [pa.Table.from_pylist(missing, schema=TASKS)], len(missing), report)
+    achieved(stage.title, figures)
+
+
+def trained(run: Run, arm: Arm) -> Trained:
+    """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
+    if arm == "base":
+        return Trained("base", "base", "")
+    found = training.finished(run, arm)
+    if found is None:
+        raise ConfigError(
+            f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "
+            f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
+        )
+    return Trained(arm, found, stores.join(run.root, "finetuned", arm))
+
+
+def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """The tasks without rows of the present version; rows of earlier trainings of an arm are dropped."""
+    table = tables.read(folder, ["arm", "clip_id", "seed", "version"])
+    if table is None:
+        return tasks
+    done = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in table.to_pylist()}
+    now = {t["arm"]: t["version"] for t in tasks}
+    stale = [arm for arm, version in {(d[0], d[3]) for d in done} if now.get(arm, version) != version]
+    tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())), ["arm"])
+    return [t for t in tasks if t["arm"] in stale or (t["arm"], t["clip_id"], t["seed"], t["version"]) not in done]

@@ -1,0 +1,66 @@
+"""Fine-tune the base model on one arm's clips (`finetune.arm`) with Ray Train: finetuned/ARM/."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.cluster import checkpoints, resources, streaming, training
+from pipeline.config import Arm, Finetune, Run
+from pipeline.operations import tracking
+from pipeline.stages import attribution, budget, run_record
+from pipeline.stages.progress import Progress, duration
+from pipeline.storage import stores
+from pipeline.training import arms
+
+
+def with_arm(run: Run, arm: Arm) -> Run:
+    return run.model_copy(update={"finetune": run.finetune.model_copy(update={"arm": arm})})
+
+
+def finetune(run: Run) -> None:
+    arm = run.finetune.arm
+    rows = arms.training_set(run)
+    if rows is None:
+        print("finetuned/base: the base model as it is, nothing to train")
+        return
+    attribution.check(run, "finetune")
+    tracking.check(run)
+    run_record.record(run)
+    streaming.connect()
+    resources.check(run, ["finetune"])
+    with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
+        folder = _followed(run, rows)
+    arms.write_curated(stores.join(folder, "curated"), rows)
+    print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
+
+
+def _followed(run: Run, rows: pa.Table) -> str:
+    """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
+    config = run.finetune
+    line = Progress(f"finetune {config.arm}")
+    metrics = stores.join(run.root, "finetuned", config.arm, checkpoints.METRICS)
+    version = "" if run.tracking.kind == "none" else training.version(run, rows)
+    begun = False
+    with tracking.opened(run, config.arm, version) as tracked:
+        if tracked is not None:
+            print(f"finetuned/{config.arm}: tracked at {tracked.url}")
+
+        def report(done: int, total: int, errors: dict[str, int]) -> None:
+            nonlocal begun
+            if not begun:  # an arm that is finished already never comes here
+                print(_promise(config), flush=True)
+                begun = True
+            line(done, total, errors)
+            tracking.follow(tracked, metrics)
+
+        folder = training.finetune(run, rows, report=report)
+        tracking.follow(tracked, metrics)
+    return folder
+
+
+def _promise(config: Finetune) -> str:
+    return (
+        f"finetuned/{config.arm}: if a worker is lost, {config.min_workers or config.workers} or more go on; at most "
+        f"{config.checkpoint_every} steps or {duration(config.checkpoint_seconds)} of work are done again, and "
+        "what it takes to write a checkpoint"
+    )

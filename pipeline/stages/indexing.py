@@ -1,0 +1,80 @@
+"""From the videos of a set to the rows of its clips."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pyarrow as pa
+
+from pipeline import tables
+from pipeline.attribution import fingerprints
+from pipeline.cluster import streaming
+from pipeline.cluster.streaming import Stage
+from pipeline.config import Run
+from pipeline.inputs import passed_columns
+from pipeline.inputs.changes import Listing
+from pipeline.ranking import shortlist
+from pipeline.stages import video_sets
+from pipeline.stages.progress import Counted, Progress, achieved, counted
+from pipeline.storage import stores
+from pipeline.tables import scanning, schemas
+from pipeline.tables.merging import merge
+from pipeline.tables.pending import settle
+from pipeline.tables.scanning import Held
+from pipeline.video.indexing import IndexWorker
+
+_LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")
+
+
+def index(run: Run, name: str) -> Counted:
+    """Find a set's videos and cut them into segments."""
+    folder = stores.join(run.root, name)
+    merge(folder)
+    listed = Listing(*video_sets.listed(run, name))
+    others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
+    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
+    told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
+    _give_way_to_words(run, name, listed, told)
+    tried = listed.subtract(folder)
+    stage = Stage(
+        title=f"index {name}",
+        root=run.root,
+        pool=run.resources.index_clips,
+        worker=partial(IndexWorker, run, schema),
+        folders={"clips": folder},
+        fingerprints={"clips": fingerprints.clips(run)},
+    )
+    figures = streaming.stream(stage, listed.videos, listed.videos.num_rows, Progress(stage.title), tried)
+    achieved(stage.title, figures)
+    settle(folder, tried)
+    held = Held(folder)
+    _drop_orphans(run, name, held)
+    return counted(held, name)
+
+
+def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
+    """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
+    caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
+    folder = stores.join(run.root, name)
+    there = {column for schema in tables.columns(folder) for column in schema.names}
+    if not there:
+        return
+    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
+    held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
+    recaptioned, reworded = passed_columns.changed(listed.videos, held, [n for n in names if n != "captions"])
+    for root, stage in _computed(run):
+        tables.drop(stores.join(root, stage, name), recaptioned)
+    tables.drop(folder, reworded)
+
+
+def _drop_orphans(run: Run, name: str, clips: Held) -> None:
+    """What was computed for clips that the index no longer has, or has in another version, gives way."""
+    for root, stage in _computed(run):
+        folder = stores.join(root, stage, name)
+        tables.drop_where(folder, lambda rows: pa.array(~clips.knows(rows)), ["clip_id", "version"])
+
+
+def _computed(run: Run) -> list[tuple[str, str]]:
+    """Root and name of all that is computed for clips, the last first; also of a shortlist that is no longer asked
+    for."""
+    return [(root, stage) for root in (run.root, shortlist.home(run.root)) for stage in ("features", "motion")]
