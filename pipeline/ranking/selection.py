@@ -22,7 +22,7 @@ from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
-from pipeline.tables import schemas
+from pipeline.tables import scanning, schemas
 from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
@@ -109,6 +109,33 @@ def rank(
     weights = None if population is None else population.weights
     columns = influence_columns(clips, rows, whiten, progress, weights)
     return Ranked(clips.clip_ids, query_ids, groups, columns, population)
+
+
+def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
+    """The same as `rank`, read from influence/ without a look at any feature; None where that is of other features,
+    clips, queries, mask or whitening."""
+    folder = join(run.root, "influence")
+    written = tables.metadata(folder)
+    fingerprint = written.get("fingerprint", {})
+    rule = fingerprint.get("ranking", {})
+    if (rule.get("mask"), rule.get("whiten")) != (mask, whiten):
+        return None
+    clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
+    query_ids, groups, _ = query_rows(run.root, queries)
+    if written["query_ids"] != query_ids:
+        return None
+    features = tables.metadata(join(run.root, "features", "clips"))["fingerprint"]
+    if any(fingerprint.get(field) != value for field, value in features.items()):
+        return None
+    columns, ids = Columns(len(clips.clip_ids), len(query_ids)), []
+    for rows in scanning.blocks(folder, ["clip_id", "influence"]):
+        ids.append(rows.column("clip_id").cast(pa.large_string()))
+        columns.add(tables.matrix(rows, "influence"))
+    if not pa.chunked_array([c for column in ids for c in column.chunks], pa.large_string()).equals(
+        pa.chunked_array([clips.clip_ids])
+    ):
+        return None
+    return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids))
 
 
 def query_rows(root: str, queries: FeatureTable) -> tuple[list[str], list[str], Array]:

@@ -36,7 +36,7 @@ from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
 from pipeline.ranking import mask_overlap, placed, share, shortlist
 from pipeline.ranking.feature_table import under_mask
-from pipeline.ranking.selection import rank
+from pipeline.ranking.selection import rank, recorded
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 
@@ -162,7 +162,7 @@ def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array
 
 
 def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> pa.Array:
-    ranked = rank(run, mask, whiten)
+    ranked = recorded(run, mask, whiten) or rank(run, mask, whiten)
     return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction)
 
 

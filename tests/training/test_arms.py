@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline import tables
 from pipeline.config import Run, parse
 from pipeline.errors import ConfigError
 from pipeline.ranking import influence, order, select, unit_settings
+from pipeline.ranking.selection import influence_tables, rank
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
@@ -293,3 +295,26 @@ def test_the_curated_set_is_a_list_of_segments(root: Path, tmp_path: Path) -> No
     told = (tmp_path / "curated" / "README.txt").read_text()
     assert all(f"  {column} " in told for column in lines[0]), "a column is not explained"
     assert "not a data set" in told
+
+
+@pytest.mark.parametrize(("change", "read"), [("", True), ("whiten", False), ("clips", False), ("features", False)])
+def test_a_ranking_that_is_written_down_is_not_computed_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, read: bool
+) -> None:
+    """Only where it is of the same features, clips, mask and whitening; the arm's clips are the same either way."""
+    at = str(shutil.copytree(root, tmp_path / "run"))
+    run = configured(Path(at), "selected")
+    ranked = rank(run, run.ranking.mask, run.ranking.whiten)
+    fingerprint = {"ranking": run.ranking.model_dump()} | ({"numerics": 0} if change == "features" else {})
+    if change == "features":
+        one = tables.read(stores.join(at, "features/clips"))
+        tables.replace(stores.join(at, "features/clips"), one, {"numerics": 1}, settings=SETTINGS)
+    written = pa.concat_tables(influence_tables(ranked))
+    written = written.slice(1) if change == "clips" else written
+    tables.replace(stores.join(at, "influence"), written, fingerprint, query_ids=ranked.query_ids)
+    computed = list[str]()
+    monkeypatch.setattr(arms, "rank", lambda run, mask, whiten: computed.append(mask) or rank(run, mask, whiten))
+    changes = {"ranking__whiten": 0.5} if change == "whiten" else {}
+    found = chosen(Path(at), "selected", **changes)
+    assert (computed == []) is read
+    assert found == chosen(root, "selected", **changes)
