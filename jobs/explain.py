@@ -26,11 +26,13 @@ from pipeline.ranking import Population, one_clip, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.one_clip import Row
 from pipeline.ranking.selection import query_rows
-from pipeline.stages import progress
+from pipeline.stages import attribution, progress
 from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
+from pipeline.tables.scanning import Keys
+from pipeline.tables.shuffling import keys
 from pipeline.video.decoder import Decoder
 
 NEAR = 10  # near-duplicates that are shown
@@ -44,6 +46,7 @@ NEAREST = pa.schema([("clip_id", pa.string()), ("near_id", pa.string()), ("cosin
 
 def explain(run: Run) -> None:
     clip = _asked(run)
+    _measure(run, clip)
     motion, problem = _state(run, clip)
     if problem is None and motion is not None:
         found = _explained(run, clip, motion)
@@ -102,6 +105,16 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
         if row["error"] is not None and row is feature:
             return motion, Problem("features/clips", row["error"])
     return motion, None
+
+
+def _measure(run: Run, clip: Row) -> None:
+    """The motion of the clip, where that of a sample was enough for the run."""
+    if run.motion.of == "all" or clip["error"] is not None:
+        return
+    streaming.connect()
+    one = run.model_copy(update={"motion": run.motion.model_copy(update={"of": "all"})})
+    among = Keys.of([keys(pa.array([clip["clip_id"]], pa.string()))])
+    attribution.estimate_motion(one, "clips", attribution.Scope(run.root, run.root, among=among))
 
 
 def _feature_row(run: Run, clip_id: str) -> Row | None:

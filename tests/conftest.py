@@ -30,6 +30,9 @@ hypothesis.settings.register_profile("searching", deadline=None, max_examples=10
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+SETTINGS = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "none")]  # for every arm
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -65,6 +68,8 @@ def small_run(small_world: Path) -> Callable[..., Run]:
             "data.videos": str(small_world / "clips"),
             "queries.videos": str(small_world / "queries"),
             "evaluate.videos": str(small_world / "held_out"),
+            "attribution.settings": SETTINGS,
+            "motion.of": "all",
             "finetune.steps": 4,
             "finetune.checkpoint_every": 2,
             "evaluate.arms": ["base", "random", "selected"],

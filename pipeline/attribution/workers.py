@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import starmap
 from typing import Any
 
@@ -76,7 +76,7 @@ class FeatureWorker:
             return {**found, "error": str(frames), "losses": {}}
         settings = self.run.attribution.settings
         mask = None
-        if row["mask"] is not None:
+        if row.get("mask") is not None:
             mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
         elif all(setting.mask == "motion" for setting in settings):
             return {**found, "error": row["error"], "losses": {}}
@@ -119,7 +119,8 @@ class FeatureWorker:
         return self.gradients.waiting < len(self.run.attribution.settings)
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        rows = scanning.lookup(rows, self.LOOKED_UP)
+        if scanning.PART in rows.column_names:  # of the motion table: its masks are read here
+            rows = scanning.lookup(rows, self.LOOKED_UP)
         taken = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
         for found in tables.in_parts(taken, self.projected):
             yield {"features": self.finish(found)}
@@ -134,14 +135,26 @@ def featured(error: str | None) -> bool:
 
 
 class AttributionWorker:
-    """Clips -> motion and features in one pass: every video is read and decoded once."""
+    """Clips -> motion and features in one pass: every video is read and decoded once.
 
-    def __init__(self, run: Run, strides: tuple[int, int], fingerprint: Mapping[str, Any]) -> None:
+    Where a `sample` is named, of other clips no motion is measured, and their features need none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        strides: tuple[int, int],
+        fingerprint: Mapping[str, Any],
+        sample: Collection[str] | None = None,
+    ) -> None:
+        self.sample = sample
         pool = run.resources.extract_features
         self.motion, self.features = MotionWorker(run, strides, pool.gpus, pool.cpus), FeatureWorker(run, fingerprint)
 
-    def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row, Row | None]:
-        """A clip's row of the motion table and, if it goes on, that of the features."""
+    def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None]:
+        """A clip's row of the motion table, if it has one, and, if it goes on, that of the features."""
+        if self.sample is not None and row["clip_id"] not in self.sample:
+            return None, self.features.take(row, frames)
         measured = self.motion.measure(row, frames)
         return measured, self.features.take(measured, frames) if featured(measured["error"]) else None
 
@@ -149,12 +162,15 @@ class AttributionWorker:
         schema = schemas.motion_schema(clips.schema)
         rows = starmap(self.both, decoded(self.motion.decoder, self.motion.run, clips.to_pylist()))
         for found in tables.in_parts(rows, self.features.projected):
-            moved = pa.Table.from_pylist([measured for measured, _ in found], schema=schema)
+            moved = [measured for measured, _ in found if measured is not None]
             gone_on = [taken for _, taken in found if taken is not None]
-            yield {"motion": moved, "features": self.features.finish(gone_on)}
+            parts = {"features": self.features.finish(gone_on)}
+            if moved:
+                parts["motion"] = pa.Table.from_pylist(moved, schema=schema)
+            yield parts
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        return self.motion.refuse(clips, error)
+        return self.motion.refuse(clips, error) if self.sample is None else self.features.refuse(clips, error)
 
 
 def _unusable(

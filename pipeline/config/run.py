@@ -108,6 +108,10 @@ class Motion(Model):
     quantile: float = Field(0.99, gt=0, le=1, description="upper end of the mask for normalise: quantile")
     still: float = Field(0.5, ge=0, description="a clip whose flow spans less (pixels a frame) has no motion")
     dtype: Literal["float32", "bfloat16"] = "float32"
+    of: Literal["all", "queries"] = Field(
+        "all", description="`queries`: where the ranking masks queries alone, of clips only a `sample` is measured"
+    )
+    sample: int = Field(200, ge=0, description="clips whose motion is measured for the page where `of` is `queries`")
 
 
 class Ranking(Model):
@@ -203,6 +207,8 @@ class Run(Model):
                     f"{key}.frames={frames} at {key}.fps={fps} last longer than a segment of data.frames={d.frames} at "
                     f"data.fps={d.fps}; take fewer frames or a higher rate"
                 )
+        if self.motion.of == "queries":
+            self._check_unmasked()
         if a.shortlist is not None:
             if a.cheaper == a.model_copy(update={"shortlist": None}):
                 raise ValueError(
@@ -216,6 +222,20 @@ class Run(Model):
                     "fraction"
                 )
         return self
+
+    def _check_unmasked(self) -> None:
+        """Raise ValueError where something needs the motion of every clip."""
+        masked = [s for s in self.attribution.alone("clips").settings if s.mask == "motion"]
+        arms = [arm for arm in (self.finetune.arm, *self.evaluate.arms) if arm in ("magnitude", "mask_overlap")]
+        needs = None
+        if masked:
+            needs = "attribution.settings take clips' gradients under mask: motion (give them `of: queries`)"
+        elif arms:
+            needs = f"the arm {arms[0]!r} picks clips by their motion"
+        elif self.attribution.shortlist is not None:
+            needs = "attribution.shortlist works on the motion table of the clips"
+        if needs is not None:
+            raise ValueError(f"motion.of='queries', but {needs}; use motion.of: all, or leave that out")
 
     def of(self, name: str) -> Run:
         """This run as the features of `clips`, or of `queries`, have it."""

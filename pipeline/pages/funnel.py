@@ -103,6 +103,8 @@ def _steps(run: Run, kind: str) -> list[_Step]:
         return [_Step(f"{name}motion", join(root, "motion", kind), features), _Step(f"{name}features", features)]
 
     full, cheaper = of("", run.root, run.root), shortlist.variant(run)
+    if run.motion.of == "queries" and kind == "clips":  # of a sample, and nothing depends on it
+        return full[1:]
     if cheaper is None:
         return full
     root = shortlist.motion_root(run)

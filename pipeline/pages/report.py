@@ -128,7 +128,7 @@ def _numbers(
         "problems": named + problems,
         "shortlist": choosing.quality(run),
         "selection": {} if selected is None else figures.by_source(selected),
-        "overlap": {} if selected is None else controls.overlaps(selected, alike),
+        "overlap": {} if selected is None else controls.overlaps(selected, alike, run.motion.of == "queries"),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},

@@ -27,12 +27,17 @@ def compare(influence: Floats, other: Floats, chosen: npt.NDArray[np.bool_]) -> 
     return {"share": share, "spearman": spearman(influence, other)}
 
 
-def overlaps(found: Selected, alike: Alike) -> dict[str, dict[str, Any]]:
-    """For every group: how the selection agrees with motion magnitude alone and with mask overlap alone."""
+def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, dict[str, Any]]:
+    """For every group: how the selection agrees with motion magnitude alone and with mask overlap alone.
+
+    Where only a sample of the clips has its motion measured, the sample stands for all of them.
+    """
     places = found.keys.find(keys(alike.clip_ids))
     told = {}
     for name, group in found.groups.items():
         known = group.places >= 0
+        if sampled:
+            known[known] = np.isfinite(found.magnitude[group.places[known]])
         overlap, at = np.full(len(found.keys), np.nan), group.places[known]
         overlap[places[places >= 0]] = alike.groups.get(name, np.full(len(places), np.nan))[places >= 0]
         chosen, influence = (group.decisions == SELECTED)[known], group.influence[known].astype(np.float64)

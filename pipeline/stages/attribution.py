@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pyarrow as pa
@@ -23,7 +23,9 @@ from pipeline.ranking import shortlist
 from pipeline.stages import video_sets
 from pipeline.stages.budget import Capped
 from pipeline.stages.progress import Counted, Progress, achieved, counted
+from pipeline.statistics import rank_drift
 from pipeline.storage import stores
+from pipeline.tables import scanning
 from pipeline.tables.merging import merge
 from pipeline.tables.pending import lacking, settle
 from pipeline.tables.scanning import Held, Keys, Rows
@@ -77,6 +79,9 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     scope = scope or Scope(run.root, run.root)
     folder = stores.join(scope.motion, "motion", name)
     merge(folder)
+    sample = _sample(run, name, scope)
+    if sample is not None:
+        scope = replace(scope, among=Keys.of([keys(pa.array(sample, pa.string()))]))
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
     rows = lacking(_segments(name, scope), [folder])
@@ -90,7 +95,8 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
     folder = stores.join(run.root, "features", name)
     merge(folder)
     worker = partial(FeatureWorker, run, fingerprints.features(run))
-    rows = lacking(_moving(name, scope), [folder])
+    source = _moving(name, scope) if _sample(run, name, scope) is None else _segments(name, scope)
+    rows = lacking(source, [folder])
     _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}", scope)
     return counted(Held(folder), f"{scope.words}features/{name}")
 
@@ -101,12 +107,28 @@ def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted,
     folders = {"motion": stores.join(scope.motion, "motion", name), "features": stores.join(run.root, "features", name)}
     for folder in folders.values():
         merge(folder)
-    rows = lacking(_segments(name, scope), list(folders.values()))
+    sample = _sample(run, name, scope)
+    needed = [*folders.values()] if sample is None else [folders["features"]]
+    rows = lacking(_segments(name, scope), needed)
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
-    worker = partial(AttributionWorker, run, strides, fingerprints.features(run))
+    if sample is not None and tables.parts(folders["motion"]):
+        measured = Held(folders["motion"]).keys.has(keys(pa.array(sample, pa.string())))
+        sample = [clip_id for clip_id, done in zip(sample, measured, strict=True) if not done]
+    worker = partial(AttributionWorker, run, strides, fingerprints.features(run), sample)
     _stream(run, pool, worker, rows, folders, f"attribute {name}", scope)
     return estimate_motion(run, name, scope), extract_features(run, name, scope)
+
+
+def _sample(run: Run, name: str, scope: Scope) -> list[str] | None:
+    """The clips whose motion is measured, where it is not that of all: drawn by seed and id alone, so that most stay
+    when clips are added."""
+    if run.motion.of == "all" or name != "clips":
+        return None
+    if not tables.parts(stores.join(scope.index, name)):
+        return []
+    blocks = scanning.blocks(stores.join(scope.index, name), ["clip_id"])
+    return rank_drift.drawn(run.seed, (i for rows in blocks for i in rows.column(0).to_pylist()), run.motion.sample)
 
 
 def _segments(name: str, scope: Scope) -> Rows:

@@ -124,7 +124,8 @@ def test_the_ranked_mask_must_be_among_the_settings() -> None:
     only_masked = [{"timestep": 751, "mask": "motion"}]
     text = refused({"ranking.mask": "none", "attribution.settings": only_masked})
     assert "ranking.mask='none', attribution.settings: there is no setting of clips with mask: none" in text, text
-    assert load("demo", {"ranking.mask": "motion", "attribution.settings": only_masked}).ranking.mask == "motion"
+    asked = {"motion.of": "all", "ranking.mask": "motion", "attribution.settings": only_masked}
+    assert load("demo", asked).ranking.mask == "motion"
 
 
 def test_queries_masked_and_clips_plain_need_every_setting_under_both_masks() -> None:
