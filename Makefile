@@ -3,18 +3,23 @@ PYTHON ?= $(shell for v in 3.12 3.11; do python$$v -c '' 2>/dev/null && echo pyt
 BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test soak check lint types weights clean
+.PHONY: demo test test-slow soak check lint types weights clean
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.demo
 
+# One file of tests after the other in each of two processes.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Processes that die, several nodes, whole runs, browsers: one at a time.
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
 
-check: lint types test
+check: lint types test test-slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

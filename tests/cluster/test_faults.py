@@ -37,6 +37,8 @@ from pipeline.video.decoder import Decoder  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
 from pipeline.video.indexing import IndexWorker  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # --- the attempts, without Ray ---------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,8 @@ from pipeline.video.frames import ClipError  # noqa: E402
 from tests.cluster import test_training as training  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 6
 
 

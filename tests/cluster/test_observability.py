@@ -24,6 +24,8 @@ from pipeline.tables import throughput  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     now = 0.0

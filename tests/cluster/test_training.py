@@ -26,6 +26,8 @@ from pipeline.storage import stores  # noqa: E402
 from pipeline.training import loop, training_set  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 
 

@@ -25,6 +25,8 @@ from tests.cluster import test_training as alone  # noqa: E402
 from tests.support import s3_store  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 Weights = dict[str, torch.Tensor]
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from jobs.benchmarks.quality.__main__ import QUICK, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(1500)
 def test_gradients_tell_what_fine_tuning_does(cluster: None, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError
 from pipeline.stages import attribution, indexing
 from pipeline.storage import stores
 
+pytestmark = pytest.mark.slow
+
 
 def _rows(run: Run, *names: str) -> dict[str, dict[str, Any]]:
     table = tables.read(stores.join(run.root, *names))

@@ -21,6 +21,8 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
 

@@ -28,7 +28,7 @@ from pipeline.storage import lease, stores
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-pytestmark = pytest.mark.timeout(1200)  # each of three runs has its own time limit
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # each of three runs has its own time limit
 UPLOAD = 20 << 20  # bytes: well below Ray's limit of 100 MiB
 
 

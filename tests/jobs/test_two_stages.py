@@ -24,6 +24,8 @@ from pipeline.stages import attribution, indexing, two_stages
 from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
 CLIPS = 16
