@@ -38,7 +38,7 @@ POLICY = (
 )
 VIDEO = "video/mp4"
 IDLE = 60  # seconds that a browser may leave a connection, or half an answer, without a byte
-LEAVING = 5  # seconds that responses under way get when the server ends
+LEAVING = 2  # seconds that responses under way get when the server ends; a paused video would take for ever
 
 
 class AnswerServer:
@@ -54,6 +54,7 @@ class AnswerServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="critical",  # else a video that is cut off at the end is a traceback; failures are logged below
             access_log=False,
             proxy_headers=False,  # nothing that a request claims about its sender is believed
             server_header=False,
@@ -162,7 +163,10 @@ class LoopbackOnly:
             await send(message)
 
         app = self._app if is_local(Headers(scope=scope)) else self._refusal
-        await app(scope, receive, send_protected)
+        try:
+            await app(scope, receive, send_protected)
+        except Exception:  # its sender has got status 500 from Starlette
+            log.exception("%s %s failed", scope["method"], scope["path"])
 
 
 def is_local(headers: Headers) -> bool:

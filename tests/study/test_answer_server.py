@@ -12,9 +12,11 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +268,22 @@ def test_every_response_is_protected(served: Served) -> None:
         assert (headers["Connection"] == "close") == (status == 403)
 
 
+def test_a_failure_is_status_500_and_logged_with_its_cause(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.closing(sqlite3.connect(served.path)) as database:
+        database.execute("DROP TABLE answers")
+    given = answer(KEY, KEY.pairs[0], "Anna", None)
+    assert ask(served.server.port, "GET", "/answers?person=x")[:2] == (500, b"Internal Server Error")
+    late = time.monotonic() + 30
+    while "GET /answers failed" not in caplog.text and time.monotonic() < late:
+        time.sleep(0.01)  # the reply goes out before the cause is logged
+    assert "GET /answers failed" in caplog.text
+    assert "no such table: answers" in caplog.text
+    caplog.clear()
+    status, content, _ = ask(served.server.port, "POST", "/answers", given.model_dump_json())
+    assert (status, json.loads(content)) == (500, {"error": "it could not be written"})
+    assert "an answer could not be written: " in caplog.text
+
+
 def test_it_listens_on_loopback_alone(served: Served) -> None:
     assert served.server._socket.getsockname()[0] == "127.0.0.1"
     with pytest.raises(OSError, match="in use"):
@@ -309,8 +327,12 @@ def test_serving_holds_no_lease_and_ends_with_status_zero(built: Run, ending: si
         assert printed[3] == f"answers go to {path}; Ctrl-C ends it, and the same command goes on\n"
         assert not list(Path(built.root).glob(".lease-*")), "a study served for days keeps the run's jobs out"
         assert ask(port, "GET", "/")[0] == 200
-        child.send_signal(ending)
-        assert child.wait(20) == 0, child.stderr.read()
+        with socket.create_connection(("127.0.0.1", port)) as half:  # an answer that never comes whole
+            half.sendall(b"POST /answers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            half.sendall(b"Content-Length: 10\r\n\r\n{")
+            assert ask(port, "GET", "/")[0] == 200, "it keeps others waiting"
+            child.send_signal(ending)
+            assert child.wait(20) == 0, child.stderr.read()
         assert f"0 judgements of 0 people; to score them: --set study.answers={path}\n" in child.stdout.read()
         assert child.stderr.read() == ""
     path.unlink()

@@ -3,6 +3,7 @@ prefer, and what cannot be judged or scored is refused before anything is writte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from pipeline.config.study import Study
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.study import answers, handout, pairs, preferences, results
+from pipeline.study.answer_log import AnswerLog
 from pipeline.study.answers import Answer
 from pipeline.study.handout import spoiled
 from pipeline.study.pairs import Key
@@ -435,7 +437,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
             Study.model_validate(wrong)
 
 
-def test_a_study_on_s3_is_built_and_scored_there(store: Store) -> None:
+def test_a_study_on_s3_is_built_and_scored_there(store: Store, tmp_path: Path) -> None:
     run = run_of(f"s3://{BUCKET}/runs/[a] study", captions=2, catch=0)
     job.study(run)
     key = key_of(run)
@@ -446,6 +448,13 @@ def test_a_study_on_s3_is_built_and_scored_there(store: Store) -> None:
     for where in (place, stores.join(run.root, "given")):
         job.study(_asking(run, answers=where))
     assert json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]["win"] == 1
+    with contextlib.closing(AnswerLog(str(tmp_path / "answers.sqlite"), key)) as log:
+        for pair in key.pairs:
+            log.add(answer(key, pair, "Bert", known(pair)).model_dump_json().encode())
+    stores.write_bytes(stores.join(run.root, "given", "b.sqlite"), (tmp_path / "answers.sqlite").read_bytes())
+    job.study(_asking(run, answers=stores.join(run.root, "given")))
+    scored = json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]
+    assert (scored["people"], scored["win"]) == (2, 1)
     stores.write_bytes(place, b"damaged\n")
     with pytest.raises(ConfigError, match=r"s3://.*given/a\.jsonl, line 1: it is damaged"):
         job.study(_asking(run, answers=stores.join(run.root, "given")))
