@@ -16,8 +16,6 @@ from pipeline.study.pairs import Key
 
 log = logging.getLogger(__name__)
 
-IMPORTED = ".imported"  # ends the name of a file of JSON lines whose answers are in the database
-
 
 class ConflictError(ValueError):
     """Another choice is recorded under the same person, pair and revision."""
@@ -38,7 +36,7 @@ class AnswerLog:
         self._database = answer_database.connect(path)
         try:
             rows = answer_database.lines(self._database)
-            self._refuse_wrong(answers.numbered(path, "row", rows))
+            self._parse(answers.numbered(path, "row", rows))
         except sqlite3.Error as error:
             self._database.close()
             raise ConfigError(f"{path}: this database of answers cannot be read ({error}).") from error
@@ -67,24 +65,19 @@ class AnswerLog:
         The file is renamed when they are on disk: scoring it later would miss the answers that were given since. One
         that is not there is fine. Raises ConfigError where a server still appends to it, or where a line is wrong.
         """
-        try:
-            file = open(path, "r+b")  # noqa: SIM115
-        except FileNotFoundError:
+        if not os.path.exists(path):
             return
-        except OSError as error:
-            raise ConfigError(f"{path}: its answers cannot be moved to {self.path} ({error.strerror}).") from error
-        with file:
-            try:
+        new_path = path + answer_database.IMPORTED
+        try:
+            with open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # such a server holds it for as long as it runs
-            except BlockingIOError:
-                raise ConfigError(f"{path}: another process is serving this study; stop that one first.") from None
-            collected = self._refuse_wrong(answers.numbered(path, "line", _whole_lines(path, file)))
-            with self._lock, answer_database.transaction(self._database):
-                for answer in collected:
-                    self._insert_imported(path, answer)
-            os.replace(path, path + IMPORTED)
-        log.warning("the %d answers of %s are in %s now; the file is kept as %s", len(collected), path, self.path,
-                    path + IMPORTED)  # fmt: skip
+                count = self._import(path, _whole_lines(path, file))
+                os.replace(path, new_path)
+        except BlockingIOError:
+            raise ConfigError(f"{path}: another process is serving this study; stop that one first.") from None
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{path}: its answers cannot be moved to {self.path} ({error}).") from error
+        log.warning("the %d answers of %s are in %s now; the file is kept as %s", count, path, self.path, new_path)
 
     def revisions(self, person: str) -> dict[str, int]:
         """The last revision of every pair that a person has answered."""
@@ -122,16 +115,21 @@ class AnswerLog:
             raise ConflictError("this pair has been answered otherwise under the same name")
         return False
 
-    def _insert_imported(self, path: str, answer: Answer) -> None:
-        try:
-            self._insert(answer)
-        except ConflictError as error:
-            raise ConfigError(
-                f"{path}: it answers pair {answer.pair!r} as {answer.person!r} otherwise than {self.path} does. Move "
-                "that file away, or mend it; nothing of it was taken."
-            ) from error
+    def _import(self, path: str, lines: list[bytes]) -> int:
+        """Record the answers of the lines of a file, all or none; how many they are."""
+        imported = self._parse(answers.numbered(path, "line", lines))
+        with self._lock, answer_database.transaction(self._database):
+            for answer in imported:
+                try:
+                    self._insert(answer)
+                except ConflictError as error:
+                    raise ConfigError(
+                        f"{path}: it answers pair {answer.pair!r} as {answer.person!r} otherwise than {self.path} "
+                        "does. Move that file away, or mend it; nothing of it was taken."
+                    ) from error
+        return len(imported)
 
-    def _refuse_wrong(self, lines: list[tuple[str, bytes]]) -> list[Answer]:
+    def _parse(self, lines: list[tuple[str, bytes]]) -> list[Answer]:
         """The answers of these lines. Raises ConfigError where one of them is none of this study's."""
         collected, wrong = answers.collect(lines, self._key)
         if wrong:

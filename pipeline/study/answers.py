@@ -136,6 +136,11 @@ def _files(place: str) -> Sequence[str]:
         names = [path for path in stores.files(place) if path.endswith((".jsonl", answer_database.SUFFIX))]
     else:
         names = sorted(path for path in file_tree.matching(fs, bare)[1].entries if fs.isfile(path))
+    if not names and fs.exists(bare + answer_database.IMPORTED):
+        raise ConfigError(
+            f"study.answers={place!r}: its answers were moved to the {answer_database.SUFFIX} file beside it when the "
+            "study was served again; score that one."
+        )
     if not names:
         raise ConfigError(
             f"study.answers={place!r}: there is no such file, and no .jsonl or {answer_database.SUFFIX} file in a "

@@ -203,11 +203,20 @@ def test_answers_of_an_earlier_server_are_moved_and_the_file_kept(
     assert not earlier.exists()
     assert (tmp_path / "answers.jsonl.imported").read_text() == text
     assert "its last line is unfinished and was left out" in caplog.text
-    assert "answers.jsonl are in" in caplog.text
+    assert f"answers.jsonl are in {path} now; the file is kept as {earlier}.imported" in caplog.text
     with contextlib.closing(AnswerLog(str(path), KEY)) as log:
         assert log.add(posted(three))
     assert recorded_answers(path) == [one, two, three]
     assert len(answers.read(str(tmp_path), KEY)) == 3
+    with pytest.raises(ConfigError, match=r"were moved to the \.sqlite file beside it"):
+        answers.read(str(earlier), KEY)
+
+
+def test_a_file_of_an_earlier_server_is_scored_without_being_served(tmp_path: Path) -> None:
+    path, given = tmp_path / "answers.jsonl", given_by("Anna")
+    path.write_text(lines(given))
+    assert answers.read(str(path), KEY) == sorted(given, key=lambda one: one.which)
+    assert path.read_text() == lines(given)
 
 
 def test_a_file_that_an_earlier_server_still_appends_to_is_refused(earlier: Path, tmp_path: Path) -> None:
@@ -221,6 +230,18 @@ def test_a_file_that_an_earlier_server_still_appends_to_is_refused(earlier: Path
             log.import_lines(str(earlier))
         assert log.counts() == (0, 0)
     assert earlier.read_bytes() == before
+
+
+def test_a_disk_that_is_full_moves_nothing(tmp_path: Path) -> None:
+    earlier = tmp_path / "answers.jsonl"
+    text = lines([given_by("Anna")[0].model_copy(update={"revision": n}) for n in range(1000)])
+    earlier.write_text(text)
+    with contextlib.closing(AnswerLog(str(tmp_path / "answers.sqlite"), KEY)) as log:
+        log._database.execute("PRAGMA max_page_count = 6")
+        with pytest.raises(ConfigError, match=r"answers\.jsonl: its answers cannot be moved to .* \(.*full\)"):
+            log.import_lines(str(earlier))
+        assert log.counts() == (0, 0)
+    assert earlier.read_text() == text
 
 
 def test_lines_that_cannot_be_taken_are_named_and_nothing_is_moved(tmp_path: Path) -> None:
