@@ -3,6 +3,7 @@ loopback (`study.serve`), and scores the answers (`study.answers`)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from jobs import command
@@ -11,7 +12,6 @@ from pipeline.errors import ConfigError
 from pipeline.stages.progress import Progress
 from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
-from pipeline.study.answer_server import LOOPBACK, AnswerServer
 from pipeline.study.pairs import Key
 from pipeline.video.decoder import Decoder
 
@@ -22,7 +22,7 @@ def study(run: Run) -> None:
         return
     if run.study.serve and "://" in run.root:
         raise ConfigError(
-            f"root={run.root!r}: answers are appended to a file under the root, which an object store cannot do. Copy "
+            f"root={run.root!r}: answers go to a database under the root, which an object store cannot hold. Copy "
             "the folder study/ to a local root and serve it from there, or hand out study/handout as it is."
         )
     built(run)
@@ -68,28 +68,27 @@ def serve(run: Run) -> None:
     key = handout.key(run.root)
     if not run.study.serve or key is None:
         return
-    path = handout.place(run.root, "answers.jsonl")
-    log = AnswerLog(path, key)
-    try:
-        server = AnswerServer(
-            run.study.port, handout.page(key, served=True), handout.place(run.root, "handout", "videos"), log
-        )
-    except OSError as error:
-        log.close()
-        raise ConfigError(
-            f"study.port={run.study.port}: nothing can be served there ({os.strerror(error.errno or 0)}); name another "
-            "port, or 0 for any that is free."
-        ) from error
-    with server:
+    # Here, because `--help` and a study that is built or scored need no server.
+    from pipeline.study.answer_server import LOOPBACK, AnswerServer
+
+    path = handout.place(run.root, "answers.sqlite")
+    with contextlib.closing(AnswerLog(path, key)) as log:
+        log.import_lines(handout.place(run.root, "answers.jsonl"))
+        page, videos = handout.page(key, served=True), handout.place(run.root, "handout", "videos")
         try:
-            print(f"judge at http://{LOOPBACK}:{server.server_port}/", flush=True)
-            print(f"answers go to {path}; Ctrl-C ends it, and the same command goes on", flush=True)
-            server.serve_forever()
+            server = AnswerServer(run.study.port, page, videos, log)
+        except OSError as error:
+            raise ConfigError(
+                f"study.port={run.study.port}: nothing can be served there ({os.strerror(error.errno or 0)}); name "
+                "another port, or 0 for any that is free."
+            ) from error
+        print(f"judge at http://{LOOPBACK}:{server.port}/", flush=True)
+        print(f"answers go to {path}; Ctrl-C ends it, and the same command goes on", flush=True)
+        try:
+            server.serve()
         except KeyboardInterrupt:
             judged, people = log.counts()
             print(f"\n{judged} judgements of {people} people; to score them: --set study.answers={path}")
-        finally:
-            log.close()
 
 
 if __name__ == "__main__":

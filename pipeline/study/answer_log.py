@@ -1,15 +1,17 @@
-"""The file that a served study's answers are appended to: one writer, each answer once, on disk before it is thanked
-for."""
+"""Where a served study's answers go: a database that holds each answer once, on disk before it is acknowledged."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
+import sqlite3
 import threading
+from typing import BinaryIO
 
 from pipeline.errors import ConfigError
-from pipeline.study import answers
+from pipeline.study import answer_database, answers
+from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key
 
 log = logging.getLogger(__name__)
@@ -20,96 +22,129 @@ class ConflictError(ValueError):
 
 
 class AnswerLog:
-    """`path` is local. What it holds already is read, so that a restart goes on from there.
+    """The answers of one study in the local database `path`, which is made where there is none. Threads may share it,
+    and several processes may open one database.
 
-    Raises ConfigError where it cannot be opened, where another process has it open, or where it holds what no scoring
-    would take.
+    Raises ConfigError where it cannot be opened, or where it holds what no scoring would take.
     """
 
     def __init__(self, path: str, key: Key) -> None:
-        self._key, self._pairs = key, {pair.pair: pair for pair in key.pairs}
-        self._lock = threading.Lock()
+        self.path = path
+        self._key = key
+        self._pairs = {pair.pair: pair for pair in key.pairs}
+        self._lock = threading.Lock()  # one transaction at a time uses the connection
+        self._database = answer_database.connect(path)
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise ConfigError(f"{path}: answers cannot be written there ({error.strerror}).") from error
-        try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with this process, however that ends
-            except BlockingIOError:
-                raise ConfigError(f"{path}: another process is serving this study; stop that one first.") from None
-            _sync_folder(os.path.dirname(path))
-            self._end_last_line(path)
-            self._held, wrong = answers.collect([path], key)
-            if wrong:
-                raise ConfigError(f"{answers.problems(wrong, len(self._held))}. Move that file away, or mend it.")
+            rows = answer_database.lines(self._database)
+            self._parse(answers.numbered(path, "row", rows))
+        except sqlite3.Error as error:
+            self._database.close()
+            raise ConfigError(f"{path}: this database of answers cannot be read ({error}).") from error
         except BaseException:
-            os.close(self._file)
+            self._database.close()
             raise
 
     def add(self, line: bytes) -> bool:
-        """Append an answer; False where it is there already. When this returns, the answer is on disk.
+        """Record an answer in a transaction of its own; False where it is recorded already. When this returns, the
+        answer is on disk.
 
-        Raises ValueError for what is no answer of this study, ConflictError where it says otherwise than one that has
-        been recorded, OSError where it cannot be written; then nothing of it is left.
+        Raises ValueError for what is no answer of this study, ConflictError where another choice is recorded in its
+        place, OSError where it cannot be written; then nothing of it is left.
         """
         answer = answers.parse(line)
         answers.check(answer, self._key.study, self._pairs)
-        with self._lock:
-            there = self._held.get(answer.which)
-            if there is not None:
-                if (there.left, there.right, there.choice) != (answer.left, answer.right, answer.choice):
-                    raise ConflictError("this pair has been answered otherwise under the same name")
-                return False
-            self._append(answer.model_dump_json().encode() + b"\n")
-            self._held[answer.which] = answer
-            return True
+        try:
+            with self._lock, answer_database.transaction(self._database):
+                return self._insert(answer)
+        except sqlite3.Error as error:
+            raise OSError(f"{self.path}: {error}") from error
+
+    def import_lines(self, path: str) -> None:
+        """Move the answers of a file of JSON lines, which servers wrote before there was a database, into this one.
+
+        The file is renamed when they are on disk: scoring it later would miss the answers that were given since. One
+        that is not there is fine. Raises ConfigError where a server still appends to it, or where a line is wrong.
+        """
+        if not os.path.exists(path):
+            return
+        new_path = path + answer_database.IMPORTED
+        try:
+            with open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # such a server holds it for as long as it runs
+                count = self._import(path, _whole_lines(path, file))
+                os.replace(path, new_path)
+        except BlockingIOError:
+            raise ConfigError(f"{path}: another process is serving this study; stop that one first.") from None
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{path}: its answers cannot be moved to {self.path} ({error}).") from error
+        log.warning("the %d answers of %s are in %s now; the file is kept as %s", count, path, self.path, new_path)
 
     def revisions(self, person: str) -> dict[str, int]:
         """The last revision of every pair that a person has answered."""
         with self._lock:
-            found = sorted(answer.which for answer in self._held.values() if answer.person == person)
-        return {pair: revision for _, pair, revision in found}
+            rows = self._database.execute(
+                "SELECT pair, max(revision) FROM answers WHERE person = ? GROUP BY pair", (person,)
+            ).fetchall()
+        return dict(rows)
 
     def counts(self) -> tuple[int, int]:
         """How many pairs have been judged, and by how many people."""
         with self._lock:
-            judged = {(answer.person, answer.pair) for answer in self._held.values()}
-        return len(judged), len({person for person, _ in judged})
+            judged, people = self._database.execute(
+                "SELECT count(*), count(DISTINCT person) FROM (SELECT DISTINCT person, pair FROM answers)"
+            ).fetchone()
+        return judged, people
 
     def close(self) -> None:
         with self._lock:  # an answer that is being written is finished first
-            os.close(self._file)
+            self._database.close()
 
-    def _append(self, data: bytes) -> None:
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, data) != len(data):
-                raise OSError("the disk is full")
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+    def _insert(self, answer: Answer) -> bool:
+        row = answer.model_dump(mode="json")
+        inserted = self._database.execute(
+            f"INSERT INTO answers ({answer_database.NAMES}) VALUES ({', '.join('?' for _ in answer_database.COLUMNS)}) "
+            "ON CONFLICT (person, pair, revision) DO NOTHING",
+            [row[column] for column in answer_database.COLUMNS],
+        )
+        if inserted.rowcount:
+            return True
+        recorded = self._database.execute(
+            'SELECT "left", "right", choice FROM answers WHERE person = ? AND pair = ? AND revision = ?', answer.which
+        ).fetchone()
+        if recorded != (answer.left, answer.right, answer.choice):
+            raise ConflictError("this pair has been answered otherwise under the same name")
+        return False
 
-    def _end_last_line(self, path: str) -> None:
-        """A line that a power cut left unfinished was never thanked for; its page sends it again."""
-        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
-        tail = data.rpartition(b"\n")[2]
-        if not tail:
-            return
-        try:
-            answers.parse(tail)
-            os.write(self._file, b"\n")
-        except ValueError:
-            log.warning("%s: its last line is unfinished and was taken out: %r", path, tail)
-            os.ftruncate(self._file, len(data) - len(tail))
-        os.fsync(self._file)
+    def _import(self, path: str, lines: list[bytes]) -> int:
+        """Record the answers of the lines of a file, all or none; how many they are."""
+        imported = self._parse(answers.numbered(path, "line", lines))
+        with self._lock, answer_database.transaction(self._database):
+            for answer in imported:
+                try:
+                    self._insert(answer)
+                except ConflictError as error:
+                    raise ConfigError(
+                        f"{path}: it answers pair {answer.pair!r} as {answer.person!r} otherwise than {self.path} "
+                        "does. Move that file away, or mend it; nothing of it was taken."
+                    ) from error
+        return len(imported)
+
+    def _parse(self, lines: list[tuple[str, bytes]]) -> list[Answer]:
+        """The answers of these lines. Raises ConfigError where one of them is none of this study's."""
+        collected, wrong = answers.collect(lines, self._key)
+        if wrong:
+            raise ConfigError(f"{answers.problems(wrong, len(collected))}. Move that file away, or mend it.")
+        return list(collected.values())
 
 
-def _sync_folder(folder: str) -> None:
-    """So that a file that has just been made is there after a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def _whole_lines(path: str, file: BinaryIO) -> list[bytes]:
+    """The lines of a file without a last one that a power cut left unfinished: it was never acknowledged, and its page
+    sends it again."""
+    lines = file.read().split(b"\n")
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        if lines[-1]:
+            answers.parse(lines[-1])
+    except ValueError:
+        log.warning("%s: its last line is unfinished and was left out: %r", path, lines[-1])
+        return lines[:-1]
+    return lines

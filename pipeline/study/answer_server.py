@@ -8,14 +8,22 @@ POST /answers              one answer; 200 recorded or known already, 409 answer
 
 from __future__ import annotations
 
-import http.server
-import json
+import asyncio
 import logging
 import os
 import re
+import socket
 import urllib.parse
-from http import HTTPStatus
-from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.study.answer_log import AnswerLog, ConflictError
 from pipeline.study.answers import LONGEST
@@ -28,123 +36,147 @@ POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; media-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-CHUNK = 1 << 20
+VIDEO = "video/mp4"
+IDLE = 60  # seconds that a browser may leave a connection, or half an answer, without a byte
+LEAVING = 2  # seconds that responses under way get when the server ends; a paused video would take for ever
 
 
-class AnswerServer(http.server.ThreadingHTTPServer):
+class AnswerServer:
     """Serves a page and the videos of a local folder. Port 0: any that is free. Raises OSError where it is taken."""
 
-    daemon_threads = True
-
     def __init__(self, port: int, page: bytes, folder: str, answers: AnswerLog) -> None:
-        self.page, self.folder, self.answers = page, folder, answers
-        self.names = {name for name in os.listdir(folder) if re.fullmatch(r"[0-9a-f]+\.mp4", name)}
-        super().__init__((LOOPBACK, port), _Handler)
+        self._socket = socket.create_server((LOOPBACK, port))  # from here on, connections wait for `serve`
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            LoopbackOnly(application(page, folder, answers)),
+            loop="asyncio",
+            http="h11",  # whatever else is installed, one parser, and a strict one
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # else a video that is cut off at the end is a traceback; failures are logged below
+            access_log=False,
+            proxy_headers=False,  # nothing that a request claims about its sender is believed
+            server_header=False,
+            timeout_keep_alive=IDLE,
+            timeout_graceful_shutdown=LEAVING,
+        )
+        self._server = uvicorn.Server(config)
+
+    def serve(self) -> None:
+        """Serve until `stop`, which another thread calls, or until SIGINT or SIGTERM, whose own handlers then run: by
+        default KeyboardInterrupt is raised."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        self._server.should_exit = True
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: AnswerServer
-    protocol_version = "HTTP/1.1"
-    server_version = "study"
-    sys_version = ""
-    timeout = 60
+def application(page: bytes, folder: str, answers: AnswerLog) -> Starlette:
+    """The four addresses, for whoever asks: `LoopbackOnly` decides who may."""
+    names = {name for name in os.listdir(folder) if re.fullmatch(r"[0-9a-f]+\.mp4", name)}
 
-    def do_GET(self) -> None:
-        if not self._from_here():
-            return
-        asked = urllib.parse.urlsplit(self.path)
-        if asked.path in ("/", "/index.html"):
-            self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
-        elif asked.path == "/answers":
-            person = urllib.parse.parse_qs(asked.query).get("person", [""])[0]
-            self._tell(HTTPStatus.OK, {"revisions": self.server.answers.revisions(person)})
-        elif asked.path.removeprefix("/videos/") in self.server.names:
-            self._video(os.path.join(self.server.folder, asked.path.removeprefix("/videos/")))
-        else:
-            self._tell(HTTPStatus.NOT_FOUND, {"error": "there is no such page"})
+    async def show_page(request: Request) -> Response:
+        return HTMLResponse(page)
 
-    do_HEAD = do_GET  # noqa: N815
-
-    def do_POST(self) -> None:
-        if not self._from_here():
-            return
-        length = self.headers.get("Content-Length", "")
-        kind = self.headers.get("Content-Type", "").partition(";")[0].strip()
-        if self.path != "/answers" or kind != "application/json" or not length.isdecimal() or int(length) > LONGEST:
-            self.close_connection = True  # its body is not read
-            self._tell(HTTPStatus.BAD_REQUEST, {"error": "an answer is JSON, posted to /answers"})
-            return
+    def send_video(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in names:
+            raise HTTPException(404)
+        path = os.path.join(folder, name)
         try:
-            new = self.server.answers.add(self.rfile.read(int(length)))
-            self._tell(HTTPStatus.OK, {"recorded": new})
+            status = os.stat(path)
+        except FileNotFoundError:
+            log.warning("a video of the study is gone: %s", path)
+            raise HTTPException(404, "this video is gone") from None
+        return FileResponse(path, media_type=VIDEO, stat_result=status)
+
+    def list_revisions(request: Request) -> Response:
+        return JSONResponse({"revisions": answers.revisions(request.query_params.get("person", ""))})
+
+    async def record_answer(request: Request) -> Response:
+        try:
+            body = await answer_body(request)
+        except (ValueError, TimeoutError, ClientDisconnect):
+            # The rest of its body is not read, so that the connection cannot be used again.
+            return refusal(400, "an answer is JSON, posted to /answers", {"Connection": "close"})
+        try:
+            recorded = await run_in_threadpool(answers.add, body)
         except ConflictError as error:
-            self._tell(HTTPStatus.CONFLICT, {"error": str(error)})
+            return refusal(409, str(error))
         except ValueError as error:
-            self._tell(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+            return refusal(400, str(error))
         except OSError as error:
             log.warning("an answer could not be written: %s", error)
-            self._tell(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "it could not be written"})
+            return refusal(500, "it could not be written")
+        return JSONResponse({"recorded": recorded})
 
-    def _from_here(self) -> bool:
-        """Whether the request is for this machine by name, and not another site's doing."""
-        origin = self.headers.get("Origin")
-        if _host(f"//{self.headers.get('Host', '')}") in HOSTS and (origin is None or _host(origin) in HOSTS):
-            return True
-        self.close_connection = True
-        self._tell(HTTPStatus.FORBIDDEN, {"error": "this page is served to 127.0.0.1 alone"})
-        return False
+    routes = [
+        Route("/", show_page),
+        Route("/index.html", show_page),
+        Route("/videos/{name}", send_video),
+        Route("/answers", list_revisions, methods=["GET"]),
+        Route("/answers", record_answer, methods=["POST"]),
+    ]
+    served = Starlette(routes=routes)
+    served.router.redirect_slashes = False
+    return served
 
-    def _tell(self, status: HTTPStatus, held: dict[str, Any]) -> None:
-        self._send(status, json.dumps(held).encode(), "application/json")
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
-        self._head(status, kind, len(body), {"Cache-Control": "no-store", "Content-Security-Policy": POLICY})
-        if self.command != "HEAD":
-            self.wfile.write(body)
+async def answer_body(request: Request) -> bytes:
+    """What was posted as an answer. Raises ValueError where it is not JSON, states no length or is too long, and
+    TimeoutError where it does not come. JSON, because no page of another site may post that without being asked for
+    leave, which it does not get here."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip()
+    length = request.headers.get("content-length", "")
+    if kind != "application/json" or not length.isdecimal() or int(length) > LONGEST:
+        raise ValueError("not JSON of a stated length")
+    body = b""
+    async with asyncio.timeout(IDLE):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST:  # a chunked body may be longer than what it states
+                raise ValueError("longer than stated")
+    return body
 
-    def _head(self, status: HTTPStatus, kind: str, length: int, more: dict[str, str]) -> None:
-        self.send_response(status)
-        plain = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-        for name, value in {"Content-Type": kind, "Content-Length": str(length), **plain, **more}.items():
-            self.send_header(name, value)
-        self.end_headers()
 
-    def _video(self, path: str) -> None:
-        if not os.path.exists(path):
-            log.warning("a video of the study is gone: %s", path)
-            self._tell(HTTPStatus.NOT_FOUND, {"error": "this video is gone"})
-            return
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            first, last = (int(asked[1]), int(asked[2] or size - 1)) if asked else (0, size - 1)
-            last = min(last, size - 1)
-            if first > last:
-                self._head(
-                    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "video/mp4", 0, {"Content-Range": f"bytes */{size}"}
-                )
-                return
-            part = {"Content-Range": f"bytes {first}-{last}/{size}"} if asked else {}
-            status = HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK
-            self._head(status, "video/mp4", last + 1 - first, {"Accept-Ranges": "bytes", **part})
-            file.seek(first)
-            left = 0 if self.command == "HEAD" else last + 1 - first
-            while left:
-                data = file.read(min(CHUNK, left))
-                self.wfile.write(data)
-                left -= len(data)
+def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": sentence}, status, headers)
 
-    def handle(self) -> None:
+
+class LoopbackOnly:
+    """Refuses what is not for this machine by name, or is another site's doing, and protects every response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._refusal = refusal(403, f"this page is served to {LOOPBACK} alone", {"Connection": "close"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+                headers["Content-Security-Policy"] = POLICY
+                if headers.get("Content-Type") != VIDEO:
+                    headers["Cache-Control"] = "no-store"
+            await send(message)
+
+        app = self._app if is_local(Headers(scope=scope)) else self._refusal
         try:
-            super().handle()
-        except ConnectionError:  # the browser went to the next video
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)
+            await app(scope, receive, send_protected)
+        except Exception:  # its sender has got status 500 from Starlette
+            log.exception("%s %s failed", scope["method"], scope["path"])
 
 
-def _host(address: str) -> str | None:
+def is_local(headers: Headers) -> bool:
+    """Whether a request names this machine as its host, and as the site that it comes from, if it names one."""
+    hosts = [host_name(f"//{host}") for host in headers.getlist("host")]
+    origins = [host_name(origin) for origin in headers.getlist("origin")]
+    return bool(hosts) and all(name in HOSTS for name in hosts + origins)
+
+
+def host_name(address: str) -> str | None:
     try:
         return urllib.parse.urlsplit(address).hostname
     except ValueError:  # an address that is none, such as //[

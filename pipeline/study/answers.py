@@ -1,8 +1,8 @@
-"""Answers of a blind study: JSON lines, one answer each, as the page downloads them and the server appends them."""
+"""Answers of a blind study: JSON lines, one answer each, as the page downloads them, or rows of a server's database."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from pipeline.errors import ConfigError
 from pipeline.inputs import file_tree
 from pipeline.storage import stores
+from pipeline.study import answer_database
 from pipeline.study.pairs import Key, Pair
 
 LONGEST = 4096  # bytes of one answer
@@ -25,7 +26,7 @@ class Answer(BaseModel, frozen=True, extra="forbid"):
     study: str
     person: Name
     pair: str
-    revision: int = Field(ge=0)
+    revision: int = Field(ge=0, lt=2**63)  # as SQLite's integers
     left: str
     right: str
     choice: Literal["left", "tie", "right"]
@@ -65,47 +66,60 @@ def check(answer: Answer, study: str, pairs: Mapping[str, Pair]) -> None:
 
 
 def read(place: str, key: Key) -> list[Answer]:
-    """Every answer of a file, a folder (its .jsonl files) or a glob, the last revision of each, by person and pair.
+    """Every answer of a file, a folder (its .jsonl and .sqlite files) or a glob, the last revision of each, by person
+    and pair.
 
     Raises ConfigError that names file and line of whatever is damaged, of another study, of no pair, or given twice
     with two contents.
     """
     paths = _files(place)
-    found, wrong = collect(paths, key)
+    collected, wrong = collect((line for path in paths for line in _lines(path)), key)
     if wrong:
         raise ConfigError(
-            f"study.answers={place!r}: {problems(wrong, len(found))}. Take these lines or files out, or score them "
+            f"study.answers={place!r}: {problems(wrong, len(collected))}. Take these lines or files out, or score them "
             "with their own study; nothing was written."
         )
-    if not found:
+    if not collected:
         raise ConfigError(f"study.answers={place!r}: the {len(paths)} files found there hold no answer.")
-    last = {(a.person, a.pair): a for a in sorted(found.values(), key=lambda a: a.which)}
+    by_revision = sorted(collected.values(), key=lambda answer: answer.which)
+    last = {(answer.person, answer.pair): answer for answer in by_revision}
     return list(last.values())
 
 
-def collect(paths: Sequence[str], key: Key) -> tuple[dict[Which, Answer], list[str]]:
-    """The answers of these files, and a sentence with file and line for each line that holds none of this study.
+def collect(lines: Iterable[tuple[str, bytes]], key: Key) -> tuple[dict[Which, Answer], list[str]]:
+    """The answers of these lines, and a sentence for each line that holds none of this study. A line comes with the
+    words that say where it stands.
 
     An answer that is there again, word for word, is one: who goes back from the last screen downloads a second file."""
     pairs = {pair.pair: pair for pair in key.pairs}
-    found: dict[Which, Answer] = {}
+    collected: dict[Which, Answer] = {}
     places: dict[Which, str] = {}
     wrong = []
-    for path in paths:
-        for number, line in enumerate(stores.read_bytes(path).split(b"\n"), 1):
-            if not line.strip():
-                continue
-            here = f"{path}, line {number}"
-            try:
-                answer = parse(line)
-                check(answer, key.study, pairs)
-            except ValueError as error:
-                wrong.append(f"{here}: {error}")
-                continue
-            if found.setdefault(answer.which, answer) != answer:
-                wrong.append(f"{here}: it answers once more, and otherwise, what {places[answer.which]} answers")
-            places.setdefault(answer.which, here)
-    return found, wrong
+    for place, line in lines:
+        if not line.strip():
+            continue
+        try:
+            answer = parse(line)
+            check(answer, key.study, pairs)
+        except ValueError as error:
+            wrong.append(f"{place}: {error}")
+            continue
+        if collected.setdefault(answer.which, answer) != answer:
+            wrong.append(f"{place}: it answers once more, and otherwise, what {places[answer.which]} answers")
+        places.setdefault(answer.which, place)
+    return collected, wrong
+
+
+def numbered(path: str, unit: str, lines: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """Lines with the words that say where each stands: the file, the unit ("line" or "row") and its number from 1."""
+    return [(f"{path}, {unit} {number}", line) for number, line in enumerate(lines, 1)]
+
+
+def _lines(path: str) -> list[tuple[str, bytes]]:
+    data = stores.read_bytes(path)
+    if data.startswith(answer_database.MAGIC):
+        return numbered(path, "row", answer_database.read_lines(path))
+    return numbered(path, "line", data.split(b"\n"))
 
 
 def problems(wrong: Sequence[str], fine: int) -> str:
@@ -119,11 +133,17 @@ def _files(place: str) -> Sequence[str]:
     if fs.isfile(bare):
         names = [bare]
     elif fs.isdir(bare):
-        names = [path for path in stores.files(place) if path.endswith(".jsonl")]
+        names = [path for path in stores.files(place) if path.endswith((".jsonl", answer_database.SUFFIX))]
     else:
         names = sorted(path for path in file_tree.matching(fs, bare)[1].entries if fs.isfile(path))
+    if not names and fs.exists(bare + answer_database.IMPORTED):
+        raise ConfigError(
+            f"study.answers={place!r}: its answers were moved to the {answer_database.SUFFIX} file beside it when the "
+            "study was served again; score that one."
+        )
     if not names:
         raise ConfigError(
-            f"study.answers={place!r}: there is no such file, and no .jsonl file in a folder or glob of that name."
+            f"study.answers={place!r}: there is no such file, and no .jsonl or {answer_database.SUFFIX} file in a "
+            "folder or glob of that name."
         )
     return [name if "file" in fs.protocol else fs.unstrip_protocol(name) for name in names]

@@ -22,8 +22,7 @@ from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
 from pipeline.study.answer_server import AnswerServer
 from pipeline.study.pairs import Key, Pair
-from tests.study.test_handout import answer, key_of, known, lines, paper_key
-from tests.support.studies import run_of
+from tests.support.studies import answer, key_of, known, lines, paper_key, recorded_answers, run_of
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium")
@@ -200,19 +199,21 @@ class Served:
 
     def __init__(self, run: Run, path: Path | None = None) -> None:
         self.run, self.key, self.port = run, key_of(run), 0
-        self.path = path or Path(handout.place(run.root, "answers.jsonl"))
+        self.path = path or Path(handout.place(run.root, "answers.sqlite"))
         self.start()
 
     def start(self) -> None:
         self.log = AnswerLog(str(self.path), self.key)
         videos = handout.place(self.run.root, "handout", "videos")
         self.server = AnswerServer(self.port, handout.page(self.key, served=True), videos, self.log)
-        self.port = self.server.server_port
-        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self.port = self.server.port
+        self.thread = Thread(target=self.server.serve, daemon=True)
+        self.thread.start()
 
     def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive(), "the server does not end"
         self.log.close()
 
     def post(self, given: answers.Answer) -> None:
@@ -279,7 +280,7 @@ def test_a_served_session_with_reload_and_restart_and_850_judgements_recover_the
             video = None if choice == "tie" else sides[0] if choice == "left" else sides[1]
             others.append(answer(key, pair, f"person {n:02d}", video, flip=sides[0] != pair.sides[0].video))
     served.path.with_name("answers of others.jsonl").write_text(lines(others))
-    given = answers.read(str(served.path.with_name("answers*.jsonl")), key)
+    given = answers.read(str(served.path.parent), key)
     found: dict[str, Any] = results.write(served.run, key, given)
     row = found["scores"]["passed"][0]
     assert (row["judgements"], row["people"], row["videos"]) == (850, 17, 50)
@@ -312,8 +313,8 @@ def test_another_browser_goes_on_where_the_server_says(served: Served, browser: 
 
 @pytest.fixture
 def serving(small: Run, tmp_path: Path) -> Iterator[Served]:
-    """The small study, served with a file of answers of this test's own."""
-    found = Served(small, tmp_path / "answers.jsonl")
+    """The small study, served with a database of this test's own."""
+    found = Served(small, tmp_path / "answers.sqlite")
     yield found
     found.stop()
 
@@ -325,8 +326,7 @@ def judge_all(page: Page, count: int) -> None:
 
 
 def recorded(served: Served) -> set[tuple[str, str]]:
-    given = served.path.read_text().splitlines()
-    return {(one.person, one.pair) for one in map(answers.parse, given)}
+    return {(one.person, one.pair) for one in recorded_answers(served.path)}
 
 
 def test_answers_that_are_given_while_another_is_being_sent_are_sent_too(serving: Served, page: Page) -> None:

@@ -3,22 +3,16 @@ prefer, and what cannot be judged or scored is refused before anything is writte
 
 from __future__ import annotations
 
-import datetime
-import http.client
-import itertools
+import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -29,17 +23,14 @@ from pipeline.config.study import Study
 from pipeline.errors import ConfigError
 from pipeline.storage import stores
 from pipeline.study import answers, handout, pairs, preferences, results
-from pipeline.study.answer_log import AnswerLog, ConflictError
-from pipeline.study.answer_server import AnswerServer
+from pipeline.study.answer_log import AnswerLog
 from pipeline.study.answers import Answer
 from pipeline.study.handout import spoiled
-from pipeline.study.pairs import Key, Pair
+from pipeline.study.pairs import Key
 from pipeline.video.frames import write_mp4
 from tests.support.s3_store import BUCKET, Store
-from tests.support.studies import EVIL, FPS, run_of
+from tests.support.studies import EVIL, FPS, answer, key_of, known, lines, paper_key, run_of
 
-ROOT = Path(__file__).parents[2]
-NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 ARMS = ("base", "motive", "no_mask")
 
 
@@ -48,29 +39,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = run_of(tmp_path_factory.mktemp("study"), ARMS, captions=4, catch=0.3)
     job.study(run)
     return run
-
-
-def key_of(run: Run) -> Key:
-    found = handout.key(run.root)
-    assert found is not None
-    return found
-
-
-def answer(key: Key, pair: Pair, person: str, video: str | None, flip: bool = False, **more: Any) -> Answer:
-    """What a person says of a pair: the video that is better, None for a tie."""
-    left, right = (side.video for side in (reversed(pair.sides) if flip else pair.sides))
-    choice = "tie" if video is None else "left" if video == left else "right"
-    held = {"study": key.study, "person": person, "pair": pair.pair, "revision": 0, "left": left, "right": right}
-    return Answer.model_validate({**held, "choice": choice, "seconds": 3.5, "at": NOW, **more})
-
-
-def known(pair: Pair) -> str | None:
-    """The right answer to a catch trial; for two arms, the first."""
-    return None if pair.kind == "identical" else pair.sides[0].video
-
-
-def lines(given: list[Answer]) -> str:
-    return "".join(f"{a.model_dump_json()}\n" for a in given)
 
 
 # --- what is given away ----------------------------------------------------------------------------------------------
@@ -225,7 +193,7 @@ def test_bad_arms_and_videos_are_refused_and_nothing_is_written(tmp_path: Path) 
     _refused(run, "of the 9 videos", "1 are missing: motive of query", "jobs.evaluate")
     place.write_bytes(whole)
     folder = stores.join(run.root, "evaluation")
-    tables.drop_where(folder, lambda t: tables.pc.equal(t.column("arm"), "no_mask"), ["arm"])
+    tables.drop_where(folder, lambda t: pc.equal(t.column("arm"), "no_mask"), ["arm"])
     _refused(run, "no_mask", "it has those of base, motive")
     assert not (tmp_path / "study").exists()
     _refused(_asking(run, answers=str(tmp_path)), "holds no study")
@@ -236,7 +204,7 @@ def test_arms_from_two_trainings_are_refused(tmp_path: Path) -> None:
     table = tables.read(stores.join(run.root, "evaluation"))
     assert table is not None
     rows = [{**r, "version": "another"} for r in table.to_pylist() if r["arm"] == "motive"][:2]
-    tables.append(stores.join(run.root, "evaluation"), tables.pa.Table.from_pylist(rows, schema=table.schema), {})
+    tables.append(stores.join(run.root, "evaluation"), pa.Table.from_pylist(rows, schema=table.schema), {})
     _refused(run, "arm motive come from 2 trainings")
 
 
@@ -310,145 +278,6 @@ def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(buil
     assert answers.read(str(tmp_path / "b.jsonl"), key) == [other]
 
 
-# --- the server ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def served(built: Run, tmp_path: Path) -> Iterator[tuple[AnswerServer, Key, Path]]:
-    key, path = key_of(built), tmp_path / "answers.jsonl"
-    log = AnswerLog(str(path), key)
-    server = AnswerServer(0, handout.page(key, served=True), handout.place(built.root, "handout", "videos"), log)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server, key, path
-    server.shutdown()
-    server.server_close()
-    log.close()
-
-
-def ask(server: AnswerServer, method: str, path: str, body: str | None = None, **headers: str) -> tuple[int, bytes]:
-    link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-    kind = {"Content-Type": "application/json"} if body is not None else {}
-    link.request(
-        method,
-        path,
-        None if body is None else body.encode(),
-        {**kind, **{k.replace("_", "-"): v for k, v in headers.items()}},
-    )
-    response = link.getresponse()
-    found = response.status, response.read()
-    link.close()
-    return found
-
-
-def test_double_submissions_are_one_answer(served: tuple[AnswerServer, Key, Path]) -> None:
-    server, key, path = served
-    pair = key.pairs[0]
-    given = answer(key, pair, "Änna", known(pair))
-    statuses: list[int] = []
-
-    def post() -> None:
-        statuses.append(ask(server, "POST", "/answers", given.model_dump_json())[0])
-
-    threads = [threading.Thread(target=post) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert statuses == [200] * 8
-    assert path.read_text() == lines([given])
-    told = ask(server, "GET", "/answers?person=%C3%84nna")[1]
-    assert json.loads(told) == {"revisions": {pair.pair: 0}}
-    otherwise = given.model_copy(update={"choice": "right" if given.choice != "right" else "left"})
-    assert ask(server, "POST", "/answers", otherwise.model_dump_json())[0] == 409
-    again = otherwise.model_copy(update={"revision": 1})
-    assert ask(server, "POST", "/answers", again.model_dump_json()) == (200, b'{"recorded": true}')
-    assert path.read_text() == lines([given, again])
-
-
-def test_the_server_gives_the_page_and_its_videos_and_nothing_else(served: tuple[AnswerServer, Key, Path]) -> None:
-    server, key, path = served
-    video = Path(server.folder) / f"{key.pairs[0].sides[0].video}.mp4"
-    data, name = video.read_bytes(), f"/videos/{video.name}"
-    assert b'"served": true' in ask(server, "GET", "/")[1]
-    assert ask(server, "GET", name) == (200, data)
-    assert ask(server, "GET", name, Range="bytes=10-19") == (206, data[10:20])
-    assert ask(server, "GET", name, Range="bytes=10-") == (206, data[10:])
-    assert ask(server, "GET", name, Range=f"bytes={len(data)}-")[0] == 416
-    assert ask(server, "HEAD", name) == (200, b"")
-    for hidden in ("/key.json", "/../key.json", "/videos/../../key.json", "/videos/%2e%2e/%2e%2e/key.json", "/videos/"):
-        assert ask(server, "GET", hidden)[0] == 404
-    fine = answer(key, key.pairs[0], "Anna", None).model_dump_json()
-    assert ask(server, "GET", "/", Host="evil.example:8377")[0] == 403, "another name that leads to loopback"
-    assert ask(server, "GET", "/", Host="[")[0] == 403, "no name at all"
-    assert ask(server, "POST", "/answers", fine, Origin="https://evil.example")[0] == 403
-    assert ask(server, "POST", "/answers", fine, Content_Type="text/plain")[0] == 400, "what any page may post"
-    assert ask(server, "POST", "/answers", " " * 5000)[0] == 400
-    assert ask(server, "POST", "/answers", fine.replace(key.study, "0" * 24))[0] == 400
-    assert ask(server, "POST", "/answers", "[]")[0] == 400
-    assert path.read_text() == ""
-    assert ask(server, "GET", "/", Host="localhost:1")[0] == 200
-    away = video.rename(video.with_suffix(".away"))
-    assert ask(server, "GET", name)[0] == 404, "a video that was deleted while it is served"
-    away.rename(video)
-
-
-def test_the_log_has_one_writer_and_mends_what_a_power_cut_left(built: Run, tmp_path: Path) -> None:
-    key, path = key_of(built), tmp_path / "answers.jsonl"
-    one, two = (answer(key, p, "Anna", known(p)) for p in key.pairs[:2])
-    path.write_text(lines([one]) + lines([two])[:-30])
-    log = AnswerLog(str(path), key)
-    with pytest.raises(ConfigError, match="another process is serving"):
-        AnswerLog(str(path), key)
-    assert path.read_text() == lines([one])
-    assert not log.add(one.model_dump_json().encode()), "known since before the restart"
-    assert log.add(two.model_dump_json().encode())
-    with pytest.raises(ConflictError):
-        log.add(two.model_copy(update={"left": two.right, "right": two.left}).model_dump_json().encode())
-    log.close()
-    assert path.read_text() == lines([one, two])
-    with pytest.raises(ConfigError, match=r"answers cannot be written there \(Is a directory\)"):
-        AnswerLog(str(tmp_path), key)
-    path.write_text(lines([one]) + "damaged\n" + lines([two]))
-    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 2: it is damaged"):
-        AnswerLog(str(path), key)
-    assert path.read_text() == lines([one]) + "damaged\n" + lines([two])
-
-
-def test_an_answer_that_cannot_be_written_leaves_nothing(
-    built: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key, path = key_of(built), tmp_path / "answers.jsonl"
-    log, write = AnswerLog(str(path), key), os.write
-    line = answer(key, key.pairs[0], "Anna", None).model_dump_json().encode()
-    with monkeypatch.context() as full:
-        full.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
-        with pytest.raises(OSError, match="full"):
-            log.add(line)
-    assert path.read_bytes() == b""
-    assert log.add(line)
-    log.close()
-    assert path.read_bytes() == line + b"\n"
-
-
-def test_serving_holds_no_lease_and_ends_with_status_zero(built: Run, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "jobs.study", "--config", "demo"]
-    keys = {"root": built.root, "study.serve": "true", "study.port": "0"}
-    words += [w for k, v in keys.items() for w in ("--set", f"{k}={v}")]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        told = list(itertools.islice(child.stdout, 4))
-        assert re.search(r"http://127\.0\.0\.1:\d+/", told[2]), told
-        assert not list(Path(built.root).glob(".lease-*")), "a study served for days keeps the run's jobs out"
-        child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 0, child.stderr.read()
-        assert "0 judgements of 0 people" in child.stdout.read()
-    Path(handout.place(built.root, "answers.jsonl")).unlink()
-    with pytest.raises(ConfigError, match="object store cannot"):
-        job.study(_asking(built.model_copy(update={"root": "s3://bucket/run"}), serve=True))
-
-
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -474,15 +303,6 @@ def crowd(key: Key, people: int, shares: tuple[float, float], careless: int = 0,
             name = f"person {n:02d}" if n < people else f"careless {n:02d}"
             found.append(answer(key, pair, name, video, flip=bool(rng.integers(2))))
     return found
-
-
-def paper_key(videos: int = 50) -> Key:
-    films = [(f"q{n:02d}", 0) for n in range(videos)]
-    settings = Study(arms=("base", "motive"))
-    planned = pairs.plan(films, {f[0]: "" for f in films}, settings, "ab" * 32)
-    asked = pairs.asked(settings)
-    versions = dict.fromkeys(settings.arms, "1")
-    return Key(study="s", salt="ab" * 32, asked=asked, arms=settings.arms, versions=versions, pairs=tuple(planned))
 
 
 def test_seventeen_people_and_fifty_videos_recover_the_preference(built: Run) -> None:
@@ -617,7 +437,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
             Study.model_validate(wrong)
 
 
-def test_a_study_on_s3_is_built_and_scored_there(store: Store) -> None:
+def test_a_study_on_s3_is_built_and_scored_there(store: Store, tmp_path: Path) -> None:
     run = run_of(f"s3://{BUCKET}/runs/[a] study", captions=2, catch=0)
     job.study(run)
     key = key_of(run)
@@ -628,6 +448,13 @@ def test_a_study_on_s3_is_built_and_scored_there(store: Store) -> None:
     for where in (place, stores.join(run.root, "given")):
         job.study(_asking(run, answers=where))
     assert json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]["win"] == 1
+    with contextlib.closing(AnswerLog(str(tmp_path / "answers.sqlite"), key)) as log:
+        for pair in key.pairs:
+            log.add(answer(key, pair, "Bert", known(pair)).model_dump_json().encode())
+    stores.write_bytes(stores.join(run.root, "given", "b.sqlite"), (tmp_path / "answers.sqlite").read_bytes())
+    job.study(_asking(run, answers=stores.join(run.root, "given")))
+    scored = json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]
+    assert (scored["people"], scored["win"]) == (2, 1)
     stores.write_bytes(place, b"damaged\n")
     with pytest.raises(ConfigError, match=r"s3://.*given/a\.jsonl, line 1: it is damaged"):
         job.study(_asking(run, answers=stores.join(run.root, "given")))

@@ -1,7 +1,9 @@
-"""A run whose arms have generated videos, for the tests of the blind study: the world's videos, no model."""
+"""A run whose arms have generated videos, keys and answers, for the tests of the blind study: the world's videos, no
+model."""
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,17 @@ import pyarrow as pa
 
 from pipeline import config, tables
 from pipeline.config import Run
+from pipeline.config.study import Study
 from pipeline.evaluation.held_out import video_place
 from pipeline.storage import stores
+from pipeline.study import answer_database, answers, handout, pairs
+from pipeline.study.answers import Answer
+from pipeline.study.pairs import Key, Pair
 from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
 
+NOW = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
 EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"&'{{ 7 * 7 }}"""
 FRAMES, FPS, SIZE = 9, 8.0, 32
 DISTINCT = 4  # videos an arm; further captions have copies of them, which is faster
@@ -46,3 +53,40 @@ def run_of(root: Path | str, arms: tuple[str, ...] = ("base", "motive"), caption
             rows += [{**about, "metric": m, "value": 1.0} for m in ("temporal_flickering", "vbench_dynamic_degree")]
     tables.append(stores.join(run.root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), {})
     return run
+
+
+def key_of(run: Run) -> Key:
+    found = handout.key(run.root)
+    assert found is not None
+    return found
+
+
+def answer(key: Key, pair: Pair, person: str, video: str | None, flip: bool = False, **more: Any) -> Answer:
+    """What a person says of a pair: the video that is better, None for a tie."""
+    left, right = (side.video for side in (reversed(pair.sides) if flip else pair.sides))
+    choice = "tie" if video is None else "left" if video == left else "right"
+    held = {"study": key.study, "person": person, "pair": pair.pair, "revision": 0, "left": left, "right": right}
+    return Answer.model_validate({**held, "choice": choice, "seconds": 3.5, "at": NOW, **more})
+
+
+def known(pair: Pair) -> str | None:
+    """The right answer to a catch trial; for two arms, the first."""
+    return None if pair.kind == "identical" else pair.sides[0].video
+
+
+def lines(given: list[Answer]) -> str:
+    return "".join(f"{a.model_dump_json()}\n" for a in given)
+
+
+def paper_key(videos: int = 50) -> Key:
+    films = [(f"q{n:02d}", 0) for n in range(videos)]
+    settings = Study(arms=("base", "motive"))
+    planned = pairs.plan(films, {f[0]: "" for f in films}, settings, "ab" * 32)
+    asked = pairs.asked(settings)
+    versions = dict.fromkeys(settings.arms, "1")
+    return Key(study="s", salt="ab" * 32, asked=asked, arms=settings.arms, versions=versions, pairs=tuple(planned))
+
+
+def recorded_answers(path: Path) -> list[Answer]:
+    """What the database of a server holds, in the order in which it was written."""
+    return [answers.parse(line) for line in answer_database.read_lines(str(path))]
