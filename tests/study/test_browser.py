@@ -25,7 +25,10 @@ from pipeline.study.pairs import Key, Pair
 from tests.support.studies import answer, key_of, known, lines, paper_key, recorded_answers, run_of
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium"),
+]
 
 KEYS = {"left": ("ArrowLeft", "1"), "tie": ("ArrowDown", "0"), "right": ("ArrowRight", "2")}
 TIMEOUT = 30_000  # milliseconds, of which a machine with nothing else to do needs a hundred
