@@ -41,7 +41,7 @@ ASKED = {"plain": 0.5, "whitened": 0.4, "arrays": 0.1, "parquet": 0.4}
 
 def run_of(root: str, whiten: float | None) -> Run:
     projection = {"kind": "gaussian", "dim": DIM, "seed": 0}
-    changes = {"root": root, "ranking.mask": "motion", "ranking.whiten": whiten, "attribution.projection": projection,
+    changes = {"root": root, "motion.of": "all", "ranking.mask": "motion", "ranking.whiten": whiten, "attribution.projection": projection,
                "attribution.settings": [{"timestep": 751, "noise": 0, "mask": "motion"}]}  # fmt: skip
     return config.load("demo", changes)
 

@@ -201,7 +201,7 @@ def test_a_still_clip_with_an_unmasked_feature_stays_in_and_an_outdated_row_does
     schema = schemas.motion_schema(schemas.CLIPS)
     tables.append(stores.join(root, "motion", "clips"), pa.Table.from_pylist(moved, schema=schema), {})
     tables.append(stores.join(root, "features", "clips"), _features(rows[:2]), {})
-    found = funnel.funnel(config.load("demo", {"root": root}))
+    found = funnel.funnel(config.load("demo", {"root": root, "motion.of": "all"}))
     assert [(s.entered, s.left, s.still) for s in found.stages] == [(3, 3, 0), (3, 2, 1), (2, 2, 0)]
     assert found.stages[1].dropped == {"outdated": 1}
     assert found.problems == []

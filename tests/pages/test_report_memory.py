@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     ranked["mean_influence"] = pa.array(-ranks / len(kept), pa.float32())
     chosen = [filled(schemas.SELECTION, **ranked, group=pa.array([group] * len(kept))) for group in GROUPS]
     tables.replace_streamed(f"{root}/selection", schemas.SELECTION, chosen, {})
-    values = {"root": root, "evaluate.videos": None, "ranking.mask": "motion"}
+    values = {"root": root, "evaluate.videos": None, "ranking.mask": "motion", "motion.of": "all"}
     values |= {"attribution.settings": SETTINGS, "attribution.projection.dim": K}
     return config.load("demo", values)
 
