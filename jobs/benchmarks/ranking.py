@@ -40,9 +40,14 @@ ASKED = {"plain": 0.5, "whitened": 0.4, "arrays": 0.1, "parquet": 0.4}
 
 
 def run_of(root: str, whiten: float | None) -> Run:
-    projection = {"kind": "gaussian", "dim": DIM, "seed": 0}
-    changes = {"root": root, "motion.of": "all", "ranking.mask": "motion", "ranking.whiten": whiten, "attribution.projection": projection,
-               "attribution.settings": [{"timestep": 751, "noise": 0, "mask": "motion"}]}  # fmt: skip
+    changes = {
+        "root": root,
+        "motion.of": "all",
+        "ranking.mask": "motion",
+        "ranking.whiten": whiten,
+        "attribution.projection": {"kind": "gaussian", "dim": DIM, "seed": 0},
+        "attribution.settings": [{"timestep": 751, "noise": 0, "mask": "motion"}],
+    }
     return config.load("demo", changes)
 
 
