@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from typing import Any, NoReturn
 from pipeline import config
 from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
-from pipeline.config.operations import SpentError
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.errors import ConfigError, LostError, SpentError, StageError, UsageError, store_failure
 from pipeline.operations import webhook
 from pipeline.storage import lease, stores
 
@@ -53,20 +51,20 @@ def main(
                 job(run)
             if afterwards is not None:
                 afterwards(run)
-    except (ConfigError, FingerprintError) as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except SpentError as spent:
         print(spent)
-    except lease.LostError as error:
+    except LostError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
-        failed = stores.failure(error)
-        if failed is None:
+        failure = store_failure(error)
+        if failure is None:
             raise
-        stage = re.match(r"stage [\w ]+ failed: ", str(error))
-        print(f"error: {stage[0] if stage else ''}{failed}\n{CONTINUED}", file=sys.stderr)
+        failed = StageError(error.stage, str(failure)) if isinstance(error, StageError) else failure
+        print(f"error: {failed}\n{CONTINUED}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off

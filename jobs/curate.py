@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
-from pipeline.config.operations import SpentError
+from pipeline.errors import SpentError
 from pipeline.operations import tracking
 from pipeline.stages import attribution, curation, run_record, two_stages, video_sets
 from pipeline.stages.evaluation import evaluate

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pipeline.errors import StoreError
 from pipeline.tables.throughput import Figures
 
 LIMIT = 2  # deaths with a clip alone, after which it is given up
@@ -52,6 +53,7 @@ class Attempts:
         self._done = Figures()  # its seconds and deaths are counted below
         self._deaths = 0
         self._expected = 0
+        self._failure: StoreError | None = None
         self._begun = self._moved = clock()
 
     # --- told by the actors -------------------------------------------------------------------------------------------
@@ -108,6 +110,10 @@ class Attempts:
             for name in names:
                 self._entries.pop(_key([name]), None)
 
+    def fails(self, actor: str, failure: StoreError) -> None:
+        """A store failed this actor, which ends the stage."""
+        self._failure = self._failure or failure
+
     def _count(self, known: _Actor, work: Figures) -> None:
         now = self._clock()
         known.busy += now - known.since
@@ -121,6 +127,10 @@ class Attempts:
         """A pool of so many actors begins, and the one before it has ended."""
         self._done += self._pool()
         self._actors, self._expected = {}, actors
+
+    def failure(self) -> StoreError | None:
+        """The first failure of a store that an actor told of."""
+        return self._failure
 
     def _pool(self) -> Figures:
         """What the present pool had of its actors' time."""

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from ray.train import CheckpointUploadMode
 
+from pipeline.cluster.failures import surfacing
 from pipeline.config import Finetune
 from pipeline.storage import stores
 from pipeline.training import checkpoints
@@ -71,10 +72,11 @@ class Checkpoints:
 
         def upload(checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
             try:
-                checkpoints.write(state, Path(checkpoint.path), *self.training.share)
-                if self.rank == 0:
-                    (Path(checkpoint.path) / METRICS).write_text(lines)
-                return storage.persist_current_checkpoint(checkpoint, name)
+                with surfacing():
+                    checkpoints.write(state, Path(checkpoint.path), *self.training.share)
+                    if self.rank == 0:
+                        (Path(checkpoint.path) / METRICS).write_text(lines)
+                    return storage.persist_current_checkpoint(checkpoint, name)
             finally:
                 self.written.set()
 

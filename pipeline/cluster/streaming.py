@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import signal
 import time
 from collections import Counter
@@ -24,11 +23,11 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import tables
-from pipeline.cluster import connection
+from pipeline.cluster import connection, failures
 from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.config.operations import Pool
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, StageError
 from pipeline.storage import stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
@@ -134,12 +133,14 @@ class _Actor:
                 "which."
             )
         self.meters = ray_journal.Meters(stage.title)
-        self.worker = stage.worker()
+        with failures.noted(self.journal):
+            self.worker = stage.worker()
         self.folders, self.fingerprints, self.metadata = stage.folders, stage.fingerprints, stage.metadata
         self.journal.tell("is_up")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        errors = self._attempt(rows, of_batch=False)
+        with failures.noted(self.journal):
+            errors = self._attempt(rows, of_batch=False)
         return pa.table({"rows": pa.array([rows.num_rows]), "errors": pa.array([errors], pa.list_(pa.string()))})
 
     def _attempt(self, rows: pa.Table, of_batch: bool) -> list[str]:
@@ -214,8 +215,8 @@ def stream(
     """Send the `total` rows of `blocks` through a stage's actors, `pool.batch` at a time, into its tables.
 
     `report` hears of every batch. Rows already in the tables must have been subtracted; clips that were `tried` before
-    get no third try. What the stage achieved is returned, and noted under its root. RuntimeError, naming the stage,
-    where the pool fails or makes no progress for NO_PROGRESS seconds.
+    get no third try. What the stage achieved is returned, and noted under its root. StageError where
+    the pool fails or makes no progress for NO_PROGRESS seconds.
 
     The rows are drawn a window at a time: about ROWS or BYTES are in the object store, and what Ray remembers of every
     batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
@@ -279,20 +280,14 @@ def _stored(window: list[pa.Table], size: int) -> Any:
 
 @contextlib.contextmanager
 def _named(stage: str, journal: Any, pool: Pool) -> Iterator[None]:
-    """Ray's errors with the stage's name first."""
+    """Ray's errors with the stage's name first, and with the store's failure as their cause where they came of one."""
     try:
         yield
     except ExecutionTimeoutError as error:
-        raise RuntimeError(
-            f"stage {stage} failed: no progress for {NO_PROGRESS / 60:.0f} minutes. "
-            f"{ray_journal.describe(ray.get(journal.told.remote()), stage, pool)}\n{AGAIN}"
-        ) from error
+        waits = ray_journal.describe(ray.get(journal.told.remote()), stage, pool)
+        raise StageError(stage, f"no progress for {NO_PROGRESS / 60:.0f} minutes. {waits}\n{AGAIN}") from error
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"stage {stage} failed: {cause(str(error))}\n{AGAIN}") from error
-
-
-def cause(text: str) -> str:
-    """The line of Ray's text that says what happened: the last that names an exception, but for Ray's own wrapping."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line) and "UserCodeException" not in line]
-    return named[-1] if named else lines[-1]
+        failure = ray.get(journal.failure.remote())
+        if failure is not None:
+            raise StageError(stage, f"{failure}\n{AGAIN}") from failure
+        raise StageError(stage, f"{failures.sentence(str(error))}\n{AGAIN}") from error

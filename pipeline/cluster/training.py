@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import models
-from pipeline.cluster import journal
+from pipeline.cluster import failures, journal
 from pipeline.cluster.checkpoints import METRICS, Checkpoints
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
+from pipeline.errors import StageError
 from pipeline.models.device import device_for
 from pipeline.storage import stores
 from pipeline.training import loop
@@ -102,7 +103,8 @@ def finetune(
 
     An arm that was finished with the same clips, weights, model and configuration is left as it is; a run that was
     interrupted goes on; anything else in the arm's folder gives way. `frames` is a function of an importable module
-    that each worker calls once. RuntimeError if the workers fail more than MAX_FAILURES times.
+    that each worker calls once. RuntimeError if the workers fail more than MAX_FAILURES times, StageError if a store
+    fails them.
     """
     root = _absolute(run.root)
     folder = stores.join(root, "finetuned", run.finetune.arm)
@@ -144,8 +146,9 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
                 _trainer(run, told, name, storage).fit()
                 return
             except ray.train.TrainingFailedError as error:
-                if stores.failure(error) is not None:
-                    raise  # each request was tried long enough, and a full disk stays full
+                failure = failures.of_training(error)
+                if failure is not None:  # each request was tried long enough, and a full disk stays full
+                    raise StageError("finetune", str(failure)) from failure
                 failed = error
                 log.warning("fine-tuning failed %d times after step %d: %s", MAX_FAILURES + 1, _lines(metrics), error)
     finally:
@@ -160,7 +163,7 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
 def _trainer(run: Run, told: dict[str, Any], name: str, storage: str) -> TorchTrainer:
     pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
     return TorchTrainer(
-        _worker,
+        _surfacing_worker,
         train_loop_config=told,
         scaling_config=ray.train.ScalingConfig(
             num_workers=_workers(run),
@@ -181,6 +184,11 @@ def _trainer(run: Run, told: dict[str, Any], name: str, storage: str) -> TorchTr
 def _workers(run: Run) -> int | tuple[int, int]:
     fewest, most = run.finetune.min_workers, run.finetune.workers
     return most if fewest in (None, most) else (fewest, most)
+
+
+def _surfacing_worker(told: dict[str, Any]) -> None:
+    with failures.surfacing():
+        _worker(told)
 
 
 def _worker(told: dict[str, Any]) -> None:

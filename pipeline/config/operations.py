@@ -86,10 +86,6 @@ class Budget(Model):
     cpu_hours: float | None = Field(None, gt=0)
 
 
-class SpentError(Exception):
-    """The budget is spent; the text says what is finished and how to go on."""
-
-
 class Pool(Model):
     """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
 

@@ -52,7 +52,8 @@ class DescriptionWorker:
         try:
             frames = self.decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
             if row["kind"] == VIDEO and self._has(row, d.frames + 1):
-                raise ClipError("too_long", f"it has more than the {d.frames} frames of data.frames.")
+                problem = f"too_long: it has more than the {d.frames} frames of data.frames."
+                return {**row, "description": None, "problem": problem}
         except ClipError as error:
             return {**row, "description": None, "problem": str(error)}
         flow = motion.estimate(frames, self.raft, self.run.motion, self.device)

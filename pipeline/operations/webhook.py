@@ -20,8 +20,7 @@ from datetime import UTC, datetime
 
 from pipeline.config import Run
 from pipeline.config.credentials import HIDDEN, scrubbed
-from pipeline.config.operations import SpentError
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.errors import ConfigError, SpentError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def on_failure(run: Run, job: str) -> Iterator[None]:
     address(run)
     try:
         yield
-    except (ConfigError, FingerprintError):
+    except UsageError:
         raise
     except Exception as error:
         state = "spent" if isinstance(error, SpentError) else "failed"

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pipeline.attribution.decomposition import Sums
 from pipeline.config import Run
+from pipeline.errors import CODES
 from pipeline.pages import explain_links, gallery, pictures
 from pipeline.pages.gallery import FramesOf, Studio
 from pipeline.pages.pictures import Mask, Picture, latent_frames
@@ -24,18 +25,11 @@ SHOWN = 5  # queries with pictures at either end
 GROUPS = 12  # columns of a split
 LARGEST = 400_000  # bytes of the clip's own picture
 
-REMEDIES = {
-    "no_motion": "It has no feature under the motion mask. With ranking.mask: none or queries it is ranked by its "
-    "unmasked one, and with a lower motion.still it may have a mask.",
-    "too_short": "Take fewer data.frames, or a lower data.fps.",
-    "decode": "Make the video again; a stage is then redone for it, because its version has changed.",
-    "refused": "The sentence says which rule it breaks; data.base and the kind of file decide.",
-    "timeout": "A higher data.decode_timeout gives it more time, once its rows are deleted.",
-    "not_shortlisted": "The cheaper attribution placed it between those that the full setting looks at; a larger "
-    "attribution.shortlist has it attributed in full.",
-    "not_finite": "Its gradient cannot be used; other weights or another dtype may give one.",
-}
-AGAIN = "The next run of the same command tries it once more."
+NOT_SHORTLISTED = (
+    "The cheaper attribution placed it between those that the full setting looks at; a larger attribution.shortlist "
+    "has it attributed in full."
+)
+TRIED_TWICE = "It was tried twice. Delete its rows, and the next run tries it anew."
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,10 @@ class Problem:
 
     @property
     def remedy(self) -> str:
-        return REMEDIES.get(self.error.split(":")[0], AGAIN)
+        code = self.error.split(":")[0]
+        if code == "not_shortlisted":
+            return NOT_SHORTLISTED
+        return CODES[code].remedy if code in CODES else TRIED_TWICE
 
     def __str__(self) -> str:
         code, _, sentence = self.error.partition(": ")

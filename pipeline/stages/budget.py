@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.config.operations import Budget, Pool, SpentError
+from pipeline.config.operations import Budget, Pool
+from pipeline.errors import SpentError
 
 Report = Callable[[int, int, dict[str, int]], None]
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, HeldError, LostError
 from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,6 @@ log = logging.getLogger(__name__)
 RENEWAL, EXPIRY, WATCH = 10.0, 60.0, 15.0  # seconds
 TOGETHER = 30.0  # seconds in which those who came together must have sorted out who is first
 _PREFIX = ".lease-"
-
-
-class HeldError(ConfigError):
-    """Another job holds the run; the text says which, where, since when, and what to do."""
-
-
-class LostError(RuntimeError):
-    """This process held the run, but for too long could not say so, and another may hold it by now."""
 
 
 class Holder(BaseModel, frozen=True, extra="forbid"):

@@ -27,25 +27,7 @@ SETTLING = 5.0  # seconds in which writers that came together have written
 ABANDONED = 3600.0  # seconds without a write after which nobody writes to a half-written file any more
 _HALF_WRITTEN = r"\..+\.[0-9a-f]{32}\.tmp"
 
-
 S3 = ("s3://", "s3a://")
-
-
-_TOLD = re.compile(r"^(?:[\w.]+: )?pipeline\.(?:errors|storage\.s3|tables\.part_files)\.\w+Error: (.*)$", re.MULTILINE)
-
-
-def failure(error: BaseException | None) -> StoreError | None:
-    """The store's failure that an error came of, if it was one. Of what its workers raise, Ray keeps the text alone."""
-    seen = []
-    while error is not None and error not in seen:
-        told = _TOLD.search(str(error))
-        if told:
-            return StoreError(told[1])
-        if isinstance(error, StoreError):
-            return error
-        seen.append(error)
-        error = error.__cause__
-    return None
 
 
 @contextmanager
@@ -67,7 +49,7 @@ def join(root: str, *names: str) -> str:
 def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem and bare path of a local path or URL."""
     if path.startswith(S3):
-        from pipeline.storage import s3  # here, because its import takes half a second that local runs need not
+        from pipeline.storage import s3  # here for speed: s3fs and botocore take half a second that local runs need not
 
         return s3.S3(**s3.OPTIONS), str(s3.S3._strip_protocol(path))
     found = fsspec.core.url_to_fs(path)
@@ -226,7 +208,7 @@ def arrow(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 def fetch(path: str, local: str) -> None:
     """Copy a remote file to a local path. One that is not there is asked for again: a listing may be ahead of it."""
-    from pipeline.storage.s3 import DENIED_TRIES, wait
+    from pipeline.storage.s3 import DENIED_TRIES, wait  # here for speed, as in `place`
 
     fs, bare = place(path)
     for tries in range(1, DENIED_TRIES + 1):

@@ -10,11 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StoreError
-
-
-class DamagedError(StoreError):
-    """A part that cannot be read to its end; the text says which, and what to do."""
+from pipeline.errors import DamagedError, StoreError
 
 
 @contextmanager

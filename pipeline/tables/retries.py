@@ -1,8 +1,7 @@
-"""Which errors the next run tries again, and for how long.
+"""Which rows with an error the next run tries again, by the codes of `errors`.
 
-A store that cannot be read is no clip's fault and costs a request: `read` is tried by every run. A clip whose process
-died, or took all its memory, is tried once more: if it ends so again, its error is `crashed again` or `memory again`
-and stands, for every try may cost the processes that it dies with.
+A clip that is tried once more and ends with the same kind of error again has `crashed again` or `memory again` in its
+row, which is no code that is tried.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from collections.abc import Collection
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ONCE = ("crashed", "memory")
-RETRIED = ("read", *ONCE)
+from pipeline.errors import CODES, Retry
+
+ONCE = tuple(code.name for code in CODES.values() if code.retry is Retry.ONCE)
+RETRIED = tuple(code.name for code in CODES.values() if code.retry is not Retry.NEVER)
 
 
 def codes(errors: pa.ChunkedArray) -> pa.ChunkedArray:

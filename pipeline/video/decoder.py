@@ -104,17 +104,18 @@ class Decoder:
         try:
             self._send(json.dumps(asked).encode())
             answer = json.loads(self._answer())
+            error = ClipError(answer["code"], answer["sentence"]) if "code" in answer else None
             frames = self._receive(wanted) if answer.get("frames") else None
-        except _StillError as error:
+        except _StillError as still:
             self._stop()
-            raise ClipError("timeout", f"decoding it stood still for {self._timeout:g} seconds") from error
-        except (EOFError, OSError, ProcessError, ValueError, AttributeError) as error:
+            raise ClipError("timeout", f"decoding it stood still for {self._timeout:g} seconds") from still
+        except (EOFError, OSError, ProcessError, LookupError, TypeError, ValueError, AttributeError) as garbled:
             # The pipe ended, or what came is no answer of ours: either way this child is no use any more.
-            raise ClipError("crashed", f"the decoder ended with {_name(self._stop())} while reading it") from error
-        if "code" in answer:
-            if answer["code"] == "memory":
+            raise ClipError("crashed", f"the decoder ended with {_name(self._stop())} while reading it") from garbled
+        if error is not None:
+            if error.code == "memory":
                 self._stop()  # what is left of its memory is in pieces
-            raise ClipError(answer["code"], answer["sentence"])
+            raise error
         return answer["rows"] if frames is None else frames
 
     def _send(self, message: bytes) -> None:

@@ -12,7 +12,8 @@ import yaml
 from jobs import command, curate
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.config.operations import Budget, Pool, SpentError
+from pipeline.config.operations import Budget, Pool
+from pipeline.errors import SpentError
 from pipeline.stages import budget
 
 

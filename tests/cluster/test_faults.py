@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,11 +30,11 @@ from pipeline.cluster import streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
+from pipeline.errors import ClipError, StageError, StoreError, store_failure  # noqa: E402
 from pipeline.stages.finetuning import finetune  # noqa: E402
 from pipeline.tables import scanning, schemas  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.decoder import Decoder  # noqa: E402
-from pipeline.video.frames import ClipError  # noqa: E402
 from pipeline.video.indexing import IndexWorker  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -143,6 +143,18 @@ def cluster() -> Iterator[None]:
 SCHEMA = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
 
 
+class RenamedError(StoreError):
+    """A store's failure of a module that the product does not know by name."""
+
+
+def no_room() -> NoReturn:
+    """A store's failure behind another error."""
+    try:
+        raise RenamedError("/a: it cannot be written (No space left)")
+    except RenamedError as error:
+        raise ValueError("no part") from error
+
+
 class Mortal:
     """Clips whose name says what they do to their process; the others take a moment."""
 
@@ -152,6 +164,8 @@ class Mortal:
             os.kill(os.getpid(), signal.SIGKILL)
         if start == "raises":
             raise ValueError("no such weights")
+        if start == "full":
+            no_room()
 
     def first(self, name: str) -> bool:
         marker = self.folder / name
@@ -164,6 +178,8 @@ class Mortal:
         for name in rows.column("clip_id").to_pylist():
             if name == "raises":
                 raise ValueError("this is a mistake of ours")
+            if name == "full":
+                no_room()
             if name.startswith("segfault") or (name.startswith("once") and self.first(name)):
                 signal.raise_signal(signal.SIGSEGV)  # in this thread: of a kill, another may take its time to die
             time.sleep(0.05)
@@ -218,6 +234,16 @@ def test_an_error_while_starting_ends_the_stage(cluster: None, tmp_path: Path) -
 def test_a_mistake_of_ours_ends_the_stage_with_its_text(cluster: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stage test failed: ValueError: this is a mistake of ours\n"):
         streamed(tmp_path, ["c0", "raises"])
+
+
+@pytest.mark.parametrize(("names", "start"), [(["c0", "full"], ""), (["c0"], "full")])
+def test_a_stores_failure_reaches_the_driver_as_it_is(
+    cluster: None, tmp_path: Path, names: list[str], start: str
+) -> None:
+    """Also one of a module that nobody knows, and behind another error, for of those Ray keeps the text alone."""
+    with pytest.raises(StageError, match="stage test failed: /a: it cannot be written") as error:
+        streamed(tmp_path, names, start)
+    assert type(store_failure(error.value)) is RenamedError
 
 
 def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callable[..., Run], tmp_path: Path) -> None:

@@ -10,18 +10,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from ray.train import TrainingFailedError
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, WorkerGroupError
 
 from pipeline.models import trained_weights
 
 ROOT = str(Path(__file__).parents[2])
+from pipeline.cluster import failures  # noqa: E402
 from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
+from pipeline.errors import StageError, StoreError, store_failure  # noqa: E402
 from pipeline.storage import stores  # noqa: E402
 from pipeline.training import loop, training_set  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
@@ -29,6 +33,10 @@ from tests.training import test_loop as tiny  # noqa: E402
 pytestmark = pytest.mark.slow
 
 STEPS = 8
+
+
+class RenamedError(StoreError):
+    """A store's failure of a module that the product does not know by name."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -178,10 +186,36 @@ def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, mo
         def fit(self) -> None:
             calls.append(1)
             metrics.write_text("{}\n" * len(calls))
-            raise TrainingFailedError("x\npipeline.errors.StoreError: /a: it cannot be written (No space left)")
+            raise WorkerGroupError("two", {0: RuntimeError("peer closed"), 1: RenamedError("/a: it cannot be written")})
 
     monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
-    with pytest.raises(TrainingFailedError) as error:
+    with pytest.raises(StageError, match="stage finetune failed: /a: it cannot be written") as error:
         ray_train._fit(configured(tmp_path, "none"), {"folder": str(tmp_path)}, "name", str(tmp_path))
-    assert str(stores.failure(error.value)) == "/a: it cannot be written (No space left)"
+    assert type(store_failure(error.value)) is RenamedError
     assert len(calls) == 1, "a full disk was tried again"
+
+
+def frames_of_a_full_disk(run: Run) -> training_set.FramesOf:
+    """Frames that cannot be had, because a store failed; what surfaces first is another error."""
+
+    def frames_of(row: training_set.Row) -> Any:
+        try:
+            raise RenamedError("/a: it cannot be written (No space left)")
+        except RenamedError as error:
+            raise ValueError("no frames") from error
+
+    return frames_of
+
+
+def test_a_workers_store_failure_reaches_the_driver_as_it_is(checkpoint: str, tmp_path: Path) -> None:
+    """Also one of a module that nobody knows, and behind another error, for Ray drops the causes."""
+    with pytest.raises(StageError) as error:
+        ray_train.finetune(configured(tmp_path / "run", checkpoint), training_rows(), frames_of_a_full_disk)
+    assert type(store_failure(error.value)) is RenamedError
+    assert str(error.value) == "stage finetune failed: /a: it cannot be written (No space left)"
+
+
+def test_a_failure_of_rays_controller_is_known_too() -> None:
+    cause = RayTaskError("run", "Traceback ...", RenamedError("/a: no"), "python", 1, "127.0.0.1")
+    assert type(failures.of_training(ControllerError(cause))) is RenamedError
+    assert failures.of_training(ControllerError(ValueError("pipeline.errors.StoreError: /a: no"))) is None

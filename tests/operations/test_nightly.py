@@ -20,8 +20,7 @@ from jobs.nightly import nightly
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.config.operations import SpentError
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SpentError
 from pipeline.evaluation.held_out import Trained
 from pipeline.operations import in_use, nights, reattribution, webhook
 from pipeline.operations.reattribution import FIELD

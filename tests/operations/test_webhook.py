@@ -16,8 +16,7 @@ import pytest
 from jobs import command
 from pipeline import config
 from pipeline.config import Run
-from pipeline.config.operations import SpentError
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SpentError
 from pipeline.operations import webhook
 from pipeline.stages import run_record
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, HeldError
 from pipeline.storage import lease, stores
 from tests.support.s3_store import BUCKET, Store, seen_by, served
 
@@ -89,7 +89,7 @@ def test_of_many_that_come_together_one_holds_it(root: str) -> None:
                 time.sleep(1)
                 with count:
                     inside -= 1
-        except lease.HeldError:
+        except HeldError:
             with count:
                 refused += 1
 
@@ -103,7 +103,7 @@ def test_of_many_that_come_together_one_holds_it(root: str) -> None:
 
 def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(root: str, brisk: None) -> None:
     far = elsewhere(root, renewed=time.time())
-    with pytest.raises(lease.HeldError, match="far"), lease.held(root, "curate"):
+    with pytest.raises(HeldError, match="far"), lease.held(root, "curate"):
         pytest.fail("two held it")
     lease._write(root, far.model_copy(update={"renewed": time.time() - 2 * lease.EXPIRY}))
     with lease.held(root, "curate"):
@@ -122,7 +122,7 @@ def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: N
     thread = threading.Thread(target=renew)
     thread.start()
     try:
-        with pytest.raises(lease.HeldError, match="far"), lease.held(root, "curate"):
+        with pytest.raises(HeldError, match="far"), lease.held(root, "curate"):
             pytest.fail("two held it")
     finally:
         over.set()
@@ -146,7 +146,7 @@ def holder(root: str) -> subprocess.Popen[str]:
 
 def test_a_killed_holder_of_this_machine_frees_it_at_once(tmp_path: Path) -> None:
     process = holder(str(tmp_path))
-    with pytest.raises(lease.HeldError, match=f"process id {process.pid}"), lease.held(str(tmp_path), "curate"):
+    with pytest.raises(HeldError, match=f"process id {process.pid}"), lease.held(str(tmp_path), "curate"):
         pytest.fail("two held it")
     process.kill()
     time.sleep(0.2)  # not waited for: a zombie holds nothing either

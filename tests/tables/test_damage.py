@@ -12,12 +12,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline import tables
-from pipeline.errors import StoreError
+from pipeline.errors import DamagedError, StoreError
 from pipeline.ranking import feature_table
 from pipeline.storage import stores
 from pipeline.tables import merging, rows, scanning, schemas
 from pipeline.tables.column_file import Columns
-from pipeline.tables.part_files import DamagedError
 from pipeline.tables.shuffling import Shuffled, keys
 
 N, K = 200, 64
@@ -83,11 +82,6 @@ def test_a_missing_part_is_not_a_damaged_one(root: Path) -> None:
     part.unlink()
     with pytest.raises(FileNotFoundError):
         rows._read_part(str(part), fs, None)
-
-
-def test_what_ray_makes_of_damage_is_known_again() -> None:
-    told = stores.failure(RuntimeError("x\npipeline.tables.part_files.DamagedError: /a/part-b: this part is damaged"))
-    assert str(told) == "/a/part-b: this part is damaged"
 
 
 def full(*_: object) -> int:
