@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pipeline.errors import StoreError
+from pipeline.errors import LostError, StoreError
 from pipeline.tables.throughput import Figures
 
 LIMIT = 2  # deaths with a clip alone, after which it is given up
@@ -54,6 +54,7 @@ class Attempts:
         self._deaths = 0
         self._expected = 0
         self._failure: StoreError | None = None
+        self._stopped = False
         self._begun = self._moved = clock()
 
     # --- told by the actors -------------------------------------------------------------------------------------------
@@ -96,7 +97,9 @@ class Attempts:
         self._entries[_key(names)].parts = []
 
     def writes(self, actor: str, names: Sequence[str], parts: Sequence[str]) -> None:
-        """An actor is about to write what it found on some of these rows."""
+        """An actor is about to write what it found on some of these rows. LostError once the stage is stopped."""
+        if self._stopped:
+            raise LostError("the driver has lost the run's lease")
         self._entries[_key(names)].parts += parts
         self._moved = self._clock()
 
@@ -127,6 +130,10 @@ class Attempts:
         """A pool of so many actors begins, and the one before it has ended."""
         self._done += self._pool()
         self._actors, self._expected = {}, actors
+
+    def stops(self) -> None:
+        """From now on nothing may be written."""
+        self._stopped = True
 
     def failure(self) -> StoreError | None:
         """The first failure of a store that an actor told of."""

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from pipeline.training import checkpoints
 from pipeline.training.loop import Training
 
 METRICS = "metrics.jsonl"
+ASK = 1.0  # seconds between two questions whether the training has to stop
 
 
 class Checkpoints:
@@ -31,15 +33,18 @@ class Checkpoints:
 
     `storage` is the folder in which Ray keeps them, `folder` the arm's, where the metrics are shown. `lines` is what
     metrics.jsonl holds so far. A part is written where this worker holds rows of its own, and the first worker adds the
-    metrics.
+    metrics. `permission` is the actor `journal.Permission`; once it is withdrawn, `stopped` is true in all workers.
     """
 
-    def __init__(self, training: Training, config: Finetune, storage: str, folder: str, scratch: str) -> None:
+    def __init__(
+        self, training: Training, config: Finetune, storage: str, folder: str, scratch: str, permission: Any
+    ) -> None:
         self.training, self.config, self.storage, self.folder = training, config, storage, folder
         self.scratch, self.rank, self.lines = scratch, dist.get_rank(), ""
         self.last, self.written = time.monotonic(), threading.Event()
         self.notice: Any = None  # Ray's last word of a node that is about to go
         self.written.set()
+        self.permission, self.asked, self.stopped = permission, -ASK, False
 
     def resume(self) -> None:
         """Go on from the last complete checkpoint, if there is one."""
@@ -51,12 +56,22 @@ class Checkpoints:
         self.lines = stores.read_bytes(stores.join(folder, METRICS)).decode()
 
     def due(self, step: int) -> bool:
-        """Whether all workers checkpoint now: by the step, by the first one's clock, or as a node is about to go."""
-        late = torch.tensor(time.monotonic() - self.last > self.config.checkpoint_seconds, device=self.training.device)
-        dist.broadcast(late, src=0)
+        """Whether all workers checkpoint now: by the step, by the first one's clock, or as a node is about to go; none
+        does once `stopped` is true."""
+        late, self.stopped = self._said_by_the_first()
         before, self.notice = self.notice, ray.train.get_preemption_info()  # the same for all; of a spot node, mostly
         going = self.notice is not None and self.notice != before
-        return step % self.config.checkpoint_every == 0 or step == self.config.steps or bool(late) or going
+        by_step = step % self.config.checkpoint_every == 0 or step == self.config.steps
+        return not self.stopped and (by_step or late or going)
+
+    def _said_by_the_first(self) -> tuple[bool, bool]:
+        """Whether the first worker's clock asks for a checkpoint, and whether the training has to stop."""
+        late = time.monotonic() - self.last > self.config.checkpoint_seconds
+        if self.rank == 0 and time.monotonic() - self.asked >= ASK:
+            self.stopped, self.asked = ray.get(self.permission.stopped.remote()), time.monotonic()
+        flags = torch.tensor([late, self.stopped], device=self.training.device)
+        dist.broadcast(flags, src=0)
+        return bool(flags[0]), bool(flags[1])
 
     def write(self) -> None:
         """Stage this worker's part and hand it to Ray's thread, once the checkpoint before it is there."""

@@ -20,12 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cluster.attempts import Attempts, standstill
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config.operations import Pool
+from pipeline.storage import lease
 from pipeline.tables import throughput
 from pipeline.tables.throughput import Figures
 
 log = logging.getLogger(__name__)
 
 LOOK = 5.0  # seconds between two looks
+LEASE_LOOK = 1.0  # seconds between two looks at the run's lease, which cost nothing
 SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed job leaves behind
 
 
@@ -33,12 +35,18 @@ SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed 
 def begun() -> Iterator[Any]:
     """A stage's journal, on the driver's own node: while the driver lives, so does it. It ends with the body; left to
     itself it would stay for as long as the driver, since Ray Data keeps what its actors were made of."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    journal = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
-    try:
+    with _beside_the_driver(Attempts) as journal:
         yield journal
+
+
+@contextmanager
+def _beside_the_driver(kind: type) -> Iterator[Any]:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(kind).remote()
+    try:
+        yield actor
     finally:
-        ray.kill(journal)
+        ray.kill(actor)
 
 
 def figures(journal: Any) -> Figures:
@@ -110,7 +118,40 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
         with looking(look, LOOK, "journal"):
             yield
     finally:
-        throughput.save(file, stage, Figures(**note()["figures"]))
+        if not lease.is_lost(file):
+            throughput.save(file, stage, Figures(**note()["figures"]))
+
+
+@contextmanager
+def stopped_with_the_lease(actor: Any, root: str) -> Iterator[None]:
+    """Call `stops` of an actor, whom all workers ask before they write, once the lease on the run is lost."""
+
+    def look() -> None:
+        if lease.is_lost(root):
+            actor.stops.remote()
+
+    with looking(look, LEASE_LOOK, "lost lease"):
+        yield
+
+
+class Permission:
+    """What workers ask that have no journal: whether they have to stop."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def stops(self) -> None:
+        self._stopped = True
+
+    def stopped(self) -> bool:
+        return self._stopped
+
+
+@contextmanager
+def permission(root: str) -> Iterator[Any]:
+    """A Permission that lives as an actor while the body runs, and is withdrawn once the lease on `root` is lost."""
+    with _beside_the_driver(Permission) as actor, stopped_with_the_lease(actor, root):
+        yield actor
 
 
 def describe(told: dict[str, Any], stage: str, pool: Pool) -> str:

@@ -28,7 +28,7 @@ from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError, StageError
-from pipeline.storage import stores
+from pipeline.storage import lease, stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
 from pipeline.tables.throughput import Figures
@@ -40,6 +40,7 @@ AGAIN = "What it wrote is kept; once the cause is gone, run the same command aga
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
 
 Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, errors by code
+Checkpoint = Callable[[int, int], None]  # rows done, rows in all; raises to end the stage here
 
 
 class Worker(Protocol):
@@ -210,28 +211,38 @@ def windows(blocks: Iterable[pa.Table], rows: int, size: int = BYTES) -> Iterato
 
 
 def stream(
-    stage: Stage, blocks: Iterable[pa.Table], total: int, report: Report, tried: Collection[str] = ()
+    stage: Stage,
+    blocks: Iterable[pa.Table],
+    total: int,
+    report: Report,
+    tried: Collection[str] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> Figures:
     """Send the `total` rows of `blocks` through a stage's actors, `pool.batch` at a time, into its tables.
 
-    `report` hears of every batch. Rows already in the tables must have been subtracted; clips that were `tried` before
-    get no third try. What the stage achieved is returned, and noted under its root. StageError where
-    the pool fails or makes no progress for NO_PROGRESS seconds.
+    `report` hears of every batch; then `checkpoint` is asked, and what it raises ends the stage between two batches.
+    Rows already in the tables must have been subtracted; clips that were `tried` before get no third try. What the
+    stage achieved is returned, and noted under its root. LostError where the run's lease was lost, StageError where the
+    pool fails or makes no progress for NO_PROGRESS seconds.
 
     The rows are drawn a window at a time: about ROWS or BYTES are in the object store, and what Ray remembers of every
     batch is forgotten with the window. At its end actors wait for the last of them and the next window's load their
     models again: a minute or two in the hour or more that an actor takes for 500 batches of clips.
     """
+    lease.check(stage.root)
     if not total:
         return Figures()
     report(0, total, {})
+    if checkpoint is not None:
+        checkpoint(0, total)
     done, errors = 0, dict[str, int]()
     title, pool = stage.title, stage.pool
     most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
     with (
         ray_journal.begun() as journal,
         ray_journal.watched(journal, title, pool, throughput.new_file(stage.root, title)),
-        _named(title, journal, pool),
+        ray_journal.stopped_with_the_lease(journal, stage.root),
+        _named(stage, journal),
     ):
         for window in windows(blocks, most):
             for folder in stage.folders.values() if done else ():
@@ -243,6 +254,9 @@ def stream(
                     code = str(error).split(":")[0]
                     errors[code] = errors.get(code, 0) + 1
                 report(done, total, errors)
+                lease.check(stage.root)
+                if checkpoint is not None:
+                    checkpoint(done, total)
         return ray_journal.figures(journal)
 
 
@@ -279,15 +293,16 @@ def _stored(window: list[pa.Table], size: int) -> Any:
 
 
 @contextlib.contextmanager
-def _named(stage: str, journal: Any, pool: Pool) -> Iterator[None]:
+def _named(stage: Stage, journal: Any) -> Iterator[None]:
     """Ray's errors with the stage's name first, and with the store's failure as their cause where they came of one."""
     try:
         yield
     except ExecutionTimeoutError as error:
-        waits = ray_journal.describe(ray.get(journal.told.remote()), stage, pool)
-        raise StageError(stage, f"no progress for {NO_PROGRESS / 60:.0f} minutes. {waits}\n{AGAIN}") from error
+        waits = ray_journal.describe(ray.get(journal.told.remote()), stage.title, stage.pool)
+        raise StageError(stage.title, f"no progress for {NO_PROGRESS / 60:.0f} minutes. {waits}\n{AGAIN}") from error
     except ray.exceptions.RayError as error:
+        lease.check(stage.root)  # the actors were stopped for it
         failure = ray.get(journal.failure.remote())
         if failure is not None:
-            raise StageError(stage, f"{failure}\n{AGAIN}") from failure
-        raise StageError(stage, f"{failures.sentence(str(error))}\n{AGAIN}") from error
+            raise StageError(stage.title, f"{failure}\n{AGAIN}") from failure
+        raise StageError(stage.title, f"{failures.sentence(str(error))}\n{AGAIN}") from error

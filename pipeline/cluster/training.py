@@ -35,7 +35,7 @@ from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
 from pipeline.errors import StageError
 from pipeline.models.device import device_for
-from pipeline.storage import stores
+from pipeline.storage import lease, stores
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
 
@@ -104,13 +104,14 @@ def finetune(
     An arm that was finished with the same clips, weights, model and configuration is left as it is; a run that was
     interrupted goes on; anything else in the arm's folder gives way. `frames` is a function of an importable module
     that each worker calls once. RuntimeError if the workers fail more than MAX_FAILURES times, StageError if a store
-    fails them.
+    fails them, LostError where the run's lease was lost: they stop between two steps.
     """
     root = _absolute(run.root)
     folder = stores.join(root, "finetuned", run.finetune.arm)
     model_hash = models.weights_hash(models.folder(run.model.id))
     name = _name(run, rows, model_hash)
     storage = stores.join(root, "finetuned", ".train")
+    lease.check(root)
     if not _is_done(folder, name):
         stores.remove(folder)
         kept = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
@@ -123,8 +124,12 @@ def finetune(
             "name": name,
             "checkpoints": stores.join(storage, name),
         }
-        with _watched(stores.join(folder, METRICS), run, report):
-            _fit(run, told, name, storage)
+        with (
+            journal.permission(root) as permission,
+            _watched(stores.join(folder, METRICS), run, report),
+        ):
+            _fit(run, {**told, "permission": permission}, name, storage)
+        lease.check(root)  # its workers stopped for it without an error
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
     for held in (path.rsplit("/", 1)[-1] for path in stores.files(storage)):
@@ -141,6 +146,7 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
     interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(told["folder"], METRICS), -1
     try:
         while (steps := _lines(metrics)) > reached:
+            lease.check(run.root)
             reached = steps
             try:
                 _trainer(run, told, name, storage).fit()
@@ -205,7 +211,7 @@ def _worker(told: dict[str, Any]) -> None:
     training = loop.begin(model, config, run.seed)
     clips = ClipSet(model, rows, kept_in(told["cache"]))
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch)
+        checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch, told["permission"])
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
             training.objective = DistributedDataParallel(training.objective)
@@ -213,8 +219,13 @@ def _worker(told: dict[str, Any]) -> None:
             checkpoints.lines += line.json() + "\n"
             if checkpoints.due(line.step):
                 checkpoints.write()
-        loop.save_weights(training, told["folder"])
+            if checkpoints.stopped:
+                break
+        if not checkpoints.stopped:
+            loop.save_weights(training, told["folder"])
         checkpoints.written.wait()
+    if checkpoints.stopped:
+        return
     if rank == 0:
         done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
         stores.write_bytes(stores.join(told["folder"], DONE), json.dumps(done).encode())

@@ -7,6 +7,9 @@ only a store that lists what was written before: local disks, NFS, S3, Google an
 A holder of this machine counts as dead when its process is gone. Any other counts as dead when its file is `EXPIRY`
 seconds old by the clock and does not change during `WATCH` seconds more, so that clocks which differ do no harm; the
 holder itself gives up after `EXPIRY` seconds without a renewal, before anyone may take its place.
+
+A lease that is lost interrupts nothing: it is remembered, and `check` raises LostError where the holder may stop. Every
+write of a table asks it, and so does every stage between two batches or steps.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import datetime
 import logging
 import os
 import random
-import signal
 import socket
 import threading
 import time
@@ -36,6 +38,45 @@ TOGETHER = 30.0  # seconds in which those who came together must have sorted out
 _PREFIX = ".lease-"
 
 
+class Lease:
+    """The hold of this process on the run at `root`, until the body of `held` ends."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.lost = threading.Event()
+        self.failed = list[str]()  # why renewals since the last good one failed
+
+    def check(self) -> None:
+        """Raise LostError once the lease is lost."""
+        if self.lost.is_set():
+            raise LostError(
+                f"root={self.root!r}: this job could not renew its lease for {EXPIRY:g} s "
+                f"({self.failed[-1] if self.failed else 'a stalled machine or store'}), and another job may hold the "
+                f"run by now. {'Once that is mended, give' if self.failed else 'Give'} the same command again to "
+                "continue."
+            )
+
+
+_leases = list[Lease]()  # of this process: a table that is written knows its folder and no lease
+
+
+def check(path: str) -> None:
+    """Raise LostError if `path` lies in a run that this process held, and holds no more. Costs nothing until then."""
+    for lease in [lease for lease in _leases if lease.lost.is_set()]:
+        if _lies_in(path, lease.root):
+            lease.check()
+
+
+def is_lost(path: str) -> bool:
+    """Whether `check` would raise."""
+    return any(lease.lost.is_set() and _lies_in(path, lease.root) for lease in _leases)
+
+
+def _lies_in(path: str, root: str) -> bool:
+    inner, outer = (stores.place(place)[1].rstrip("/") for place in (path, root))
+    return inner == outer or inner.startswith(f"{outer}/")
+
+
 class Holder(BaseModel, frozen=True, extra="forbid"):
     """What a lease file says."""
 
@@ -52,11 +93,11 @@ class Holder(BaseModel, frozen=True, extra="forbid"):
 
 
 @contextlib.contextmanager
-def held(root: str, job: str, submission: str | None = None) -> Iterator[None]:
+def held(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
     """Hold the run at `root` while the body runs. Raises HeldError where another does.
 
-    When the lease is lost meanwhile, the process is sent SIGTERM, and LostError is raised once the body has ended.
-    Folders that had to be made for the lease and stayed empty are removed again.
+    When the lease is lost meanwhile, `check` raises LostError from then on, and so does the end of the body. Folders
+    that had to be made for the lease and stayed empty are removed again.
     """
     made = _missing_folders(root)
     try:
@@ -65,20 +106,17 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[None]:
         raise ConfigError(
             f"root={root!r}: nothing can be written there ({error}). Mend that, or choose another root."
         ) from error
-    over, lost, failed = threading.Event(), threading.Event(), list[str]()
-    renewal = threading.Thread(target=_renew, args=(root, mine, over, lost, failed), name="lease", daemon=True)
+    lease, over = Lease(root), threading.Event()
+    renewal = threading.Thread(target=_renew, args=(lease, mine, over), name="lease", daemon=True)
     renewal.start()
+    _leases.append(lease)
     try:
-        yield
+        yield lease
     finally:
         over.set()
         renewal.join(5.0)  # it may be waiting for a store that does not answer
-        if lost.is_set():
-            raise LostError(
-                f"root={root!r}: this job could not renew its lease for {EXPIRY:g} s "
-                f"({failed[-1] if failed else 'a stalled machine or store'}), and another job may hold the run by now. "
-                f"{'Once that is mended, give' if failed else 'Give'} the same command again to continue."
-            )
+        _leases.remove(lease)
+        lease.check()
         _remove(root, mine.nonce)
         for folder in made:
             with contextlib.suppress(OSError):  # it is not empty, so it stays
@@ -168,24 +206,21 @@ def _born(pid: int) -> str | None:
 # --- renewing ---------------------------------------------------------------------------------------------------------
 
 
-def _renew(root: str, mine: Holder, over: threading.Event, lost: threading.Event, failed: list[str]) -> None:
-    """Renew until it is `over` or the lease is `lost`; `failed` says why renewals since the last good one failed."""
-    last = _clock()
+def _renew(lease: Lease, mine: Holder, over: threading.Event) -> None:
+    """Renew until it is `over` or the lease is lost."""
+    root, last = lease.root, _clock()
     while not over.wait(RENEWAL):
         now = _clock()
         try:
             if now - last > EXPIRY or not _there(root, mine):
-                lost.set()
-                # To that thread: a signal to the process may go to any, and then not wake the one that has to stop.
-                main = threading.main_thread().ident
-                assert main is not None
-                signal.pthread_kill(main, signal.SIGTERM)
+                lease.lost.set()
+                log.warning("the lease on %s is lost; what runs here stops at its next checkpoint", root)
                 return
             _write(root, mine.model_copy(update={"renewed": time.time()}))
             last = now
-            failed.clear()
+            lease.failed.clear()
         except Exception as error:  # every store has its own exceptions; whichever it is, the next renewal may succeed
-            failed.append(str(error))
+            lease.failed.append(str(error))
             log.warning("the lease on %s was not renewed (%s: %s)", root, type(error).__name__, error)
 
 

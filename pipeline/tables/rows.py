@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import FingerprintError
+from pipeline.storage import lease
 from pipeline.storage.stores import files, join, place, write_bytes, writing
 from pipeline.tables.part_files import opened
 from pipeline.tables.retries import retried
@@ -67,6 +68,7 @@ def part(folder: str, table: pa.Table) -> str:
 
 def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
     """Add rows as one part, named by its ids: the same rows written twice are one file."""
+    lease.check(folder)
     if table.num_rows:
         write_bytes(part(folder, table), _encoded(table, fingerprint, metadata))
 
@@ -97,6 +99,7 @@ def replace_streamed(
     However large, they are one part of a fixed name, a row group each: readers see the old rows or the new ones, never
     none or both, also after a kill.
     """
+    lease.check(folder)
     held = {"fingerprint": dict(fingerprint), **metadata}
     schema = schema.with_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
     # Floats hardly repeat: a dictionary of them costs time and space, their bytes apart compress.
@@ -115,6 +118,7 @@ def replace_streamed(
     ):
         for table in rows:
             writer.write_table(table.replace_schema_metadata(schema.metadata))
+            lease.check(folder)  # the file does not appear then
     fs, _ = place(folder)
     for path in parts(folder):
         if not path.endswith(f"/{_WHOLE}"):
@@ -238,6 +242,7 @@ def drop(folder: str, ids: Iterable[str]) -> None:
 def drop_where(folder: str, gone: Callable[[pa.Table], pa.Array | pa.ChunkedArray], columns: Sequence[str]) -> None:
     """Take the rows out of a table for which `gone`, which sees these columns, is true. Parts without such a row are
     not read any further."""
+    lease.check(folder)
     fs, _ = place(folder)
     for path in parts(folder):
         left = gone(_read_part(path, fs, columns))

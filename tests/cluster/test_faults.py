@@ -30,8 +30,9 @@ from pipeline.cluster import streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.errors import ClipError, StageError, StoreError, store_failure  # noqa: E402
+from pipeline.errors import ClipError, LostError, StageError, StoreError, store_failure  # noqa: E402
 from pipeline.stages.finetuning import finetune  # noqa: E402
+from pipeline.storage import lease  # noqa: E402
 from pipeline.tables import scanning, schemas  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.decoder import Decoder  # noqa: E402
@@ -244,6 +245,48 @@ def test_a_stores_failure_reaches_the_driver_as_it_is(
     with pytest.raises(StageError, match="stage test failed: /a: it cannot be written") as error:
         streamed(tmp_path, names, start)
     assert type(store_failure(error.value)) is RenamedError
+
+
+def test_a_lost_lease_ends_a_stage_between_two_batches(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver stops at the next batch, and the actors write nothing any more."""
+    monkeypatch.setattr(lease, "RENEWAL", 0.05)
+    root, heard = str(tmp_path / "run"), list[int]()
+    rows = pa.table({"clip_id": [f"c{i:03d}" for i in range(200)]})
+    folders = {"found": f"{root}/found"}
+    pool = Pool(actors=1, batch=4)
+    stage = streaming.Stage("test", root, pool, partial(Mortal, root, ""), folders, {"found": {}})
+
+    def run_until_it_is_lost() -> None:
+        with lease.held(root, "test") as mine:
+
+            def report(done: int, total: int, errors: dict[str, int]) -> None:
+                heard.append(done)
+                if done:
+                    for path in Path(root).glob(".lease-*"):
+                        path.unlink(missing_ok=True)
+                    assert mine.lost.wait(10)
+
+            streaming.stream(stage, [rows], rows.num_rows, report)
+
+    with pytest.raises(LostError):
+        run_until_it_is_lost()
+    assert len(heard) == 2, "it went on after the batch in which the lease was lost"
+    written = sorted(Path(root, "found").iterdir())
+    time.sleep(2)
+    assert sorted(Path(root, "found").iterdir()) == written, "an actor went on"
+    assert not list(Path(root).glob("stats/*")), "figures were written to a run that another may hold"
+
+
+def test_an_actor_writes_nothing_once_the_stage_is_stopped() -> None:
+    attempts = Attempts()
+    attempts.starts("a", "here")
+    attempts.begins("a", ["c0"])
+    attempts.writes("a", ["c0"], ["part"])
+    attempts.stops()
+    with pytest.raises(LostError):
+        attempts.writes("a", ["c0"], ["another"])
 
 
 def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callable[..., Run], tmp_path: Path) -> None:

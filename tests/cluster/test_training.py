@@ -25,8 +25,8 @@ ROOT = str(Path(__file__).parents[2])
 from pipeline.cluster import failures  # noqa: E402
 from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
-from pipeline.errors import StageError, StoreError, store_failure  # noqa: E402
-from pipeline.storage import stores  # noqa: E402
+from pipeline.errors import LostError, StageError, StoreError, store_failure  # noqa: E402
+from pipeline.storage import lease, stores  # noqa: E402
 from pipeline.training import loop, training_set  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
@@ -213,6 +213,29 @@ def test_a_workers_store_failure_reaches_the_driver_as_it_is(checkpoint: str, tm
         ray_train.finetune(configured(tmp_path / "run", checkpoint), training_rows(), frames_of_a_full_disk)
     assert type(store_failure(error.value)) is RenamedError
     assert str(error.value) == "stage finetune failed: /a: it cannot be written (No space left)"
+
+
+def test_a_lost_lease_ends_the_training_between_two_steps(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEWAL", 0.05)
+    monkeypatch.setattr(ray_train, "POLL", 0.2)
+    run = configured(tmp_path / "run", checkpoint, steps=5000)
+
+    def report(done: int, total: int, errors: dict[str, int]) -> None:
+        for path in Path(run.root).glob(".lease-*") if done else ():
+            path.unlink(missing_ok=True)
+
+    def train_until_it_is_lost() -> None:
+        with lease.held(run.root, "finetune"):
+            ray_train.finetune(run, training_rows(), frames, report)
+
+    with pytest.raises(LostError):
+        train_until_it_is_lost()
+    folder = Path(run.root, "finetuned", "motive")
+    assert 0 < len(lines(str(folder))) < 5000
+    assert not (folder / ray_train.DONE).exists()
+    assert not list(folder.glob("*.safetensors"))
 
 
 def test_a_failure_of_rays_controller_is_known_too() -> None:

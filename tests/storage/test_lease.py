@@ -9,12 +9,19 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, HeldError
+from jobs import command
+from pipeline import tables
+from pipeline.errors import (
+    ConfigError,
+    HeldError,
+    LostError,
+)
 from pipeline.storage import lease, stores
 from tests.support.s3_store import BUCKET, Store, seen_by, served
 
@@ -55,7 +62,7 @@ def elsewhere(root: str, **changed: object) -> lease.Holder:
 
 def test_the_second_is_told_who_holds_it_and_since_when(root: str) -> None:
     with lease.held(root, "curate", "raysubmit_7"):
-        with pytest.raises(ConfigError) as error, lease.held(root, "report"):
+        with pytest.raises(HeldError) as error, lease.held(root, "report"):
             pytest.fail("two held it")
         for part in (repr(root), "curate", "raysubmit_7", str(os.getpid()), "since 20", "ray job stop raysubmit_7"):
             assert part in str(error.value)
@@ -132,9 +139,9 @@ def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: N
 def holder(root: str) -> subprocess.Popen[str]:
     """A process that holds a run until it is killed; its lease's times are short."""
     code = (
-        "import signal, sys, time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
-        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        f"with lease.held({root!r}, 'curate'):\n    print('held', flush=True)\n    time.sleep(60)"
+        "import time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
+        f"with lease.held({root!r}, 'curate') as mine:\n    print('held', flush=True)\n"
+        "    while True:\n        time.sleep(0.05)\n        mine.check()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -171,6 +178,64 @@ def test_a_holder_whose_file_was_taken_away_ends(tmp_path: Path) -> None:
     assert "LostError" in process.communicate(timeout=120)[1]
 
 
+@pytest.fixture
+def lost(tmp_path: Path, brisk: None) -> Iterator[Callable[[], str]]:
+    """Hold a run; the call takes the lease away and gives the run's root. The end of a lost lease raises as well."""
+    root = str(tmp_path / "run")
+    holding = lease.held(root, "curate")
+    mine = holding.__enter__()
+
+    def lose() -> str:
+        for path in files(root):
+            Path(path).unlink()
+        assert mine.lost.wait(10)
+        return root
+
+    yield lose
+    with pytest.raises(LostError, match="another job may hold the run"):
+        holding.__exit__(None, None, None)
+    lease.check(root)  # it is over
+
+
+def test_a_lost_lease_interrupts_nothing_and_is_told_at_the_next_checkpoint(lost: Callable[[], str]) -> None:
+    """A signal would end a notebook's kernel."""
+    signals = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    try:
+        root = lost()
+        time.sleep(0.5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signals == []
+    for path in (root, f"{root}/features/clips"):
+        with pytest.raises(LostError, match=repr(root)):
+            lease.check(path)
+    for path in (f"{root}2/features", str(Path(root).parent)):
+        lease.check(path)
+
+
+def test_nothing_is_written_to_a_table_once_the_lease_is_lost(lost: Callable[[], str], tmp_path: Path) -> None:
+    folder, table = f"{tmp_path}/run/clips", pa.table({"clip_id": ["a", "b"]})
+    tables.append(folder, table, {})
+    before = [(path, os.stat(path).st_mtime_ns) for path in tables.parts(folder)]
+
+    def more() -> Iterator[pa.Table]:
+        yield table
+        lost()
+        yield table
+
+    writes: list[Callable[[], None]] = [
+        lambda: tables.replace_streamed(folder, table.schema, more(), {}),
+        lambda: tables.replace(folder, table, {}),
+        lambda: tables.append(folder, table.slice(1), {}),
+        lambda: tables.drop(folder, ["a"]),
+    ]
+    for write in writes:
+        with pytest.raises(LostError):
+            write()
+    assert [(path, os.stat(path).st_mtime_ns) for path in tables.parts(folder)] == before
+
+
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/run"), lease.held(str(tmp_path / "file" / "run"), "curate"):
@@ -180,8 +245,7 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def job(root: Path, body: str, *options: str, **environment: str) -> subprocess.Popen[str]:
     """A job of these lines, through the command line that all jobs share; its lease's times are short."""
     code = (
-        "import sys, time; from jobs import command; from pipeline.storage import lease\n"
-        "from pipeline.config import ConfigError\n"
+        "import sys, time; from jobs import command; from pipeline import errors; from pipeline.storage import lease\n"
         f"lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
         "command.main(curate, None, default='demo')"
     )
@@ -219,7 +283,19 @@ def test_a_second_interrupt_while_a_stopped_job_leaves_changes_nothing(tmp_path:
     ("body", "status", "said"),
     [
         ("pass", 0, ""),
-        ("raise ConfigError('seed=x is wrong')", 2, "error: seed=x is wrong\n"),
+        ("raise errors.ConfigError('seed=x is wrong')", 2, "error: seed=x is wrong\n"),
+        ("raise errors.MissingTableError('run index_clips first')", 2, "error: run index_clips first\n"),
+        ("raise errors.NothingUsableError('no query moves')", 2, "error: no query moves\n"),
+        ("raise errors.InputError('a.csv: no rows')", 2, "error: a.csv: no rows\n"),
+        ("raise errors.FingerprintError('clips/: other weights')", 2, "error: clips/: other weights\n"),
+        ("raise errors.LostError('another job may hold it')", 1, "error: another job may hold it\n"),
+        ("raise errors.StoreError('a: no room')", 1, f"error: a: no room\n{command.CONTINUED}\n"),
+        (
+            "raise errors.StageError('index', 'a: no room') from errors.DamagedError('b: damaged')",
+            1,
+            f"error: stage index failed: b: damaged\n{command.CONTINUED}\n",
+        ),
+        ("raise errors.SpentError('enough')", 0, ""),
         ("sys.exit(0)", 1, "stopped; the same command continues from here\n"),
     ],
 )
@@ -231,7 +307,7 @@ def test_exit_status_of_a_job(tmp_path: Path, body: str, status: int, said: str)
 
 
 def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
-    process = job(tmp_path, "time.sleep(60)")
+    process = job(tmp_path, "while True: time.sleep(0.05); lease.check(run.root)")
     assert process.stdout is not None
     assert process.stdout.readline() == "began\n"
     process.send_signal(signal.SIGSTOP)
@@ -244,7 +320,10 @@ def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
 
 
 def test_a_job_that_cannot_renew_its_lease_says_why(tmp_path: Path) -> None:
-    full = "lease._write = lambda *_: (_ for _ in ()).throw(OSError('lease-1: No space left')); time.sleep(60)"
+    full = (
+        "lease._write = lambda *_: (_ for _ in ()).throw(OSError('lease-1: No space left'))\n"
+        "    while True: time.sleep(0.05); lease.check(run.root)"
+    )
     _, said = job(tmp_path, full).communicate(timeout=120)
     *_, last = said.splitlines()
     assert "could not renew its lease for 1 s (lease-1: No space left)" in last
