@@ -16,6 +16,7 @@ from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError, LostError, SpentError, StageError, UsageError, store_failure
 from pipeline.operations import webhook
+from pipeline.stages import budget
 from pipeline.storage import lease, stores
 
 CONTINUED = "Once that is mended, the same command goes on from here."
@@ -46,7 +47,7 @@ def main(
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
         with webhook.on_failure(run, job.__name__):
-            with lease.held(run.root, job.__name__, submitted):
+            with lease.held(run.root, job.__name__, submitted), budget.one_job(run.budget):
                 stores.sweep(run.root)
                 job(run)
             if afterwards is not None:

@@ -15,35 +15,41 @@ from pipeline.config import Run
 from pipeline.config.operations import Budget, Pool
 from pipeline.errors import SpentError
 from pipeline.stages import budget
-
-
-@pytest.fixture(autouse=True)
-def _nothing_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_held", {"gpu_hours": 0.0, "cpu_hours": 0.0})
+from pipeline.stages.budget import Spending
 
 
 def test_every_actor_counts_while_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(budget.time, "monotonic", lambda: now)
-    told: list[int] = []
-    capped = budget.Capped(lambda done, *_: told.append(done), "x", Budget(gpu_hours=1), Pool(actors=4, gpus=0.5))
-    capped(0, 100, {})
+    check = Spending(Budget(gpu_hours=1)).checkpoint("x", Pool(actors=4, gpus=0.5))
+    check(0, 100)
     now += 1700  # of 2 GPUs: 0.94 hours
-    capped(50, 100, {})
+    check(50, 100)
     now += 200
     with pytest.raises(SpentError, match=r"x: budget\.gpu_hours=1 is spent .* after 60 of 100"):
-        capped(60, 100, {})
-    capped(100, 100, {})  # a stage that is done has nothing to stop
-    assert told == [0, 50, 60, 100]
+        check(60, 100)
+    check(100, 100)  # a stage that is done has nothing to stop
 
 
-def test_nothing_is_begun_with_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "_held", {"gpu_hours": 0.0, "cpu_hours": 3.0})
-    with pytest.raises(SpentError, match="not begun"), budget.holding("f", Budget(cpu_hours=2), Pool(), 1):
-        pytest.fail("it was begun")
-    with budget.holding("f", Budget(cpu_hours=4), Pool(cpus=2), 3):
+def test_nothing_is_begun_with_nothing_left() -> None:
+    spending = Spending(Budget(cpu_hours=2))
+    with spending.holding("f", Pool(cpus=2), 3):
         pass
-    assert budget._held["cpu_hours"] > 3
+    assert 0 < spending.cpu_hours < 2
+    spending.count(Pool(cpus=1), 3, 3600)
+    with pytest.raises(SpentError, match="not begun"), spending.holding("f", Pool(), 1):
+        pytest.fail("it was begun")
+
+
+def test_the_stages_of_a_job_share_a_budget_and_two_jobs_do_not() -> None:
+    """Two jobs in one process, as in a notebook: what the first has spent is not the second's."""
+    cap = Budget(cpu_hours=1)
+    for _ in range(2):
+        with budget.one_job(cap) as job:
+            assert budget.spending(cap) is job
+            budget.spending(cap).count(Pool(), 1, 7200)
+            assert budget.spending(cap).over() == "budget.cpu_hours=1 is spent (2)"
+    assert budget.spending(cap).over() is None
 
 
 @pytest.mark.parametrize("where", ["attribute", "finetune", "evaluate"])
@@ -94,7 +100,5 @@ def test_a_job_stops_and_the_same_command_goes_on(
         table = tables.read(str(tmp_path / "run" / "features" / "clips"))
         return 0 if table is None else table.num_rows
 
-    monkeypatch.setattr(budget, "_held", {"gpu_hours": 0.0, "cpu_hours": 0.0})
     assert 5 <= call(1e-6) < 30  # the four queries are one batch, then one of clips
-    monkeypatch.setattr(budget, "_held", {"gpu_hours": 0.0, "cpu_hours": 0.0})
     assert call(None) == 30
