@@ -15,7 +15,7 @@ from typing import NoReturn
 from jobs import command
 from pipeline import config
 from pipeline.config import Run, keys
-from pipeline.errors import ConfigError
+from pipeline.errors import UsageError
 
 DEMO = "demo"  # checked where `--config` is left out, which only some jobs allow: the others say so themselves
 _WIDTH = 120
@@ -44,7 +44,7 @@ def _check(name: str, words: list[str]) -> None:
     arguments = command.parser(description, DEMO, f"motion-curation {name}").parse_args(words)
     try:
         config.load(arguments.config, command.overrides(arguments.set))
-    except ConfigError as error:
+    except UsageError as error:
         _refuse(str(error))
 
 

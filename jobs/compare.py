@@ -11,7 +11,7 @@ from jobs import command
 from pipeline import tables
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NothingUsableError
 from pipeline.evaluation import comparison, contests, judge
 from pipeline.operations import costs, pilot, tracking
 from pipeline.pages import comparison as comparison_page
@@ -46,7 +46,7 @@ def compare(run: Run) -> None:
     found = tables.read(join(run.root, "evaluation"))
     found = None if found is None else contests.shared(found, named)
     if found is None or not found.num_rows:
-        raise ConfigError(
+        raise NothingUsableError(
             "evaluate: there is nothing to compare the arms by: no held-out clip moves, and no query has a caption to "
             "generate a video from. Give evaluate.videos that move, or queries with captions."
         )
@@ -54,7 +54,7 @@ def compare(run: Run) -> None:
 
 
 def checked(run: Run) -> list[Arm]:
-    """The arms that are compared. Raises ConfigError for what can be known to be wrong before anything starts."""
+    """The arms that are compared. Raises UsageError for what can be known to be wrong before anything starts."""
     e, named = run.evaluate, list(dict.fromkeys(run.evaluate.arms))
     if len(named) < 2:
         raise ConfigError(
@@ -75,7 +75,7 @@ def checked(run: Run) -> list[Arm]:
 
 
 def _version(run: Run, arm: Arm) -> tuple[str, int]:
-    """The training that an arm needs and how many clips it has. Raises ConfigError where the run lacks what its rule
+    """The training that an arm needs and how many clips it has. Raises UsageError where the run lacks what its rule
     asks for, before anything is written."""
     one = with_arm(run, arm)
     rows = arms.training_set(one)

@@ -18,7 +18,7 @@ from pipeline.cluster import resources, streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.attribution import mask_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FingerprintError, MissingTableError
 from pipeline.pages import explain as explain_page
 from pipeline.pages import explain_links
 from pipeline.pages.explain import Explanation, Problem
@@ -63,10 +63,10 @@ def explain(run: Run) -> None:
 
 
 def _asked(run: Run) -> Row:
-    """The row of clips/ that `explain.clip` names. Raises ConfigError."""
+    """The row of clips/ that `explain.clip` names. Raises UsageError."""
     wanted = run.explain.clip
     if not tables.parts(join(run.root, "clips")):
-        raise ConfigError(f"root={run.root!r} has no table clips; run curate first.")
+        raise MissingTableError(f"root={run.root!r} has no table clips; run curate first.")
     if wanted is None:
         raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
     found = one_clip.row_of(join(run.root, "clips"), wanted)
@@ -98,7 +98,7 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
             return motion, Problem("selection", f"not_shortlisted: {why}")
     for stage, job, row in (("motion", "estimate_motion", motion), ("features", "extract_features", feature)):
         if row is None or row["version"] != clip["version"]:
-            raise ConfigError(
+            raise MissingTableError(
                 f"explain.clip={clip_id!r}: {stage}/clips/ has no row of this clip as it is now; run {job} and "
                 "rank_clips first, or curate."
             )
@@ -137,7 +137,7 @@ class Ranked(NamedTuple):
 
 
 def _ranked(run: Run, clip_id: str) -> Ranked:
-    """Raises ConfigError where the ranking is not of the features that there are."""
+    """Raises MissingTableError where the ranking is not of the features that there are."""
     rule = run.ranking
     for name in ("clips", "queries"):
         tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
@@ -148,7 +148,7 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
     voted = min(share(rule.vote_fraction, population.count), len(clips.clip_ids))
     found = one_clip.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
     if found is None or found[1] != len(clips.clip_ids) or found[0].column("query_id").to_pylist() != ids:
-        raise ConfigError(
+        raise MissingTableError(
             f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
             "has now; run rank_clips first."
         )
@@ -222,10 +222,10 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
 
 
 def _shares(parts: Array, ranked: Ranked) -> Sums:
-    """The parts' shares. ConfigError where they do not add up to the feature and the influence of the tables."""
+    """The parts' shares. UsageError where they do not add up to the feature and the influence of the tables."""
     cosine = decomposition.agreement(parts, ranked.own)
     if not cosine >= CLOSE:
-        raise ConfigError(
+        raise FingerprintError(
             f"explain.clip: the parts of this clip's feature have a cosine of {cosine:.6f} with the one in features/: "
             "they were computed on another kind of machine, or the video has changed. Explain it where features are "
             "extracted, or run curate again."
@@ -234,7 +234,7 @@ def _shares(parts: Array, ranked: Ranked) -> Sums:
     off = np.abs(shares.sum((0, 1, 2)) - ranked.table.column("influence").to_numpy())
     allowed = np.sqrt(2 - 2 * CLOSE) * np.linalg.norm(ranked.queries, axis=1) + 1e-5
     if not (off <= allowed).all():
-        raise ConfigError(
+        raise MissingTableError(
             f"explain.clip: the shares differ from influence/ by up to {off.max():.2g}: it is not of these features; "
             "run rank_clips."
         )

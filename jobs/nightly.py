@@ -64,7 +64,7 @@ def _decided(run: Run, night: str) -> bool:
 
 
 def check(run: Run, history: Sequence[Record]) -> None:
-    """Everything that can be known to be wrong before long work starts. Raises ConfigError."""
+    """Everything that can be known to be wrong before long work starts. Raises UsageError."""
     if run.evaluate.videos is None:
         raise ConfigError(
             "evaluate.videos is null: a night holds its model against the one in use on videos that took no part in "

@@ -19,7 +19,7 @@ from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.attribution import Shortlist
-from pipeline.errors import ConfigError
+from pipeline.errors import NothingUsableError
 from pipeline.inputs import videos as manifest
 from pipeline.operations import costs, pilot
 from pipeline.ranking import shortlist
@@ -43,7 +43,7 @@ def plan(run: Run) -> None:
     clips = tables.read(stores.join(folder, "clips"))
     good = None if clips is None else clips.filter(pc.is_null(clips.column("error")))
     if good is None or not good.num_rows:
-        raise ConfigError(
+        raise NothingUsableError(
             f"data.videos={run.data.videos!r}: none of the pilot's {chosen.num_rows} videos could be used; the table "
             f"{folder}/pilot says why, one by one. Run index_clips to see all of them, or raise plan.clips."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import command
 from pipeline.config import Run
 from pipeline.config.texts import decode_text
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.operations import in_use
 from pipeline.operations import purge as purging
 from pipeline.stages.report import report
@@ -48,7 +48,7 @@ def wanted(run: Run) -> set[str]:
         try:
             text = decode_text(stores.read_bytes(run.purge.file))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"purge.file={run.purge.file!r}: it cannot be read: {error}.") from error
+            raise InputError(f"purge.file={run.purge.file!r}: it cannot be read: {error}.") from error
         ids |= {line.strip() for line in text.split("\n")} - {""}
     if not ids:
         raise ConfigError("purge.clips is empty and purge.file names none: name the ids of the clips that are to go.")

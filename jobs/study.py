@@ -8,7 +8,7 @@ import os
 
 from jobs import command
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.stages.progress import Progress
 from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
@@ -38,7 +38,7 @@ def built(run: Run) -> Key:
                 run, decoder, lambda done, of: checking(done, of, {}), lambda done, of: writing(done, of, {})
             )
     elif missing := handout.missing(run.root, held):
-        raise ConfigError(
+        raise MissingTableError(
             f"{handout.place(run.root, 'handout')} lacks {len(missing)} of its files, such as {missing[0]}, but its "
             f"key is still there. Bring it back, or delete the folder {handout.place(run.root)}, answers and all, to "
             "build another study."
@@ -54,7 +54,7 @@ def built(run: Run) -> Key:
 def score(run: Run, place: str) -> None:
     key = handout.key(run.root)
     if key is None:
-        raise ConfigError(
+        raise MissingTableError(
             f"study.answers={place!r}: {handout.place(run.root)} holds no study; give the root that it was built in."
         )
     handout.found(run)

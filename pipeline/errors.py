@@ -99,11 +99,15 @@ class ConfigError(UsageError):
 
 
 class InputError(UsageError):
-    """A manifest, folder, shard or other input of the user that is wrong; its message names the place."""
+    """A manifest, folder, video or file of answers that is there and wrong; its message names the place and the fault.
+
+    A place that is not there is a `ConfigError` of the key that names it.
+    """
 
 
 class MissingTableError(UsageError):
-    """A table or another result that an earlier job makes is not there; its message names the job to run first."""
+    """A table or another result that an earlier job makes is missing, or a part of it, or it is older than what it
+    follows from; the message names the job to run first."""
 
 
 class NothingUsableError(UsageError):
@@ -111,11 +115,11 @@ class NothingUsableError(UsageError):
 
 
 class FingerprintError(UsageError):
-    """A table was computed under another fingerprint than the one asked for."""
+    """A table was computed under another fingerprint than the one asked for, or on another kind of machine."""
 
 
 class HeldError(UsageError):
-    """Another job holds the run; the text says which, where, since when, and what to do."""
+    """Another process holds the run or its study; the text says which, and what to do."""
 
 
 # --- what failed while it was done: exit 1 ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs import video_ids, videos
 from pipeline.inputs.manifests import versioned
 from pipeline.tables import retries
@@ -23,7 +23,7 @@ class Listing:
     """The videos of a folder, glob, shards or manifest, on the local disk, to be drawn in shuffled order; in memory are
     some 40 bytes a video. A manifest that tells versions (see `versioned`) is never in memory as a whole.
 
-    Raises ConfigError, naming `key`.
+    Raises InputError, naming `key`.
     """
 
     def __init__(self, where: str, key: str, base: str | None) -> None:
@@ -42,7 +42,7 @@ class Listing:
         self._versions = versions.keys()
 
     def _check_names(self, where: str, key: str) -> None:
-        """Raise ConfigError where an id, or a file without one, is listed more than once."""
+        """Raise InputError where an id, or a file without one, is listed more than once."""
         twice = self.videos.twice()
         if not len(twice):
             return
@@ -51,13 +51,13 @@ class Listing:
             column = pc.coalesce(rows.column("id"), rows.column("uri"))
             names |= set(column.filter(pa.array(np.isin(keys(column)[:, 0], twice))).to_pylist())
         some = ", ".join(sorted(names)[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-        raise ConfigError(
+        raise InputError(
             f"{key}={where!r}: in the manifest, {some} is listed more than once. List every file once, or give its "
             "rows ids of their own in a column `id`; every id must be its own."
         )
 
     def _check_segments(self, of_segments: Keys, where: str, key: str) -> None:
-        """Raise ConfigError where a segment of a video, of these keys, may be called as another video is."""
+        """Raise InputError where a segment of a video, of these keys, may be called as another video is."""
         if not len(of_segments):
             return
         there = Gathered()
@@ -113,7 +113,7 @@ def _versions(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def check(where: str, key: str, base: str | None) -> pa.Schema:
-    """Read a listing to its end, for its columns. Raises ConfigError."""
+    """Read a listing to its end, for its columns. Raises InputError."""
     schema, blocks = _read(where, key, base)
     for _ in blocks:
         pass

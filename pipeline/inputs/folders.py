@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.config.texts import decode_text
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs import extensions, file_tree, refusals
 from pipeline.inputs.file_tree import Tree
 from pipeline.inputs.manifests import reader
@@ -64,7 +64,7 @@ def found(
 ) -> Found:
     """The videos of a folder or glob, or a single one: those that metadata files in its folders list (`read` gives
     them), the other files with the captions in the .txt beside them, ordered by path, and those in shards. What is
-    passed over is a warning. Raises ConfigError."""
+    passed over is a warning. Raises InputError."""
     place, tree = _opened(fs, bare, f"{key}={where!r}", base)
     entries = _visible(place, tree)
     kinds = _sorted(place, entries)
@@ -95,7 +95,7 @@ def _opened(fs: fsspec.AbstractFileSystem, bare: str, named: str, base: str | No
         root, tree = file_tree.matching(fs, bare, base)
         return _Place(fs, named, base, root, False), tree
     except ValueError as error:
-        raise ConfigError(f"{named}: its files cannot be listed: {error}.") from error
+        raise InputError(f"{named}: its files cannot be listed: {error}.") from error
 
 
 def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> P
         is_untyped = path.lower().endswith(reader.UNTYPED)
         return dataclasses.replace(part, untyped=frozenset(part.columns)) if is_untyped else part
     except ValueError as error:
-        raise ConfigError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
+        raise InputError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
 
 
 def _without_repeats(place: _Place, listed: list[Part]) -> list[Part]:
@@ -327,7 +327,7 @@ def _shard(place: _Place, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
     try:
         return members.listed(place.fs, path, file)
     except (pa.ArrowException, ValueError, OverflowError) as error:
-        raise ConfigError(
+        raise InputError(
             f"{place.named}: what {file['relative']} says of its videos is no table: {error}. Give every column one "
             "plain type, or leave it out."
         ) from error
@@ -337,9 +337,9 @@ def _shard(place: _Place, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
 
 
 def _check_any(place: _Place, rows: list[Row], count: int) -> None:
-    """Raise ConfigError where there is no video, or none that could ever be read."""
+    """Raise InputError where there is no video, or none that could ever be read."""
     if not rows:
-        raise ConfigError(
+        raise InputError(
             f"{place.named}: there are no videos ({', '.join(e[1:] for e in extensions.VIDEOS)}) and no shards of them "
             f"({', '.join(e[1:] for e in members.EXTENSIONS)}) among its {count} files. Name the folder that holds "
             "them, or list them in a manifest."
@@ -347,7 +347,7 @@ def _check_any(place: _Place, rows: list[Row], count: int) -> None:
     packed = [row for row in rows if row["relative"].lower().endswith(members.COMPRESSED)]
     if len(packed) == len(rows):
         names = _some([row["relative"] for row in packed])
-        raise ConfigError(f"{place.named}: all videos lie in compressed tars ({names}): {members.UNPACK}.")
+        raise InputError(f"{place.named}: all videos lie in compressed tars ({names}): {members.UNPACK}.")
 
 
 def _say_left_out(place: _Place, kinds: _Kinds) -> None:

@@ -14,20 +14,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.tables.growing_array import Growing, Words
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
 
 def check(listed: pa.Schema, held: Iterable[pa.Schema], where: str, key: str, folder: str) -> None:
-    """Raise ConfigError if a column that passes through is of another type than in a table's parts."""
+    """Raise InputError if a column that passes through is of another type than in a table's parts."""
     for schema in held:
         for field in schema:
             now = listed.field(field.name).type if field.name in listed.names else field.type
             if pa.types.is_null(field.type) or now == field.type:
                 continue
-            raise ConfigError(
+            raise InputError(
                 f"{key}={where!r}: its column {field.name!r} is of type {now}, but {folder} holds it as {field.type} "
                 "from an earlier run. Write it as it was, give it another name, or take another root."
             )

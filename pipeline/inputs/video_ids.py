@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 
 _FRAMES = 1 << 31  # start frames are below
 _SEGMENT = re.compile(r"(.+)-([1-9][0-9]{0,9})", re.DOTALL)
@@ -33,21 +33,21 @@ def video_of(clip_id: str) -> str | None:
 
 
 def check_segments(ids: Iterable[str], where: str, key: str) -> None:
-    """Raise ConfigError where an id may be that of another video's segment."""
+    """Raise InputError where an id may be that of another video's segment."""
     known = set(ids)
     pairs = sorted((str(video), one) for one in known for video in [video_of(one)] if video in known)
     if pairs:
         some = ", ".join(f"{video!r} and {one!r}" for video, one in pairs[:_SHOWN])
         more = f" and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
         video, one = pairs[0]
-        raise ConfigError(
+        raise InputError(
             f"{key}={where!r}: in the manifest, the ids {some}{more} cannot be together: the segment of {video!r} that "
             f"begins at frame {one.rpartition('-')[2]} would be called {one!r} too. Rename one of each pair."
         )
 
 
 def check(videos: pa.Table, where: str, key: str) -> None:
-    """Raise ConfigError, naming them, for ids or files that more than one row has, and ids that segments may have."""
+    """Raise InputError, naming them, for ids or files that more than one row has, and ids that segments may have."""
     own = videos.column("id")
     ids = own.drop_null().to_pylist()
     files = videos.column("relative").filter(pc.is_null(own)).to_pylist()
@@ -58,5 +58,5 @@ def check(videos: pa.Table, where: str, key: str) -> None:
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             more = f" and {len(twice) - _SHOWN} more" if len(twice) > _SHOWN else ""
-            raise ConfigError(f"{key}={where!r}: in the manifest, {', '.join(twice[:_SHOWN])}{more} is {remedy}.")
+            raise InputError(f"{key}={where!r}: in the manifest, {', '.join(twice[:_SHOWN])}{more} is {remedy}.")
     check_segments(ids, where, key)

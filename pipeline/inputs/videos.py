@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import credentials
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import folders, refusals, video_ids
 from pipeline.inputs.file_tree import MAGIC
 from pipeline.inputs.folders import Row
@@ -47,18 +47,18 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
     something else (`fps`, `mask`, ...) becomes `manifest_NAME`. What lies outside `base` (data.base), links followed,
     is a row with the error `refused: ...`.
 
-    Raises ConfigError, naming `key`.
+    Raises UsageError, naming `key`: ConfigError for a place that is not there, InputError for what is wrong in it.
     """
     fs, bare = place_of(where, key)
     try:
         files, known = _listed(fs, bare, where, key, base)
     except PermissionError as error:
-        raise ConfigError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
+        raise InputError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     try:
         named = columns(known.column_names, with_paths=False)
         table = described(files_table(files), known, named, where, key)
     except (ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
+        raise InputError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
     empty = pc.equal(table.column("caption"), "")
     if pc.all(empty).as_py():
         log.warning("%s=%r: no video has a caption; empty captions are used.", key, where)
@@ -131,7 +131,7 @@ def _manifest(
     try:
         files = located(fs, posixpath.dirname(bare), [path or "" for path in paths], base)
     except ImportError as error:
-        raise ConfigError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+        raise InputError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
     faults, places = table.column(FAULT).to_pylist(), table.column(LINE).to_pylist()
     place_word = "row" if bare.lower().endswith(".parquet") else "line"
     for row, fault, number in zip(files, faults, places, strict=True):

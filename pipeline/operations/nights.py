@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.operations.in_use import in_use
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
@@ -136,7 +136,7 @@ def selection_of(root: str, group: str) -> pa.Table:
     folder = stores.join(root, "selection")
     clips = tables.read(stores.join(root, "clips"), ["clip_id", "uri", "version"])
     if clips is None or not tables.parts(folder):
-        raise ConfigError(f"root={root!r}: it has no selection/ or no clips/; run the night from its beginning.")
+        raise MissingTableError(f"root={root!r}: it has no selection/ or no clips/; run the night from its beginning.")
     held = ["clip_id", "group", "mean_influence", "rank", "decision"]
     found = (rows.filter(pc.equal(rows.column("group"), group)) for rows in scanning.blocks(folder, held))
     table = pa.concat_tables(found)

@@ -35,7 +35,7 @@ Lots = npt.NDArray[np.uint64]
 
 def choose(run: Run, progress: Progress | None = None) -> None:
     """Rank all clips by the cheaper variant, as `ranking` says and for the group that is trained for, and write
-    shortlist/chosen/. Raises ConfigError where there is nothing to rank, or no such group."""
+    shortlist/chosen/. Raises UsageError where there is nothing to rank, or no such group."""
     cheaper, config, r = shortlist.variant(run), run.attribution.shortlist, run.ranking
     assert cheaper is not None, "called where there is a shortlist"
     assert config is not None, "the same"

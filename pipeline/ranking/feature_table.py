@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config.attribution import mask_of
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.ranking import unit_settings
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
@@ -95,7 +95,7 @@ class FeatureTable:
             yield from results
 
     def _check(self, phi: Array, path: str, at: int) -> None:
-        """Raise ConfigError where a row has no direction under one of the settings; NaN has none either."""
+        """Raise MissingTableError where a row has no direction under one of the settings; NaN has none either."""
         parts = phi.reshape(len(phi), len(self.members), -1)
         good = (np.vecdot(parts, parts) > 0.5 / len(self.members)).all(1)
         if not good.all():
@@ -114,9 +114,9 @@ class FeatureTable:
         return unit_settings(np.ascontiguousarray(chosen).reshape(len(rows), -1), len(self.members))
 
 
-def _unusable(path: str, clip_id: str, flaw: str) -> ConfigError:
+def _unusable(path: str, clip_id: str, flaw: str) -> MissingTableError:
     kind = "query" if "/queries/" in path else "clip"
-    return ConfigError(
+    return MissingTableError(
         f"{path}: the row of {kind} {clip_id!r} has no error, but {flaw}, so it cannot be ranked. Delete this file: "
         "extract_features then computes its rows anew."
     )
@@ -133,12 +133,12 @@ def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]
 def under_mask(root: str, name: str, mask: str) -> FeatureTable:
     """The features of `clips` or `queries` for a ranking's mask. A still clip has none under "motion".
 
-    Raises ConfigError where there is no such table, or no such setting.
+    Raises MissingTableError where there is no such table, ConfigError where there is no such setting.
     """
     folder = join(root, "features", name)
     paths = tables.parts(folder)
     if not paths:
-        raise ConfigError(f"root={root!r} has no table features/{name}; run extract_features first, or curate.")
+        raise MissingTableError(f"root={root!r} has no table features/{name}; run extract_features first, or curate.")
     settings = tables.metadata(folder)["settings"]
     chosen, (fs, _) = members(settings, mask_of(mask, name)), place(folder)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Ranking, Run
-from pipeline.errors import ConfigError
+from pipeline.errors import NothingUsableError
 from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
@@ -93,17 +93,19 @@ def rank(
 ) -> Ranked:
     """Influence of every clip with features under `mask` on every such query. Whitening reads the features twice.
 
-    `index` is the root whose queries/ tells their groups, `run.root` by default. Raises ConfigError where there are no
-    features.
+    `index` is the root whose queries/ tells their groups, `run.root` by default. Raises NothingUsableError where there
+    are no features.
     """
     clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
     if not len(queries.clip_ids):
-        raise ConfigError(
+        raise NothingUsableError(
             f"queries: no query has a feature under mask {mask!r} (a query without motion has none); "
             "give queries that move, or lower motion.still."
         )
     if not len(clips.clip_ids):
-        raise ConfigError(f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank.")
+        raise NothingUsableError(
+            f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank."
+        )
     query_ids, groups, rows = query_rows(index or run.root, queries)
     population = shortlist.population(run, clips.clip_ids)
     weights = None if population is None else population.weights

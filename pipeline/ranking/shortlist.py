@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import MissingTableError
 from pipeline.ranking import Population
 from pipeline.storage.stores import join
 from pipeline.tables import scanning
@@ -48,10 +48,10 @@ def motion_root(run: Run) -> str:
 
 
 def folder(run: Run) -> str:
-    """Where the shortlist lies. Raises ConfigError where nothing was chosen yet."""
+    """Where the shortlist lies. Raises MissingTableError where nothing was chosen yet."""
     found = join(home(run.root), "chosen")
     if not tables.parts(found):
-        raise ConfigError(
+        raise MissingTableError(
             f"root={run.root!r} has no table shortlist/chosen, and attribution.shortlist asks for one; run "
             "extract_features first, or curate."
         )

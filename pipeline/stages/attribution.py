@@ -16,12 +16,11 @@ from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.operations import Pool
-from pipeline.errors import ConfigError
+from pipeline.errors import MissingTableError
 from pipeline.inputs import changes, passed_columns
 from pipeline.motion.worker import MotionWorker
 from pipeline.ranking import shortlist
-from pipeline.stages import video_sets
-from pipeline.stages.budget import Capped
+from pipeline.stages import budget, video_sets
 from pipeline.stages.progress import Counted, Progress, achieved, counted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
@@ -33,7 +32,7 @@ from pipeline.tables.shuffling import Shuffled, keys
 
 
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
-    """Everything that can be known to be wrong before long work starts. Raises ConfigError or FingerprintError."""
+    """Everything that can be known to be wrong before long work starts. Raises UsageError."""
     for name in names if stage == "index_clips" else ():
         if name != "queries" or run.queries.videos is not None:
             place, folder = video_sets.listed(run, name), stores.join(run.root, name)
@@ -135,7 +134,7 @@ def _segments(name: str, scope: Scope) -> Rows:
     """The clips of a set that could be indexed."""
     folder = stores.join(scope.index, name)
     if not tables.parts(folder):
-        raise ConfigError(f"root={scope.index!r} has no table {name}; run index_clips first, or curate.")
+        raise MissingTableError(f"root={scope.index!r} has no table {name}; run index_clips first, or curate.")
     return Rows(folder, lambda rows: pc.and_(pc.is_null(rows.column("error")), scope.has(rows)))
 
 
@@ -143,7 +142,9 @@ def _moving(name: str, scope: Scope) -> Rows:
     """The rows of a motion table that go on to features, without their masks, which workers look up."""
     folder = stores.join(scope.motion, "motion", name)
     if not tables.parts(folder):
-        raise ConfigError(f"root={scope.motion!r} has no table motion/{name}; run estimate_motion first, or curate.")
+        raise MissingTableError(
+            f"root={scope.motion!r} has no table motion/{name}; run estimate_motion first, or curate."
+        )
     return Rows(folder, lambda rows: pc.and_(_goes_on(rows), scope.has(rows)), without=FeatureWorker.LOOKED_UP)
 
 
@@ -176,7 +177,8 @@ def _stream(
         fingerprints={name: prints[name](run) for name in folders},
         metadata={"features": {"settings": [setting.record() for setting in run.attribution.settings]}},
     )
-    figures = streaming.stream(stage, rows, rows.num_rows, Capped(Progress(title), title, run.budget, pool), tried)
+    checkpoint = budget.spending(run.budget).checkpoint(title, pool)
+    figures = streaming.stream(stage, rows, rows.num_rows, Progress(title), tried, checkpoint)
     for folder in folders.values():
         settle(folder, tried)
     achieved(title, figures)

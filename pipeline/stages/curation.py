@@ -12,7 +12,7 @@ from pipeline import models, tables
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import NothingUsableError
 from pipeline.evaluation.generation import GenerationWorker, wanted
 from pipeline.ranking.feature_table import under_mask
 from pipeline.stages import attribution, indexing, two_stages
@@ -52,17 +52,17 @@ def index_data(run: Run) -> None:
 
 
 def _readable(key: str, videos: str | None, found: Counted) -> None:
-    """Raise ConfigError where not one segment could be indexed."""
+    """Raise NothingUsableError where not one segment could be indexed."""
     if sum(found.errors.values()) == found.rows:
         why = ", ".join(f"{n} {code}" for code, n in found.errors.items())
-        raise ConfigError(
+        raise NothingUsableError(
             f"{key}.videos={videos!r}: none of its {found.rows} videos could be used ({why}); the rows of its table "
             "say why, one by one. Give videos that can be decoded and are long enough for data.frames at data.fps."
         )
 
 
 def _usable(run: Run, root: str) -> None:
-    """Queries that cannot be used, by their motion in `root`, are a warning; ConfigError where there is no other."""
+    """Queries that cannot be used, by their motion in `root`, are a warning; NothingUsableError where none is left."""
     motion = tables.read(stores.join(root, "motion", "queries"))
     assert motion is not None, "attribute has just written it"
     featured = bool(tables.parts(stores.join(run.root, "features", "queries")))
@@ -70,7 +70,7 @@ def _usable(run: Run, root: str) -> None:
     unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
     if not ids:
         why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"
-        raise ConfigError(
+        raise NothingUsableError(
             f"queries.videos={run.queries.videos!r}: none of the {motion.num_rows} queries has any motion or "
             f"could be used ({why}), so there is nothing to rank for. Give queries that move, or lower motion.still."
         )

@@ -13,12 +13,11 @@ from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming, training
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Arm, Run
-from pipeline.errors import ConfigError
+from pipeline.errors import MissingTableError
 from pipeline.evaluation.comparison import comparison
 from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 from pipeline.operations import tracking
-from pipeline.stages import attribution, indexing, run_record
-from pipeline.stages.budget import Capped
+from pipeline.stages import attribution, budget, indexing, run_record
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.tables import merging
@@ -68,18 +67,23 @@ def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
         folders={"evaluation": folder},
         fingerprints={"evaluation": fingerprints.evaluation(run)},
     )
-    report = Capped(Progress(stage.title), stage.title, run.budget, stage.pool)
-    figures = streaming.stream(stage, [pa.Table.from_pylist(missing, schema=TASKS)], len(missing), report)
+    figures = streaming.stream(
+        stage,
+        [pa.Table.from_pylist(missing, schema=TASKS)],
+        len(missing),
+        Progress(stage.title),
+        checkpoint=budget.spending(run.budget).checkpoint(stage.title, stage.pool),
+    )
     achieved(stage.title, figures)
 
 
 def trained(run: Run, arm: Arm) -> Trained:
-    """Which training of an arm there is to evaluate. Raises ConfigError where there is none."""
+    """Which training of an arm there is to evaluate. Raises MissingTableError where there is none."""
     if arm == "base":
         return Trained("base", "base", "")
     found = training.finished(run, arm)
     if found is None:
-        raise ConfigError(
+        raise MissingTableError(
             f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "
             f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
         )

@@ -28,7 +28,8 @@ def finetune(run: Run) -> None:
     run_record.record(run)
     streaming.connect()
     resources.check(run, ["finetune"])
-    with budget.holding(f"finetune {arm}", run.budget, run.resources.finetune, run.finetune.workers):
+    spending = budget.spending(run.budget)
+    with spending.holding(f"finetune {arm}", run.resources.finetune, run.finetune.workers):
         folder = _followed(run, rows)
     arms.write_curated(stores.join(folder, "curated"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.evaluation.held_out import Trained, held_out_tasks
 from pipeline.operations import nights
 from pipeline.operations.in_use import BASE, InUse
@@ -24,7 +24,7 @@ CANDIDATE, IN_USE = "candidate", "in_use"
 
 
 def check_disjoint(run: Run) -> None:
-    """Raise ConfigError where a held-out video is among the data or the queries: by its place, or its etag."""
+    """Raise InputError where a held-out video is among the data or the queries: by its place, or its etag."""
     held = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
     for name in ("clips", "queries"):
         table = tables.read(stores.join(run.root, name), ["uri", "version"])
@@ -35,7 +35,7 @@ def check_disjoint(run: Run) -> None:
         same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
         found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
         if found:
-            raise ConfigError(
+            raise InputError(
                 f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {video_sets.SETS[name]} "
                 f"as well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
             )

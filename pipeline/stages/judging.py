@@ -13,7 +13,7 @@ from pipeline import tables
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import MissingTableError
 from pipeline.evaluation import comparison, contests, judge, movement
 from pipeline.evaluation.movement import ASKED, QUERY, VIDEO, DescriptionWorker
 from pipeline.stages.progress import Progress, achieved
@@ -97,7 +97,7 @@ def _groups(run: Run) -> dict[str, str]:
 
 
 def check_files(run: Run) -> None:
-    """Raise ConfigError where a generated video that evaluation/ has figures of is gone."""
+    """Raise MissingTableError where a generated video that evaluation/ has figures of is gone."""
     found = tables.read(join(run.root, "evaluation"), ["arm", "uri", "metric"])
     rows = [] if found is None else found.to_pylist()
     uris = {row["uri"] for row in rows if row["metric"] not in comparison.LOSSES and row["arm"] in run.evaluate.arms}
@@ -107,7 +107,7 @@ def check_files(run: Run) -> None:
 def _refuse(problems: dict[str, str], run: Run) -> None:
     if problems:
         uri, why = min(problems.items())
-        raise ConfigError(
+        raise MissingTableError(
             f"generated/: {len(problems)} of the arms' videos cannot be compared, such as {uri}: {why}. Put back what "
             f"the arm generated; or delete {join(run.root, 'evaluation')}, and the same command makes all videos and "
             "losses again. The fine-tuned models are kept either way."

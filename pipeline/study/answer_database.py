@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.storage import stores
 
 SUFFIX = ".sqlite"
@@ -46,7 +46,7 @@ def connect(path: str) -> sqlite3.Connection:
     """Open a local database to write answers to it; make it where there is none. Threads may share the connection if
     they use it one at a time.
 
-    Raises ConfigError where it cannot be written, is not a database of answers, or has a newer schema.
+    Raises UsageError where it cannot be written, is not a database of answers, or has a newer schema.
     """
     try:
         database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
@@ -75,10 +75,10 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def check_schema(database: sqlite3.Connection, path: str) -> None:
-    """Raise ConfigError for a database that is none of answers, or that a newer version of this program wrote."""
+    """Raise InputError for a database that is none of answers, or that a newer version of this program wrote."""
     (application,) = database.execute("PRAGMA application_id").fetchone()
     if application != APPLICATION:
-        raise ConfigError(f"{path}: this is a database, but not one of a study's answers.")
+        raise InputError(f"{path}: this is a database, but not one of a study's answers.")
     (schema,) = database.execute("PRAGMA user_version").fetchone()
     if schema > SCHEMA:
         raise ConfigError(
@@ -91,14 +91,14 @@ def read_lines(path: str) -> list[bytes]:
     """Every row of a database, local or remote, as a JSON line, in the order in which they were written.
 
     A local one is opened in place: a server may write to it meanwhile, and what a killed one left half-written is
-    undone. Raises ConfigError for a database that is damaged or none of answers.
+    undone. Raises InputError for a database that is damaged or none of answers.
     """
     try:
         with contextlib.closing(_connect_to_read(path)) as database:
             check_schema(database, path)
             return lines(database)
     except sqlite3.Error as error:
-        raise ConfigError(f"{path}: this database of answers cannot be read ({error}).") from error
+        raise InputError(f"{path}: this database of answers cannot be read ({error}).") from error
 
 
 def lines(database: sqlite3.Connection) -> list[bytes]:

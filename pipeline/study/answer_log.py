@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from typing import BinaryIO
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, HeldError, InputError
 from pipeline.study import answer_database, answers
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key
@@ -25,7 +25,7 @@ class AnswerLog:
     """The answers of one study in the local database `path`, which is made where there is none. Threads may share it,
     and several processes may open one database.
 
-    Raises ConfigError where it cannot be opened, or where it holds what no scoring would take.
+    Raises UsageError where it cannot be opened, or where it holds what no scoring would take.
     """
 
     def __init__(self, path: str, key: Key) -> None:
@@ -63,7 +63,7 @@ class AnswerLog:
         """Move the answers of a file of JSON lines, which servers wrote before there was a database, into this one.
 
         The file is renamed when they are on disk: scoring it later would miss the answers that were given since. One
-        that is not there is fine. Raises ConfigError where a server still appends to it, or where a line is wrong.
+        that is not there is fine. Raises UsageError where a server still appends to it, or where a line is wrong.
         """
         if not os.path.exists(path):
             return
@@ -74,7 +74,7 @@ class AnswerLog:
                 count = self._import(path, _whole_lines(path, file))
                 os.replace(path, new_path)
         except BlockingIOError:
-            raise ConfigError(f"{path}: another process is serving this study; stop that one first.") from None
+            raise HeldError(f"{path}: another process is serving this study; stop that one first.") from None
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path}: its answers cannot be moved to {self.path} ({error}).") from error
         log.warning("the %d answers of %s are in %s now; the file is kept as %s", count, path, self.path, new_path)
@@ -123,17 +123,17 @@ class AnswerLog:
                 try:
                     self._insert(answer)
                 except ConflictError as error:
-                    raise ConfigError(
+                    raise InputError(
                         f"{path}: it answers pair {answer.pair!r} as {answer.person!r} otherwise than {self.path} "
                         "does. Move that file away, or mend it; nothing of it was taken."
                     ) from error
         return len(imported)
 
     def _parse(self, lines: list[tuple[str, bytes]]) -> list[Answer]:
-        """The answers of these lines. Raises ConfigError where one of them is none of this study's."""
+        """The answers of these lines. Raises InputError where one of them is none of this study's."""
         collected, wrong = answers.collect(lines, self._key)
         if wrong:
-            raise ConfigError(f"{answers.problems(wrong, len(collected))}. Move that file away, or mend it.")
+            raise InputError(f"{answers.problems(wrong, len(collected))}. Move that file away, or mend it.")
         return list(collected.values())
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError, NothingUsableError
 from pipeline.inputs import file_tree
 from pipeline.storage import stores
 from pipeline.study import answer_database
@@ -69,18 +69,18 @@ def read(place: str, key: Key) -> list[Answer]:
     """Every answer of a file, a folder (its .jsonl and .sqlite files) or a glob, the last revision of each, by person
     and pair.
 
-    Raises ConfigError that names file and line of whatever is damaged, of another study, of no pair, or given twice
+    Raises InputError that names file and line of whatever is damaged, of another study, of no pair, or given twice
     with two contents.
     """
     paths = _files(place)
     collected, wrong = collect((line for path in paths for line in _lines(path)), key)
     if wrong:
-        raise ConfigError(
+        raise InputError(
             f"study.answers={place!r}: {problems(wrong, len(collected))}. Take these lines or files out, or score them "
             "with their own study; nothing was written."
         )
     if not collected:
-        raise ConfigError(f"study.answers={place!r}: the {len(paths)} files found there hold no answer.")
+        raise NothingUsableError(f"study.answers={place!r}: the {len(paths)} files found there hold no answer.")
     by_revision = sorted(collected.values(), key=lambda answer: answer.which)
     last = {(answer.person, answer.pair): answer for answer in by_revision}
     return list(last.values())

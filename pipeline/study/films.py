@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ClipError, ConfigError
+from pipeline.errors import ClipError, ConfigError, InputError, MissingTableError
 from pipeline.evaluation.comparison import LOSSES, mixtures
 from pipeline.storage import stores
 from pipeline.study.pairs import Film
@@ -39,7 +39,7 @@ class Generated(NamedTuple):
 
 
 def generated(run: Run) -> Generated:
-    """The videos of `study.arms`. Raises ConfigError where there are none, or not the same ones of every arm."""
+    """The videos of `study.arms`. Raises UsageError where there are none, or not the same ones of every arm."""
     arms = run.study.arms
     if len(arms) < 2:
         raise ConfigError(
@@ -50,7 +50,7 @@ def generated(run: Run) -> Generated:
     there = sorted({row["arm"] for row in rows})
     absent = [arm for arm in arms if arm not in there]
     if absent:
-        raise ConfigError(
+        raise MissingTableError(
             f"study.arms={list(arms)}: evaluation/ of root={run.root!r} has no generated videos of "
             f"{', '.join(absent)}; it has those of {', '.join(there) or 'no arm'}. Run `python -m jobs.finetune --set "
             f"finetune.arm={absent[0]}` (but for base), then `python -m jobs.evaluate` with evaluate.arms="
@@ -77,7 +77,9 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         return []
     mixed = mixtures(table.filter(pc.is_in(table.column("arm"), pa.array(run.study.arms, pa.string()))))
     if mixed:
-        raise ConfigError(f"root={run.root!r}: {' '.join(mixed)} Run `python -m jobs.evaluate` with these arms again.")
+        raise MissingTableError(
+            f"root={run.root!r}: {' '.join(mixed)} Run `python -m jobs.evaluate` with these arms again."
+        )
     return [row for row in table.to_pylist() if row["metric"] not in LOSSES]
 
 
@@ -92,7 +94,7 @@ def _captions(run: Run, films: Mapping[Film, Any]) -> dict[str, str]:
 
 
 def _complete(run: Run, videos: Videos) -> None:
-    """Raise ConfigError where a video that one arm has is missing in another, as a row or as a file."""
+    """Raise MissingTableError where a video that one arm has is missing in another, as a row or as a file."""
     files = {
         arm: {posixpath.basename(path) for path in stores.files(stores.join(run.root, "generated", arm))}
         for arm in run.study.arms
@@ -105,7 +107,7 @@ def _complete(run: Run, videos: Videos) -> None:
     ]
     if missing or not videos:
         named = "; ".join(missing[:TOLD]) + (f"; and {len(missing) - TOLD} more" if len(missing) > TOLD else "")
-        raise ConfigError(
+        raise MissingTableError(
             f"study.arms={list(run.study.arms)}: of the {len(videos) * len(run.study.arms)} videos that should lie "
             f"below {stores.join(run.root, 'generated')}, {len(missing)} are missing{': ' + named if named else ''}. "
             "Every arm needs a video of every caption and seed. Run `python -m jobs.evaluate` with all of these arms "
@@ -114,7 +116,7 @@ def _complete(run: Run, videos: Videos) -> None:
 
 
 def shapes(run: Run, videos: Videos, decoder: Decoder, progress: Callable[[int, int], None]) -> dict[Film, Shape]:
-    """Frames, height and width of the videos of each film. Raises ConfigError for one that cannot be decoded, that does
+    """Frames, height and width of the videos of each film. Raises InputError for one that cannot be decoded, that does
     not run at data.fps, or that differs from its companions: what differs in length or size would tell the arms apart.
     """
     found: dict[Film, Shape] = {}
@@ -123,7 +125,7 @@ def shapes(run: Run, videos: Videos, decoder: Decoder, progress: Callable[[int, 
         of_arm = {arm: _shape(run, place, decoder) for arm, place in places.items()}
         if len(set(of_arm.values())) > 1:
             told = "; ".join(f"{arm}: {s.frames} frames of {s.height} x {s.width}" for arm, s in of_arm.items())
-            raise ConfigError(
+            raise InputError(
                 f"study.arms={list(run.study.arms)}: the videos of query {film[0]}, seed {film[1]}, differ in length "
                 f"or size ({told}), by which people would tell the arms apart. Delete those of one arm in generated/ "
                 "with their rows in evaluation/, and run `python -m jobs.evaluate` again."
@@ -138,9 +140,9 @@ def _shape(run: Run, place: str, decoder: Decoder) -> Shape:
     try:
         rows = decoder.index(place, 1, fps, 1)  # a segment for each frame at this rate
     except ClipError as error:
-        raise ConfigError(f"{place}: this video cannot be shown ({error}). Generate it again.") from error
+        raise InputError(f"{place}: this video cannot be shown ({error}). Generate it again.") from error
     if [row["start_frame"] for row in rows] != list(range(len(rows))):
-        raise ConfigError(
+        raise InputError(
             f"{place}: this video does not run at data.fps={fps:g}. Give the configuration that it was made under, or "
             "generate it again."
         )
@@ -148,8 +150,8 @@ def _shape(run: Run, place: str, decoder: Decoder) -> Shape:
 
 
 def frames_of(run: Run, place: str, shape: Shape, decoder: Decoder) -> Any:
-    """Every frame of a video, uint8 [F, H, W, 3], at its own size. Raises ConfigError where it cannot be decoded."""
+    """Every frame of a video, uint8 [F, H, W, 3], at its own size. Raises InputError where it cannot be decoded."""
     try:
         return decoder.frames(place, 0, shape.frames, run.data.fps, shape.height, shape.width)
     except ClipError as error:
-        raise ConfigError(f"{place}: this video cannot be shown ({error}). Generate it again.") from error
+        raise InputError(f"{place}: this video cannot be shown ({error}). Generate it again.") from error

@@ -68,7 +68,7 @@ def missing(root: str, made: Key) -> list[str]:
 
 
 def build(run: Run, decoder: Decoder, progress: Progress, writing: Progress) -> Key:
-    """Check the arms' videos, then write the handout and its key. Raises ConfigError before anything is written."""
+    """Check the arms' videos, then write the handout and its key. Raises UsageError before anything is written."""
     shown = films.generated(run)
     shapes = films.shapes(run, shown.videos, decoder, progress)
     salt = secrets.token_hex(32)

@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
 from pipeline.ranking import mask_overlap, placed, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import rank, recorded
@@ -70,7 +70,7 @@ def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
 def training_set(run: Run) -> pa.Table | None:
     """The clips that `run.finetune.arm` trains on, by clip_id: columns of clips/ and `weight` float64, which sums to 1.
 
-    None for base. Raises ConfigError where the run lacks a table, a column or a group that the arm needs, or where its
+    None for base. Raises UsageError where the run lacks a table, a column or a group that the arm needs, or where its
     rule leaves no clip.
     """
     arm = run.finetune.arm
@@ -81,7 +81,7 @@ def training_set(run: Run) -> pa.Table | None:
     weights = _weights(run, clips)
     total = weights.sum()
     if not total > 0:
-        raise ConfigError(
+        raise NothingUsableError(
             f"finetune.arm={arm!r}, finetune.group={run.finetune.group!r}: its rule leaves none of the "
             f"{clips.num_rows} decodable clips to train on. Take another arm or group, or more clips."
         )
@@ -104,7 +104,7 @@ def decodable(run: Run) -> pa.Table:
             failed = table.column("clip_id").filter(pc.fill_null(pc.invert(read), False))
             clips = clips.filter(pc.invert(pc.is_in(clips.column("clip_id"), failed.combine_chunks())))
     if not clips.num_rows:
-        raise ConfigError(f"root={run.root!r}: clips/ has no clip that could be decoded: nothing to train on.")
+        raise NothingUsableError(f"root={run.root!r}: clips/ has no clip that could be decoded: nothing to train on.")
     return clips
 
 
@@ -238,7 +238,7 @@ def _table(run: Run, name: str, columns: Sequence[str] | None, job: str, root: s
 def _there(run: Run, name: str, job: str, root: str | None = None) -> None:
     root = root or run.root
     if not tables.parts(stores.join(root, name)):
-        raise ConfigError(
+        raise MissingTableError(
             f"finetune.arm={run.finetune.arm!r} needs the table {name}/, which root={root!r} has not yet; run "
             f"`python -m jobs.{job}` with this configuration first, or `python -m jobs.curate`."
         )

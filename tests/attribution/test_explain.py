@@ -345,7 +345,7 @@ def test_parts_of_another_feature_are_refused_and_the_earlier_page_stays(
         return -found, settings, layers
 
     monkeypatch.setattr(decomposition, "as_array", turned)
-    with pytest.raises(ConfigError, match=r"explain\.clip: the parts of this clip's feature have a cosine of -1"):
+    with pytest.raises(FingerprintError, match=r"explain\.clip: the parts of this clip's feature have a cosine of -1"):
         explain(asked(run, clip_id))
     assert page.read_bytes() == before
     assert (page.parent / "shares").is_dir()

@@ -17,7 +17,7 @@ from jobs.compare import compare
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.evaluation import contests
 from pipeline.pages import comparison
 from pipeline.pages.comparison import Compared
@@ -187,7 +187,7 @@ def test_what_cannot_be_compared(
 
 
 def test_an_arm_whose_table_is_missing_stops_before_anything_is_written(small_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'weighted' needs the table clips/.*curate"):
+    with pytest.raises(MissingTableError, match=r"'weighted' needs the table clips/.*curate"):
         compare(small_run(tmp_path / "run", evaluate__arms=["base", "weighted"]))
     assert not (tmp_path / "run").exists()
 
@@ -297,12 +297,12 @@ def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> N
     kept = Path(uri).read_bytes()
     before = tables.read(stores.join(compared.root, "evaluation"))
     Path(uri).unlink()
-    with pytest.raises(ConfigError, match=r"not there.*Put back"):
+    with pytest.raises(MissingTableError, match=r"not there.*Put back"):
         compare(compared)
     stores.remove(stores.join(compared.root, "comparison", "motion"))
     for frames, code in ((8, "too_short"), (10, "too_long")):
         write_mp4(uri, np.zeros((frames, 32, 32, 3), np.uint8), compared.data.fps)
-        with pytest.raises(ConfigError, match=rf"{code}.*evaluation") as error:
+        with pytest.raises(MissingTableError, match=rf"{code}.*evaluation") as error:
             compare(compared)
         assert Path(uri).name in str(error.value)
     Path(uri).write_bytes(kept)
@@ -311,5 +311,5 @@ def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> N
 
 
 def test_an_arm_without_its_table_stops_before_the_first_is_trained(small_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="curate"):
+    with pytest.raises(MissingTableError, match="curate"):
         arms.training_set(small_run(tmp_path, finetune__arm="motive"))

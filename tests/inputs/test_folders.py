@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs import file_tree
 from pipeline.inputs.videos import videos
 from pipeline.video import frames
@@ -128,7 +128,7 @@ def test_links_that_multiply_are_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         _touch(tmp_path / name / "a.mp4")
         for other in "abcdefg":
             (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
-    with pytest.raises(ConfigError, match=r"data\.videos.*links"):
+    with pytest.raises(InputError, match=r"data\.videos.*links"):
         videos(str(tmp_path))
 
 
@@ -267,7 +267,7 @@ def test_metadata_about_something_else(tmp_path: Path, caplog: pytest.LogCapture
     assert _captions(tmp_path) == {"sub/a.mp4": "a cat"}
     assert "sub/metadata.csv" in caplog.text
     _touch(tmp_path / "sub" / "metadata.csv", "file_name,label\na.mp4,x\n")
-    with pytest.raises(ConfigError, match=r"sub/metadata\.csv.*captions"):
+    with pytest.raises(InputError, match=r"sub/metadata\.csv.*captions"):
         videos(str(tmp_path))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Data
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import csv_blocks
 from pipeline.inputs.videos import videos
@@ -53,7 +53,7 @@ def message(tmp_path: Path, name: str, content: str | bytes) -> str:
     (tmp_path / name).write_bytes(data)
     found = []
     for read in (listed, streamed):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(InputError) as caught:
             read(str(tmp_path / name))
         found.append(str(caught.value))
     assert found[0] == found[1]
@@ -204,7 +204,7 @@ def test_parquet_columns_that_hold_no_texts(tmp_path: Path) -> None:
     for name in ("id", "group", "caption"):
         columns = {"path": ["a.mp4"], "caption": ["x"], "None": ["y"], name: [{"a": 1}]}
         pq.write_table(pa.table(columns), tmp_path / "l.parquet")
-        with pytest.raises(ConfigError, match=f"`{name}`.*struct"):
+        with pytest.raises(InputError, match=f"`{name}`.*struct"):
             listed(str(tmp_path / "l.parquet"))
 
 
@@ -465,7 +465,7 @@ def test_colons_and_backslashes(tmp_path: Path, path: str, error: str | None, ve
         assert error is None or error in row["error"]
         if error is None:
             assert row["uri"] == str(tmp_path / "take:1.mp4")
-    with pytest.raises(ConfigError, match="Windows path"):
+    with pytest.raises(InputError, match="Windows path"):
         videos(r"C:\clips", "data.videos")
 
 
@@ -485,7 +485,7 @@ def manifest(tmp_path: Path, ids: list[str], versioned: bool) -> str:
 )
 def test_ids_that_a_segment_may_have_are_refused(tmp_path: Path, ids: list[str], versioned: bool) -> None:
     for read in (listed, streamed) if not versioned else (streamed,):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(InputError) as caught:
             read(manifest(tmp_path, ids, versioned))
         assert all(repr(one) in str(caught.value) for one in ids if one != "x")
 
@@ -498,7 +498,7 @@ def test_ids_that_no_segment_has_are_fine(tmp_path: Path, versioned: bool) -> No
 
 @pytest.mark.parametrize("versioned", [False, True])
 def test_ids_that_differ_by_blanks_are_one(tmp_path: Path, versioned: bool) -> None:
-    with pytest.raises(ConfigError, match=r"v is .*more than on"):
+    with pytest.raises(InputError, match=r"v is .*more than on"):
         streamed(manifest(tmp_path, ["v", " v\t"], versioned))
 
 

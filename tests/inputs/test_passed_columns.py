@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs import passed_columns
 
 ROWS: list[dict[str, Any]] = [
@@ -81,7 +81,7 @@ def test_a_column_of_another_type_is_a_clear_error() -> None:
         pa.schema([("score", pa.int64()), ("new", pa.string())]), held, "x.jsonl", "data.videos", "run/clips"
     )
     passed_columns.check(pa.schema([]), held, "x.jsonl", "data.videos", "run/clips")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         passed_columns.check(pa.schema([("score", pa.string())]), held, "x.jsonl", "data.videos", "run/clips")
     for word in ("data.videos", "x.jsonl", "score", "string", "int64", "run/clips"):
         assert word in str(caught.value)

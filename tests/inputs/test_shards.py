@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Data
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.shards import parquet_files
 from pipeline.inputs.videos import videos
@@ -422,7 +422,7 @@ def test_a_compressed_tar_is_named(tmp_path: Path, films: dict[str, bytes], name
     errors = {row["relative"]: row["error"] for row in rows}
     assert errors["whole.tar/a.mp4"] is None
     assert errors[name].startswith("refused: it is a compressed tar; ")
-    with pytest.raises(ConfigError, match=rf"data\.videos.*{name}.*unpack"):
+    with pytest.raises(InputError, match=rf"data\.videos.*{name}.*unpack"):
         videos(str(tmp_path / "data" / name))
 
 
@@ -562,7 +562,7 @@ def test_whatever_json_says_is_a_row_of_its_video(said: list[tuple[dict[str, Any
             _tar(Path(folder) / f"s-{shard}.tar", [("whole.mp4", b"v"), *packed])
         try:
             rows = videos(folder).to_pylist()
-        except ConfigError as error:
+        except InputError as error:
             if not re.search("rename one|keep one of them", str(error)):
                 raise
             return  # two names that SQL cannot tell apart, or that would be one in the tables

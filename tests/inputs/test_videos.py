@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.inputs.videos import videos
 
 
@@ -207,7 +207,7 @@ def test_errors_name_key_value_and_remedy(tmp_path: Path) -> None:
         "twice.jsonl": ("same", "more than one row"),
         "again.jsonl": ("a.mp4", "listed more than once"),
     }.items():
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(UsageError) as caught:
             videos(str(tmp_path / name), "data.videos")
         for word in ("data.videos", name, *words):
             assert word in str(caught.value), f"{name}: the error does not say {word!r}: {caught.value}"

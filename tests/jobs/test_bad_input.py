@@ -14,7 +14,7 @@ from jobs import command
 from jobs.curate import curate
 from pipeline import config
 from pipeline.config import Run
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.errors import ConfigError, FingerprintError, InputError, NothingUsableError, UsageError
 from pipeline.stages import attribution, indexing
 from pipeline.training import arms
 
@@ -62,7 +62,7 @@ def test_wrong_values_end_before_anything_starts(
     small_run: MakeRun, cluster: None, tmp_path: Path, overrides: dict[str, Any], named: list[str]
 ) -> None:
     run = small_run(tmp_path / "run", **overrides)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UsageError) as error:
         curate(run)
     for part in named:
         assert part in str(error.value)
@@ -72,13 +72,13 @@ def test_wrong_values_end_before_anything_starts(
 
 def test_empty_folder(small_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"data\.videos"):
+    with pytest.raises(InputError, match=r"data\.videos"):
         attribution.check(small_run(tmp_path / "run", data__videos=str(tmp_path / "empty")), "index_clips", ("clips",))
 
 
 def test_queries_without_motion_stop_before_the_clips(small_run: MakeRun, cluster: None, tmp_path: Path) -> None:
     run = small_run(tmp_path, motion__still=1000.0)
-    with pytest.raises(ConfigError, match="none of the 4 queries"):
+    with pytest.raises(NothingUsableError, match="none of the 4 queries"):
         curate(run)
     assert not (tmp_path / "clips").exists(), "the clips were touched"
 

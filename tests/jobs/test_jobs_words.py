@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.stages import attribution, indexing
 from pipeline.storage import stores
 
@@ -57,5 +57,5 @@ def test_edited_words_are_noticed_and_only_captions_cost_features(
     assert [after[i]["feature"] for i in ("c1", "c2")] == [before[i]["feature"] for i in ("c1", "c2")]
 
     write({2: {"motion": 3}, 0: {"motion": 4}, 1: {"motion": 5}})
-    with pytest.raises(ConfigError, match=r"data\.videos.*'motion'.*int64.*string"):
+    with pytest.raises(InputError, match=r"data\.videos.*'motion'.*int64.*string"):
         attribution.check(run, "index_clips", ("clips",))

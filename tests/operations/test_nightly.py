@@ -20,7 +20,7 @@ from jobs.nightly import nightly
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, SpentError
+from pipeline.errors import ConfigError, InputError, SpentError, UsageError
 from pipeline.evaluation.held_out import Trained
 from pipeline.operations import in_use, nights, reattribution, webhook
 from pipeline.operations.reattribution import FIELD
@@ -394,7 +394,7 @@ def test_a_spent_budget_ends_a_night_that_the_same_date_goes_on_with(
 def test_a_night_refuses_what_cannot_be_judged(make: Callable[..., Run], world: Path, tmp_path: Path) -> None:
     def refused(match: str, **overrides: Any) -> None:
         run = make("2026-03-06", **overrides).model_copy(update={"root": str(tmp_path)})
-        with pytest.raises(ConfigError, match=match):
+        with pytest.raises(UsageError, match=match):
             nightly(run)
 
     refused("took no part in the selection", evaluate__videos=None)
@@ -408,12 +408,12 @@ def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tm
     run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
     for name, uri in (("clips", "/a.mp4"), ("queries", "/b.mp4"), ("held_out", "/a.mp4")):
         tables.append(str(tmp_path / name), pa.table({"clip_id": [name], "uri": [uri], "version": ["1"]}), {})
-    with pytest.raises(ConfigError, match=r"data\.videos as well, such as /a\.mp4"):
+    with pytest.raises(InputError, match=r"data\.videos as well, such as /a\.mp4"):
         held_out.check_disjoint(run)
     for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
         table = pa.table({"clip_id": [name], "uri": [uri], "version": ["an-etag"]})
         tables.replace(str(tmp_path / name), table, {})
-    with pytest.raises(ConfigError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
+    with pytest.raises(InputError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
         held_out.check_disjoint(run)
 
 

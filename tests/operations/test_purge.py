@@ -15,7 +15,7 @@ import pytest
 from jobs import purge as job
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import videos
 from pipeline.operations import in_use, purge
 from pipeline.storage import stores
@@ -194,5 +194,5 @@ def test_a_file_of_ids_is_read_with_its_byte_order_mark(
 def test_a_file_of_ids_that_cannot_be_read_is_refused(small_run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes("é\n".encode("latin-1"))
     for place, says in ((tmp_path / "ids.txt", "not UTF-8"), (tmp_path, "Is a directory|directory")):
-        with pytest.raises(ConfigError, match=rf"purge\.file=.*({says})"):
+        with pytest.raises(InputError, match=rf"purge\.file=.*({says})"):
             job.wanted(small_run(tmp_path, purge__file=str(place)))

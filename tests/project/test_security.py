@@ -21,7 +21,7 @@ import yaml
 
 from pipeline import config, tables
 from pipeline.config import Data, files
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.videos import videos
 from pipeline.pages import report
@@ -361,7 +361,7 @@ def test_extension_types_are_refused(tmp_path: Path, nested: bool, known: bool) 
         pa.register_extension_type(_Evil())
     try:
         pq.write_table(table, tmp_path / "list.parquet")
-        with pytest.raises(ConfigError, match="extension type"):
+        with pytest.raises(InputError, match="extension type"):
             videos(str(tmp_path / "list.parquet"))
         (tmp_path / "clips").mkdir()
         pq.write_table(table, tmp_path / "clips" / "part-0.parquet")

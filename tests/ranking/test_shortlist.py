@@ -13,7 +13,7 @@ import pytest
 from pipeline import config, tables
 from pipeline.config import Ranking, Run
 from pipeline.config.attribution import Shortlist
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.ranking import (
     Population,
     choosing,
@@ -314,5 +314,5 @@ def test_without_a_shortlist_nothing_changes(tmp_path: Path) -> None:
     assert shortlist.variant(plain) is None
     assert shortlist.population(plain, pa.array(["a"], pa.large_string())) is None
     asked = config.load("demo", {**EVERY, "root": str(tmp_path), "attribution.shortlist": {"frames": 5}})
-    with pytest.raises(ConfigError, match=r"shortlist/chosen.*extract_features"):
+    with pytest.raises(MissingTableError, match=r"shortlist/chosen.*extract_features"):
         shortlist.chosen(asked)

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import config, tables
 from pipeline.config import Ranking, Run
-from pipeline.errors import ConfigError
+from pipeline.errors import MissingTableError
 from pipeline.ranking import BLOCK, feature_table, influence, order, select, selection, unit_settings, votes
 from pipeline.ranking import influence_table as influence_of_tables
 from pipeline.storage.parallel import in_order
@@ -225,7 +225,7 @@ def test_a_row_that_cannot_be_ranked_ends_the_job_with_its_name(run: Run, name: 
     values = queries()[:2]
     values[1, K:] = value
     tables.append(f"{run.root}/features/{name}", rows(["fine", "bad"], values), {}, settings=SETTINGS)
-    with pytest.raises(ConfigError, match=f"{'query' if name == 'queries' else 'clip'} 'bad'.*{says}"):
+    with pytest.raises(MissingTableError, match=f"{'query' if name == 'queries' else 'clip'} 'bad'.*{says}"):
         selection.rank(run, "motion", 0.01)
 
 
@@ -234,12 +234,12 @@ def test_a_row_without_a_feature_or_with_a_norm_of_nan_is_named(run: Run) -> Non
     at = table.schema.get_field_index("feature")
     empty = table.set_column(at, table.schema.field(at), tables.vectors(queries()[:2], np.array([True, False])))
     tables.append(f"{run.root}/features/clips", empty, {}, settings=SETTINGS)
-    with pytest.raises(ConfigError, match=r"clip 'bad'.*not finite"):
+    with pytest.raises(MissingTableError, match=r"clip 'bad'.*not finite"):
         selection.rank(run, "motion", None)
     at = table.schema.get_field_index("norm")
     norms = tables.vectors(np.array([[1, 1], [np.nan, 1]], np.float32))
     tables.append(
         f"{run.root}/features/queries", table.set_column(at, table.schema.field(at), norms), {}, settings=SETTINGS
     )
-    with pytest.raises(ConfigError, match=r"query 'bad'.*norm"):
+    with pytest.raises(MissingTableError, match=r"query 'bad'.*norm"):
         selection.rank(run, "motion", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import InputError, StoreError
 from pipeline.inputs import videos
 from pipeline.storage import stores
 from tests.support.s3_store import BUCKET, Store, forget
@@ -24,7 +24,7 @@ def test_a_manifest_that_cannot_be_asked_for_is_not_taken_for_none(store: Store,
     raw.put_object(Bucket=BUCKET, Key="videos/a.mp4", Body=b"x")
     raw.put_object(Bucket=BUCKET, Key="videos/metadata.jsonl", Body=b'{"path": "a.mp4", "text": "", "id": "mine"}')
     store.fault = lambda request: fault if "metadata.jsonl" in request.path else None
-    with pytest.raises((StoreError, ConfigError), match=r"metadata\.jsonl"):
+    with pytest.raises((StoreError, InputError), match=r"metadata\.jsonl"):
         videos.videos(f"s3://{BUCKET}/videos")
     store.fault = lambda request: None
     assert videos.videos(f"s3://{BUCKET}/videos").column("id").to_pylist() == ["mine"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import UsageError
 from pipeline.study import answer_database, answers
 from pipeline.study.answer_log import AnswerLog, ConflictError
 from pipeline.study.answers import Answer
@@ -130,15 +130,15 @@ def test_a_database_of_a_newer_schema_is_refused_and_not_changed(tmp_path: Path)
         database.execute(f"PRAGMA user_version = {answer_database.SCHEMA + 1}")
     before = path.read_bytes()
     sentence = r"answers\.sqlite: its schema is number 2, .* a newer version of the program wrote it\. Use that version"
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         AnswerLog(str(path), KEY)
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         answers.read(str(path), KEY)
     assert path.read_bytes() == before
 
 
 def test_what_is_no_database_of_answers_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="answers cannot be written there"):
+    with pytest.raises(UsageError, match="answers cannot be written there"):
         AnswerLog(str(tmp_path), KEY)
     other = tmp_path / "other.sqlite"
     with contextlib.closing(sqlite3.connect(other)) as database:
@@ -147,17 +147,17 @@ def test_what_is_no_database_of_answers_is_refused(tmp_path: Path) -> None:
     text.write_text("no database, but long enough to be taken for one" * 100)
     for path, sentence in ((other, "not one of a study's answers"), (text, "file is not a database")):
         before = path.read_bytes()
-        with pytest.raises(ConfigError, match=sentence):
+        with pytest.raises(UsageError, match=sentence):
             AnswerLog(str(path), KEY)
         assert path.read_bytes() == before
-    with pytest.raises(ConfigError, match="not one of a study's answers"):
+    with pytest.raises(UsageError, match="not one of a study's answers"):
         answers.read(str(other), KEY)
     cut = tmp_path / "cut.sqlite"
     with contextlib.closing(AnswerLog(str(cut), KEY)) as log:
         for one in given_by("Anna"):
             log.add(posted(one))
     cut.write_bytes(cut.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r"cut\.sqlite: .*malformed"):
+    with pytest.raises(UsageError, match=r"cut\.sqlite: .*malformed"):
         answers.read(str(cut), KEY)
 
 
@@ -170,7 +170,7 @@ def test_rows_of_another_study_or_changed_by_hand_are_named(tmp_path: Path) -> N
         database.execute("UPDATE answers SET study = 'other' WHERE rowid = 1")
         database.execute("UPDATE answers SET choice = x'00' WHERE rowid = 2")
     for call in (lambda: AnswerLog(str(path), KEY), lambda: answers.read(str(path), KEY)):
-        with pytest.raises(ConfigError) as error:
+        with pytest.raises(UsageError) as error:
             call()
         assert "answers.sqlite, row 1: it is of another study ('other'; this one is 's')" in str(error.value)
         assert "answers.sqlite, row 2: it is damaged (choice" in str(error.value)
@@ -208,7 +208,7 @@ def test_answers_of_an_earlier_server_are_moved_and_the_file_kept(
         assert log.add(posted(three))
     assert recorded_answers(path) == [one, two, three]
     assert len(answers.read(str(tmp_path), KEY)) == 3
-    with pytest.raises(ConfigError, match=r"were moved to the \.sqlite file beside it"):
+    with pytest.raises(UsageError, match=r"were moved to the \.sqlite file beside it"):
         answers.read(str(earlier), KEY)
 
 
@@ -226,7 +226,7 @@ def test_a_file_that_an_earlier_server_still_appends_to_is_refused(earlier: Path
         contextlib.closing(AnswerLog(str(tmp_path / "answers.sqlite"), KEY)) as log,
     ):
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process is serving this study; stop that one first"):
+        with pytest.raises(UsageError, match="another process is serving this study; stop that one first"):
             log.import_lines(str(earlier))
         assert log.counts() == (0, 0)
     assert earlier.read_bytes() == before
@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_moves_nothing(tmp_path: Path) -> None:
     earlier.write_text(text)
     with contextlib.closing(AnswerLog(str(tmp_path / "answers.sqlite"), KEY)) as log:
         log._database.execute("PRAGMA max_page_count = 6")
-        with pytest.raises(ConfigError, match=r"answers\.jsonl: its answers cannot be moved to .* \(.*full\)"):
+        with pytest.raises(UsageError, match=r"answers\.jsonl: its answers cannot be moved to .* \(.*full\)"):
             log.import_lines(str(earlier))
         assert log.counts() == (0, 0)
     assert earlier.read_text() == text
@@ -255,7 +255,7 @@ def test_lines_that_cannot_be_taken_are_named_and_nothing_is_moved(tmp_path: Pat
             (lines([one, otherwise]), rf"answers\.jsonl: it answers pair '{two.pair}' as 'Anna' otherwise than"),
         ):
             earlier.write_text(text)
-            with pytest.raises(ConfigError, match=sentence):
+            with pytest.raises(UsageError, match=sentence):
                 log.import_lines(str(earlier))
             assert earlier.read_text() == text
         assert log.counts() == (1, 1)

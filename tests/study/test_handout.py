@@ -20,7 +20,7 @@ from jobs import study as job
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.config.study import Study
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError, MissingTableError, UsageError
 from pipeline.storage import stores
 from pipeline.study import answers, handout, pairs, preferences, results
 from pipeline.study.answer_log import AnswerLog
@@ -147,10 +147,10 @@ def test_a_handout_that_lost_files_is_neither_served_nor_built_over(tmp_path: Pa
     videos = Path(handout.place(run.root, "handout", "videos"))
     gone = sorted(videos.iterdir())[1]
     gone.unlink()
-    with pytest.raises(ConfigError, match=rf"lacks 1 of its files, such as videos/{gone.name}, but its key"):
+    with pytest.raises(MissingTableError, match=rf"lacks 1 of its files, such as videos/{gone.name}, but its key"):
         job.study(run)
     shutil.rmtree(videos.parent)
-    with pytest.raises(ConfigError, match=r"lacks 9 of its files, such as index\.html"):
+    with pytest.raises(MissingTableError, match=r"lacks 9 of its files, such as index\.html"):
         job.study(_asking(run, serve=True))
     assert key_of(run)
 
@@ -165,7 +165,7 @@ def _asking(run: Run, **study: Any) -> Run:
 def _refused(run: Run, *words: str) -> None:
     """The job refuses with these words, in one paragraph, and writes nothing."""
     before = sorted(Path(run.root).rglob("*"))
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UsageError) as error:
         job.study(run)
     for word in words:
         assert word in str(error.value), str(error.value)
@@ -227,7 +227,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     ]
     (tmp_path / "b.jsonl").write_text("\n" + "".join(wrong), encoding="latin-1")
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(InputError) as error:
         job.study(_asking(built, answers=str(tmp_path)))
     told = str(error.value)
     assert "8 of 10 answers cannot be scored" in told
@@ -456,5 +456,5 @@ def test_a_study_on_s3_is_built_and_scored_there(store: Store, tmp_path: Path) -
     scored = json.loads(stores.read_bytes(handout.place(run.root, "results.json")))["scores"]["everyone"][0]
     assert (scored["people"], scored["win"]) == (2, 1)
     stores.write_bytes(place, b"damaged\n")
-    with pytest.raises(ConfigError, match=r"s3://.*given/a\.jsonl, line 1: it is damaged"):
+    with pytest.raises(InputError, match=r"s3://.*given/a\.jsonl, line 1: it is damaged"):
         job.study(_asking(run, answers=stores.join(run.root, "given")))

@@ -22,7 +22,7 @@ from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker
 from pipeline.cluster import streaming
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError
 from pipeline.inputs import videos as manifest
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import versioned
@@ -426,7 +426,7 @@ def test_paths_of_a_long_manifest_stay_inside_the_base(tmp_path: Path) -> None:
 def test_a_video_listed_twice_is_an_error_that_names_it(tmp_path: Path, own: bool) -> None:
     columns: dict[str, list[Any]] = {"path": ["1.mp4", "2.mp4", "1.mp4"], "caption": [""] * 3, "version": ["v"] * 3}
     columns |= {"id": ["x", "y", "x"]} if own else {"size": [1, 2, 1]}
-    with pytest.raises(ConfigError, match="x" if own else "1.mp4"):
+    with pytest.raises(InputError, match="x" if own else "1.mp4"):
         Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Run, parse
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingTableError, UsageError
 from pipeline.ranking import influence, order, select, unit_settings
 from pipeline.ranking.selection import influence_tables, rank
 from pipeline.storage import stores
@@ -268,13 +268,13 @@ def test_every_picking_arm_gets_the_same_number(root: Path) -> None:
     ],
 )
 def test_what_an_arm_lacks_is_said(root: Path, arm: str, changes: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UsageError) as caught:
         arms.training_set(configured(root, arm, **{"finetune__arm": arm, **changes}))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_a_missing_table_names_the_job(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"clips/.*jobs\.index_clips"):
+    with pytest.raises(MissingTableError, match=r"clips/.*jobs\.index_clips"):
         arms.training_set(configured(tmp_path, "all"))
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import config
-from pipeline.errors import ClipError, ConfigError
+from pipeline.errors import ClipError, InputError
 from pipeline.inputs import extensions
 from pipeline.inputs.videos import videos
 from pipeline.synthetic import world
@@ -160,7 +160,7 @@ def _shards(whole: dict[str, bytes], tmp_path: Path, write: Callable[..., None],
         (folder / f"s.{end}").write_bytes(mutant(data, data, np.random.default_rng(seed)))
         try:
             listed = videos(str(folder))
-        except ConfigError:
+        except InputError:
             refused += 1
             continue
         assert listed.num_rows > 1, "a damaged shard left no row"

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError, UsageError
 from pipeline.inputs.manifests import csv_blocks, json_blocks
 from pipeline.inputs.manifests.columns import Columns, check_described, columns
 from pipeline.inputs.manifests.json_blocks import FAULT, LINE
@@ -44,14 +44,14 @@ class ManifestFile:
     _named: str
 
     def check_columns(self) -> None:
-        """Raise ConfigError unless there are a column with paths and one with captions."""
+        """Raise InputError unless there are a column with paths and one with captions."""
         try:
             check_described(self.columns, [name for name in self.schema.names if name not in (LINE, FAULT)])
         except ValueError as error:
-            raise ConfigError(f"{self._named}: {error}.") from error
+            raise InputError(f"{self._named}: {error}.") from error
 
     def blocks(self) -> Iterator[pa.Table]:
-        """Raises ConfigError for what is wrong further down in the file, and where there are no rows."""
+        """Raises InputError for what is wrong further down in the file, and where there are no rows."""
         rows = 0
         with self._naming():
             for block in self._blocks():
@@ -66,16 +66,16 @@ class ManifestFile:
 
 def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str, typed: bool = True) -> ManifestFile:
     """A manifest's columns and rows. Without `typed`, what CSV and TSV have is texts: a column's type is decided where
-    those of all files are known. Raises ConfigError, naming `key`."""
+    those of all files are known. Raises InputError, naming `key`."""
 
     @contextmanager
     def naming() -> Iterator[None]:
         try:
             yield
-        except ConfigError:
+        except UsageError:
             raise
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-            raise ConfigError(
+            raise InputError(
                 f"{key}={where!r}: the manifest {posixpath.basename(path)} cannot be read: {error}. Correct it, or "
                 "write it anew as .jsonl with one object a line."
             ) from error

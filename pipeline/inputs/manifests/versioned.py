@@ -15,7 +15,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import ConfigError
+from pipeline.errors import InputError, UsageError
 from pipeline.inputs import refusals, videos
 from pipeline.inputs.folders import relative
 from pipeline.inputs.locations import resolved
@@ -75,9 +75,9 @@ class _Described:
             files = files.append_column("folder", pa.nulls(len(rows), pa.string()))
             return videos.described(files, rows, named, self.where, self.key)
         except (ValueError, pa.ArrowException) as error:
-            if isinstance(error, ConfigError):
+            if isinstance(error, UsageError):
                 raise
-            raise ConfigError(f"{self.key}={self.where!r}: the manifest cannot be read: {error}.") from error
+            raise InputError(f"{self.key}={self.where!r}: the manifest cannot be read: {error}.") from error
 
     def _placed(self, paths: pa.Array) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Uri, path below the root, and error of listed paths: at once for plain ones, the others one by one."""
