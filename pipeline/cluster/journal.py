@@ -108,7 +108,7 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
     def look() -> None:
         nonlocal saved
         told = note()
-        if time.monotonic() - saved >= SAVE:
+        if time.monotonic() - saved >= SAVE and not lease.is_lost(file):
             throughput.save(file, stage, Figures(**told["figures"]))
             saved = time.monotonic()
         if patience.is_over(told["still"]):

@@ -26,7 +26,7 @@ ROOT = str(Path(__file__).parents[2])
 from jobs.curate import curate  # noqa: E402
 from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
-from pipeline.cluster import streaming  # noqa: E402
+from pipeline.cluster import journal, streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
@@ -252,6 +252,7 @@ def test_a_lost_lease_ends_a_stage_between_two_batches(
 ) -> None:
     """The driver stops at the next batch, and the actors write nothing any more."""
     monkeypatch.setattr(lease, "RENEWAL", 0.05)
+    monkeypatch.setattr(journal, "SAVE", 3600.0)  # else there may be figures from before
     root, heard = str(tmp_path / "run"), list[int]()
     rows = pa.table({"clip_id": [f"c{i:03d}" for i in range(200)]})
     folders = {"found": f"{root}/found"}

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import Data
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import csv_blocks
 from pipeline.inputs.videos import videos
@@ -465,7 +465,7 @@ def test_colons_and_backslashes(tmp_path: Path, path: str, error: str | None, ve
         assert error is None or error in row["error"]
         if error is None:
             assert row["uri"] == str(tmp_path / "take:1.mp4")
-    with pytest.raises(InputError, match="Windows path"):
+    with pytest.raises(ConfigError, match="Windows path"):
         videos(r"C:\clips", "data.videos")
 
 
