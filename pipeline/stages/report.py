@@ -9,7 +9,7 @@ from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.pages import report as page
 from pipeline.pages.gallery import FramesOf, VideoOf
-from pipeline.storage import stores
+from pipeline.storage import lease, stores
 from pipeline.video.decoder import Decoder
 from pipeline.video.orientation import Frames
 
@@ -41,6 +41,7 @@ def video_by(run: Run, decoder: Decoder) -> VideoOf:
 
 
 def report(run: Run) -> None:
+    lease.check(run.root)
     with Decoder(run.data.decode_timeout) as decoder:
         page.write(run, frames_by(run, decoder), video_by(run, decoder))
     print(f"page: {stores.join(run.root, 'report', 'index.html')}")

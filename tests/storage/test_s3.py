@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +142,17 @@ def test_a_deletion_that_fails_for_one_key_is_told(store: Store, monkeypatch: py
     monkeypatch.setattr(s3.s3fs.S3FileSystem, "_call_s3", refused)
     with pytest.raises(OSError, match="AccessDenied"):
         fs.rm(bare, recursive=True)
+
+
+def test_local_runs_do_not_pay_for_s3_and_neither_module_needs_the_other_first() -> None:
+    """s3fs and botocore take half a second to import, which is why `stores` imports `s3` where it is first needed."""
+    words = "import sys, {0}; print('s3fs' in sys.modules)"
+    said = [
+        subprocess.run([sys.executable, "-c", words.format(name)], capture_output=True, text=True, check=True).stdout
+        for name in ("pipeline.storage.stores, pipeline.storage.lease", "pipeline.storage.s3")
+    ]
+    assert said == ["False\n", "True\n"]
+    assert "storage" not in "".join(re.findall("^.*import.*$", Path(s3.__file__).read_text(), re.MULTILINE))
 
 
 def test_a_stores_error_comes_whole_from_another_process() -> None:

@@ -400,7 +400,8 @@ def test_remote_files_are_fetched_by_the_parent(tmp_path: Path) -> None:
 HOSTILE = """
 import os, signal, threading, time
 import numpy as np
-from pipeline import errors, video
+from pipeline import errors
+from pipeline.video import frames as video
 
 def _kill_soon():
     time.sleep(0.05)
@@ -420,6 +421,10 @@ def segments(path, frames, fps, stride, pulse):
         np.ones(1 << 34)
     if name == "secrets.mp4":
         raise errors.ClipError("decode", " ".join(os.environ))
+    if name == "owned.mp4":  # native code that was taken over answers what it likes
+        error = errors.ClipError("decode", "x")
+        error.code = "owned"
+        raise error
     return video.segments(path, frames, fps, stride, pulse)
 
 def decode(path, start_frame, count, fps, height, width, pulse):
@@ -442,7 +447,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder
 
 def test_a_hostile_file_is_a_row_and_the_next_call_works(tmp_path: Path, hostile: Decoder) -> None:
     good = _write(tmp_path / "good.mp4", KINDS[0], list(range(30)))
-    for name, code in {"segfault.mp4": "crashed", "hang.mp4": "timeout", "memory.mp4": "memory"}.items():
+    codes = {"segfault.mp4": "crashed", "hang.mp4": "timeout", "memory.mp4": "memory", "owned.mp4": "crashed"}
+    for name, code in codes.items():
         began = time.monotonic()
         error = index(_row(str(tmp_path / name)), _data(), hostile)[0]["error"]
         assert error.startswith(f"{code}: "), f"{name}: {error}"
