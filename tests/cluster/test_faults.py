@@ -372,9 +372,9 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
         list[Any](),
     )
 
-    def watched(*given: Any, **named: Any) -> Any:
-        told.append(set(named["tried"]))
-        return stream(*given, **named)
+    def watched(stage: Any, blocks: Any, total: int, report: Any, tried: Collection[str] = (), *given: Any) -> Any:
+        told.append(set(tried))
+        return stream(stage, blocks, total, report, tried, *given)
 
     for stage, folder in ((indexing.index, "clips"), (attribution.estimate_motion, "motion/clips")):
         stage(run, "clips")

@@ -466,7 +466,7 @@ def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
 def test_the_benchmark_schedules_the_half_that_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but Ray; the benchmark itself sees that it is the odd half, each once, in the order of its hash."""
     monkeypatch.setattr(streaming, "connect", lambda: None)
-    monkeypatch.setattr(streaming, "stream", lambda stage, root, blocks, *_: [None for _ in blocks])
+    monkeypatch.setattr(streaming, "stream", lambda stage, blocks, *_: [None for _ in blocks])
     monkeypatch.setattr(scale, "PART", 300)
     scale.make(tmp_path, 1000)
     for case in (scale.index, scale.attribute):
