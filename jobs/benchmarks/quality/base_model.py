@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 
-from jobs.weights.transformer import timesteps, velocity_error
+from jobs.weights.training import timesteps, velocity_error
 from pipeline.config import PACKAGE, load
 from pipeline.models import VideoModel, open_model
 from pipeline.synthetic import world
