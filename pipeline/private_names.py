@@ -78,5 +78,5 @@ NAMES = (
         "diffusers.training_utils._collate_lora_metadata", ("pipeline/training/loop.py",), ("modules_to_save",)
     ),
     # Which weights of the large model stay in float32.
-    PrivateName("diffusers.WanTransformer3DModel._keep_in_fp32_modules", ("jobs/benchmarks/stage_subjects.py",)),
+    PrivateName("diffusers.WanTransformer3DModel._keep_in_fp32_modules", ("jobs/benchmarks/measured_models.py",)),
 )
