@@ -158,7 +158,7 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
     judged += contests.verdicts("generated_video", distances, judge.MARGIN)
     return Compared(
         arms=tuple(order),
-        metrics=contests.metrics(evaluation),
+        metrics=comparison.comparison(evaluation),
         verdicts=judged,
         tallies=contests.tallies(judged),
         distances=distances,

@@ -1,7 +1,8 @@
 """What this recipe will cost on these videos, by a pilot of `plan.clips` random ones through every stage.
 
-Prints seconds a clip, GPU-hours, storage, and money at the recipe's `prices`, for the recipe as it stands and for its
-cheaper variants; the same in ROOT/plan/plan.json. Nothing else of the run is touched.
+Prints seconds a clip, GPU-hours, storage, and money at the recipe's `prices`, for the recipe as it stands; the same in
+ROOT/plan/plan.json. The same command with a `--set` more says what another setting takes. Nothing else of the run is
+touched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from jobs import command
 from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
-from pipeline.config.attribution import Shortlist
 from pipeline.errors import NothingUsableError
 from pipeline.inputs import videos as manifest
 from pipeline.operations import costs, pilot
@@ -27,6 +27,11 @@ from pipeline.stages import attribution, pilots, run_record, video_sets
 from pipeline.storage import stores
 
 _UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+CHEAPER = (
+    "\nThe same command with a --set more says what another attribution takes, for example with fewer\n"
+    "attribution.settings, a smaller attribution.frames, height or width, with attribution.parameters of the last\n"
+    "blocks alone, or with an attribution.shortlist."
+)
 
 
 def plan(run: Run) -> None:
@@ -88,16 +93,18 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     rows = tables.read(stores.join(folder, "pilot"))
     assert rows is not None
     parts = costs.seconds_by_part(rows, pilot.AS_IT_IS)
-    attributed = _attributions(run, rows, size.clips)
-    now = attributed[0] if run.attribution.shortlist is None else attributed[1]
+    attributed = attributions(run, rows, size.clips)
+    now = attributed[-1]
     own = costs.stages(run, size, parts, replace(now, what="estimate_motion, extract_features"))
     kept = costs.storage(run, size)
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
     pilots.print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
-    print("\nattribution (motion and features) and its cheaper variants")
-    pilots.print_table(costs.table(attributed, run.prices))
+    if len(attributed) > 1:
+        print("\nattribution (motion and features), without the shortlist and with it")
+        pilots.print_table(costs.table(attributed, run.prices))
+    print(CHEAPER)
     print("\nstorage, before compression")
     pilots.print_table([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
     if run.prices.gb_month:
@@ -106,23 +113,20 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(found, indent=1).encode())
 
 
-def _attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:
-    """What attribution of all clips costs: as the recipe has it for one clip; in two stages, by the recipe's shortlist
-    or one of the cheapest variant; and by each variant alone."""
+def attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:
+    """What attribution of all clips costs: the full setting of every clip, and after it the recipe's two stages where
+    it has a shortlist. The last is what the recipe does."""
     pool, every = run.resources.extract_features, pilot.variants(run)
-    full, *variants = (costs.attribution(v, costs.seconds_by_part(pilots, v), clips, pool) for v in every)
-    if not variants:
+    parts = costs.seconds_by_part(pilots, pilot.AS_IT_IS)
+    full = costs.attribution("the full setting of every clip", parts, clips, pool)
+    shortlist_config = run.attribution.shortlist
+    if shortlist_config is None:
         return [full]
-    config, cheapest = run.attribution.shortlist, variants[-1]
-    if config is not None:
-        full, cheapest = replace(full, what="the full setting of every clip"), variants.pop(0)
-    again = costs.seconds_by_part(pilots, pilot.AS_IT_IS)
-    if every[cheapest.what].geometry == run.geometry:
-        again.pop("motion", None)  # the variant's serves both
-    share = (config or Shortlist()).share
-    words = "two stages, as it stands" if config else f"two stages, {cheapest.what} first"
-    second = costs.attribution("", again, clips, pool)
-    return [full, costs.two_stages(words, cheapest, second, share), *variants]
+    first = costs.attribution(pilot.SHORTLIST, costs.seconds_by_part(pilots, pilot.SHORTLIST), clips, pool)
+    if every[pilot.SHORTLIST].geometry == run.geometry:
+        parts.pop("motion", None)  # the variant's serves both
+    second = costs.attribution("", parts, clips, pool)
+    return [full, costs.two_stages("two stages, as it stands", first, second, shortlist_config.share)]
 
 
 def _bytes(count: float) -> str:

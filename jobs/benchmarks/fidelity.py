@@ -23,6 +23,7 @@ from pipeline.models import VideoModel, open_model
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 from pipeline.ranking import influence
+from pipeline.statistics.correlations import spearman_by_column
 from pipeline.synthetic import world
 
 SIZES = (128, 256, 512, 1024, 2048, 4096)
@@ -68,12 +69,6 @@ def exact(clips: Tensor, queries: Tensor, whiten: float | None) -> Tensor:
     return whitened
 
 
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Mean over the columns of [N, Q] of the correlation of ranks."""
-    ranks = [x.argsort(0).argsort(0).double() for x in (a, b)]
-    return float(np.mean([np.corrcoef(ranks[0][:, q], ranks[1][:, q])[0, 1] for q in range(a.shape[1])]))
-
-
 def survivors(truth: Tensor, found: Tensor) -> float:
     """Which share of the exact top tenth of each column is in the found one."""
     count = max(1, round(0.1 * len(truth)))
@@ -91,7 +86,8 @@ def compare(clips: Tensor, queries: Tensor, kind: Kind, seeds: int, sizes: tuple
             cut = both[:, :size]
             for whiten, right in truth.items():
                 found = torch.as_tensor(influence(cut[: len(clips)].numpy(), cut[len(clips) :].numpy(), whiten=whiten))
-                scores.setdefault((size, whiten), []).append((spearman(right, found), survivors(right, found)))
+                alike = float(spearman_by_column(right.numpy(), found.numpy()).mean())
+                scores.setdefault((size, whiten), []).append((alike, survivors(right, found)))
     return [
         {
             "kind": kind,

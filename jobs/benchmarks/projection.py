@@ -1,30 +1,63 @@
-"""Benchmark of the projection: ``python -m jobs.benchmarks.projection [--quick]``.
+"""Benchmark of the projection: ``python -m jobs.benchmarks.projection [--quick | --gpu]``.
 
 Prints the machine and its ceilings, then this project's kinds and the peers' projectors beside the reference (seeded
 ``torch.randn`` blocks of 8,192 columns, 2 threads), measured alternately in one process, so that a ratio means
-something on a machine that others use too. Then the error of the cosines, the asks, and last one line of JSON. Each
-case is a fresh process (`case`). About 15 minutes on two idle cores; --quick takes small sizes and no peers, for the
-tests.
+something on a machine that others use too. Then the error of the cosines, on a GPU the kinds at the size of
+Wan2.1-1.3B, and last one line of JSON. About 15 minutes on two idle cores; --quick takes small sizes and no peers, for
+the tests; --gpu is the GPU's part alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import json
+import math
 import os
+import resource
+import statistics
+import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from jobs.benchmarks import accuracy, case, ceilings, peers, projection_gpu
-from jobs.benchmarks.case import Case
-from jobs.benchmarks.projection_asks import asks
-from jobs.benchmarks.projectors import ENTRIES, KINDS, NOT_ON_A_CPU, PEERS, REFERENCE
+from jobs.benchmarks import ceilings
+from jobs.benchmarks.ceilings import timed
+from jobs.benchmarks.projectors import (
+    ENTRIES,
+    KINDS,
+    NOT_ON_A_CPU,
+    PEERS,
+    REFERENCE,
+    SUBJECTS,
+    Call,
+    Subject,
+    reference,
+    versions,
+)
+from pipeline.projection import Projection
+from pipeline.statistics.intervals import standard_error
 
 Row = dict[str, Any]
 TRUTH = "true Gaussian"
+NOT_INSTALLED = "not installed; pip install -e '.[bench]' brings it"
+DIM = 512
+_ROOT = Path(__file__).resolve().parents[2]
+_WARM = 4096  # coordinates of the call that loads and compiles
+_SHARE = 0.6  # of the memory that is free when a case starts
+VECTORS = 32  # whose cosines are compared
+
+WAN = 1_418_996_800  # coordinates of Wan2.1-1.3B
+QUICK_GPU = 1 << 24
+_TINY = 1 << 22  # coordinates of the call that compiles on a GPU
+_ROWS = 8  # entries of a column that one Philox call gives
 
 
 @dataclass(frozen=True)
@@ -42,6 +75,129 @@ class Plan:
 
 
 QUICK = Plan(20_000, 50_000, 100_000, 5_000, 16, 2, 2, quick=True)
+
+
+# --- one measurement --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to measure. ``reference`` coordinates are projected the reference's way between the repeats."""
+
+    subject: str
+    coordinates: int
+    vectors: int = 1
+    threads: int = 2
+    repeats: int = 1
+    reference: int = 0  # coordinates of the reference that is measured between the repeats; 0: none
+    reference_repeats: int = 1
+    accuracy_seeds: int = 0  # above 0: the error of the cosines, and no speed
+    timeout: float = 240.0  # seconds
+
+    @property
+    def found(self) -> Subject:
+        return SUBJECTS[self.subject]
+
+
+def measured_alone(case: Case) -> dict[str, Any]:
+    """Measure it in a fresh process, so that no case inherits another's memory, threads or compiled code, with a time
+    limit and a memory cap: the dictionaries of `speed_of` and `errors_of`, or ``{"not_run": reason}``."""
+    free = _free_bytes()
+    cap = int(free * _SHARE)
+    needed = case.found.bytes_needed(case.coordinates, case.vectors, DIM)
+    if needed > cap:
+        return {"not_run": f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"}
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    words = ["--case", json.dumps(asdict(case)), "--cap", str(cap)]
+    command = [sys.executable, "-m", "jobs.benchmarks.projection", *words]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=case.timeout)
+    except subprocess.TimeoutExpired:
+        return {"not_run": f"over {case.timeout:.0f} s"}
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return {"not_run": lines[-1][:160]}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def speed_of(case: Case) -> dict[str, Any]:
+    """Seconds of each repeat and of the references between them, and the peak memory above that before the call.
+
+    Values and libraries are in memory beforehand; what `prepare` holds counts. The first call at full size is the one
+    whose memory is measured; it counts for the time only if it is the only one.
+    """
+    torch.set_num_threads(case.threads)
+    values = torch.randn(case.vectors, case.coordinates, generator=torch.Generator().manual_seed(1))
+    tiny = values[:, :_WARM].contiguous()
+    case.found.prepare(tiny.shape[1], DIM, 0)(tiny)
+    reference(tiny, DIM, 0)
+    beside = values[:, : case.reference]
+
+    def references(count: int) -> list[float]:
+        return timed(lambda: reference(beside, DIM, 0), "cpu", count if case.reference else 0, warmup=0)
+
+    once = case.repeats == 1  # then the first call is the one timed, and the reference lies around it
+    taken = references(1) if once else []
+    call, first, extra = _first(case, values)
+    seconds = [first] if once else []
+    for turn in range(max(case.repeats, case.reference_repeats)):
+        taken += references(int(turn < case.reference_repeats))
+        if not once and turn < case.repeats:
+            seconds += timed(lambda: call(values), "cpu", 1, warmup=0)
+    found = {"seconds": statistics.median(seconds), "repeats": len(seconds), "extra_bytes": extra}
+    if taken:
+        scale = case.coordinates / case.reference
+        found |= {"reference_seconds": statistics.median(taken) * scale, "reference_repeats": len(taken)}
+        found["ratio"] = found["reference_seconds"] / found["seconds"]
+    return found
+
+
+def _first(case: Case, values: torch.Tensor) -> tuple[Call, float, int]:
+    """The prepared call, the seconds of calling it for the first time, the bytes that both added at their peak."""
+    before = _reset_peak()
+    call = case.found.prepare(case.coordinates, DIM, 0)
+    (first,) = timed(lambda: call(values), "cpu", 1, warmup=0)
+    return call, first, _status("VmHWM") - before
+
+
+def errors_of(case: Case) -> dict[str, Any]:
+    """The error of the cosines: `rms_errors`."""
+    torch.set_num_threads(case.threads)
+    prepare: Callable[[int], Call] = partial(case.found.prepare, case.coordinates, DIM)
+    return dict(rms_errors(prepare, range(case.accuracy_seeds), case.coordinates, DIM))
+
+
+def _reset_peak() -> int:
+    """Give freed memory back, set the kernel's high-water mark to what is resident now, and return that: bytes.
+
+    Without it the mark may still stand where importing and compiling left it. Linux and glibc only.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    """Bytes, from the kernel's figures of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def _free_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def print_case(given: str, cap: int) -> None:
+    """Measure the case within so many bytes; the result is the last line."""
+    case = Case(**json.loads(given))
+    resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+    print("\n" + json.dumps(errors_of(case) if case.accuracy_seeds else speed_of(case)))
+
+
+# --- seconds and memory -----------------------------------------------------------------------------------------------
 
 
 def own_cases(plan: Plan) -> Iterator[Case]:
@@ -83,8 +239,8 @@ def peer_cases(plan: Plan) -> Iterator[Case]:
         yield Case(peer.name, plan.long, reference=plan.short)
 
 
-def measure(cases: Iterator[Case], pythons: dict[str, tuple[str, str]]) -> list[Row]:
-    """Run each case where its subject is installed, and print a line of it."""
+def measure(cases: Iterator[Case]) -> list[Row]:
+    """Run each case whose subject is installed, and print a line of it."""
     rows = []
     for each in cases:
         row: Row = {
@@ -92,21 +248,22 @@ def measure(cases: Iterator[Case], pythons: dict[str, tuple[str, str]]) -> list[
             "coordinates": each.coordinates,
             "vectors": each.vectors,
             "threads": each.threads,
-            **run(each, pythons),
+            **run(each),
         }
         print(line(row), flush=True)
         rows.append(row)
     return rows
 
 
-def run(each: Case, pythons: dict[str, tuple[str, str]]) -> Row:
+def run(each: Case) -> Row:
     """The case's figures, or why there are none."""
-    if each.found.distribution is None:
-        return case.run(each)
-    if each.found.short_only and each.coordinates == Plan.long:
-        return {"not_run": each.found.short_only}
-    python, told = pythons[each.found.distribution]
-    return case.run(each, python) if python else {"not_run": told}
+    distribution = each.found.distribution
+    if distribution is not None:
+        if each.found.short_only and each.coordinates == Plan.long:
+            return {"not_run": each.found.short_only}
+        if distribution not in versions():
+            return {"not_run": NOT_INSTALLED}
+    return measured_alone(each)
 
 
 def line(row: Row) -> str:
@@ -120,16 +277,16 @@ def line(row: Row) -> str:
     return f"{what} {taken} {beside} {ratio} {row['extra_bytes'] / 2**20:>9.1f}"
 
 
-def speeds(plan: Plan, pythons: dict[str, tuple[str, str]]) -> list[Row]:
+def speeds(plan: Plan) -> list[Row]:
     """The table of seconds and memory."""
     print(
         "seconds: median (runs); reference: measured between the runs, in the same process, scaled to the coordinates"
     )
     print(f"{'projection to 512':23} {'coordinates':>11} {'B':>2} {'th':>2} {'seconds':>13} ", end="")
     print(f"{'reference':>13} {'ratio':>8} {'extra MiB':>9}")
-    rows = measure(own_cases(plan), pythons) + measure(reference_cases(plan), pythons)
+    rows = measure(own_cases(plan)) + measure(reference_cases(plan))
     if not plan.quick:
-        rows += measure(peer_cases(plan), pythons)
+        rows += measure(peer_cases(plan))
         for name, reason in NOT_ON_A_CPU.items():
             rows.append({"name": name, "not_run": reason})
             print(f"{name:23}  not run: {reason}")
@@ -140,20 +297,91 @@ def speeds(plan: Plan, pythons: dict[str, tuple[str, str]]) -> list[Row]:
     return rows
 
 
-def fidelity(plan: Plan, pythons: dict[str, tuple[str, str]]) -> list[Row]:
+# --- the error of the cosines -----------------------------------------------------------------------------------------
+
+
+# For a Gaussian P the cosine of Pg and Ph has, to first order in 1/k, the standard deviation (1 - rho^2) / sqrt(k),
+# where rho is the cosine of g and h (Fisher 1915). So one number a set of vectors: the root mean square over all pairs.
+
+
+def sets(coordinates: int) -> dict[str, Tensor]:
+    """Two sets of 32 vectors [32, n]: nearly orthogonal ones, and some that share a part (cosines from 0 to 0.97)."""
+    generator = torch.Generator().manual_seed(20_26)
+    noise = torch.randn(2, VECTORS, coordinates, generator=generator)
+    shared = torch.randn(coordinates, generator=generator)
+    weight = torch.linspace(0, 0.98, VECTORS)[:, None]
+    return {"orthogonal": noise[0], "correlated": weight.sqrt() * shared + (1 - weight).sqrt() * noise[1]}
+
+
+def cosines(vectors: Tensor) -> Tensor:
+    """Of all pairs, in float64: [B, n] -> [B (B - 1) / 2]."""
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    return (unit @ unit.T)[first, second]
+
+
+def theory(true: Tensor, dim: int) -> float:
+    """The RMS error that a true Gaussian projection to dim numbers has over pairs of those cosines."""
+    return float(((1 - true**2) ** 2).mean().sqrt()) / math.sqrt(dim)
+
+
+def rms_errors(
+    prepare: Callable[[int], Callable[[Tensor], Tensor]], seeds: Iterable[int], coordinates: int, dim: int
+) -> dict[str, dict[str, float]]:
+    """For each set: ``rms`` over all pairs and seeds, its standard error ``uncertainty``, and ``theory``.
+
+    The pairs of one matrix hang together, so the uncertainty comes from the spread over seeds: one seed is good for 3 %
+    with orthogonal vectors and for 13 % with correlated ones; 128 seeds for 0.3 % and 1.1 %.
+    """
+    vectors = sets(coordinates)
+    true = {name: cosines(held) for name, held in vectors.items()}
+    both = torch.cat(list(vectors.values()))
+    squares: dict[str, list[float]] = {name: [] for name in vectors}
+    for seed in seeds:
+        parts = prepare(seed)(both).split(VECTORS)
+        for name, part in zip(vectors, parts, strict=True):
+            squares[name].append(float(((cosines(part) - true[name]) ** 2).mean()))
+    return {name: {**_root(squares[name]), "theory": theory(true[name], dim)} for name in vectors}
+
+
+def gaussian_errors(coordinates: int, dim: int, seeds: int = 1024) -> dict[str, dict[str, float]]:
+    """`rms_errors` of a true Gaussian projection of the same vectors, from many matrices of ``torch.randn``.
+
+    The entries of a Gaussian matrix are as Gaussian and independent along any orthonormal basis; along one of the 32
+    vectors' span it has 32 columns instead of ``coordinates``, so a thousand seeds cost seconds.
+    """
+    found = {}
+    for name, vectors in sets(coordinates).items():
+        unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+        inside, true = torch.linalg.cholesky(unit @ unit.T), cosines(vectors)
+        generator = torch.Generator().manual_seed(1)
+        squares = []
+        for _ in range(seeds):
+            drawn = torch.randn(VECTORS, dim, generator=generator, dtype=torch.float64)
+            squares.append(float(((cosines(inside @ drawn) - true) ** 2).mean()))
+        found[name] = {**_root(squares), "theory": theory(true, dim)}
+    return found
+
+
+def _root(squares: list[float]) -> dict[str, float]:
+    """The root of the mean, and its standard error."""
+    root = math.sqrt(statistics.fmean(squares))
+    error = standard_error(squares) if len(squares) > 1 else math.nan
+    return {"rms": root, "uncertainty": error / (2 * root), "seeds": len(squares)}
+
+
+def cosine_errors(plan: Plan) -> list[Row]:
     """The table of RMS errors of the cosines, over all pairs of 32 vectors, and their ratio to a true Gaussian's."""
     own = [Case(name, plan.accuracy, accuracy_seeds=plan.seeds) for name in KINDS]
     others = [REFERENCE, *(peer.name for peer in PEERS if not plan.quick and not peer.kept)]
     own += [Case(name, plan.accuracy, accuracy_seeds=plan.peer_seeds) for name in others]
-    truth = accuracy.gaussian_errors(plan.accuracy, case.DIM)
-    rows: list[Row] = [{"name": TRUTH, **truth}, *({"name": each.subject, **run(each, pythons)} for each in own)]
+    truth = gaussian_errors(plan.accuracy, DIM)
+    rows: list[Row] = [{"name": TRUTH, **truth}, *({"name": each.subject, **run(each)} for each in own)]
     for row in rows:
         for name in truth:
             if "not_run" not in row:
                 row[name] = row[name] | against(row[name], truth[name])
-    print(
-        f"RMS error of the cosines of {accuracy.VECTORS} vectors of {plan.accuracy:,} coordinates, all pairs, k = 512;"
-    )
+    print(f"RMS error of the cosines of {VECTORS} vectors of {plan.accuracy:,} coordinates, all pairs, k = 512;")
     print(f"{TRUTH}: torch.randn in the vectors' span, which has the same distribution; +- is one standard error")
     header = ["projection", "seeds"]
     for name in truth:
@@ -183,31 +411,126 @@ def _accuracy_cells(row: Row) -> list[str]:
     return cells
 
 
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def bounds(coordinates: int, vectors: int, dim: int, found: dict[str, float]) -> dict[str, float]:
+    """Seconds of a pass that no kernel on this card goes below, from its measured ceilings.
+
+    ``read``: bf16 values once, at the rate of a copy. ``philox``: a dense Gaussian's coordinates x dim / 8 calls at the
+    rate of torch's own generator (a kernel of fewer rounds or more lanes can beat it). ``matmul``: its products.
+    """
+    return {
+        "read": 2 * coordinates * vectors / found["copy_bytes_per_s"],
+        "philox": coordinates * (dim / _ROWS) / found["philox_calls_per_s"],
+        "matmul": 2.0 * coordinates * dim * vectors / found["matmul_bf16_flop_per_s"],
+    }
+
+
+def measure_gpu(coordinates: int = WAN, dim: int = 512, repeats: int = 3) -> dict[str, Any]:
+    """Every kind at 1 and 8 bf16 vectors on the first GPU; prints as it goes, and returns the figures."""
+    device = torch.device("cuda", 0)
+    found = {**ceilings.measured(device), "philox_calls_per_s": ceilings.philox_rate(device)}
+    ceilings.print_ceilings(found, device)
+    print(f"  torch's Philox, 10 rounds    {found['philox_calls_per_s'] / 1e9:10.1f} Gcalls/s\n")
+    rows = []
+    for vectors in (1, 8):
+        limit = bounds(coordinates, vectors, dim, found)
+        print(f"{vectors} bf16 vectors of {coordinates:,} coordinates to {dim}: a pass takes at least")
+        print(
+            f"  {limit['read']:.4f} s to read them; a dense Gaussian {limit['philox']:.3f} s of Philox calls at torch's"
+        )
+        print(f"  rate, {limit['matmul']:.4f} s of tensor cores\n")
+        values = torch.empty(vectors, coordinates, dtype=torch.bfloat16, device=device).normal_()
+        rows += [{**_kind(kind, values, dim, repeats), "bounds": limit} for kind in KINDS]
+        del values
+        torch.cuda.empty_cache()
+    _gpu_table(rows, coordinates)
+    return {"ceilings": found, "coordinates": coordinates, "dim": dim, "rows": rows}
+
+
+def _kind(kind: str, values: torch.Tensor, dim: int, repeats: int) -> dict[str, Any]:
+    """Seconds by CUDA events, and the allocator's peak above what was held before the call."""
+    row: dict[str, Any] = {"name": kind, "vectors": len(values)}
+    try:
+        project = Projection(kind=kind, dim=dim, seed=0)  # type: ignore[arg-type]
+        project(values[:, :_TINY].contiguous())
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        seconds = statistics.median(ceilings.timed(lambda: project(values), values.device, repeats))
+        finite = bool(torch.isfinite(project(values)).all())
+    except (ValueError, torch.OutOfMemoryError) as error:
+        print(f"  {kind}: not run: {error}")
+        return {**row, "not_run": str(error)[:160]}
+    if not finite:
+        raise FloatingPointError(f"projection.kind={kind!r} gave features that are not finite from normal values")
+    extra = torch.cuda.max_memory_allocated() - before
+    print(f"  {kind}: {seconds:.4f} s")
+    return {**row, "seconds": seconds, "repeats": repeats, "extra_bytes": extra}
+
+
+def _gpu_table(rows: list[dict[str, Any]], coordinates: int) -> None:
+    """Seconds a vector, the share of the bound that holds, and memory."""
+    lines = []
+    for row in rows:
+        name, vectors = row["name"], row["vectors"]
+        if "not_run" in row:
+            lines.append([name, str(vectors), "not run", "", "", "", "", ""])
+            continue
+        each, limit = row["seconds"] / vectors, row["bounds"]
+        least = max(limit.values()) if name == "gaussian" else limit["read"]
+        bytes_per_second = 2 * coordinates / each / 1e9
+        figures = [
+            f"{row['seconds']:.4f}",
+            f"{each * 1e3:.2f}",
+            f"{bytes_per_second:.0f}",
+            f"{least / row['seconds']:.2f}",
+        ]
+        lines.append([name, str(vectors), *figures, f"{row['extra_bytes'] / 2**20:.0f}"])
+    print()
+    header = ["kind", "vectors", "s a pass", "ms a vector", "GB/s read", "bound / time", "extra MiB"]
+    ceilings.print_table(header, lines)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def measure_cpu(plan: Plan) -> Row:
+    """The tables of a CPU, printed as they are measured."""
+    found = ceilings.measured("cpu")
+    ceilings.print_ceilings(found, "cpu")
+    peers = {} if plan.quick else versions()
+    print("peers: " + (", ".join(f"{name} {version}" for name, version in peers.items()) or "none") + "\n")
+    return {"ceilings": found, "peers": peers, "speed": speeds(plan), "cosines": cosine_errors(plan)}
+
+
 def main() -> None:
     """Everything, in order; the JSON line last. Exit status 1 if a kind of our own failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and no peers")
-    plan = QUICK if parser.parse_args().quick else Plan()
+    parser.add_argument("--gpu", action="store_true", help="the GPU's part alone")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--cap", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        print_case(given.case, given.cap)
+        return
+    if given.gpu and not torch.cuda.is_available():
+        sys.exit("error: torch sees no GPU here; without --gpu the CPU is measured")
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
-    machine, found = ceilings.machine(), ceilings.measured("cpu")
-    ceilings.print_machine(machine)
-    ceilings.print_ceilings(found, "cpu")
-    pythons = {} if plan.quick else peers.interpreters()
-    for name, (_, told) in sorted(pythons.items()):
-        print(f"  {name} {told}")
-    rows = speeds(plan, pythons)
-    errors = fidelity(plan, pythons)
-    judged = asks(rows, errors, plan.short, plan.long, plan.longest)
-    ceilings.print_table(["ask", "figure", "met"], [[each["ask"], each["figure"], each["met"]] for each in judged])
-    gpu = None
+    figures: Row = {"benchmark": "projection", "machine": ceilings.machine(), "gpu": None}
+    ceilings.print_machine(figures["machine"])
+    if not given.gpu:
+        figures |= measure_cpu(QUICK if given.quick else Plan())
     if torch.cuda.is_available():
-        gpu = projection_gpu.measure(projection_gpu.QUICK if plan.quick else projection_gpu.WAN)
+        figures["gpu"] = measure_gpu(QUICK_GPU if given.quick else WAN)
     else:
         print("on a GPU: not run: torch sees none\n")
-    versions = {name: told for name, (_, told) in pythons.items()}
-    figures = {"machine": machine, "ceilings": found, "peers": versions, "speed": rows, "cosines": errors}
-    ceilings.print_json({**figures, "asks": judged, "gpu": gpu})
-    failed = sorted({row["name"] for row in rows + errors if row["name"] in KINDS and "not_run" in row})
+    ceilings.print_json(figures)
+    rows = [*figures.get("speed", []), *figures.get("cosines", [])]
+    failed = sorted({row["name"] for row in rows if row["name"] in KINDS and "not_run" in row})
     if failed:
         sys.exit(f"error: {', '.join(failed)}: a case of our own did not run; its row says why")
 

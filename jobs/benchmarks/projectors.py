@@ -1,7 +1,8 @@
 """What the projection benchmark measures: this project's kinds, the reference, and the peers' projectors.
 
 A subject's ``prepare(coordinates, dim, seed)`` does what its users do once; what it returns is timed on [B, n] values.
-Peers are imported when they are prepared, in the process that measures them (`case`).
+Peers are imported when they are prepared, in the process that measures them. ``pip install -e '.[bench]'`` installs
+them; one that is not there is a row that says so.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any, cast
 
 import torch
@@ -137,3 +138,10 @@ NOT_ON_A_CPU = {
     "traker CudaProjector": "needs CUDA and the compiled fast_jl",
     "dattri sjlt": "needs CUDA and the compiled sjlt",
 }
+
+
+def versions() -> dict[str, str]:
+    """The version of every peer's distribution that is installed here."""
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    names = {peer.distribution for peer in PEERS if peer.distribution}
+    return {name: installed[name] for name in sorted(names) if name in installed}

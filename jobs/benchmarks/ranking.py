@@ -36,7 +36,6 @@ from pipeline.tables import schemas
 
 DIM, QUERIES = 512, 50
 SMALL = 10_000
-ASKED = {"plain": 0.5, "whitened": 0.4, "arrays": 0.1, "parquet": 0.4}
 
 
 def run_of(root: str, whiten: float | None) -> Run:
@@ -226,8 +225,7 @@ def main() -> None:
         shutil.rmtree(root)
     print(f"{SMALL:,} clips x {QUERIES} queries, whitened, with votes:")
     for name, value in smaller["small_s"].items():
-        asked = f" (asked: {ASKED[name]} s)" if name in ASKED else ""
-        print(f"  {name:<16} {value:.3f} s, {smaller['small_cpu_s'][name]:.3f} CPU s{asked}")
+        print(f"  {name:<16} {value:.3f} s, {smaller['small_cpu_s'][name]:.3f} CPU s")
     print()
     print_json(
         {"benchmark": "ranking", "machine": found, "matmul_flop_per_s": rate, "clips": clips, "queries": QUERIES,
@@ -239,12 +237,12 @@ def report(figures: dict[str, dict[str, float]], clips: int, size: int) -> None:
     print(f"{clips:,} clips x {QUERIES} queries, k = {DIM}: {size / 1e9:.2f} GB of Parquet")
     by = {name: figures[name]["seconds"] for name in ("ceiling", "loop")}
     print_table(
-        ["what", "s", "CPU s", "MB/s", "peak GiB", "speed / all cores", "speed / plain loop", "asked"],
+        ["what", "s", "CPU s", "MB/s", "peak GiB", "speed / all cores", "speed / plain loop"],
         [
             [
                 name, f"{f['seconds']:.2f}", f"{f['cpu_s']:.2f}", f"{size / 1e6 / f['seconds']:.0f}",
                 f"{f['peak_bytes'] / 2**30:.2f}", f"{by['ceiling'] / f['seconds']:.2f}",
-                f"{by['loop'] / f['seconds']:.2f}", str(ASKED.get(name, "")),
+                f"{by['loop'] / f['seconds']:.2f}",
             ]
             for name, f in figures.items()
         ],

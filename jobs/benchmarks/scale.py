@@ -196,7 +196,7 @@ def alone(case: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _as_a_job() -> None:
-    importlib.import_module("jobs.stages")
+    importlib.import_module("jobs.curate")
 
 
 def make(root: Path, count: int) -> None:

@@ -8,40 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 
-from pipeline.synthetic import world
-
-SIZE, FRAMES, CHANNELS = 32, 9, 8
-HELD_OUT = 1_000_003
-OUT = Path("pipeline/weights/wan-demo")
-STATE = Path("runs/weights")
-
-
-def clips(seed: int, count: int) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Videos [N, 3, F, H, W] in [-1, 1] as uint8 levels, captions, and whether a pixel moves [N, F, H, W]."""
-    scenes = world.corpus(seed, count, FRAMES)
-    videos = np.stack([world.render(s, SIZE, SIZE) for s in scenes])
-    flows = np.stack([np.linalg.norm(world.flow(s, SIZE, SIZE), axis=-1) for s in scenes]) if count <= 512 else None
-    moving = torch.zeros(0) if flows is None else torch.from_numpy(np.concatenate([flows, flows[:, -1:]], 1) > 0.1)
-    return torch.from_numpy(videos).permute(0, 4, 1, 2, 3), [s.caption for s in scenes], moving
-
-
-def rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine to 2 % of the peak."""
-    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
-
-
-def keep(state: dict[str, object], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+from jobs.weights.training import CHANNELS, FRAMES, HELD_OUT, OUT, STATE, clips, rate, save_state
 
 
 def make_vae(mean: list[float] | None = None, std: list[float] | None = None) -> AutoencoderKLWan:
@@ -111,7 +84,7 @@ def train_vae(steps: int) -> None:
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} error {float(error.mean()):.5f} {time.monotonic() - start:.0f} s", flush=True)
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            keep({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, path)
+            save_state({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, path)
             print(json.dumps({"step": step + 1, **judge_vae(vae)}), flush=True)
     finish_vae(vae, videos[:1500])
 
@@ -124,13 +97,6 @@ def finish_vae(vae: AutoencoderKLWan, videos: torch.Tensor) -> None:
     finished = make_vae(mean, std)
     finished.load_state_dict(vae.state_dict())
     finished.save_pretrained(OUT / "vae")
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKLWan, videos: torch.Tensor) -> torch.Tensor:
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    return torch.cat([(vae.encode(b.float() / 127.5 - 1).latent_dist.mode() - mean) / std for b in videos.split(50)])
 
 
 def main() -> None:

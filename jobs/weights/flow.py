@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torchvision.models.optical_flow import raft_small
 
+from jobs.weights.training import HELD_OUT, rate, save_state
 from pipeline.synthetic import world
 
 SIZE = 128
-HELD_OUT, REACH = 1_000_003, 9.0  # seed of the pairs that training never sees; most of them move up to 10 pixels
+REACH = 9.0  # of held-out pairs; most of them move up to 10 pixels
 
 
 def batch(seed: int, first: int, count: int, reach: float = 10.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,12 +69,10 @@ def main() -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    args.state.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     for step in range(first, args.steps):
         for group in optimizer.param_groups:
-            rise, fall = min(1.0, (step + 1) / 100), 0.5 + 0.5 * math.cos(math.pi * step / args.steps)
-            group["lr"] = 6e-4 * rise * (0.02 + 0.98 * fall)
+            group["lr"] = rate(step, args.steps, 6e-4)
         before, after, exact = batch(0, step * 4, 4)
         found = model(before, after, args.updates)
         losses = [0.8 ** (len(found) - 1 - i) * (flow - exact).abs().mean() for i, flow in enumerate(found)]
@@ -89,8 +87,7 @@ def main() -> None:
             print(f"step {step + 1} loss {float(loss.detach()):.3f} error {error:.2f} px {spent:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, args.state.with_suffix(".part"))
-            args.state.with_suffix(".part").replace(args.state)
+            save_state(state, args.state)
             save_file(model.state_dict(), args.out)
             print(json.dumps({"step": step + 1, **judge(model, args.updates)}), flush=True)
 

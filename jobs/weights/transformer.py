@@ -17,10 +17,21 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from jobs.weights.autoencoder import CHANNELS, HELD_OUT, OUT, STATE, clips, encode, keep, rate
+from jobs.weights.training import (
+    CHANNELS,
+    FLOW_SHIFT,
+    HELD_OUT,
+    OUT,
+    STATE,
+    clips,
+    rate,
+    save_state,
+    timesteps,
+    velocity_error,
+)
 from pipeline.synthetic import world
 
-TEXT_TOKENS, FLOW_SHIFT = 32, 3.0
+TEXT_TOKENS = 32
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -70,20 +81,6 @@ def text(encoder: UMT5EncoderModel, tokens: torch.Tensor) -> torch.Tensor:
     return hidden * mask[..., None]
 
 
-def timesteps(generator: torch.Generator, count: int) -> torch.Tensor:
-    """Uniform in [0, 1], then the flow shift, on the 1000-step scale: [count]."""
-    s = torch.rand(count, generator=generator)
-    return 1000 * FLOW_SHIFT * s / (1 + (FLOW_SHIFT - 1) * s)
-
-
-def velocity_error(
-    model: WanTransformer3DModel, h: torch.Tensor, context: torch.Tensor, t: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
-    s = (t / 1000).view(-1, 1, 1, 1, 1)
-    found: torch.Tensor = model((1 - s) * h + s * noise, t, context, return_dict=False)[0]
-    return ((found - (noise - h)) ** 2).mean((1, 2, 3, 4))
-
-
 @torch.no_grad()
 def judge_transformer(
     model: WanTransformer3DModel, encoder: UMT5EncoderModel, h: torch.Tensor, tokens: torch.Tensor
@@ -98,6 +95,14 @@ def judge_transformer(
     mean = float(((u - u.mean((0, 2, 3, 4), keepdim=True)) ** 2).mean())
     loss = float(torch.cat(losses).mean())
     return {"loss": loss, "mean_predictor": mean, "share": loss / mean}
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, videos: torch.Tensor) -> torch.Tensor:
+    """The normalised latents of videos [N, 3, F, H, W] of uint8 levels."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    return torch.cat([(vae.encode(b.float() / 127.5 - 1).latent_dist.mode() - mean) / std for b in videos.split(50)])
 
 
 def train_transformer(steps: int) -> None:
@@ -152,7 +157,7 @@ def train_transformer(steps: int) -> None:
         if (step + 1) % 500 == 0 or step + 1 == steps:
             modules = {"model": model, "encoder": encoder, "average": average, "average_encoder": average_encoder}
             states: dict[str, object] = {name: module.state_dict() for name, module in modules.items()}
-            keep({**states, "optimizer": optimizer.state_dict(), "step": step + 1}, path)
+            save_state({**states, "optimizer": optimizer.state_dict(), "step": step + 1}, path)
             scheduler = UniPCMultistepScheduler(
                 prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
             )

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.statistics import intervals
+
 BASE = "base"
 LOWER = "lower is better"
 LOSSES = ("masked_loss", "plain_loss")
@@ -38,7 +40,9 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
     """One record for each metric and arm: metric, arm, n, missing, mean, standard_error, and against base pairs,
     difference, difference_standard_error, relative (the difference over base's mean of the same pairs).
 
-    Values that are null or not finite are counted as `missing`. What cannot be computed is None.
+    mean, difference and relative each have a 95 % interval, `low` and `high` with their name before it but for the
+    mean's. It is Student's over clips: several seeds of one clip hang together. Values that are null or not finite are
+    counted as `missing`. What cannot be computed is None, such as an interval of a single clip.
     """
     held: dict[str, dict[str, dict[tuple[str, int | None], list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -55,7 +59,7 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
         arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in held[metric].items()}
         for arm in sorted(arms, key=lambda a: (_place(a, ARMS), a)):
             against = _difference(arms[arm], arms.get(BASE, {})) if arm != BASE else _difference({}, {})
-            found = _mean(list(arms[arm].values()))
+            found = _mean(arms[arm])
             records.append({"metric": metric, "arm": arm, **found, "missing": missing[metric, arm], **against})
     return records
 
@@ -80,26 +84,27 @@ def _place(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _mean(values: Sequence[float]) -> dict[str, Any]:
-    n = len(values)
-    return {
-        "n": n,
-        "mean": float(np.mean(values)) if n else None,
-        "standard_error": float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None,
-    }
+def _mean(values: Values) -> dict[str, Any]:
+    """n, mean, standard_error, low and high of one value for each clip and seed."""
+    numbers, clips = list(values.values()), [clip for clip, _ in values]
+    record: dict[str, Any] = {"n": len(numbers), "mean": float(np.mean(numbers)) if numbers else None}
+    if len(set(clips)) < 2:
+        return record | {"standard_error": None, "low": None, "high": None}
+    interval = intervals.student(numbers, clips)
+    error = intervals.standard_error(numbers, clips)
+    return record | {"standard_error": error, "low": interval.low, "high": interval.high}
 
 
 def _difference(values: Values, base: Values) -> dict[str, Any]:
     """The mean of the differences to base over the clips and seeds that both have."""
     pairs = sorted(values.keys() & base.keys(), key=str)
-    found = _mean([values[p] - base[p] for p in pairs])
-    level = float(np.mean([base[p] for p in pairs])) if pairs else 0.0
-    return {
-        "pairs": found["n"],
-        "difference": found["mean"],
-        "difference_standard_error": found["standard_error"],
-        "relative": found["mean"] / abs(level) if found["mean"] is not None and level else None,
-    }
+    found = _mean({p: values[p] - base[p] for p in pairs})
+    level = abs(float(np.mean([base[p] for p in pairs]))) if pairs else 0.0
+    record = {"pairs": found["n"], "difference": found["mean"], "difference_standard_error": found["standard_error"]}
+    for end, value in (("", found["mean"]), ("_low", found["low"]), ("_high", found["high"])):
+        record[f"difference{end}"] = value
+        record[f"relative{end}"] = value / level if value is not None and level else None
+    return record
 
 
 def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:

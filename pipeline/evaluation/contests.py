@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluation.comparison import BASE, comparison
 from pipeline.evaluation.judge import verdict
 from pipeline.statistics.intervals import FEW, Interval, bootstrap_mean, student, wilson
 
@@ -100,37 +99,10 @@ def _tally(rows: Sequence[Record]) -> Record:
 
 
 def interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float | None, float | None]:
-    """The mean of values and its interval over their clips; no interval for a single clip."""
-    members: dict[str, list[float]] = defaultdict(list)
-    for value, clip in zip(values, clips, strict=True):
-        members[clip].append(value)
-    mean = float(np.mean(values))
-    if len(members) < 2:
-        return mean, None, None
-    few = len(members) < FEW
-    found: Interval = student([float(np.mean(v)) for v in members.values()]) if few else bootstrap_mean(values, clips)
-    return mean, found.low, found.high
-
-
-def metrics(table: pa.Table) -> list[Record]:
-    """The records of `comparison.comparison`, with `low` and `high` of the mean, of its `difference` to base and of
-    `relative`, that difference over base's mean; None where there are too few clips to tell, or that mean is zero."""
-    held: dict[tuple[str, str], dict[Key, float]] = defaultdict(dict)
-    for row in table.select(["metric", "arm", "clip_id", "seed", "value"]).to_pylist():
-        if row["value"] is not None and np.isfinite(row["value"]):
-            held[row["metric"], row["arm"]][row["clip_id"], row["seed"]] = row["value"]
-    found = []
-    for record in comparison(table):
-        ours, base = held[record["metric"], record["arm"]], held[record["metric"], BASE]
-        keys = sorted(ours.keys() & base.keys()) if record["arm"] != BASE else []
-        _, low, high = _of([ours[k] for k in ours], list(ours))
-        _, down, up = _of([ours[k] - base[k] for k in keys], keys)
-        level = abs(float(np.mean([base[k] for k in keys]))) if keys else 0.0
-        ends = (None, None) if down is None or up is None or not level else (down / level, up / level)
-        about = {"low": low, "high": high, "difference_low": down, "difference_high": up}
-        found.append({**record, **about, "relative_low": ends[0], "relative_high": ends[1]})
-    return found
-
-
-def _of(values: Sequence[float], keys: Sequence[Key]) -> tuple[float | None, float | None, float | None]:
-    return interval(values, [clip for clip, _ in keys]) if values else (None, None, None)
+    """The mean of values and its interval over their clips, bootstrapped, or Student's where the clips are few; no
+    interval for a single clip."""
+    clusters = len(set(clips))
+    if clusters < 2:
+        return float(np.mean(values)), None, None
+    found: Interval = student(values, clips) if clusters < FEW else bootstrap_mean(values, clips)
+    return float(np.mean(values)), found.low, found.high

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.config import Run
 from pipeline.config.attribution import Attribution
 from pipeline.config.operations import Pool, Prices
+from pipeline.statistics.intervals import standard_error
 
 PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
 _TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments
@@ -74,8 +75,8 @@ def attribution(name: str, parts: Seconds, clips: float, pool: Pool) -> Cost:
     """Motion and features of every clip."""
     mean = {part: fmean(parts[part]) for part in PARTS if parts.get(part)}
     decoding = mean.pop("decode", 0.0) / max(1, int(pool.cpus) - 1)
-    spread = [stdev(parts[part]) ** 2 / len(parts[part]) for part in mean if len(parts[part]) > 1]
-    return Cost(name, clips, max(sum(mean.values()), decoding), pool.gpus, pool.cpus, sum(spread) ** 0.5)
+    errors = [standard_error(parts[part]) for part in mean if len(parts[part]) > 1]
+    return Cost(name, clips, max(sum(mean.values()), decoding), pool.gpus, pool.cpus, hypot(*errors))
 
 
 def two_stages(name: str, cheaper: Cost, full: Cost, share: float) -> Cost:

@@ -6,7 +6,6 @@ needs for a clip, but for decoding, which runs beside the rest in processes of i
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,6 @@ import torch
 from pipeline import models, motion
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Finetune, Run
-from pipeline.config.attribution import Setting, compared
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
 from pipeline.models.device import device_for
@@ -40,60 +38,18 @@ SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("clip_id", "variant", "metric")]
     + [("seconds", pa.float64()), ("problem", pa.string())]
 )
-VARIED = 3  # clips of a batch that the cheaper variants are timed on
+VARIED = 3  # clips of a batch that the variant of a shortlist is timed on
 STEPS = 4  # of fine-tuning; the first warms up and does not count
 DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a step
 
 
 def variants(run: Run) -> dict[str, Run]:
-    """The recipe as it stands, and what is cheaper: the variant of its shortlist, one setting, smaller geometry, part
-    of the blocks, all of these."""
-    found: dict[str, dict[str, Any]] = {}
-    if (one := _one_setting(run)) != run.attribution.settings:
-        found["one setting"] = {"settings": one}
-    smaller = _smaller(run)
-    if smaller != dict(zip(("frames", "height", "width"), _size(run), strict=True)):
-        found["half the frames, height and width"] = smaller
-    if run.attribution.parameters == ".*":
-        found["the last third of the blocks"] = {"parameters": _last_third(run)}
-    if len(found) > 1:
-        found["all of these"] = {key: value for change in found.values() for key, value in change.items()}
-    changed = {name: run.attribution.model_copy(update=change) for name, change in found.items()}
-    if run.attribution.cheaper is not None:
-        changed = {SHORTLIST: run.attribution.cheaper, **changed}
-    return {AS_IT_IS: run} | {name: run.model_copy(update={"attribution": a}) for name, a in changed.items()}
-
-
-def _one_setting(run: Run) -> tuple[Setting, ...]:
-    """The first timestep and noise of the ranking, under the masks that it compares."""
-    of = compared(run.ranking.mask, run.attribution.settings)
-    wanted = {of["clips"][0], of["queries"][0]}
-    return tuple(s for s in run.attribution.settings if s in wanted)
-
-
-def _size(run: Run) -> tuple[int, int, int]:
-    frames, _, height, width = run.geometry
-    return frames, height, width
-
-
-def _smaller(run: Run) -> dict[str, int]:
-    """Half of frames, height and width, as near as the model's strides let it be."""
-    path = models.folder(run.model.id)
-    temporal, spatial = models.strides(path)
-    _, rows, columns = models.patch(path)
-    frames, height, width = _size(run)
-    return {
-        "frames": max(1, (frames - 1) // 2 // temporal) * temporal + 1,
-        "height": max(1, height // 2 // (spatial * rows)) * spatial * rows,
-        "width": max(1, width // 2 // (spatial * columns)) * spatial * columns,
-    }
-
-
-def _last_third(run: Run) -> str:
-    config = json.loads((models.folder(run.model.id) / "transformer" / "config.json").read_text())
-    blocks = int(config["num_layers"])
-    last = range(blocks - max(1, blocks // 3), blocks)
-    return rf"^blocks\.({'|'.join(map(str, last))})\."
+    """The recipe as it stands, and the variant of its shortlist where it has one."""
+    found = {AS_IT_IS: run}
+    cheaper = run.attribution.cheaper
+    if cheaper is not None:
+        found[SHORTLIST] = run.model_copy(update={"attribution": cheaper})
+    return found
 
 
 class AttributionPilot:

@@ -6,14 +6,13 @@ difference. Over many nights, rules of 95 % confidence will pass a model that is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from pipeline.config.operations import Promote
+from pipeline.statistics.intervals import lower_bound
 
 FEWEST = 2  # pairs that an interval takes
 
@@ -37,8 +36,8 @@ class Verdict:
 def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
     """Hold two models' losses (lower is better) against the rule; clips that only one of them has are left out.
 
-    With d the differences and n their number, the bound is ``(mean d - t(confidence, n - 1) * sd d / sqrt n) / mean of
-    in_use``. Where all differences are equal, it is their mean.
+    The bound is `lower_bound` of the differences, over the mean of in_use. Where all differences are equal, it is their
+    mean.
     """
     shared = sorted(candidate.keys() & in_use.keys())
     new, old = (np.array([losses[i] for i in shared], np.float64) for losses in (candidate, in_use))
@@ -47,8 +46,8 @@ def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
         reason = f"{n} held-out clips have a {rule.metric} under both models, too few to judge by; the old one stays."
         return Verdict(False, reason, n, _mean(new), _mean(old), None, None)
     difference, level = old - new, float(old.mean())
-    reach = float(stdtrit(n - 1, rule.confidence)) * float(difference.std(ddof=1)) / math.sqrt(n)
-    improvement, bound = float(difference.mean()) / level, (float(difference.mean()) - reach) / level
+    improvement = float(difference.mean()) / level
+    bound = lower_bound(difference, rule.confidence) / level
     better = bound > rule.improvement
     asked = f"more than {100 * rule.improvement:g} % is asked for"
     reason = (

@@ -111,15 +111,15 @@ def histogram(
     return _svg(height, f"Histogram: {y_label} by {x_label}", found)
 
 
-def interval(value: float, error: float | None, reach: float, css: str, label: str) -> Markup:
-    """A difference as a dot with its 95 % interval about zero, on an axis from -reach to reach."""
+def interval(value: float, low: float | None, high: float | None, reach: float, css: str, label: str) -> Markup:
+    """A difference as a dot with its interval, where there is one, on an axis from -reach to reach."""
 
     def x(v: float) -> float:
         return 50 + 46 * max(-1.0, min(1.0, v / reach)) if reach else 50.0
 
     found = [_line("zero", 50, 0, 50, 24)]
-    if error is not None:
-        found.append(_line(f"whisker {css}", x(value - 1.96 * error), 12, x(value + 1.96 * error), 12))
+    if low is not None and high is not None:
+        found.append(_line(f"whisker {css}", x(low), 12, x(high), 12))
     dot = Markup('<circle class="{}" cx="{}%" cy="12" r="4.5"/>').format(css, f"{x(value):.3f}")
     return _svg(24, label, [*found, dot], "chart interval")
 

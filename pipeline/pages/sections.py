@@ -40,11 +40,10 @@ def _effect(numbers: Mapping[str, Any], arm: str) -> str:
     changes = []
     for name in dict.fromkeys((arm, "random")):
         record = found.get(name, {})
-        error, relative = record.get("difference_standard_error"), record.get("relative")
-        if error is not None and relative:
-            spread = 1.96 * error * abs(relative / record["difference"])
+        relative, low, high = (record.get(key) for key in ("relative", "relative_low", "relative_high"))
+        if relative is not None and low is not None and high is not None:
             change = charts.minus(f"{100 * relative:+.1f}")
-            changes.append(f"{change} ± {100 * spread:.1f} % after fine-tuning on {name}")
+            changes.append(f"{change} ± {100 * (high - low) / 2:.1f} % after fine-tuning on {name}")
     if arm not in found or not changes:
         return ""
     return f" Held-out masked loss against the base model: {', '.join(changes)}."
@@ -117,13 +116,12 @@ def metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str
     """The evaluation by metric, each with the reach of its axis, and whether a difference is clear and which way."""
     found: dict[str, dict[str, Any]] = {}
     for record in evaluation:
-        difference, error = record["difference"], record["difference_standard_error"]
-        certain = bool(difference is not None and error is not None and abs(difference) > 1.96 * error)
+        difference, low, high = (record[f"difference{end}"] for end in ("", "_low", "_high"))
+        certain = bool(low is not None and high is not None and not low <= 0 <= high)
         css = "neutral"
         if certain and comparison.direction(record["metric"]) == comparison.LOWER:
             css = "selected" if difference < 0 else "harmful"
         held = found.setdefault(record["metric"], {"rows": [], "reach": 0.0})
         held["rows"].append({**record, "certain": certain, "css": css})
-        if difference is not None:
-            held["reach"] = max(held["reach"], abs(difference) + 1.96 * (error or 0.0))
+        held["reach"] = max([held["reach"], *(abs(end) for end in (difference, low, high) if end is not None)])
     return list(found.items())

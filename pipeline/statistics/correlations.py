@@ -1,4 +1,4 @@
-"""Rank correlation, and its interval."""
+"""Spearman's rank correlation, of two scores or column by column, and its interval."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ CONFIDENCE = 0.95
 
 
 def spearman(a: Floats, b: Floats) -> float | None:
-    """Rank correlation with ties averaged; None where it is not defined."""
+    """Rank correlation of scores [N] and [N] with ties averaged. Things without a finite score under both are left out.
+    None where fewer than three are left, or where all scores of one side are equal."""
     finite = np.isfinite(a) & np.isfinite(b)
-    a, b = _ranks(a[finite]), _ranks(b[finite])
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+    if np.count_nonzero(finite) < 3:
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    found = float(spearman_by_column(a[finite, None], b[finite, None])[0])
+    return None if math.isnan(found) else found
 
 
-def _ranks(values: Floats) -> Floats:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: Floats = (ends - (counts - 1) / 2)[place]
-    return ranks
+def spearman_by_column(a: Floats, b: Floats) -> Floats:
+    """Rank correlation of each column of [N, T] with the same column of [N, T], ties averaged: [T]. All values are
+    finite; a column whose values are all equal has no correlation and is NaN."""
+    from scipy.stats import rankdata  # takes a second to import
+
+    x, y = rankdata(a, axis=0), rankdata(b, axis=0)
+    x, y = x - x.mean(0), y - y.mean(0)
+    length = np.sqrt((x * x).sum(0) * (y * y).sum(0))
+    found = np.full(length.shape, math.nan)
+    np.divide((x * y).sum(0), length, out=found, where=length > 0)
+    return found.clip(-1, 1)
 
 
 def spearman_interval(r: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

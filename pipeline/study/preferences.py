@@ -132,16 +132,9 @@ def interval(
     found = [intervals.bootstrap_mean(values, persons, clips, seed=seed)]
     for labels in (persons, clips):
         if len(set(labels)) < intervals.FEW:
-            found.append(intervals.student(_means(values, labels)))
+            found.append(intervals.student(values, labels))
     low, high = min(one.low for one in found), max(one.high for one in found)
     return Interval(found[0].mean, max(least, low), min(1, high))
-
-
-def _means(values: Sequence[float], labels: Sequence[str]) -> list[float]:
-    members: dict[str, list[float]] = defaultdict(list)
-    for value, label in zip(values, labels, strict=True):
-        members[label].append(value)
-    return [fmean(members[label]) for label in sorted(members)]
 
 
 def _agreed(judged: Sequence[Judgement], seed: int) -> Row:
@@ -154,8 +147,7 @@ def _agreed(judged: Sequence[Judgement], seed: int) -> Row:
 
 
 def _named(name: str, found: Interval | None) -> Row:
-    mean, low, high = found if found else (None, None, None)
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+    return dict.fromkeys((name, f"{name}_low", f"{name}_high")) if found is None else dict(found.columns(name))
 
 
 def left_share(judged: Sequence[Judgement], seed: int) -> Row:

@@ -18,8 +18,8 @@ from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError, MissingTableError
-from pipeline.evaluation import contests
-from pipeline.pages import comparison
+from pipeline.evaluation import comparison, contests
+from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
 from pipeline.stages import indexing, judging
 from pipeline.storage import stores
@@ -79,7 +79,7 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
         for arm, shift in (("base", 0.0), ("random", 0.01), ("motive", -0.1)):
             held = {"arm": arm, "clip_id": f"c{i}", "uri": "", "seed": 0, "metric": "masked_loss", "version": "v"}
             rows.append({**held, "value": level + shift + 0.001 * rng.standard_normal()})
-    found = {r["arm"]: r for r in contests.metrics(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))}
+    found = {r["arm"]: r for r in comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))}
     assert found["base"]["low"] < found["base"]["mean"] < found["base"]["high"]
     assert found["base"]["difference_low"] is None
     assert found["motive"]["difference_high"] < -0.09, "pairing was lost"
@@ -97,7 +97,7 @@ def test_arms_are_compared_on_what_all_of_them_were_evaluated_on() -> None:
     table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
     found = contests.shared(table, ["base", "random"])
     assert {(r["arm"], r["clip_id"]) for r in found.to_pylist()} == {(m, c) for m in ("base", "random") for c in "ab"}
-    assert [r["mean"] for r in contests.metrics(found)] == [1, 1], "base had an easier clip"
+    assert [r["mean"] for r in comparison.comparison(found)] == [1, 1], "base had an easier clip"
     assert contests.shared(table, ["base", "oracle"]).num_rows == 0
 
 
@@ -106,13 +106,13 @@ def test_a_loss_that_is_not_finite_is_missing_and_nobodys_win() -> None:
     table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
     (verdict,) = contests.verdicts("j", contests.losses(table, ["random", "base"]), 0.0)
     assert (verdict["clip_id"], verdict["verdict"]) == ("b", 1)
-    assert {r["arm"]: r["missing"] for r in contests.metrics(table)} == {"base": 1, "random": 0}
+    assert {r["arm"]: r["missing"] for r in comparison.comparison(table)} == {"base": 1, "random": 0}
 
 
 def test_a_difference_of_zero_keeps_its_interval() -> None:
     rows = _rows("base", {f"c{i}": float(i % 2) for i in range(8)}, "vbench_dynamic_degree")
     rows += _rows("random", {f"c{i}": float(i % 4 < 2) for i in range(8)}, "vbench_dynamic_degree")
-    found = contests.metrics(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    found = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
     base, random = found
     assert (random["difference"], random["relative"]) == (0, 0)
     assert (
@@ -122,7 +122,7 @@ def test_a_difference_of_zero_keeps_its_interval() -> None:
     )
     assert random["relative_high"] > 0.5
     assert base["relative_low"] is None
-    text = comparison.text(Compared(("random", "base"), found, [], [], {}, {}))
+    text = comparison_page.text(Compared(("random", "base"), found, [], [], {}, {}))
     assert f"{random['relative_low']:+.2%} to {random['relative_high']:+.2%}" in text
 
 
@@ -147,7 +147,7 @@ def test_captions_stay_off_the_page_where_the_configuration_says_so(tmp_path: Pa
     videos = {(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in evaluation.to_pylist()}
     for shown in (True, False):
         one = run.model_copy(update={"report": run.report.model_copy(update={"captions": shown})})
-        page = Path(comparison.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
+        page = Path(comparison_page.write(one, Compared(("base", "motive"), [], [], [], {}, videos), lambda uri: None))
         text = unquote(page.read_text())
         assert (queries.column("caption")[0].as_py() in text) == shown
 
@@ -156,7 +156,7 @@ def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
     scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate(["a", "b" * 30, "c" * 30])}
     tallies = contests.tallies(contests.verdicts("held_out_loss", scores, 0.0))
     found = Compared(tuple(scores), [], [], tallies, {}, {})
-    head, *rows = comparison.text(found).splitlines()[2:]
+    head, *rows = comparison_page.text(found).splitlines()[2:]
     ends = [head.index(name) + len(name) for name in ("win", "tie", "loss")]
     assert len(rows) == 3
     assert all(row[end - 1] == "%" and row[end] == " " for row in rows for end in ends)

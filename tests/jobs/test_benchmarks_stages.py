@@ -11,10 +11,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from jobs.benchmarks import ceilings, stage_gradients, stage_measures, stage_subjects, stages
-from jobs.benchmarks.stage_agreement import compare
-from jobs.benchmarks.stage_measures import Figure, Rates
-from jobs.benchmarks.stage_subjects import Subject
+from jobs.benchmarks import ceilings, measured_models, stages
+from jobs.benchmarks.agreement import compare
+from jobs.benchmarks.measured_models import Subject
+from jobs.benchmarks.stages import Figure, Rates
 from pipeline import config
 
 LIMITS = {
@@ -63,7 +63,7 @@ def test_a_part_that_raises_is_a_row_and_the_others_still_run(monkeypatch: pytes
 
     fine = Figure("text", "a caption", 0.5, 0.1, True)
     monkeypatch.setattr(stages, "PARTS", {"vae": broken, "text": lambda subject, rates: [fine]})
-    subject = stage_subjects.demo(torch.device("cpu"))
+    subject = measured_models.demo(torch.device("cpu"))
     found = stages.run(subject, Rates(LIMITS), ["vae", "text"])
     assert [f.failure for f in found] == ["MemoryError: no room", None]
     assert stages.bill(found) == {"text": 0.5}
@@ -73,15 +73,15 @@ def test_a_part_that_raises_is_a_row_and_the_others_still_run(monkeypatch: pytes
 def test_the_large_model_is_wan21_13b() -> None:
     """By its published numbers of parameters and tensors; forward FLOPs by the formula, attention included."""
     with torch.device("meta"):
-        model = WanTransformer3DModel(**stage_subjects.TRANSFORMER).to(torch.bfloat16)
+        model = WanTransformer3DModel(**measured_models.TRANSFORMER).to(torch.bfloat16)
         parameters = list(model.parameters())
-        assert sum(p.numel() for p in parameters) == stage_subjects.PARAMETERS == 1_418_996_800
-        assert len(parameters) == stage_subjects.TENSORS == 825
+        assert sum(p.numel() for p in parameters) == measured_models.PARAMETERS == 1_418_996_800
+        assert len(parameters) == measured_models.TENSORS == 825
         latent = torch.empty(1, 16, 21, 60, 104, dtype=torch.bfloat16)
         text = torch.empty(1, 512, 4096, dtype=torch.bfloat16)
         with torch.no_grad():
-            counted = stage_measures.flops(lambda: model(latent, torch.empty(1), text))
-    n, d, wide, layers = stage_gradients.SEQUENCE, 1536, 8960, 30
+            counted = stages.flops(lambda: model(latent, torch.empty(1), text))
+    n, d, wide, layers = stages.SEQUENCE, 1536, 8960, 30
     tokens = 2 * n * (6 * d * d + 2 * d * wide) + 2 * 512 * 2 * d * d
     expected = layers * (tokens + 4 * n * n * d + 4 * n * 512 * d)
     assert n == 21 * 30 * 52

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.optical_flow import raft_large
 
-from jobs.benchmarks.stage_agreement import compare, masks
+from jobs.benchmarks.agreement import compare, masks
 from pipeline.config import load
 from pipeline.motion import load_raft
 from pipeline.motion.raft import clip_flow

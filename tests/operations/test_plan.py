@@ -52,18 +52,34 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
     assert costs.storage(run, replace(SIZE, clips=400))["features"] == 2 * costs.storage(run, SIZE)["features"]
 
 
-def test_variants_are_cheaper_and_possible() -> None:
-    run = config.load("demo", {"data.frames": 17, "data.height": 64, "data.width": 64, "ranking.mask": "motion"})
-    found = pilot.variants(run)
-    assert next(iter(found)) == pilot.AS_IT_IS
-    assert found["half the frames, height and width"].geometry == (9, 8.0, 32, 32)
-    assert [s.mask for s in found["one setting"].attribution.settings] == ["motion"]
-    every = found["all of these"]
-    assert every.geometry == (9, 8.0, 32, 32)
-    assert every.attribution.parameters.startswith("^blocks")
+def test_a_pilot_is_of_the_recipe_and_of_its_shortlist_alone() -> None:
+    assert list(pilot.variants(config.load("demo"))) == [pilot.AS_IT_IS]
+    shortlist = {"parameters": "^blocks", "height": 16}
+    found = pilot.variants(config.load("demo", {"attribution.shortlist": shortlist}))
+    assert list(found) == [pilot.AS_IT_IS, pilot.SHORTLIST]
+    assert found[pilot.SHORTLIST].attribution.parameters == "^blocks"
+    assert found[pilot.SHORTLIST].geometry[2] == 16
 
 
-def test_a_plan_from_videos(small_run: Callable[..., Run], tmp_path: Path, cluster: None) -> None:
+def test_two_stages_are_priced_beside_the_full_setting_of_every_clip() -> None:
+    from jobs.plan import attributions
+
+    lines = [
+        pilot.line("clip", variant, part, seconds)
+        for variant, gradient in ((pilot.AS_IT_IS, 4.0), (pilot.SHORTLIST, 1.0))
+        for part, seconds in (("motion", 1.0), ("gradient", gradient))
+    ]
+    shares = {"top": 0.2, "bottom": 0.0, "audit": 0.5, "parameters": "^blocks"}
+    run = config.load("demo", {"attribution.shortlist": shares})
+    full, both = attributions(run, pilot.table(lines), 100)
+    assert full.seconds == 5.0
+    assert both.seconds == pytest.approx(2.0 + 0.6 * 4.0), "motion is estimated once where the geometry is one"
+    assert attributions(config.load("demo"), pilot.table(lines), 100) == [full]
+
+
+def test_a_plan_from_videos(
+    small_run: Callable[..., Run], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     from jobs.plan import plan
 
     run = small_run(tmp_path, plan__clips=4, prices__gpu_hour=2.5, prices__cpu_hour=0.1)
@@ -74,6 +90,7 @@ def test_a_plan_from_videos(small_run: Callable[..., Run], tmp_path: Path, clust
         parts = costs.seconds_by_part(rows, variant)
         assert {"decode", "motion", "encode", "caption", "gradient", "projection"} <= set(parts), variant
         assert all(sum(parts[part]) > 0 for part in costs.PARTS)
+    assert "The same command with a --set more" in capsys.readouterr().out
     told = json.loads((tmp_path / "plan" / "plan.json").read_text())
     by_stage = {stage["what"]: stage for stage in told["stages"]}
     assert by_stage["index_clips"]["count"] == 30

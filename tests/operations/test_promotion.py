@@ -14,11 +14,13 @@ from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.evaluation import comparison
 from pipeline.models import trained_weights
 from pipeline.models.promoted import promoted
 from pipeline.operations import in_use, nights, promotion
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
+from pipeline.tables import schemas
 from pipeline.training import loop
 from tests.support import tiny_wan
 from tests.support.s3_store import BUCKET, Store, seen_by, served
@@ -37,6 +39,22 @@ def test_pairing_finds_what_means_alone_would_not() -> None:
     assert found.improvement == pytest.approx((old - new).mean() / old.mean())
     assert 0 < found.bound < found.improvement
     assert not promotion.judge(losses(old), losses(new), Promote()).better, "a worse model passed"
+
+
+def test_the_page_and_the_decision_tell_the_same_bound() -> None:
+    """The page's interval is two-sided, so its end of 95 % is the decision's bound of 97.5 %."""
+    rng = np.random.default_rng(4)
+    old = rng.uniform(0.5, 5.0, 12)
+    models = {"base": losses(old), "random": losses(old - 0.02 + rng.normal(0, 0.03, 12))}
+    verdict = promotion.judge(models["random"], models["base"], Promote(confidence=0.975))
+    rows = [
+        {"arm": arm, "clip_id": clip, "uri": "", "seed": 0, "metric": "masked_loss", "value": loss, "version": "v"}
+        for arm, found in models.items()
+        for clip, loss in found.items()
+    ]
+    _, record = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    assert verdict.bound == pytest.approx(-record["relative_high"])
+    assert verdict.improvement == pytest.approx(-record["relative"])
 
 
 def test_a_model_that_is_no_better_passes_as_seldom_as_the_rule_says() -> None:

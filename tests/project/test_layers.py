@@ -81,3 +81,19 @@ def test_a_job_imports_no_other_job(path: Path) -> None:
     """What several jobs need is in pipeline/stages/. The demo is curate on videos of its own."""
     allowed = {"jobs.command"} | ({"jobs.curate.curate"} if path.name == "demo.py" else set())
     assert {module for module, _ in imports(path.read_text()) if module.split(".")[0] == "jobs"} <= allowed
+
+
+def test_no_benchmark_or_training_is_imported_by_another() -> None:
+    """What several need is a module without a command, such as jobs/weights/training.py."""
+    files = [p for folder in ("benchmarks", "weights") for p in (ROOT / "jobs" / folder).rglob("*.py")]
+    commands = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in files
+        if '\nif __name__ == "__main__":' in p.read_text()
+    }
+    assert "jobs.weights.autoencoder" in commands
+    for path in files:
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        modules = [module for module, _ in imports(path.read_text())]
+        for command in commands - {own}:
+            assert not any(f"{module}.".startswith(f"{command}.") for module in modules), f"{path} imports {command}"

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.statistics import intervals
-from pipeline.statistics.intervals import bootstrap_mean, paired_difference, student, wilson
+from pipeline.statistics.intervals import bootstrap_mean, lower_bound, standard_error, student, wilson
 
 
 def _crossed(rng: np.random.Generator, people: int, videos: int, a: float, b: float, noise: float) -> np.ndarray:
@@ -83,25 +83,42 @@ def test_the_order_of_rows_is_of_no_account_and_shares_add_up() -> None:
     assert bootstrap_mean(rng.normal(size=54), people, videos, seed=1) != bootstrap_mean(x, people, videos, seed=2)
 
 
-def test_student_and_the_paired_difference_are_scipys() -> None:
-    rng = np.random.default_rng(2)
-    a, b = rng.normal(size=20), rng.normal(size=20)
-    known = stats.ttest_rel(a, b).confidence_interval(0.9)
-    ours = {f"k{i}": v for i, v in enumerate(a)} | {"only ours": 1e9}
-    theirs = {f"k{i}": v for i, v in reversed(list(enumerate(b)))} | {"only theirs": -1e9}
-    found = paired_difference(ours, theirs, confidence=0.9)
-    assert (found.low, found.high) == pytest.approx((known.low, known.high))
-    assert student(a - b, 0.9) == pytest.approx(found)
+def test_student_and_its_bound_are_scipys() -> None:
+    values = np.random.default_rng(7).normal(0.3, 1, 9)
+    test = stats.ttest_1samp(values, 0)
+    known = test.confidence_interval(0.9)
+    assert student(values, confidence=0.9) == pytest.approx((values.mean(), known.low, known.high))
+    assert standard_error(values) == pytest.approx(stats.sem(values))
+    above = stats.ttest_1samp(values, 0, alternative="greater").confidence_interval(0.8)
+    assert lower_bound(values, 0.8) == pytest.approx(above.low)
 
 
-def test_a_paired_difference_by_cluster_is_wider_where_clusters_differ() -> None:
-    rng = np.random.default_rng(4)
-    shift = rng.normal(0, 1, 15)
-    ours = {(clip, seed): shift[clip] + rng.normal(0, 0.1) for clip in range(15) for seed in range(6)}
-    theirs = dict.fromkeys(ours, 0.0)
-    naive, clustered = paired_difference(ours, theirs), paired_difference(ours, theirs, lambda key: key[0])
-    assert clustered.half > 1.8 * naive.half
-    assert clustered.mean == naive.mean
+def test_clusters_of_one_size_count_as_their_means() -> None:
+    values = np.random.default_rng(8).normal(size=(7, 4))
+    clips = [f"c{i}" for i in range(7) for _ in range(4)]
+    assert student(values.ravel(), clips) == pytest.approx(student(values.mean(1)))
+    again = np.random.default_rng(9).permutation(28)
+    assert student(values.ravel()[again], [clips[i] for i in again]) == pytest.approx(student(values.mean(1)))
+
+
+def test_clusters_of_several_sizes_have_the_robust_standard_error() -> None:
+    values, clips = np.array([1.0, 3.0, 8.0]), ["a", "a", "b"]
+    # Their mean is 4; the deviations add up to -4 in a and 4 in b: sqrt(2 / 1 * 32) / 3.
+    assert standard_error(values, clips) == pytest.approx(8 / 3)
+    assert student(values, clips).mean == 4
+
+
+def test_values_taken_for_independent_cover_too_seldom_where_clips_differ() -> None:
+    rng = np.random.default_rng(10)
+    clips = [f"c{i}" for i in range(15) for _ in range(6)]
+    covered = {"clustered": 0, "naive": 0}
+    for _ in range(300):
+        values = (rng.normal(0, 1, (15, 1)) + rng.normal(0, 0.3, (15, 6))).ravel()
+        clustered, naive = student(values, clips), student(values)
+        covered["clustered"] += clustered.low <= 0 <= clustered.high
+        covered["naive"] += naive.low <= 0 <= naive.high
+    assert covered["clustered"] >= 0.92 * 300
+    assert covered["naive"] < 0.75 * 300
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (74, 100)])
@@ -122,7 +139,8 @@ def test_what_has_no_interval_is_refused() -> None:
         lambda: student([1.0]),
         lambda: wilson(1, 0),
         lambda: wilson(3, 2),
-        lambda: paired_difference({"a": 1.0}, {"b": 1.0}),
+        lambda: lower_bound([1.0]),
+        lambda: student([1.0, 2.0], ["a", "a"]),
     ):
         with pytest.raises(ValueError, match=r"\w"):
             wrong()

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from jobs.benchmarks import ceilings
-from jobs.benchmarks.quality import plots, rows, studies
+from jobs.benchmarks.quality import report, studies
 from jobs.benchmarks.quality.laws import LAWS
 from jobs.benchmarks.quality.problem import Size
 from jobs.benchmarks.quality.retraining import Recipe
@@ -64,9 +64,9 @@ def run(plan: Plan, folder: str) -> dict[str, Any]:
         found[name] = call()
         if not found[name]:
             continue
-        rows.write(f"{folder}/report/{name}.parquet", found[name])
-        rows.show(name, found[name])
-    plots.draw(found, f"{folder}/report")
+        report.write(f"{folder}/report/{name}.parquet", found[name])
+        report.show(name, found[name])
+    report.draw(found, f"{folder}/report")
     return found
 
 

@@ -10,36 +10,17 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
 
-from jobs.weights.transformer import timesteps, velocity_error
-from pipeline.config import PACKAGE, load
-from pipeline.models import VideoModel, open_model
+from jobs.benchmarks.quality.problem import OUT, make
+from jobs.weights.training import timesteps, velocity_error
+from pipeline.config import load
+from pipeline.models import open_model
 from pipeline.synthetic import world
 
-OUT = PACKAGE / "weights" / "quality-transformer"
 STEPS, WARM, DECAY, BATCH, RATE, SCENES, SEED = 2000, 100, 700, 32, 1e-3, 3000, 9_000_001
-
-
-def make(model: VideoModel) -> WanTransformer3DModel:
-    """Three layers of 96 channels that take the latents and texts of the demo's model."""
-    config: Any = model.transformer.config
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=3,
-        attention_head_dim=32,
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        text_dim=config.text_dim,
-        freq_dim=config.freq_dim,
-        ffn_dim=288,
-        num_layers=3,
-        rope_max_seq_len=config.rope_max_seq_len,
-    )
 
 
 def seen() -> list[world.Scene]:

@@ -16,7 +16,7 @@ from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.retraining import Losses, Retraining, on
 from pipeline.ranking import order, share
-from pipeline.statistics.intervals import Interval, bootstrap_mean
+from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.training.arms import by_hash
 
 TENTH = 0.1
@@ -109,11 +109,7 @@ def table(found: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[s
         targets, seeds = ([key[place] for key in mine] for place in (0, 1))
         row: dict[str, float | str] = {"arm": arm}
         for name in next(iter(mine.values())):
-            row |= _told(name, bootstrap_mean([values[name] for values in mine.values()], targets, seeds))
+            row |= bootstrap_mean([values[name] for values in mine.values()], targets, seeds).columns(name)
         gain = [values["masked_target"] - random[key]["masked_target"] for key, values in mine.items()]
-        rows.append(row | _told("over_random", bootstrap_mean(gain, targets, seeds)))
+        rows.append({**row, **bootstrap_mean(gain, targets, seeds).columns("over_random")})
     return rows
-
-
-def _told(name: str, found: Interval) -> dict[str, float | str]:
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}

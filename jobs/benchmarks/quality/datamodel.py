@@ -9,14 +9,15 @@ which motion a subset teaches, not whether it teaches at all.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from jobs.benchmarks.quality.problem import Clips
+from pipeline.statistics.correlations import spearman_by_column
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -56,12 +57,9 @@ def specific(values: Floats) -> Floats:
 
 
 def correlations(a: Floats, b: Floats) -> Floats:
-    """Spearman's correlation of the columns of [S, T] and [S, T]: [T]."""
-    x, y = (rankdata(v, axis=0) for v in (a, b))
-    x, y = x - x.mean(0), y - y.mean(0)
-    length = np.sqrt((x * x).sum(0) * (y * y).sum(0))
-    found: Floats = (x * y).sum(0) / np.maximum(length, 1e-12)
-    return found
+    """Spearman's correlation of the columns of [S, T] and [S, T]: [T]. What is the same for all subsets tells nothing
+    about them: 0."""
+    return np.nan_to_num(spearman_by_column(a, b))
 
 
 @dataclass(frozen=True)
@@ -98,3 +96,32 @@ def _bootstrapped(values: Floats, gain: Floats, target_specific: bool) -> tuple[
         rows, columns = rng.integers(0, subsets, subsets), rng.integers(0, motions, motions)
         found.append(correlations(values[rows][:, columns], gain[rows][:, columns]).mean())
     return float(correlations(values, gain).mean()), np.array(found)
+
+
+def both_lds(predicted: Floats, gains: Floats) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, target_specific in (("plain", False), ("specific", True)):
+        score = lds(predicted, gains, target_specific)
+        found |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
+    return found
+
+
+# --- a rule that was chosen by its LDS, on subsets that took no part in the choice ------------------------------------
+
+
+def cross_fitted(scores: Mapping[str, Floats], members: list[Rows], gains: Floats) -> tuple[list[str], Floats]:
+    """The rule with the best target-specific LDS on each half of the subsets, and what it predicts of the other half:
+    two names, [S, T]. `scores` are [N, T] by rule. Each half of the prediction is in units of its own spread."""
+    predictions = {name: predicted(values, members) for name, values in scores.items()}
+    halves = [np.arange(len(members)) % 2 == fold for fold in (0, 1)]
+    found, named = np.zeros_like(gains), []
+    for half in halves:
+        best = max(predictions, key=lambda name: _score(predictions[name][half], gains[half]))
+        named.append(best)
+        values = predictions[best][~half]
+        found[~half] = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
+    return named, found
+
+
+def _score(values: Floats, gains: Floats) -> float:
+    return float(correlations(specific(values), specific(gains)).mean())

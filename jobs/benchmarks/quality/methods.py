@@ -1,8 +1,9 @@
-"""What is compared, by name: the paper's rule, ours, their parts, and the controls that each must beat."""
+"""What is compared, by name: the paper's rule, ours, their parts, and the controls that each must beat; what else could
+have been done, one change at a time; and cheaper attributions beside the full one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +13,19 @@ from jobs.benchmarks.quality.influences import Floats, Method, Place
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.tasks import PAPER
+from pipeline.statistics.correlations import spearman_by_column
 
-# Kernels at PAPER beside the shared ones (`variants`).
+# Kernels at PAPER beside the shared ones (`kernels.VARIANTS`).
 CONTROLS = ("untrained", "others")
 OTHERS = ("adam", "projected", "own", "robust", "steady", "mixed", "short", "small", "tuned", *CONTROLS)
 WHITEN = 0.01
-# Pairs, and lambda, over every setting; chosen in sight of the subsets (`choice` judges that).
+# Pairs, and lambda, over every setting; chosen in sight of the subsets (`datamodel.cross_fitted` judges that).
 BEST = (("crossed",), WHITEN)
+ONE = (PAPER,)
+QUERIES = (1, 3, 5)  # of a motion, where all others have all of them
+Named = tuple[str, Floats]  # what was changed, and the score of every clip for every motion [N, T]
+TOP, LISTED = 0.1, 0.2  # the full one's best tenth, looked for in the cheap one's best fifth
+LAST = 3  # parts of the model: the last block and what follows
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Scored:
     by_query: bool = True
 
 
-def main(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
+def compared(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
     """The methods of the main table, and the controls."""
     every, many = held.places, f"{len(held.places)} settings"
     others = [place for place in every if place[0] != PAPER[0]]
@@ -92,3 +99,122 @@ def combined(held: Kernels, clips: Clips, pairs: Sequence[str], whiten: float | 
 def motion_scores(scored: Scored, queries: Clips, motions: tuple[str, ...]) -> Floats:
     """[N, T]: the mean over each motion's queries."""
     return influences.by_motion(scored.values, queries, motions) if scored.by_query else scored.values
+
+
+# --- what else could have been done, one change at a time -------------------------------------------------------------
+
+
+def ablations(
+    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
+) -> Iterator[Named]:
+    """All of them. `parts` names the model's (`kernels.parts`), in order."""
+    yield from _of_one_setting(held, clips, queries, motions)
+    yield from _of_every_setting(held, clips, queries, motions, parts)
+
+
+def _of_one_setting(held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str]) -> Iterator[Named]:
+    def of(name: str, method: Method, at: str | None = None) -> Named:
+        grams = held.shared if at is None else dict.fromkeys(method.places, held.others[at])
+        return name, influences.by_motion(influences.values(grams, method, clips), queries, motions)
+
+    ours = Method(ONE, "motion", WHITEN)
+    yield of("motive, whitened, timestep 751", ours)
+    for place in held.places:
+        if place != PAPER:
+            yield of(f"timestep {place[0]:g}, noise {place[1]}", Method((place,), "motion", WHITEN))
+    yield of("a noise of its own for each clip", ours, "own")
+    yield of("masks up to a quantile", ours, "robust")
+    yield of("camera motion subtracted", ours, "steady")
+    yield of("by Adam's second moments", Method(ONE, "adam_motion", WHITEN), "adam")
+    yield of("gradients after fine-tuning on everything", ours, "tuned")
+    yield of("clips of half the height and width", ours, "small")
+    yield of("clips of five frames", ours, "short")
+    yield of("every second clip of five frames", ours, "mixed")
+    values = influences.values(held.shared, ours, clips)
+    voted = [influences.voted(values[:, queries.of(motion)]) for motion in motions]
+    yield "votes instead of the mean", np.stack(voted, 1)
+    yield from _of_few_queries("", values, queries, motions)
+    for pair in held.others["projected"]:
+        if pair != "seconds":
+            yield of(f"projected: {pair}", Method(ONE, pair, WHITEN), "projected")
+    yield of("projected: gaussian-512, not whitened", Method(ONE, "gaussian-512", None), "projected")
+
+
+def _of_few_queries(start: str, values: Floats, queries: Clips, motions: Sequence[str]) -> Iterator[Named]:
+    for count in QUERIES:
+        few = [values[:, queries.of(motion)[:count]].mean(1) for motion in motions]
+        yield f"{start}{count} of the queries of each motion", np.stack(few, 1)
+
+
+def _of_every_setting(
+    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
+) -> Iterator[Named]:
+    places = held.places
+    start = f"{len(places)} settings"
+
+    def of(name: str, method: Method) -> Named:
+        values = influences.values(held.shared, method, clips)
+        return f"{start}{name}", influences.by_motion(values, queries, motions)
+
+    for whiten in (None, 0.1, 0.03, 0.01, 0.003, 0.001):
+        yield of(f", lambda {whiten}", Method(places, "motion", whiten))
+    for pair, title in (("none", "unmasked"), ("crossed", "queries masked, clips not")):
+        for whiten in (None, WHITEN, 0.001):
+            yield of(f", {title}, lambda {whiten}", Method(places, pair, whiten))
+    crossed = influences.values(held.shared, Method(places, "crossed", WHITEN), clips)
+    yield from _of_few_queries(f"{start}, queries masked, clips not, ", crossed, queries, motions)
+    for pairs in (("motion", "none"), ("crossed", "none"), ("crossed", "motion")):
+        for whiten in (WHITEN, 0.001):
+            values = combined(held, clips, pairs, whiten).values
+            yield f"{start}, {' and '.join(pairs)}, lambda {whiten}", influences.by_motion(values, queries, motions)
+    yield of(", each part of the model alike", Method(places, "motion", WHITEN, by_part=True))
+    yield of(", lengths kept", Method(places, "motion", WHITEN, lengths=True))
+    yield of(", lengths kept, not whitened", Method(places, "motion", None, lengths=True))
+    last = tuple(n for n, part in enumerate(parts) if part in parts[-3:])
+    yield of(", the last block and what follows", Method(places, "motion", WHITEN, parts=last))
+    blocks = tuple(n for n, part in enumerate(parts) if part.startswith("blocks."))
+    yield of(", the blocks alone", Method(places, "motion", WHITEN, parts=blocks))
+
+
+# --- cheaper attributions ---------------------------------------------------------------------------------------------
+
+
+# The full attribution is masked and whitened over every setting. Its repeatability is how alike it ranks under noises
+# of other numbers: no cheaper one can be asked to be more alike. Cost is the processor's seconds for gradients, as a
+# share of the full one's; what leaving out parts of the model saves is not in it. How much of the full best tenth the
+# cheap best fifth holds is what two stages of attribution live on.
+
+
+def cheaper(
+    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: int
+) -> Iterator[tuple[str, float, Floats]]:
+    """A name, the cost, and every clip's score for every motion [N, T]; the full one first, then its repetition."""
+    places, again, last = held.places, tuple(held.repeated), tuple(range(parts))[-LAST:]
+    whole = sum(_seconds(grams) for grams in held.repeated.values())
+    single, one = whole / len(places), Method((PAPER,), "motion", WHITEN)
+
+    def scores(grams: Mapping[Place, Grams], method: Method) -> Floats:
+        return influences.by_motion(influences.values(grams, method, clips), queries, motions)
+
+    yield f"full: {len(places)} settings", 1.0, scores(held.shared, Method(places, "motion", WHITEN))
+    yield "full, other noises", 1.0, scores(held.repeated, Method(again, "motion", WHITEN))
+    yield "one setting", single / whole, scores(held.shared, one)
+    part = Method((PAPER,), "motion", WHITEN, parts=last)
+    yield "one setting, the last block alone", single / whole, scores(held.shared, part)
+    for name, title in (("short", "five frames of nine"), ("small", "half height and width")):
+        grams = held.others[name]
+        yield f"one setting, {title}", _seconds(grams) / whole, scores({PAPER: grams}, one)
+
+
+def _seconds(grams: Grams) -> float:
+    return float(grams["seconds"][0])
+
+
+def alike(scores: Floats, full: Floats) -> dict[str, float]:
+    """Spearman's correlation with the full scores, and how much of their best tenth is in the best fifth of these: mean
+    over the motions."""
+    rows = np.isfinite(full).all(1) & np.isfinite(scores).all(1)
+    a, b = scores[rows], full[rows]
+    top, listed = (max(1, round(share * len(a))) for share in (TOP, LISTED))
+    kept = [len(set(np.argsort(-x)[:listed]) & set(np.argsort(-y)[:top])) / top for x, y in zip(a.T, b.T, strict=True)]
+    return {"spearman": float(spearman_by_column(a, b).mean()), "top_kept": float(np.mean(kept))}

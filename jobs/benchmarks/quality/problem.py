@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from jobs.benchmarks.quality.base_model import OUT
 from pipeline import config, motion
-from pipeline.config import Run
+from pipeline.config import PACKAGE, Run
 from pipeline.models import VideoModel, open_model
 from pipeline.motion import load_raft
 from pipeline.storage import stores
 from pipeline.synthetic import world
 
+OUT = PACKAGE / "weights" / "quality-transformer"  # the base model, as `base_model` trained it
 SEED = 7_000_001  # of the corpus; no weights have seen it. Queries and held-out clips follow
 SETS = ("clips", "queries", "held_out")
 TENSORS = ("latent", "mask", "robust", "steady", "small")
@@ -68,7 +69,7 @@ class Clips:
     robust: Tensor  # the same with a quantile as its upper end
     steady: Tensor  # the same after the camera's motion was subtracted
     small: Tensor  # [N, C, f, h/2, w/2], latents of the clips at half their size
-    frames: npt.NDArray[np.int64]  # latent frames that count, all of them but for `variants.mixed`
+    frames: npt.NDArray[np.int64]  # latent frames that count, all of them but for `kernels.mixed`
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -86,6 +87,23 @@ class Clips:
 def run_of() -> Run:
     """The demo's model and motion settings; everything else the benchmark sets itself."""
     return config.load("demo")
+
+
+def make(model: VideoModel) -> WanTransformer3DModel:
+    """Three layers of 96 channels that take the latents and texts of the demo's model."""
+    config: Any = model.transformer.config
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=3,
+        attention_head_dim=32,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=288,
+        num_layers=3,
+        rope_max_seq_len=config.rope_max_seq_len,
+    )
 
 
 @functools.cache  # once a process: Ray's tasks of one worker share it

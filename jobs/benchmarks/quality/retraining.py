@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jobs.benchmarks.quality.base_model import make
-from jobs.benchmarks.quality.problem import Clips, base_model
+from jobs.benchmarks.quality.problem import Clips, base_model, make
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 from pipeline.models.loss import loss_map, masked_mean, own_noise

@@ -9,27 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmarks.quality import (
-    ablations,
-    cheap,
-    choice,
-    counterfactual,
-    datamodel,
-    influences,
-    kernels,
-    methods,
-    retrieval,
-    tasks,
-    variants,
-)
-from jobs.benchmarks.quality.datamodel import Design
+from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, methods, retrieval, tasks
+from jobs.benchmarks.quality.datamodel import Design, both_lds
 from jobs.benchmarks.quality.influences import Floats, Method, Place
 from jobs.benchmarks.quality.methods import Kernels, Scored, motion_scores
 from jobs.benchmarks.quality.problem import Size, base_model
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
-from jobs.benchmarks.quality.rows import Rows, both_lds, told
 from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.synthetic import world
+
+Rows = list[dict[str, Any]]
 
 MOTIONS = world.MOTIONS
 OTHER_NOISE = 10  # what is added to the numbers of the settings' noises to see how repeatable they are
@@ -106,7 +95,7 @@ class Studies:
 
     @cached_property
     def scored(self) -> dict[str, Scored]:
-        return methods.main(self.kernels, self.clips, self.queries, MOTIONS)
+        return methods.compared(self.kernels, self.clips, self.queries, MOTIONS)
 
     def gain(self, losses: Losses) -> list[float]:
         """How much lower the masked loss of every motion is than the base's, as a share of it."""
@@ -163,7 +152,7 @@ class Studies:
         if not self.plan.others:
             return []
         members, gains = self.gains("skewed")
-        named, predicted = choice.cross_fitted(dict(self.variants()), members, gains)
+        named, predicted = datamodel.cross_fitted(dict(self.variants()), members, gains)
         return [{"chosen": " | ".join(named), **both_lds(predicted, gains)}]
 
     def ablations(self) -> Rows:
@@ -174,7 +163,7 @@ class Studies:
         return [{"ablation": n, **both_lds(datamodel.predicted(v, members), gains)} for n, v in self.variants()]
 
     def variants(self) -> Iterator[tuple[str, Floats]]:
-        return ablations.variants(self.kernels, self.clips, self.queries, MOTIONS, self.parts)
+        return methods.ablations(self.kernels, self.clips, self.queries, MOTIONS, self.parts)
 
     @property
     def parts(self) -> list[str]:
@@ -184,10 +173,10 @@ class Studies:
         if not self.plan.others:
             return []
         members, gains = self.gains("skewed")
-        found = list(cheap.variants(self.kernels, self.clips, self.queries, MOTIONS, len(self.parts)))
+        found = list(methods.cheaper(self.kernels, self.clips, self.queries, MOTIONS, len(self.parts)))
         full = found[0][2]
         return [
-            {"attribution": name, "cost": cost, **cheap.alike(scores, full),
+            {"attribution": name, "cost": cost, **methods.alike(scores, full),
              **both_lds(datamodel.predicted(scores, members), gains)}
             for name, cost, scores in found
         ]  # fmt: skip
@@ -199,8 +188,8 @@ class Studies:
             grams = {tasks.PAPER: self.kernels.others["mixed"]}
             values = influences.values(grams, Method((tasks.PAPER,), "motion", whiten), self.clips)
             scores = influences.by_motion(values, self.queries, MOTIONS)
-            found = retrieval.short_over_long(scores, variants.cut(self.clips), MOTIONS)
-            rows.append({"method": name, **told("short_over_long", found)})
+            found = retrieval.short_over_long(scores, kernels.cut(self.clips), MOTIONS)
+            rows.append({"method": name, **found.columns("short_over_long")})
         return rows
 
     def retrieval(self) -> Rows:
@@ -210,7 +199,7 @@ class Studies:
             if np.isfinite(scores[self.clips.moving]).all():
                 same = retrieval.same_motion(scores, self.clips, MOTIONS)
                 real = retrieval.real_over_cartoon(scores, self.clips, MOTIONS)
-                rows.append({"method": name, **told("same_motion", same), **told("real_over_cartoon", real)})
+                rows.append({"method": name, **same.columns("same_motion"), **real.columns("real_over_cartoon")})
         return rows
 
     @cached_property
@@ -240,8 +229,8 @@ class Studies:
             pairs = [(m, n, value) for m in self.plan.laws for n, value in enumerate(by[arm, m])]
             change = [value - by["base", m][n] for m, n, value in pairs]
             films = [f"{m} {n}" for m, n, _ in pairs]
-            rows.append({"arm": arm, **told("deviation", bootstrap_mean([v for *_, v in pairs], films)),
-                         **told("over_base", bootstrap_mean(change, films))})  # fmt: skip
+            rows.append({"arm": arm, **bootstrap_mean([v for *_, v in pairs], films).columns("deviation"),
+                         **bootstrap_mean(change, films).columns("over_base")})  # fmt: skip
         return rows
 
     def exact(self) -> Rows:

@@ -18,7 +18,6 @@ import torch
 from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining
 from jobs.benchmarks.quality.problem import SETS, Clips, Size
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
-from jobs.benchmarks.quality.variants import VARIANTS
 from pipeline.cluster import streaming
 from pipeline.stages.progress import Progress
 from pipeline.storage import stores
@@ -155,7 +154,7 @@ def grams(folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[float,
 
 def _grams(folder: str, size: Size, recipe: Recipe, timestep: float, noise: int, name: str, place: str) -> None:
     clips, queries = loaded(folder, size, "clips"), loaded(folder, size, "queries")
-    variant = VARIANTS[name]
+    variant = kernels.VARIANTS[name]
     if variant.model == "untrained":
         model = retraining.untrained()
     elif variant.model == "tuned":

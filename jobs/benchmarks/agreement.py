@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import Motion
+from jobs.benchmarks import ceilings, measured_models
+from pipeline.config import Motion, load
+from pipeline.errors import ClipError
 from pipeline.models.wan import Wan
-from pipeline.motion import estimate, motion_mask
+from pipeline.motion import estimate, load_raft, motion_mask
 from pipeline.synthetic import world
+from pipeline.video.frames import decode
 
 Frames = npt.NDArray[np.uint8]
 
@@ -115,3 +120,48 @@ def latents(clips: Sequence[Frames], model: Wan) -> dict[str, float]:
         "relative_difference": mean(float((a - b).norm() / b.norm()) for a, b in pairs),
         "cosine": mean(float(F.cosine_similarity(a, b, 0)) for a, b in pairs),
     }
+
+
+def decoded_folder(folder: Path, count: int, fps: float, height: int, width: int) -> list[Frames]:
+    """The first `count` frames at `fps` of every video of a folder that has them."""
+    found = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")):
+        try:
+            found.append(decode(str(path), 0, count, fps, height, width))
+        except ClipError as error:
+            print(f"({path.name} left out: {error})")
+    return found
+
+
+def print_agreements(device: torch.device, videos: Path | None) -> dict[str, Any]:
+    """Masks by working size and dtype with the shipped RAFT small, and the demo autoencoder's latents in bfloat16."""
+    recipe = load("demo").motion
+    raft = load_raft(recipe, device)
+    exact = None
+    if videos is None:
+        tried, grid = [(128, 128), (192, 192), (256, 256)], (32, 32)
+        clips = [world.render(scene, 256, 256) for scene in _scenes()]
+        exact = exact_masks(_scenes(), recipe, 256, grid, 4)
+    else:
+        tried, grid = [(128, 224), (160, 280), (192, 336), (240, 416), (320, 552), (480, 832)], (60, 104)
+        clips = decoded_folder(videos, 9, 16.0, *tried[-1])
+    found = sizes(clips, raft, recipe, tried, grid, 4, device, exact)
+    whose = "world's" if videos is None else "given"
+    print(f"agreement of motion masks on {len(clips)} {whose} clips of 9 frames, on a grid of {grid[0]}x{grid[1]},")
+    print("with the shipped RAFT small, whose weights were trained on the synthetic world alone:")
+    rows = [
+        [name, f"{a.difference:.2%}", f"{a.pearson:.4f}", f"{a.cosine:.4f}", f"{a.clips}", f"{a.lost}"]
+        for name, a in found.items()
+    ]
+    ceilings.print_table(["masks", "|a-b|/mean", "pearson", "cosine", "clips", "lost"], rows)
+    of_latents = latents([world.render(s, 32, 32) for s in _scenes()], measured_models.demo(device).model)
+    print(
+        f"latents of the demo's autoencoder, bfloat16 against float32: relative difference "
+        f"{of_latents['relative_difference']:.2%}, cosine {of_latents['cosine']:.6f}\n"
+    )
+    return {"masks": {name: asdict(a) for name, a in found.items()}, "latents_bfloat16": of_latents}
+
+
+def _scenes() -> list[world.Scene]:
+    """One clip of each motion that no weights have seen, every other one under a panning camera."""
+    return [world.scene(1_000_003, f"agreement-{m}", "real", m, pan=float(i % 2)) for i, m in enumerate(world.MOTIONS)]

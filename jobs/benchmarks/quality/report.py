@@ -1,4 +1,4 @@
-"""The studies' plots, as PNG."""
+"""The studies' tables, as Parquet and as text, and their plots as PNG. A figure has its interval beside it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from jobs.benchmarks import ceilings
+from pipeline.storage import stores
+
 Rows = list[dict[str, Any]]
 APART = 0.022  # of labels, in LDS
 CONTROL, OURS, KNOWN = "#b0b0b0", "#2b6cb0", "#2f855a"
+
+
+def write(path: str, rows: Rows) -> None:
+    with stores.writing(path) as file:
+        pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def show(title: str, rows: Rows) -> None:
+    """A table: words, then every figure that has an interval with it."""
+    print(f"\n{title}")
+    names = [name for name in rows[0] if not name.endswith(("_low", "_high"))]
+    ceilings.print_table(names, [[_cell(row, name) for name in names] for row in rows])
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, float):
+        return str(value)
+    low = row.get(f"{name}_low")
+    return f"{value:+.3f}" if low is None else f"{value:+.3f} [{low:+.3f}, {row[f'{name}_high']:+.3f}]"
 
 
 def draw(found: Mapping[str, Rows], folder: str) -> None:
