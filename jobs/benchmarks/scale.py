@@ -139,12 +139,12 @@ def index(root: Path, count: int) -> Spent:
     watch("ceiling")
     listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
     watch("list")
-    held = blocks(str(root / "indexed"), ["clip_id", "uri", "caption", "source"])
+    held = blocks(str(root / "index" / "clips"), ["clip_id", "uri", "caption", "source"])
     assert passed_columns.changed(listed.videos, held, ["source"]) == ([], []), (
         "the manifest says the same as the table"
     )
     watch("compare")
-    listed.subtract(str(root / "indexed"))
+    listed.subtract(str(root / "index" / "clips"))
     watch("subtract")
     return scheduled(listed.videos, "uri", count, watch)
 
@@ -154,7 +154,9 @@ def attribute(root: Path, count: int) -> Spent:
     for path in tables.parts(str(root / "clips")):
         pq.read_table(path)
     watch("ceiling")
-    found, _ = lacking(Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion")])
+    found, _ = lacking(
+        Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion" / "clips")]
+    )
     watch("subtract")
     return scheduled(found, "clip_id", count, watch)
 
@@ -201,9 +203,9 @@ def _as_a_job() -> None:
 
 def make(root: Path, count: int) -> None:
     write_manifest(root / "manifest.parquet", count)
-    write_clips(root / "indexed", range(0, count, 2), root, motion=False)
+    write_clips(root / "index" / "clips", range(0, count, 2), root, motion=False)
     write_clips(root / "clips", range(count), root, motion=False)
-    write_clips(root / "motion", range(0, count, 2), root, motion=True)
+    write_clips(root / "motion" / "clips", range(0, count, 2), root, motion=True)
 
 
 def main() -> None:

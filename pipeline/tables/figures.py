@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.storage import stores
 from pipeline.tables import scanning
+from pipeline.tables.registry import table_of
 from pipeline.tables.scanning import Keys
 from pipeline.tables.shuffling import keys
 
@@ -32,10 +33,11 @@ def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = 
     folder, wanted = stores.join(root, name), pa.array(sorted(set(ids)), pa.string())
     if not len(wanted) or not tables.parts(folder):
         return {}
-    named = columns or scanning.schema(scanning.footers(folder)).names
-    blocks = scanning.blocks(folder, list(dict.fromkeys(["clip_id", *named, "error"])))
+    every = scanning.schema(scanning.footers(folder)).names
+    named, of = columns or every, table_of(folder, every)
+    blocks = scanning.blocks(folder, list(dict.fromkeys([*named, *of.needed])))
     found = [rows.filter(pc.is_in(rows.column("clip_id"), wanted)) for rows in blocks]
-    rows = tables.once(pa.concat_tables(found)).select(list(named)) if found else pa.table({})
+    rows = tables.once(pa.concat_tables(found), of).select(list(named)) if found else pa.table({})
     return {row["clip_id"]: row for row in rows.to_pylist()}
 
 

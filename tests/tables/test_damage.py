@@ -14,9 +14,9 @@ import pytest
 from pipeline import tables
 from pipeline.errors import StoreError
 from pipeline.ranking import feature_table
+from pipeline.ranking.column_file import Columns
 from pipeline.storage import stores
 from pipeline.tables import merging, rows, scanning, schemas
-from pipeline.tables.column_file import Columns
 from pipeline.tables.part_files import DamagedError
 from pipeline.tables.shuffling import Shuffled, keys
 

@@ -29,7 +29,7 @@ from pipeline.inputs.manifests import versioned
 from pipeline.tables import scanning, schemas
 from pipeline.tables.merging import merge
 from pipeline.tables.pending import lacking, settle
-from pipeline.tables.retries import told_again
+from pipeline.tables.retries import mark_second_failures
 from pipeline.tables.scanning import Gathered, Held, Keys, Rows, lookup
 from pipeline.tables.shuffling import Shuffled, keys
 
@@ -38,7 +38,13 @@ SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value"
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "table") if request.param == "local" else f"memory://{uuid.uuid4().hex}/table"
+    root = str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return f"{root}/features/clips"
+
+
+def of_same_root(folder: str, name: str) -> str:
+    """Another table below the root of features/clips."""
+    return folder.replace("features/clips", name)
 
 
 def rows(*ids: str, error: str | None = None, version: str | None = "v1", value: int = 0) -> pa.Table:
@@ -229,11 +235,11 @@ def test_what_is_held_is_counted_as_it_is_read(folder: str) -> None:
     held, table = Held(folder), tables.read(folder)
     assert len(held) == table.num_rows == 4
     assert held.errors == tables.errors_by_code(table) == {"decode": 2}, "b stands as decode, not as read"
-    assert len(Held(folder + "-none")) == 0
+    assert len(Held(of_same_root(folder, "motion/clips"))) == 0
 
 
 def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
-    source = f"{folder}-source"
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("new", "done", "failed", "again", "broken"), {})
     tables.append(source, rows("changed", version="v2"), {})
     tables.append(folder, rows("done", "changed", "other"), {})
@@ -248,7 +254,7 @@ def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
 
 def test_a_clip_that_crashes_every_time_is_tried_twice_in_all(folder: str) -> None:
     """A run that is killed before it comes to the clip forgets nothing; one whose try ends so again gives it up."""
-    source = f"{folder}-source"
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("a", "b", "c", "d"), {})
     tables.append(folder, rows("a", "b", error="crashed: killed"), {})
     tables.append(folder, rows("c", error="memory: too large"), {})
@@ -257,7 +263,7 @@ def test_a_clip_that_crashes_every_time_is_tried_twice_in_all(folder: str) -> No
         found, tried = lacking(Rows(source, everything), [folder])
         assert (sorted(drawn(found)), sorted(tried)) == (["a", "b", "c", "d"], ["a", "b", "c"])
     for made in (rows("a", error="crashed: killed"), rows("b"), rows("c", error="crashed: killed"), rows("d")):
-        tables.append(folder, told_again(made, tried), {})
+        tables.append(folder, mark_second_failures(made, "error", tried), {})
     settle(folder, tried)
     files = [row for block in scanning.blocks(folder, ["clip_id", "error"]) for row in block.to_pylist()]
     assert sorted((row["clip_id"], row["error"]) for row in files if row["error"]) == [
@@ -269,7 +275,7 @@ def test_a_clip_that_crashes_every_time_is_tried_twice_in_all(folder: str) -> No
 
 
 def test_a_changed_video_that_crashed_is_a_new_one(folder: str) -> None:
-    source = f"{folder}-source"
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("a", version="v2"), {})
     tables.append(folder, rows("a", error="crashed again: killed"), {})
     found, tried = lacking(Rows(source, everything), [folder])
@@ -277,7 +283,7 @@ def test_a_changed_video_that_crashed_is_a_new_one(folder: str) -> None:
 
 
 def test_a_pass_for_two_tables_takes_only_what_both_lack(folder: str) -> None:
-    source, other = f"{folder}-source", f"{folder}-other"
+    source, other = of_same_root(folder, "clips"), of_same_root(folder, "motion/clips")
     tables.append(source, rows("a", "b", "c", "d"), {})
     tables.append(folder, rows("a", "b"), {})
     tables.append(other, rows("a", "c"), {})
@@ -316,11 +322,12 @@ def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
 
 
 def test_dropping_rewrites_only_the_parts_that_hold_the_rows(tmp_path: Path) -> None:
+    folder = str(tmp_path / "clips")
     for name in "abc":
-        tables.append(str(tmp_path), rows(f"{name}1", f"{name}2"), {})
-    before = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
-    tables.drop(str(tmp_path), ["b1", "none"])
-    after = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
+        tables.append(folder, rows(f"{name}1", f"{name}2"), {})
+    before = {path: Path(path).stat().st_mtime_ns for path in tables.parts(folder)}
+    tables.drop(folder, ["b1", "none"])
+    after = {path: Path(path).stat().st_mtime_ns for path in tables.parts(folder)}
     assert len(before.items() & after.items()) == 2
 
 
@@ -466,7 +473,7 @@ def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
 def test_the_benchmark_schedules_the_half_that_is_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but Ray; the benchmark itself sees that it is the odd half, each once, in the order of its hash."""
     monkeypatch.setattr(streaming, "connect", lambda: None)
-    monkeypatch.setattr(streaming, "stream", lambda stage, root, blocks, *_: [None for _ in blocks])
+    monkeypatch.setattr(streaming, "stream", lambda stage, blocks, *_: [None for _ in blocks])
     monkeypatch.setattr(scale, "PART", 300)
     scale.make(tmp_path, 1000)
     for case in (scale.index, scale.attribute):
