@@ -31,8 +31,6 @@ from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning, schemas
-from pipeline.tables.scanning import Keys
-from pipeline.tables.shuffling import keys
 from pipeline.video.decoder import Decoder
 
 NEAR = 10  # near-duplicates that are shown
@@ -110,7 +108,7 @@ def _measure(run: Run, clip: Row) -> None:
         return
     streaming.connect()
     one = run.model_copy(update={"motion": run.motion.model_copy(update={"of": "all"})})
-    among = Keys.of([keys(pa.array([clip["clip_id"]], pa.string()))])
+    among = tables.IdSet.of([pa.array([clip["clip_id"]], pa.string())])
     attribution.estimate_motion(one, "clips", attribution.Scope(run.root, run.root, among=among))
 
 

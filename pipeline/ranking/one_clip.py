@@ -35,7 +35,7 @@ def rows_of(folder: str, ids: Iterable[str], without: Sequence[str] = ()) -> pa.
     if not tables.parts(folder):
         return None
     wanted = pa.array(sorted(set(ids)), pa.string())
-    rows = scanning.Rows(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
+    rows = tables.Scan(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
     return tables.once(pa.concat_tables([rows.schema.empty_table(), *rows]), table_of(folder, rows.schema.names))
 
 
