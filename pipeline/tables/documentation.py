@@ -30,7 +30,7 @@ def markdown() -> str:
         lines += [*_section(table), ""]
     lines += ["## Roots inside a root", ""]
     lines += ["Below these folders tables lie as they do below the run's root:"]
-    lines += [", ".join(f"`{root}/`" for root in ROOTS if root) + ".", ""]
+    lines += [", ".join(f"`{_shown(root)}`" for root in ROOTS if root) + ".", ""]
     lines += ["## Folders without a table", "", "| folder | content |", "| --- | --- |"]
     lines += [f"| `{_shown(files.folder)}` | {files.content} |" for files in FILES]
     return _INTRODUCTION + "\n".join(lines) + "\n"
@@ -53,7 +53,7 @@ def _section(table: Table) -> list[str]:
     lines = [f"## {_folders(table)}", "", " ".join(facts), "", "| column | type | meaning |", "| --- | --- | --- |"]
     for column in table.schema:
         kind = _type(column.type, table.sizes.get(column.name))
-        lines.append(f"| `{column.name}` | {kind} | {table.columns[column.name]} |")
+        lines.append(f"| `{column.name}` | `{kind}` | {table.columns[column.name]} |")
     return lines
 
 

@@ -12,7 +12,8 @@ _ERROR = "Why there is no result: a short code, a colon and a sentence. Null for
 _VERSION = "Which state of the video file it is: an etag, or size and modification time."
 _SEED = "The seed of the generated video; 0 for a held-out clip."
 _TRAINING = "Which training of the arm it is."
-_LOW, _HIGH = "Lower end of its 95 % interval; null where there are too few clips.", "Upper end of the same interval."
+_LOW = "Lower end of its 95 % interval; null where there are too few values to tell."
+_HIGH = "Upper end of the same interval."
 
 
 def _with_interval(name: str, meaning: str) -> dict[str, str]:

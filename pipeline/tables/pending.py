@@ -15,11 +15,10 @@ from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import place
 from pipeline.tables import retries
 from pipeline.tables.ids import Digests, Flags, IdList, IdSet, Places, Words, digests
+from pipeline.tables.registry import table_of
 from pipeline.tables.rows import drop_where
-from pipeline.tables.scanning import Scan, footers, part_blocks
+from pipeline.tables.scanning import Scan, footers, part_blocks, schema
 from pipeline.tables.shuffling import ShuffledRows
-
-_NARROW = pa.schema([(name, pa.string()) for name in ("clip_id", "version", "error")])
 
 
 class Standing(NamedTuple):
@@ -35,12 +34,18 @@ class Outcomes:
 
     Of several rows of a clip one counts, as for `tables.read`: a result before an error, an error that stands before
     one that is tried again. In memory are 25 bytes a clip: in the order of `ids`, `versions` and `codes`, places among
-    the `names` of codes, of which the first is that of a result.
+    the `names` of codes, of which the first is that of a result. A table that is not there holds no clip. Raises
+    ValueError for one that the registry does not have, or that has not one row a clip, a result or an error.
     """
 
     def __init__(self, folder: str) -> None:
         fs, _ = place(folder)
         parts = footers(folder)
+        narrow = pa.schema([(name, pa.string()) for name in ("clip_id", "version", "error")])
+        if parts:
+            table = table_of(folder, schema(parts).names)
+            if table.needed != ("clip_id", "error"):
+                raise ValueError(f"{folder}: its rows are no results or errors of one clip each ({table.row}).")
         count = sum(part.rows for part in parts)
         first = np.empty(count, np.uint64)
         second = np.empty(count, np.uint64)
@@ -48,7 +53,7 @@ class Outcomes:
         codes = np.empty(count, np.uint8)
         self.names = [""]
         start = 0
-        for blocks in in_order(lambda part: list(part_blocks(part, fs, _NARROW)), parts):
+        for blocks in in_order(lambda part: list(part_blocks(part, fs, narrow)), parts):
             for rows in blocks:
                 here = slice(start, start + rows.num_rows)
                 first[here], second[here] = digests(rows.column("clip_id")).T

@@ -235,6 +235,14 @@ def test_what_is_held_is_counted_as_it_is_read(folder: str) -> None:
     assert len(Outcomes(of_same_root(folder, "motion/clips"))) == 0
 
 
+def test_only_a_table_with_one_row_a_clip_has_outcomes(tmp_path: Path) -> None:
+    """Of a table without errors every row would count as a result."""
+    folder = str(tmp_path / "selection")
+    tables.append(folder, pa.Table.from_pylist([{"clip_id": "a", "group": "all"}], schema=schemas.SELECTION), {})
+    with pytest.raises(ValueError, match="selection: its rows are no results or errors of one clip each"):
+        Outcomes(folder)
+
+
 def test_pending_rows_come_and_rows_that_give_way_go(folder: str) -> None:
     source = of_same_root(folder, "clips")
     tables.append(source, rows("new", "done", "failed", "again", "broken"), {})
