@@ -80,7 +80,8 @@ QUERIES = Table(
 )
 MOTION = Table(
     folders=("motion/clips", "motion/queries", "motion/held_out"),
-    row="the motion of a clip that could be indexed, beside all that its own table says of it",
+    row="the motion of a clip that could be indexed, beside all that its own table says of it; with "
+    "`motion.of: queries`, of a sample of the clips",
     schema=schemas.motion_schema(schemas.CLIPS),
     columns=meanings.MOTION,
     key=("clip_id",),
@@ -90,7 +91,7 @@ MOTION = Table(
 )
 FEATURES = Table(
     folders=("features/clips", "features/queries"),
-    row="the projected gradients of a clip that has motion, or is still",
+    row="the projected gradients of a clip",
     schema=schemas.features_schema(1, 1),
     columns=meanings.FEATURES,
     key=("clip_id",),
