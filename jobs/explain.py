@@ -30,18 +30,13 @@ from pipeline.stages import attribution, progress
 from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
-from pipeline.tables import scanning
-from pipeline.tables.scanning import Keys
-from pipeline.tables.shuffling import keys
+from pipeline.tables import scanning, schemas
 from pipeline.video.decoder import Decoder
 
 NEAR = 10  # near-duplicates that are shown
 CLOSE = 0.9999  # cosine that the features of one clip have on two machines: that of the canary clip
-SHARES = pa.schema(
-    [(name, pa.string()) for name in ("clip_id", "query_id")]
-    + [("setting", pa.int32()), ("latent_frame", pa.int32()), ("layer", pa.string()), ("share", pa.float32())]
-)
-NEAREST = pa.schema([("clip_id", pa.string()), ("near_id", pa.string()), ("cosine", pa.float32())])
+SHARES = schemas.SHARES
+NEAREST = schemas.NEAREST
 
 
 def explain(run: Run) -> None:
@@ -113,7 +108,7 @@ def _measure(run: Run, clip: Row) -> None:
         return
     streaming.connect()
     one = run.model_copy(update={"motion": run.motion.model_copy(update={"of": "all"})})
-    among = Keys.of([keys(pa.array([clip["clip_id"]], pa.string()))])
+    among = tables.IdSet.of([pa.array([clip["clip_id"]], pa.string())])
     attribution.estimate_motion(one, "clips", attribution.Scope(run.root, run.root, among=among))
 
 
@@ -217,7 +212,7 @@ def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | 
     stores.remove(place)
     if parts is None:
         raise RuntimeError(f"explain.clip={clip_id!r}: its actor left no rows; run the same command again.")
-    problems = parts.column("problem").drop_null().to_pylist()
+    problems = parts.column("error").drop_null().to_pylist()
     return (None, str(problems[0])) if problems else (parts, None)
 
 

@@ -34,9 +34,8 @@ from pipeline.errors import ClipError
 from pipeline.inputs import passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.tables import schemas
-from pipeline.tables.pending import lacking
-from pipeline.tables.scanning import Rows, blocks
-from pipeline.tables.shuffling import Shuffled, keys
+from pipeline.tables.ids import digests
+from pipeline.tables.scanning import blocks
 
 PART = 50_000  # rows of the parts that are there
 POOL = Pool(batch=1000)
@@ -139,12 +138,12 @@ def index(root: Path, count: int) -> Spent:
     watch("ceiling")
     listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
     watch("list")
-    held = blocks(str(root / "indexed"), ["clip_id", "uri", "caption", "source"])
+    held = blocks(str(root / "index" / "clips"), ["clip_id", "uri", "caption", "source"])
     assert passed_columns.changed(listed.videos, held, ["source"]) == ([], []), (
         "the manifest says the same as the table"
     )
     watch("compare")
-    listed.subtract(str(root / "indexed"))
+    listed.subtract(str(root / "index" / "clips"))
     watch("subtract")
     return scheduled(listed.videos, "uri", count, watch)
 
@@ -154,12 +153,13 @@ def attribute(root: Path, count: int) -> Spent:
     for path in tables.parts(str(root / "clips")):
         pq.read_table(path)
     watch("ceiling")
-    found, _ = lacking(Rows(str(root / "clips"), lambda rows: pc.is_null(rows.column("error"))), [str(root / "motion")])
+    indexed = tables.Scan(str(root / "clips"), lambda rows: pc.is_null(rows.column("error")))
+    found = tables.pending_rows(indexed, [str(root / "motion" / "clips")]).rows
     watch("subtract")
     return scheduled(found, "clip_id", count, watch)
 
 
-def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
+def scheduled(found: tables.ShuffledRows, name: str, count: int, watch: Watch) -> Spent:
     """Stream what is lacking, and see that it is the odd half, in the order of its hash."""
     seen = {"rows": 0, "last": 0, "bytes": 0.0}
 
@@ -170,7 +170,7 @@ def scheduled(found: Shuffled, name: str, count: int, watch: Watch) -> Spent:
             )
             assert (numbers.to_numpy() % 2 == 1).all(), "a clip is scheduled that the table has"
             if name == "clip_id":
-                first = keys(rows.column(name))[:, 0]
+                first = digests(rows.column(name))[:, 0]
                 assert first[0] > seen["last"], "blocks are not in the order of the hash"
                 assert (np.diff(first.view(np.int64) ^ np.int64(-(2**63))) > 0).all(), "rows are not in that order"
                 seen["last"] = int(first[-1])
@@ -201,9 +201,9 @@ def _as_a_job() -> None:
 
 def make(root: Path, count: int) -> None:
     write_manifest(root / "manifest.parquet", count)
-    write_clips(root / "indexed", range(0, count, 2), root, motion=False)
+    write_clips(root / "index" / "clips", range(0, count, 2), root, motion=False)
     write_clips(root / "clips", range(count), root, motion=False)
-    write_clips(root / "motion", range(0, count, 2), root, motion=True)
+    write_clips(root / "motion" / "clips", range(0, count, 2), root, motion=True)
 
 
 def main() -> None:

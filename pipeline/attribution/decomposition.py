@@ -27,6 +27,7 @@ from pipeline.models import VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.models.loss import loss_map, masked, shared_noise
 from pipeline.projection import Projection
+from pipeline.tables import schemas
 from pipeline.video.decoders import Row, decoded
 
 Array = npt.NDArray[np.float32]
@@ -106,14 +107,6 @@ def by_frame(
 # --- the actor -------------------------------------------------------------------------------------------------------
 
 
-def parts_schema(dim: int) -> pa.Schema:
-    """A row for each setting, latent frame and layer. `problem` and not `error`: a clip has many rows."""
-    columns = [("clip_id", pa.string()), ("setting", pa.int32()), ("latent_frame", pa.int32()), ("layer", pa.string())]
-    return pa.schema(
-        [*columns, ("feature", pa.list_(pa.float32(), dim)), ("loss", pa.float32()), ("problem", pa.string())]
-    )
-
-
 class DecompositionWorker:
     """A row of the motion table -> the clip's feature in parts, under those settings that the ranking compares."""
 
@@ -127,12 +120,12 @@ class DecompositionWorker:
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for row, frames in decoded(self.worker.decoder, self.run, clips.to_pylist()):
             if isinstance(frames, ClipError):
-                yield self._table([self._problem(row, frames)])
+                yield self._table([self._failed(row, frames)])
             else:
                 yield self._table(list(self._parts(row, self.worker.model.encode(frames))))
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        return self._table([self._problem(row, error) for row in clips.to_pylist()])
+        return self._table([self._failed(row, error) for row in clips.to_pylist()])
 
     def _parts(self, row: Row, latent: Tensor) -> Iterator[Row]:
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
@@ -144,21 +137,22 @@ class DecompositionWorker:
             for frame, (loss, features) in enumerate(found):
                 for name, feature in zip(self.gradient.names, features.tolist(), strict=True):
                     place = {"clip_id": row["clip_id"], "setting": i, "latent_frame": frame, "layer": name}
-                    yield {**place, "feature": feature, "loss": loss, "problem": None}
+                    yield {**place, "feature": feature, "loss": loss, "error": None}
 
     @staticmethod
-    def _problem(row: Row, error: ClipError) -> Row:
-        return {"clip_id": row["clip_id"], "problem": str(error)}
+    def _failed(row: Row, error: ClipError) -> Row:
+        return {"clip_id": row["clip_id"], "error": str(error)}
 
     def _table(self, rows: list[Row]) -> dict[str, pa.Table]:
-        return {"parts": pa.Table.from_pylist(rows, schema=parts_schema(self.run.attribution.projection.dim))}
+        return {"parts": pa.Table.from_pylist(rows, schema=schemas.parts_schema(self.run.attribution.projection.dim))}
 
 
 # --- shares ----------------------------------------------------------------------------------------------------------
 
 
 def as_array(parts: pa.Table) -> tuple[Array, list[int], list[str]]:
-    """Rows of `parts_schema` as [settings, frames, layers, dim], with the settings' and the layers' names in order."""
+    """Rows of `schemas.parts_schema` as [settings, frames, layers, dim], with the settings and the layers' names in
+    their order."""
     settings = sorted(set(parts.column("setting").to_pylist()))
     layers = list(dict.fromkeys(parts.column("layer").to_pylist()))
     frames = 1 + max(parts.column("latent_frame").to_pylist())

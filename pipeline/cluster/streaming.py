@@ -31,6 +31,7 @@ from pipeline.errors import ClipError, StageError
 from pipeline.storage import lease, stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
+from pipeline.tables.registry import table_of
 from pipeline.tables.throughput import Figures
 from pipeline.video.decoder import Decoder
 
@@ -172,13 +173,17 @@ class _Actor:
         """Write the tables as they come. A clip that fails in several tables of one pass is one error."""
         errors: dict[str, str] = {}
         for made in parts:
-            found = {n: retries.told_again(t, self.tried) if "error" in t.column_names else t for n, t in made.items()}
+            found = dict(made)
+            for name, rows in made.items():
+                column = table_of(self.folders[name], rows.column_names).error
+                if column is not None:
+                    found[name] = retries.mark_second_failures(rows, column, self.tried)
+                    failed = found[name].filter(rows.column(column).is_valid())
+                    ids, why = failed.column("clip_id").to_pylist(), failed.column(column).to_pylist()
+                    errors.update(zip(ids, why, strict=True))
             self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in found.items()])
-            for name, table in found.items():
-                tables.append(self.folders[name], table, self.fingerprints[name], **self.metadata.get(name, {}))
-                if "error" in table.column_names:
-                    failed = table.select(["clip_id", "error"]).filter(table.column("error").is_valid())
-                    errors |= {row["clip_id"]: row["error"] for row in failed.to_pylist()}
+            for name, rows in found.items():
+                tables.append(self.folders[name], rows, self.fingerprints[name], **self.metadata.get(name, {}))
         return list(errors.values())
 
     def _died(self, deaths: int) -> ClipError:

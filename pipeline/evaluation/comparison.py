@@ -121,8 +121,6 @@ def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, 
 
 def mixtures(table: pa.Table) -> list[str]:
     """A sentence for every arm whose rows come from more than one training: their mean would be a mixture."""
-    if "version" not in table.column_names:
-        return []
     found = table.group_by("arm").aggregate([("version", "count_distinct")]).to_pylist()
     return [
         f"evaluation: the rows of arm {row['arm']} come from {row['version_count_distinct']} trainings."

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.evaluation.judge import verdict
 from pipeline.statistics.intervals import FEW, Interval, bootstrap_mean, student, wilson
+from pipeline.tables import schemas
 
 Key = tuple[str, int]  # clip_id and seed
 Scores = Mapping[str, Mapping[Key, float]]  # arm -> one score for each clip and seed; lower is better
@@ -25,23 +26,7 @@ LOSS_MARGIN = 0.005  # of the smaller loss
 LOSS_RULE = f"of two arms, the one with the lower motion-masked loss on a held-out clip wins; within {LOSS_MARGIN:.1%}"
 LOSS_RULE += " it is a tie"
 
-_SHARES = [f"{name}{end}" for name in ("win", "tie", "loss") for end in ("", "_low", "_high")]
-VERDICTS = pa.schema(
-    [(name, pa.string()) for name in ("judge", "ours", "theirs", "clip_id")]
-    + [("seed", pa.int32()), ("score_ours", pa.float64()), ("score_theirs", pa.float64()), ("verdict", pa.int8())]
-)
-TALLIES = pa.schema(
-    [(name, pa.string()) for name in ("judge", "ours", "theirs")]
-    + [(name, pa.int32()) for name in ("pairs", "clips", "wins", "ties", "losses")]
-    + [(name, pa.float64()) for name in _SHARES]
-)
-_MEAN = ["mean", "low", "high", "standard_error", "difference", "difference_low", "difference_high"]
-_RELATIVE = ["relative", "relative_low", "relative_high"]
-METRICS = pa.schema(
-    [("metric", pa.string()), ("arm", pa.string())]
-    + [(name, pa.int32()) for name in ("n", "missing", "pairs")]
-    + [(name, pa.float64()) for name in [*_MEAN, "difference_standard_error", *_RELATIVE]]
-)
+VERDICTS, TALLIES, METRICS = schemas.VERDICTS, schemas.CONTESTS, schemas.METRICS
 
 
 def shared(table: pa.Table, arms: Iterable[str]) -> pa.Table:

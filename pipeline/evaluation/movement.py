@@ -14,16 +14,13 @@ from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.evaluation import judge
 from pipeline.models.device import device_for
+from pipeline.tables import schemas
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Row
 
 QUERY, VIDEO = "query", "video"
-ASKED = pa.schema(
-    [(name, pa.string()) for name in ("kind", "arm", "clip_id")]
-    + [("seed", pa.int32()), ("version", pa.string()), ("uri", pa.string()), ("start_frame", pa.int32())]
-)
-# `problem` and not `error`: a clip has a row for each arm and seed.
-DESCRIBED = pa.schema([*ASKED, ("description", pa.list_(pa.float32(), judge.NUMBERS)), ("problem", pa.string())])
+ASKED = schemas.JUDGED
+DESCRIBED = schemas.descriptions_schema(judge.NUMBERS)
 
 
 def fingerprint(run: Run) -> dict[str, Any]:

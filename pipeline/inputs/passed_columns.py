@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
-from pipeline.tables.growing_array import Growing, Words
+from pipeline.tables.ids import TextSet
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
@@ -62,19 +60,17 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
     among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
-    known = Growing(), Growing(), Growing()
+    uris, captioned, worded = TextSet(), TextSet(), TextSet()
     for rows in listed:
-        for found, text in zip(known, (_video(rows), _captioned(rows), _worded(rows, names)), strict=True):
-            found.put(_hash(text))
-    uris, captioned, worded = (found.take() for found in known)
-    for hashes in (uris, captioned, worded):
-        hashes.sort()
+        uris.add(_video(rows))
+        captioned.add(_captioned(rows))
+        worded.add(_worded(rows, names))
     recaptioned, reworded = list[str](), list[str]()
     for rows in held:
-        others = rows.filter(pa.array(~_among(_worded(rows, names), worded)))
-        others = others.filter(pa.array(_among(_video(others), uris)))
+        others = rows.filter(pa.array(~worded.has(_worded(rows, names))))
+        others = others.filter(pa.array(uris.has(_video(others))))
         reworded += others.column("clip_id").to_pylist()
-        recaptioned += others.column("clip_id").filter(pa.array(~_among(_captioned(others), captioned))).to_pylist()
+        recaptioned += others.column("clip_id").filter(pa.array(~captioned.has(_captioned(others)))).to_pylist()
     return recaptioned, reworded
 
 
@@ -88,17 +84,3 @@ def _captioned(rows: pa.Table) -> pa.ChunkedArray:
 
 def _worded(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(_video(rows), told(rows, names), _BETWEEN)
-
-
-def _among(texts: pa.ChunkedArray, known: Words) -> npt.NDArray[np.bool_]:
-    """Which texts have a hash among those known, which ascend."""
-    if not len(known):
-        return np.zeros(len(texts), bool)
-    sought = _hash(texts)
-    found: npt.NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, sought), len(known) - 1)] == sought
-    return found
-
-
-def _hash(texts: pa.ChunkedArray) -> Words:
-    """64 bits of each text, as this process hashes it: they are compared here and now, and kept nowhere."""
-    return np.fromiter(map(hash, texts.cast(pa.binary()).to_pylist()), np.int64, len(texts)).view(np.uint64)

@@ -24,21 +24,12 @@ from pipeline.errors import ConfigError, MissingTableError
 from pipeline.operations.in_use import in_use
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
-from pipeline.tables import scanning
+from pipeline.tables import scanning, schemas
 
 RECORD, DECISION = "night.json", "decision.json"
 Record = Mapping[str, Any]
 
-SELECTION = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("version", pa.string()),
-        ("mean_influence", pa.float32()),
-        ("rank", pa.int64()),
-        ("decision", pa.string()),
-    ]
-)
+SELECTION = schemas.NIGHT_SELECTION
 
 
 def folder(root: str, night: str) -> str:

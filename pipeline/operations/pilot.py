@@ -33,11 +33,7 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 AS_IT_IS, SHORTLIST = "as it stands", "the shortlist's variant"
-# Many rows a clip: so `problem` and not `error`, by which tables with one row a clip are told.
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("clip_id", "variant", "metric")]
-    + [("seconds", pa.float64()), ("problem", pa.string())]
-)
+SCHEMA = schemas.PILOT
 VARIED = 3  # clips of a batch that the variant of a shortlist is timed on
 STEPS = 4  # of fine-tuning; the first warms up and does not count
 DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a step

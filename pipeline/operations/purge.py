@@ -21,14 +21,15 @@ import pyarrow.parquet as pq
 
 from pipeline.models.promoted import PROMOTED
 from pipeline.storage import stores
-from pipeline.tables import purge_list, schemas
+from pipeline.tables import purge_list, registry, schemas
 from pipeline.tables.part_files import opened
+from pipeline.tables.registry import Table
 from pipeline.training import training_set
 
-KEYS = ("clip_id", "query_id")
 CURATED = "curated/metadata.jsonl"
 NOTES = (PROMOTED, "done.json")  # where a model says what it was trained on
 ROWS = 1 << 16
+GENERATED = (registry.EVALUATION, registry.DESCRIPTIONS)  # their `uri` may be that of a video that a model generated
 PAGES = ("explain/", "comparison/index.html", "comparison/comparison.json")  # they show other clips beside their own
 
 
@@ -44,19 +45,19 @@ class Removed:
 @dataclass(frozen=True)
 class _Part:
     path: str
-    keys: tuple[str, ...]
-    query_ids: tuple[str, ...] | None  # of a table with a column of influence on each
+    table: Table
+    query_ids: tuple[str, ...]  # those that its metadata names, which are the columns of `influence`
 
 
 def known(root: str, ids: Collection[str]) -> set[str]:
-    """Those of the ids that some table below the root still has."""
+    """Those of the ids that some table below the root still has. Raises ValueError as `purge` does."""
     fs, bare = stores.place(root)
     found = set[str]()
     for part in _parts(fs, bare):
-        for batch in _batches(fs, part, part.keys):
-            for key in part.keys:
-                found.update(set(batch.column(key).to_pylist()) & set(ids))
-        found.update(set(part.query_ids or ()) & set(ids))
+        for batch in _batches(fs, part, part.table.ids):
+            for column in part.table.ids:
+                found.update(set(batch.column(column).to_pylist()) & set(ids))
+        found.update(set(part.query_ids) & set(ids))
     return found
 
 
@@ -65,16 +66,21 @@ def purge(root: str, ids: Collection[str]) -> Removed:
 
     The ids are remembered first, so that no later run brings them back, whatever becomes of this one. The page is for
     `report` to write anew; rankings of the remaining clips still stem from the old corpus until they are made again.
+
+    Raises ValueError, before anything is removed, where a folder holds a table that the registry does not know: which
+    of its columns name clips nobody can tell.
     """
+    fs, bare = stores.place(root)
+    parts = [part for part in _parts(fs, bare) if not _relative(part.path, bare).startswith(PAGES)]
     purge_list.remember(root, ids)
-    removed, (fs, bare) = Removed(), stores.place(root)
+    removed = Removed()
     for path in _files(fs, bare):
         if _relative(path, bare).startswith(PAGES):
             _remove(fs, bare, path, removed)
         if path.endswith(f"/{CURATED}"):
             _from_list(fs, bare, path, ids, removed)
     videos = set[str]()
-    for part in _parts(fs, bare):
+    for part in parts:
         videos |= _from_part(fs, bare, part, ids, removed)
     _generated(fs, bare, ids, videos, removed)
     _latents(fs, bare, root, removed)
@@ -114,11 +120,10 @@ def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
             continue
         with opened(path, fs) as file:
             schema = file.schema_arrow
-        keys = tuple(k for k in KEYS if k in schema.names)
-        queries = (schema.metadata or {}).get(b"query_ids") if "influence" in schema.names else None
-        listed = "influence" in schema.names and pa.types.is_fixed_size_list(schema.field("influence").type)
-        found.append(_Part(path, keys, tuple(json.loads(queries)) if queries and listed else None))
-    return [part for part in found if part.keys]
+        table = registry.table_of(posixpath.dirname(path), schema.names)
+        queries = json.loads((schema.metadata or {}).get(b"query_ids", b"[]"))
+        found.append(_Part(path, table, tuple(queries)))
+    return [part for part in found if part.table.holds_clips]
 
 
 def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str] | None) -> Any:
@@ -127,10 +132,11 @@ def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str
         yield from file.iter_batches(ROWS, columns=None if columns is None else list(columns))
 
 
-def _gone(batch: pa.RecordBatch, keys: Collection[str], wanted: pa.Array) -> pa.Array:
+def _gone(batch: pa.RecordBatch, columns: Collection[str], ids: pa.Array) -> pa.Array:
+    """Whether each row names one of the ids in one of the columns."""
     found = pa.array(np.zeros(batch.num_rows, bool))
-    for key in keys:
-        found = pc.or_(found, pc.fill_null(pc.is_in(batch.column(key), wanted), False))
+    for column in columns:
+        found = pc.or_(found, pc.fill_null(pc.is_in(batch.column(column), ids), False))
     return found
 
 
@@ -139,20 +145,20 @@ def _from_part(
 ) -> set[str]:
     """Rewrite a part without the clips; returns the uris of those of its rows that a model generated."""
     wanted, uris = pa.array(sorted(ids), pa.string()), set[str]()
-    queries = [i for i, q in enumerate(part.query_ids or ()) if q in set(ids)]
+    columns = part.table.ids
+    queries = [i for i, q in enumerate(part.query_ids) if q in set(ids)]
     count, rows = 0, 0
-    for batch in _batches(fs, part, part.keys):
-        count += int(pc.sum(_gone(batch, part.keys, wanted)).as_py() or 0)
+    for batch in _batches(fs, part, columns):
+        count += int(pc.sum(_gone(batch, columns, wanted)).as_py() or 0)
         rows += batch.num_rows
     if not count and not queries:
         return uris
     removed.rows[posixpath.dirname(_relative(part.path, bare))] += count
     with opened(part.path, fs) as file:
         schema = _without_queries(file.schema_arrow, part, queries)
-    writes = "uri" in schema.names and "arm" in schema.names
-    if writes:
-        for batch in _batches(fs, part, (*part.keys, "uri")):
-            uris |= set(batch.column("uri").filter(_gone(batch, part.keys, wanted)).to_pylist())
+    if part.table in GENERATED:
+        for batch in _batches(fs, part, (*columns, "uri")):
+            uris |= set(batch.column("uri").filter(_gone(batch, columns, wanted)).to_pylist())
     if count == rows:
         fs.rm_file(part.path)
         return uris
@@ -161,8 +167,8 @@ def _from_part(
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for batch in _batches(fs, part, None):
-            table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, part.keys, wanted)))])
-            writer.write_table(_narrowed(table, schema, queries))
+            table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, columns, wanted)))])
+            writer.write_table(_narrowed(table, schema, part, queries))
     return uris
 
 
@@ -173,15 +179,16 @@ def _whole(fs: fsspec.AbstractFileSystem, path: str) -> str:
 def _without_queries(schema: pa.Schema, part: _Part, queries: list[int]) -> pa.Schema:
     if not queries:
         return schema
-    kept = [q for i, q in enumerate(part.query_ids or ()) if i not in queries]
-    at = schema.get_field_index("influence")
-    schema = schema.set(at, pa.field("influence", pa.list_(pa.float32(), len(kept))))
+    kept = [q for i, q in enumerate(part.query_ids) if i not in queries]
+    if part.table is registry.INFLUENCE:
+        at = schema.get_field_index("influence")
+        schema = schema.set(at, pa.field("influence", pa.list_(pa.float32(), len(kept))))
     return schema.with_metadata({**(schema.metadata or {}), b"query_ids": json.dumps(kept).encode()})
 
 
-def _narrowed(table: pa.Table, schema: pa.Schema, queries: list[int]) -> pa.Table:
-    """A table of influence without some queries' columns."""
-    if queries:
+def _narrowed(table: pa.Table, schema: pa.Schema, part: _Part, queries: list[int]) -> pa.Table:
+    """Rows with the metadata of a schema; those of influence without some queries' columns."""
+    if queries and part.table is registry.INFLUENCE:
         column = table.column("influence").combine_chunks()
         width = column.type.list_size
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)

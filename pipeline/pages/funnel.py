@@ -18,9 +18,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.ranking import shortlist
 from pipeline.storage.stores import join
-from pipeline.tables import figures, scanning
-from pipeline.tables.scanning import Held, Keys
-from pipeline.tables.shuffling import keys
+from pipeline.tables import IdSet, Outcomes, figures, scanning
 
 Flags = npt.NDArray[np.bool_]
 
@@ -55,8 +53,8 @@ class Failure:
 @dataclass
 class Funnel:
     stages: list[Stage] = field(default_factory=list)
-    clips: Keys = field(default_factory=lambda: Keys.of([]))  # of the index
-    remaining: Keys = field(default_factory=lambda: Keys.of([]))  # of the clips that came out of the last stage
+    clips: IdSet = field(default_factory=lambda: IdSet.of([]))  # of the index
+    remaining: IdSet = field(default_factory=lambda: IdSet.of([]))  # of the clips that came out of the last stage
     failures: dict[tuple[str, str], list[Failure]] = field(default_factory=dict)  # examples by stage and code
     problems: list[str] = field(default_factory=list)
 
@@ -80,8 +78,8 @@ def funnel(run: Run, kind: str = "clips") -> Funnel:
     found, folder = Funnel(), join(run.root, kind)
     if not tables.parts(folder):
         return found
-    index = Held(folder)
-    found.clips = index.keys
+    index = Outcomes(folder)
+    found.clips = index.ids
     left = _through(found, _Step("index", folder), index, np.ones(len(index), bool), index)
     for step in _steps(run, kind):
         if not tables.parts(step.folder):
@@ -89,9 +87,9 @@ def funnel(run: Run, kind: str = "clips") -> Funnel:
         if step.name == "shortlist":
             left = _chosen(found, run, index, left)
             continue
-        held = Held(step.folder)
-        left = _through(found, step, index, left, held, _still(step, index, left, held))
-    found.remaining = Keys(*index.keys.pairs[left].T)
+        outcomes = Outcomes(step.folder)
+        left = _through(found, step, index, left, outcomes, _still(step, index, left, outcomes))
+    found.remaining = index.ids.subset(left)
     _find_uris(found, run.root, kind)
     return found
 
@@ -115,41 +113,43 @@ def _steps(run: Run, kind: str) -> list[_Step]:
     return [*first, *choice, *full]
 
 
-def _still(step: _Step, index: Held, entered: Flags, held: Held) -> Flags:
+def _still(step: _Step, index: Outcomes, entered: Flags, motion: Outcomes) -> Flags:
     """Clips without motion that have a feature all the same."""
-    found = np.zeros(len(index), bool)
+    still = np.zeros(len(index), bool)
     if step.features is None or not tables.parts(step.features):
-        return found
-    at, features = held.keys.find(index.keys.pairs), Held(step.features)
-    after = features.keys.find(index.keys.pairs)
+        return still
+    features = Outcomes(step.features)
+    at, after = motion.ids.find_set(index.ids), features.ids.find_set(index.ids)
     both = entered & (at >= 0) & (after >= 0)
-    found[both] = (held.codes[at[both]] == _code(held, "no_motion")) & (features.codes[after[both]] == 0)
-    return found
+    still[both] = (motion.codes[at[both]] == _code(motion, "no_motion")) & (features.codes[after[both]] == 0)
+    return still
 
 
-def _code(held: Held, name: str) -> int:
-    return held.names.index(name) if name in held.names else -1
+def _code(outcomes: Outcomes, name: str) -> int:
+    return outcomes.names.index(name) if name in outcomes.names else -1
 
 
-def _through(found: Funnel, step: _Step, index: Held, entered: Flags, held: Held, still: Flags | None = None) -> Flags:
+def _through(
+    found: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes, still: Flags | None = None
+) -> Flags:
     """Count one stage, note what failed there, and return which clips go on."""
     still = np.zeros(len(index), bool) if still is None else still
-    at = held.keys.find(index.keys.pairs)
+    at = outcomes.ids.find_set(index.ids)
     there = at >= 0
     current = there.copy()
-    current[there] = held.versions[at[there]] == index.versions[there]
-    codes = np.where(there, held.codes[at], 0) if len(held) else np.zeros(len(index), np.uint8)
+    current[there] = outcomes.versions[at[there]] == index.versions[there]
+    codes = np.where(there, outcomes.codes[at], 0) if len(outcomes) else np.zeros(len(index), np.uint8)
     left: Flags = entered & ((current & (codes == 0)) | still)
     lost = entered & ~left
     failed = lost & current
     counts = {PENDING: int((lost & ~there).sum()), OUTDATED: int((lost & there & ~current).sum())}
-    counts |= {name: int((failed & (codes == i)).sum()) for i, name in enumerate(held.names) if i}
+    counts |= {name: int((failed & (codes == i)).sum()) for i, name in enumerate(outcomes.names) if i}
     dropped = dict(sorted((name, count) for name, count in counts.items() if count))
     found.failures |= {(step.name, code): [] for code in dropped}
     if failed.any():
-        _note(found, step, held, Keys(*index.keys.pairs[failed].T))
+        _note(found, step, outcomes, index.ids.subset(failed))
     _count(found, Stage(step.name, int(entered.sum()), dropped, int(left.sum()), int(still.sum())))
-    _strays(found, step, index, entered, held)
+    _strays(found, step, index, entered, outcomes)
     return left
 
 
@@ -161,16 +161,17 @@ def _count(found: Funnel, stage: Stage) -> None:
         )
 
 
-def _strays(found: Funnel, step: _Step, index: Held, entered: Flags, held: Held) -> None:
-    at = index.keys.find(held.keys.pairs)
+def _strays(found: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes) -> None:
+    """Note the results of clips that never entered this stage."""
+    at = index.ids.find_set(outcomes.ids)
     known = at >= 0
     known[known] = entered[at[known]]
-    stray = (held.codes == 0) & ~known
+    stray = (outcomes.codes == 0) & ~known
     if stray.any():
-        strays, first = Keys(*held.keys.pairs[stray].T), list[str]()
+        strays, first = outcomes.ids.subset(stray), list[str]()
         for rows in scanning.blocks(step.folder, ["clip_id"]):
             ids = rows.column("clip_id")
-            here = ids.filter(pa.array(strays.has(keys(ids))))
+            here = ids.filter(pa.array(strays.has(ids)))
             first = [min([*first, pc.min(here).as_py()])] if len(here) else first
         found.problems.append(
             f"{step.name}: {len(strays)} rows with results are of clips that never entered this stage, such as "
@@ -178,11 +179,12 @@ def _strays(found: Funnel, step: _Step, index: Held, entered: Flags, held: Held)
         )
 
 
-def _chosen(found: Funnel, run: Run, index: Held, entered: Flags) -> Flags:
-    on = shortlist.chosen(run).has(index.keys.pairs)
+def _chosen(found: Funnel, run: Run, index: Outcomes, entered: Flags) -> Flags:
+    """Count the shortlist as a stage, and return which clips go on to the full setting."""
+    on = shortlist.chosen(run).has_set(index.ids)
     names = ("features",) if shortlist.motion_root(run) == run.root else ("motion", "features")
     for folder in (join(run.root, name, "clips") for name in names):
-        on |= Held(folder).keys.has(index.keys.pairs)
+        on |= Outcomes(folder).ids.has_set(index.ids)
     left: Flags = entered & on
     lost = int((entered & ~on).sum())
     _count(found, Stage("shortlist", int(entered.sum()), {LEFT_OUT: lost} if lost else {}, int(left.sum())))
@@ -192,20 +194,20 @@ def _chosen(found: Funnel, run: Run, index: Held, entered: Flags) -> Flags:
 # --- what failed -----------------------------------------------------------------------------------------------------
 
 
-def _note(found: Funnel, step: _Step, held: Held, failed: Keys) -> None:
+def _note(found: Funnel, step: _Step, outcomes: Outcomes, failed: IdSet) -> None:
     """The first clips that failed in a stage with each code, by id."""
-    said: dict[str, dict[str, str]] = {}
+    sentences: dict[str, dict[str, str]] = {}
     for block in scanning.blocks(step.folder, ["clip_id", "error"]):
         rows = block.filter(pc.is_valid(block.column("error")))
-        pairs = keys(rows.column("clip_id"))
-        rows, pairs = rows.filter(pa.array(failed.has(pairs))), pairs[failed.has(pairs)]
-        counted = held.codes[held.keys.find(pairs)].tolist()
+        rows = rows.filter(pa.array(failed.has(rows.column("clip_id"))))
+        codes = outcomes.codes[outcomes.ids.find(rows.column("clip_id"))].tolist()
         columns = (rows.column(name).to_pylist() for name in ("clip_id", "error"))
-        for clip_id, error, code in zip(*columns, counted, strict=True):
-            if error.split(":")[0] == held.names[code]:  # a clip may have another row, which does not count
-                said.setdefault(held.names[code], {})[clip_id] = error.partition(":")[2].strip() or error
-        said = {name: _first(by_id) for name, by_id in said.items()}
-    for name, by_id in said.items():
+        for clip_id, error, code in zip(*columns, codes, strict=True):
+            name = outcomes.names[code]
+            if error.split(":")[0] == name:  # a clip may have another row, which does not count
+                sentences.setdefault(name, {})[clip_id] = error.partition(":")[2].strip() or error
+        sentences = {name: _first(by_id) for name, by_id in sentences.items()}
+    for name, by_id in sentences.items():
         found.failures[step.name, name] = [Failure(step.name, name, i, "", why) for i, why in sorted(by_id.items())]
 
 

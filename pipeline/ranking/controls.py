@@ -10,7 +10,6 @@ import numpy.typing as npt
 from pipeline.ranking.mask_overlap import Alike
 from pipeline.statistics.correlations import spearman
 from pipeline.tables.figures import SELECTED, Selected
-from pipeline.tables.shuffling import keys
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,13 +31,13 @@ def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, 
 
     Where only a sample of the clips has its motion measured, the sample stands for all of them.
     """
-    places = found.keys.find(keys(alike.clip_ids))
+    places = found.ids.find(alike.clip_ids)
     told = {}
     for name, group in found.groups.items():
         known = group.places >= 0
         if sampled:
             known[known] = np.isfinite(found.magnitude[group.places[known]])
-        overlap, at = np.full(len(found.keys), np.nan), group.places[known]
+        overlap, at = np.full(len(found.ids), np.nan), group.places[known]
         overlap[places[places >= 0]] = alike.groups.get(name, np.full(len(places), np.nan))[places >= 0]
         chosen, influence = (group.decisions == SELECTED)[known], group.influence[known].astype(np.float64)
         told[name] = {

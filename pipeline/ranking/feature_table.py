@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, MissingTableError
 from pipeline.ranking import unit_settings
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
+from pipeline.tables import registry
 from pipeline.tables.part_files import opened
 from pipeline.tables.schemas import plain
 
@@ -171,5 +172,5 @@ def _counting(rows: pa.Table) -> Flags:
     if pc.count_distinct(rows.column("clip_id")).as_py() == rows.num_rows:
         return np.ones(rows.num_rows, bool)
     found = np.zeros(rows.num_rows, bool)
-    found[tables.latest_rows(rows).to_numpy()] = True
+    found[tables.latest_rows(rows, registry.FEATURES).to_numpy()] = True
     return found

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.ranking import Sums, own_part, second_moment, whitened
+from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable
 from pipeline.storage.parallel import in_order
-from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]  # rows done, rows in all

@@ -17,21 +17,13 @@ from pipeline import tables
 from pipeline.ranking import Sums, second_moment, whitened
 from pipeline.ranking.feature_table import FeatureTable
 from pipeline.storage.stores import join
-from pipeline.tables import scanning
+from pipeline.tables import scanning, schemas
+from pipeline.tables.registry import table_of
 
 Array = npt.NDArray[np.float32]
 Row = dict[str, Any]
 
-STANDING = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("group", pa.string()),
-        ("influence", pa.float32()),
-        ("rank", pa.int64()),
-        ("percentile", pa.float64()),
-        ("votes", pa.bool_()),
-    ]
-)
+STANDING = schemas.STANDING
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -43,8 +35,8 @@ def rows_of(folder: str, ids: Iterable[str], without: Sequence[str] = ()) -> pa.
     if not tables.parts(folder):
         return None
     wanted = pa.array(sorted(set(ids)), pa.string())
-    rows = scanning.Rows(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
-    return tables.once(pa.concat_tables([rows.schema.empty_table(), *rows]))
+    rows = tables.Scan(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
+    return tables.once(pa.concat_tables([rows.schema.empty_table(), *rows]), table_of(folder, rows.schema.names))
 
 
 def row_of(folder: str, clip_id: str, lookup: Sequence[str] = ()) -> Row | None:

@@ -18,12 +18,12 @@ from pipeline import tables
 from pipeline.config import Ranking, Run
 from pipeline.errors import NothingUsableError
 from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist
+from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
 from pipeline.tables import scanning, schemas
-from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 

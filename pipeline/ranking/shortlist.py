@@ -22,9 +22,7 @@ from pipeline.config import Run
 from pipeline.errors import MissingTableError
 from pipeline.ranking import Population
 from pipeline.storage.stores import join
-from pipeline.tables import scanning
-from pipeline.tables.scanning import Keys
-from pipeline.tables.shuffling import keys
+from pipeline.tables import IdSet, scanning
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +61,10 @@ def blocks(run: Run, *columns: str) -> Iterator[pa.Table]:
     yield from scanning.blocks(folder(run), ["clip_id", *columns])
 
 
-def chosen(run: Run) -> Keys:
+def chosen(run: Run) -> IdSet:
     """The clips that are on the shortlist."""
     listed = (rows.filter(pc.is_valid(rows.column("reason"))) for rows in blocks(run, "reason"))
-    return Keys.of(keys(rows.column("clip_id")) for rows in listed)
+    return IdSet.of(rows.column("clip_id") for rows in listed)
 
 
 def audited(run: Run) -> pa.Array:
@@ -113,13 +111,14 @@ def _reached(run: Run, on: pa.Table, clip_ids: pa.LargeStringArray) -> float:
     left = on.filter(pc.invert(pc.is_in(on.column("clip_id").cast(pa.large_string()), clip_ids))).column("clip_id")
     if not len(left):
         return 1.0
-    worked = np.zeros(len(left), bool)
-    names = keys(left)
+    ids = IdSet.of([left])
+    worked = np.zeros(len(ids), bool)
     for name in ("motion/clips", "features/clips"):
         table = join(run.root, name)
         for rows in scanning.blocks(table, ["clip_id", "error"]) if tables.parts(table) else ():
             failed = rows.filter(pc.is_valid(rows.column("error"))) if name == "motion/clips" else rows
-            worked |= Keys.of([keys(failed.column("clip_id"))]).has(names)
+            places = ids.find(failed.column("clip_id"))
+            worked[places[places >= 0]] = True
     return 1.0 - int((~worked).sum()) / int(on.num_rows)
 
 

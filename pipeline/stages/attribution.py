@@ -24,11 +24,8 @@ from pipeline.stages import budget, video_sets
 from pipeline.stages.progress import Counted, Progress, achieved, counted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
-from pipeline.tables import scanning
+from pipeline.tables import IdSet, Outcomes, Pending, Scan, scanning
 from pipeline.tables.merging import merge
-from pipeline.tables.pending import lacking, settle
-from pipeline.tables.scanning import Held, Keys, Rows
-from pipeline.tables.shuffling import Shuffled, keys
 
 
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
@@ -59,12 +56,12 @@ class Scope:
     index: str
     motion: str
     words: str = ""
-    among: Keys | None = None
+    among: IdSet | None = None
 
     def has(self, rows: pa.Table) -> pa.Array:
         if self.among is None:
             return pa.repeat(pa.scalar(True), rows.num_rows)
-        return pa.array(self.among.has(keys(rows.column("clip_id"))))
+        return pa.array(self.among.has(rows.column("clip_id")))
 
 
 def scopes(run: Run) -> list[tuple[Run, Scope]]:
@@ -80,12 +77,12 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     merge(folder)
     sample = _sample(run, name, scope)
     if sample is not None:
-        scope = replace(scope, among=Keys.of([keys(pa.array(sample, pa.string()))]))
+        scope = replace(scope, among=IdSet.of([pa.array(sample, pa.string())]))
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
-    rows = lacking(_segments(name, scope), [folder])
-    _stream(run, pool, worker, rows, {"motion": folder}, f"motion {name}", scope)
-    return counted(Held(folder), f"{scope.words}motion/{name}")
+    pending = tables.pending_rows(_segments(name, scope), [folder])
+    _stream(run, pool, worker, pending, {"motion": folder}, f"motion {name}", scope)
+    return counted(Outcomes(folder), f"{scope.words}motion/{name}")
 
 
 def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted:
@@ -95,9 +92,9 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
     merge(folder)
     worker = partial(FeatureWorker, run, fingerprints.features(run))
     source = _moving(name, scope) if _sample(run, name, scope) is None else _segments(name, scope)
-    rows = lacking(source, [folder])
-    _stream(run, run.resources.extract_features, worker, rows, {"features": folder}, f"features {name}", scope)
-    return counted(Held(folder), f"{scope.words}features/{name}")
+    pending = tables.pending_rows(source, [folder])
+    _stream(run, run.resources.extract_features, worker, pending, {"features": folder}, f"features {name}", scope)
+    return counted(Outcomes(folder), f"{scope.words}features/{name}")
 
 
 def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
@@ -108,14 +105,14 @@ def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted,
         merge(folder)
     sample = _sample(run, name, scope)
     needed = [*folders.values()] if sample is None else [folders["features"]]
-    rows = lacking(_segments(name, scope), needed)
+    pending = tables.pending_rows(_segments(name, scope), needed)
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
     if sample is not None and tables.parts(folders["motion"]):
-        measured = Held(folders["motion"]).keys.has(keys(pa.array(sample, pa.string())))
+        measured = Outcomes(folders["motion"]).ids.has(pa.array(sample, pa.string()))
         sample = [clip_id for clip_id, done in zip(sample, measured, strict=True) if not done]
     worker = partial(AttributionWorker, run, strides, fingerprints.features(run), sample)
-    _stream(run, pool, worker, rows, folders, f"attribute {name}", scope)
+    _stream(run, pool, worker, pending, folders, f"attribute {name}", scope)
     return estimate_motion(run, name, scope), extract_features(run, name, scope)
 
 
@@ -130,22 +127,22 @@ def _sample(run: Run, name: str, scope: Scope) -> list[str] | None:
     return rank_drift.drawn(run.seed, (i for rows in blocks for i in rows.column(0).to_pylist()), run.motion.sample)
 
 
-def _segments(name: str, scope: Scope) -> Rows:
+def _segments(name: str, scope: Scope) -> Scan:
     """The clips of a set that could be indexed."""
     folder = stores.join(scope.index, name)
     if not tables.parts(folder):
         raise MissingTableError(f"root={scope.index!r} has no table {name}; run index_clips first, or curate.")
-    return Rows(folder, lambda rows: pc.and_(pc.is_null(rows.column("error")), scope.has(rows)))
+    return Scan(folder, lambda rows: pc.and_(pc.is_null(rows.column("error")), scope.has(rows)))
 
 
-def _moving(name: str, scope: Scope) -> Rows:
+def _moving(name: str, scope: Scope) -> Scan:
     """The rows of a motion table that go on to features, without their masks, which workers look up."""
     folder = stores.join(scope.motion, "motion", name)
     if not tables.parts(folder):
         raise MissingTableError(
             f"root={scope.motion!r} has no table motion/{name}; run estimate_motion first, or curate."
         )
-    return Rows(folder, lambda rows: pc.and_(_goes_on(rows), scope.has(rows)), without=FeatureWorker.LOOKED_UP)
+    return Scan(folder, lambda rows: pc.and_(_goes_on(rows), scope.has(rows)), without=FeatureWorker.LOOKED_UP)
 
 
 def _goes_on(rows: pa.Table) -> pa.Array:
@@ -156,13 +153,13 @@ def _stream(
     run: Run,
     pool: Pool,
     worker: Callable[[], streaming.Worker],
-    lacked: tuple[Shuffled, set[str]],
+    pending: Pending,
     folders: dict[str, str],
     title: str,
     scope: Scope,
 ) -> None:
-    rows, tried = lacked
-    if not rows.num_rows:
+    count = pending.rows.num_rows
+    if not count:
         return
     title = f"{scope.words}{title}"
     if "features" in folders:
@@ -178,9 +175,9 @@ def _stream(
         metadata={"features": {"settings": [setting.record() for setting in run.attribution.settings]}},
     )
     checkpoint = budget.spending(run.budget).checkpoint(title, pool)
-    figures = streaming.stream(stage, rows, rows.num_rows, Progress(title), tried, checkpoint)
+    figures = streaming.stream(stage, pending.rows, count, Progress(title), pending.last_tries, checkpoint)
     for folder in folders.values():
-        settle(folder, tried)
+        tables.drop_superseded_errors(folder, pending.last_tries)
     achieved(title, figures)
 
 

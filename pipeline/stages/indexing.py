@@ -17,10 +17,8 @@ from pipeline.ranking import shortlist
 from pipeline.stages import video_sets
 from pipeline.stages.progress import Counted, Progress, achieved, counted
 from pipeline.storage import stores
-from pipeline.tables import scanning, schemas
+from pipeline.tables import Outcomes, scanning, schemas
 from pipeline.tables.merging import merge
-from pipeline.tables.pending import settle
-from pipeline.tables.scanning import Held
 from pipeline.video.indexing import IndexWorker
 
 _LISTING = ("uri", "relative", "version", "size", "source", "caption", "id", "group", "error")
@@ -35,7 +33,7 @@ def index(run: Run, name: str) -> Counted:
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
     told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
     _give_way_to_words(run, name, listed, told)
-    tried = listed.subtract(folder)
+    last_tries = listed.subtract(folder)
     stage = Stage(
         title=f"index {name}",
         root=run.root,
@@ -44,12 +42,12 @@ def index(run: Run, name: str) -> Counted:
         folders={"clips": folder},
         fingerprints={"clips": fingerprints.clips(run)},
     )
-    figures = streaming.stream(stage, listed.videos, listed.videos.num_rows, Progress(stage.title), tried)
+    figures = streaming.stream(stage, listed.videos, listed.videos.num_rows, Progress(stage.title), last_tries)
     achieved(stage.title, figures)
-    settle(folder, tried)
-    held = Held(folder)
-    _drop_orphans(run, name, held)
-    return counted(held, name)
+    tables.drop_superseded_errors(folder, last_tries)
+    outcomes = Outcomes(folder)
+    _drop_orphans(run, name, outcomes)
+    return counted(outcomes, name)
 
 
 def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
@@ -67,11 +65,11 @@ def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -
     tables.drop(folder, reworded)
 
 
-def _drop_orphans(run: Run, name: str, clips: Held) -> None:
+def _drop_orphans(run: Run, name: str, clips: Outcomes) -> None:
     """What was computed for clips that the index no longer has, or has in another version, gives way."""
     for root, stage in _computed(run):
         folder = stores.join(root, stage, name)
-        tables.drop_where(folder, lambda rows: pa.array(~clips.knows(rows)), ["clip_id", "version"])
+        tables.drop_where(folder, lambda rows: pa.array(~clips.has_version(rows)), ["clip_id", "version"])
 
 
 def _computed(run: Run) -> list[tuple[str, str]]:

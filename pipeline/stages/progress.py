@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from pipeline.tables.scanning import Held
+from pipeline.tables import Outcomes
 from pipeline.tables.throughput import Figures
 
 
@@ -70,6 +70,6 @@ class Counted:
     errors: dict[str, int]
 
 
-def counted(held: Held, title: str) -> Counted:
-    counts(title, len(held), held.errors)
-    return Counted(len(held), held.errors)
+def counted(outcomes: Outcomes, title: str) -> Counted:
+    counts(title, len(outcomes), outcomes.errors)
+    return Counted(len(outcomes), outcomes.errors)

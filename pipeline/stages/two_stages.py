@@ -11,7 +11,7 @@ from pipeline.ranking import choosing, shortlist
 from pipeline.stages import attribution
 from pipeline.stages.progress import Progress
 from pipeline.storage import stores
-from pipeline.tables.scanning import Keys
+from pipeline.tables import IdSet
 
 
 def queries(run: Run) -> None:
@@ -30,7 +30,7 @@ def clips(run: Run) -> None:
     attribution.attribute(full, "clips", scope)
 
 
-def choose(run: Run) -> Keys:
+def choose(run: Run) -> IdSet:
     report = Progress("choose shortlist")
     choosing.choose(run, lambda done, total: report(done, total, {}))
     found = shortlist.chosen(run)

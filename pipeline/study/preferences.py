@@ -15,6 +15,7 @@ from pipeline.statistics import agreement, intervals
 from pipeline.statistics.intervals import Interval
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key, Pair
+from pipeline.tables import schemas
 
 Outcome = Literal["win", "tie", "loss"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss")
@@ -36,15 +37,7 @@ class Judgement:
     seconds: float
 
 
-JUDGEMENTS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("person", "arm_a", "arm_b", "clip_id")),
-        ("seed", pa.int64()),
-        *((name, pa.string()) for name in ("pair", "outcome", "left")),
-        ("seconds", pa.float64()),
-        ("counts", pa.bool_()),  # its person passed the catch trials
-    ]
-)
+JUDGEMENTS = schemas.JUDGEMENTS
 
 
 def judgements(answers: Iterable[Answer], key: Key) -> list[Judgement]:
@@ -159,7 +152,7 @@ def left_share(judged: Sequence[Judgement], seed: int) -> Row:
 
 
 def table(judged: Sequence[Judgement], counted: Mapping[str, bool]) -> pa.Table:
-    """The judgements one by one. (A column named `arm` would make it an evaluation to readers of tables.)"""
+    """The judgements one by one: rows of study/judgements/."""
     rows = []
     for j in judged:
         held = asdict(j)

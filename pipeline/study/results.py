@@ -17,21 +17,9 @@ from pipeline.study import handout, preferences
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key
 from pipeline.study.preferences import OUTCOMES, Row
+from pipeline.tables import schemas
 
-SHARES = (*OUTCOMES, "net")
-WHOLE = ("judgements", "people", "videos")
-ENDS = ("", "_low", "_high")
-SCORES = pa.schema(
-    [
-        ("who", pa.string()),  # everyone, or passed: those who passed the catch trials
-        ("arm_a", pa.string()),
-        ("arm_b", pa.string()),
-        *((name, pa.int64()) for name in WHOLE),
-        *((f"{name}{end}", pa.float64()) for name in SHARES for end in ENDS),
-        ("agreed", pa.float64()),
-        *((f"alpha{end}", pa.float64()) for end in ENDS),
-    ]
-)
+SCORES = schemas.SCORES
 
 
 def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:

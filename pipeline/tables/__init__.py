@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.tables.ids import IdSet
+from pipeline.tables.pending import Outcomes, Pending, drop_superseded_errors, pending_rows
 from pipeline.tables.rows import (
     append,
     check,
@@ -22,12 +24,20 @@ from pipeline.tables.rows import (
     replace_streamed,
     vectors,
 )
+from pipeline.tables.scanning import Scan
+from pipeline.tables.shuffling import ShuffledRows, shuffled
 
 __all__ = [
+    "IdSet",
+    "Outcomes",
+    "Pending",
+    "Scan",
+    "ShuffledRows",
     "append",
     "check",
     "columns",
     "drop",
+    "drop_superseded_errors",
     "drop_where",
     "errors_by_code",
     "in_parts",
@@ -38,8 +48,10 @@ __all__ = [
     "once",
     "part",
     "parts",
+    "pending_rows",
     "read",
     "replace",
     "replace_streamed",
+    "shuffled",
     "vectors",
 ]

@@ -18,10 +18,8 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.storage import stores
 from pipeline.tables import scanning
-from pipeline.tables.scanning import Keys
-from pipeline.tables.shuffling import keys
-
-Places = npt.NDArray[np.int64]
+from pipeline.tables.ids import IdSet, Places
+from pipeline.tables.registry import table_of
 
 DECISIONS = ("selected", "neutral", "harmful")
 SELECTED, NEUTRAL, HARMFUL = range(3)
@@ -32,10 +30,11 @@ def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = 
     folder, wanted = stores.join(root, name), pa.array(sorted(set(ids)), pa.string())
     if not len(wanted) or not tables.parts(folder):
         return {}
-    named = columns or scanning.schema(scanning.footers(folder)).names
-    blocks = scanning.blocks(folder, list(dict.fromkeys(["clip_id", *named, "error"])))
+    every = scanning.schema(scanning.footers(folder)).names
+    named, of = columns or every, table_of(folder, every)
+    blocks = scanning.blocks(folder, list(dict.fromkeys([*named, *of.needed])))
     found = [rows.filter(pc.is_in(rows.column("clip_id"), wanted)) for rows in blocks]
-    rows = tables.once(pa.concat_tables(found)).select(list(named)) if found else pa.table({})
+    rows = tables.once(pa.concat_tables(found), of).select(list(named)) if found else pa.table({})
     return {row["clip_id"]: row for row in rows.to_pylist()}
 
 
@@ -44,7 +43,7 @@ def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = 
 
 @dataclass(frozen=True)
 class Group:
-    """A group's ranked clips, in the order of their keys: [n] each."""
+    """A group's ranked clips, in the order of their places: [n] each."""
 
     places: npt.NDArray[np.int32]  # of each among the run's clips; -1 where it is none of them
     influence: npt.NDArray[np.float32]
@@ -55,11 +54,11 @@ class Group:
 class Selected:
     """The selection of a run in numbers, some 40 bytes a clip and 9 for each group of queries.
 
-    `keys` are those of the run's clips, in whose order are `sources`, places among `source_names`, and `magnitude`,
+    `ids` are those of the run's clips, in whose order are `sources`, places among `source_names`, and `magnitude`,
     the mean motion. Clips that have no place in the ranking are no decision.
     """
 
-    keys: Keys
+    ids: IdSet
     sources: npt.NDArray[np.int32]
     source_names: list[str | None]
     magnitude: npt.NDArray[np.float64]
@@ -67,7 +66,7 @@ class Selected:
     unknown: str | None  # a ranked clip that the index does not have
 
 
-def selected(root: str, clips: Keys) -> Selected | None:
+def selected(root: str, clips: IdSet) -> Selected | None:
     """The selection of a run with these clips; None before ranking."""
     folder = stores.join(root, "selection")
     if not tables.parts(folder):
@@ -78,7 +77,7 @@ def selected(root: str, clips: Keys) -> Selected | None:
         block = block.filter(pc.is_valid(block.column("rank")))
         for group in block.column("group").unique().to_pylist():
             rows = block.filter(pc.equal(block.column("group"), group))
-            places = clips.find(keys(rows.column("clip_id")))
+            places = clips.find(rows.column("clip_id"))
             if unknown is None and (places < 0).any():
                 unknown = rows.column("clip_id").filter(pa.array(places < 0))[0].as_py()
             decisions = pc.fill_null(pc.index_in(rows.column("decision"), pa.array(DECISIONS)), -1)
@@ -94,35 +93,35 @@ def _ordered(blocks: Sequence[tuple[Any, ...]]) -> Group:
     return Group(places[order], influence[order], decisions[order])
 
 
-def _sources(root: str, clips: Keys) -> tuple[npt.NDArray[np.int32], list[str | None]]:
+def _sources(root: str, clips: IdSet) -> tuple[npt.NDArray[np.int32], list[str | None]]:
     names: dict[str | None, int] = {None: 0}
     found = np.zeros(len(clips), np.int32)
     for rows in scanning.blocks(stores.join(root, "clips"), ["clip_id", "source"]):
         coded = rows.column("source").combine_chunks().dictionary_encode(null_encoding="encode")
         codes = np.array([names.setdefault(n, len(names)) for n in coded.dictionary.to_pylist()], np.int32)
-        places = clips.find(keys(rows.column("clip_id")))
+        places = clips.find(rows.column("clip_id"))
         found[places[places >= 0]] = codes[coded.indices.to_numpy()][places >= 0]
     return found, list(names)
 
 
-def _magnitude(root: str, clips: Keys) -> npt.NDArray[np.float64]:
+def _magnitude(root: str, clips: IdSet) -> npt.NDArray[np.float64]:
     found = np.full(len(clips), np.nan)
     folder = stores.join(root, "motion", "clips")
     for rows in scanning.blocks(folder, ["clip_id", "motion_mean"]) if tables.parts(folder) else ():
         rows = rows.filter(pc.is_valid(rows.column("motion_mean")))
-        places = clips.find(keys(rows.column("clip_id")))
+        places = clips.find(rows.column("clip_id"))
         found[places[places >= 0]] = rows.column("motion_mean").to_numpy()[places >= 0]
     return found
 
 
-def decided(table: Selected | None, featured: Keys) -> tuple[dict[str, int], list[str]]:
+def decided(table: Selected | None, featured: IdSet) -> tuple[dict[str, int], list[str]]:
     """How the clips with features were decided upon for group "all", and what does not fit together."""
     if table is None:
         return {}, []
     group, problems = table.groups["all"], []
     known, here = group.places >= 0, np.zeros(len(group.places), bool)
-    expected = np.zeros(len(table.keys), bool)
-    expected[table.keys.find(featured.pairs)] = True
+    expected = np.zeros(len(table.ids), bool)
+    expected[table.ids.find_set(featured)] = True
     here[known] = expected[group.places[known]]
     ranked = np.unique(group.places[here])
     counts = np.bincount(group.decisions[here] + 1, minlength=len(DECISIONS) + 1).tolist()

@@ -10,6 +10,7 @@ from pipeline import tables
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import place
 from pipeline.tables.part_files import opened
+from pipeline.tables.registry import table_of
 from pipeline.tables.scanning import Footer, footers
 
 ROWS, BYTES = 50_000, 128 << 20  # a part is merged up to; bytes are those of decompressed columns
@@ -41,7 +42,8 @@ def _into_one(folder: str, group: list[Footer]) -> None:
         with opened(part.path, fs) as file:
             return file.read().replace_schema_metadata()
 
-    merged = tables.once(pa.concat_tables(in_order(read, group), promote_options="default"))
+    rows = pa.concat_tables(in_order(read, group), promote_options="default")
+    merged = tables.once(rows, table_of(folder, rows.column_names))
     held = {k.decode(): json.loads(v) for k, v in (group[0].schema.metadata or {}).items()}
     tables.append(folder, merged, held.pop("fingerprint", {}), **held)
     kept = tables.part(folder, merged).rsplit("/", 1)[-1]

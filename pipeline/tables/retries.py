@@ -32,12 +32,13 @@ def tried_once(errors: pa.ChunkedArray) -> pa.ChunkedArray:
     return _is_one_of(errors, ONCE)
 
 
-def told_again(rows: pa.Table, tried: Collection[str]) -> pa.Table:
-    """Rows of a stage's table in which the same kind of error stands where a clip was tried before."""
-    errors = rows.column("error")
+def mark_second_failures(rows: pa.Table, error: str, tried: Collection[str]) -> pa.Table:
+    """Rows with an error column of this name, in which an error stands where it is the second of its kind: the clip
+    was `tried` before."""
+    errors = rows.column(error)
     last = pc.and_(tried_once(errors), pc.is_in(rows.column("clip_id"), pa.array(sorted(tried), pa.string())))
     stands = pc.replace_substring(errors, ":", " again:", max_replacements=1)
-    return rows.set_column(rows.schema.get_field_index("error"), "error", pc.if_else(last, stands, errors))
+    return rows.set_column(rows.schema.get_field_index(error), error, pc.if_else(last, stands, errors))
 
 
 def _is_one_of(errors: pa.ChunkedArray, listed: Collection[str]) -> pa.ChunkedArray:

@@ -23,14 +23,18 @@ import pyarrow.parquet as pq
 from pipeline.errors import FingerprintError
 from pipeline.storage import lease
 from pipeline.storage.stores import files, join, place, write_bytes, writing
+from pipeline.tables import registry
 from pipeline.tables.part_files import opened
+from pipeline.tables.registry import Table
 from pipeline.tables.retries import retried
 from pipeline.tables.schemas import plain
 
 Fingerprint = Mapping[str, Any]
 Row = TypeVar("Row")
 
-_KEYS = ("clip_id", "arm", "seed", "metric", "version")  # those of them that a table has name its rows
+# Of these columns, those that rows have give their part its name. The list is fixed: a job that goes on after a kill
+# must write a batch again to the file that the killed one wrote.
+_NAMED_BY = ("clip_id", "arm", "seed", "metric", "version", "error")
 _WHOLE = "part-all.parquet"  # the one part of a table that is always replaced
 ROW_GROUP = 8 << 20  # bytes
 PART_SECONDS, PART_ROWS = 60.0, 1000  # finished rows wait no longer for the next before they are written
@@ -56,8 +60,8 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
 def _part_name(table: pa.Table) -> str:
     """A name that the rows' keys determine. A result and an error of one clip have different names, so that writing
     one never takes the other away."""
-    keys = [table.column(k).to_pylist() for k in table.column_names if k in (*_KEYS, "error")]
-    rows = sorted(map(str, zip(*keys, strict=True)))
+    columns = [table.column(name).to_pylist() for name in table.column_names if name in _NAMED_BY]
+    rows = sorted(map(str, zip(*columns, strict=True)))
     return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
 
@@ -67,7 +71,9 @@ def part(folder: str, table: pa.Table) -> str:
 
 
 def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:
-    """Add rows as one part, named by its ids: the same rows written twice are one file."""
+    """Add rows as one part, named by its ids: the same rows written twice are one file. Raises ValueError for a folder,
+    or rows, of no table in the registry."""
+    registry.table_of(folder, table.column_names)
     lease.check(folder)
     if table.num_rows:
         write_bytes(part(folder, table), _encoded(table, fingerprint, metadata))
@@ -97,8 +103,9 @@ def replace_streamed(
     """Put tables that come one after the other in the place of whatever the folder held.
 
     However large, they are one part of a fixed name, a row group each: readers see the old rows or the new ones, never
-    none or both, also after a kill.
+    none or both, also after a kill. Raises ValueError for a folder, or rows, of no table in the registry.
     """
+    registry.table_of(folder, schema.names)
     lease.check(folder)
     held = {"fingerprint": dict(fingerprint), **metadata}
     schema = schema.with_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
@@ -168,17 +175,15 @@ def check(folder: str, fingerprint: Fingerprint) -> None:
 
 
 def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """All rows of a table; None where there is no table. A stage's table (it has `error`) comes with one row a clip_id,
-    a result before an error, ordered by id; the evaluation's with one row a key."""
+    """All rows of a table, each once (`once`); None where there is no table."""
     fs, _ = place(folder)
-    found = parts(folder)
-    if not found:
+    paths = parts(folder)
+    if not paths:
         return None
-    names = _schema(found[0], fs)[0].names
-    needed = ("clip_id", "error") if "error" in names else _keys(names) if "arm" in names else ()
-    wanted = None if columns is None else list(dict.fromkeys([*columns, *needed]))
-    tables = [_read_part(p, fs, wanted).replace_schema_metadata() for p in found]
-    table = once(pa.concat_tables(tables, promote_options="default"))
+    of = registry.table_of(folder, _schema(paths[0], fs)[0].names)
+    needed = None if columns is None else list(dict.fromkeys([*columns, *(() if of.replaced else of.needed)]))
+    found = [_read_part(path, fs, needed).replace_schema_metadata() for path in paths]
+    table = once(pa.concat_tables(found, promote_options="default"), of)
     return table if columns is None else table.select(list(columns))
 
 
@@ -190,39 +195,39 @@ def of_clips(folder: str, ids: Iterable[str]) -> pa.Table | None:
         held = pc.is_in(_read_part(path, fs, ["clip_id"]).column("clip_id"), wanted)
         if pc.any(held).as_py() or not found:
             found.append(_read_part(path, fs, None).filter(held).replace_schema_metadata())
-    return once(pa.concat_tables(found, promote_options="default")) if found else None
+    if not found:
+        return None
+    table = pa.concat_tables(found, promote_options="default")
+    return once(table, registry.table_of(folder, table.column_names))
 
 
-def once(table: pa.Table) -> pa.Table:
-    """Every row once, though a part was merged into another and not yet deleted."""
-    if "error" in table.column_names:
-        return _latest(table)
-    if "arm" not in table.column_names:
-        return table
-    keys = _keys(table.column_names)
-    rows = table.select(keys).append_column("row", pa.array(np.arange(table.num_rows, dtype=np.int64)))
-    first = rows.group_by(keys).aggregate([("row", "min")]).column("row_min")
-    return table.take(first.combine_chunks().sort())
+def once(rows: pa.Table, of: Table) -> pa.Table:
+    """The rows of a table, each once, though a part was merged into another and not yet deleted.
+
+    Where a row is a clip's, a result counts before an error, and rows are ordered by clip_id; of other tables' rows of
+    one key a result counts before an error, then the first, and rows keep their order.
+    """
+    if of.replaced or not of.key:
+        return rows
+    if of.key == ("clip_id",):
+        return rows.take(latest_rows(rows, of))
+    keyed = rows.select(list(of.key)).append_column("row", pa.array(np.arange(rows.num_rows, dtype=np.int64)))
+    if of.error is not None:
+        keyed = keyed.append_column("failed", pc.is_valid(rows.column(of.error)))
+        keyed = keyed.sort_by([("failed", "ascending"), ("row", "ascending")])
+    first = keyed.group_by(list(of.key), use_threads=False).aggregate([("row", "first")]).column("row_first")
+    return rows.take(first.combine_chunks().sort())
 
 
-def _keys(names: Sequence[str]) -> list[str]:
-    return [key for key in _KEYS if key in names]
-
-
-def _latest(table: pa.Table) -> pa.Table:
-    """One row a clip_id, ordered by id."""
-    return table.take(latest_rows(table.select(["clip_id", "error"])))
-
-
-def latest_rows(table: pa.Table) -> pa.Array:
-    """Which rows of a stage's table count, one a clip_id, ordered by id: a result before an error, an error that stands
-    before one that is retried. `table` needs no more than `clip_id` and `error`."""
-    again = retried(table.column("error"))
+def latest_rows(rows: pa.Table, of: Table) -> pa.Array:
+    """Which rows of a table with one row a clip count, ordered by id: a result before an error, an error that stands
+    before one that is retried. `rows` needs no more than the columns `of.needed`."""
+    errors = rows.column(of.error)
     order = pa.table(
         {
-            "id": table.column("clip_id"),
-            "failed": pc.add(pc.is_valid(table.column("error")).cast(pa.int8()), again.cast(pa.int8())),
-            "row": np.arange(table.num_rows, dtype=np.int64),
+            "id": rows.column("clip_id"),
+            "failed": pc.add(pc.is_valid(errors).cast(pa.int8()), retried(errors).cast(pa.int8())),
+            "row": np.arange(rows.num_rows, dtype=np.int64),
         }
     ).sort_by([("id", "ascending"), ("failed", "ascending"), ("row", "ascending")])
     ids = order.column("id").combine_chunks()

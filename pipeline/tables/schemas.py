@@ -80,6 +80,155 @@ EVALUATION = pa.schema(
 )
 
 
+# Every clip of a night's selection, kept beside the night.
+NIGHT_SELECTION = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("mean_influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("decision", pa.string()),
+    ]
+)
+STANDING = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("group", pa.string()),
+        ("influence", pa.float32()),
+        ("rank", pa.int64()),
+        ("percentile", pa.float64()),
+        ("votes", pa.bool_()),
+    ]
+)
+EXPLAINED_QUERIES = pa.schema([("clip_id", pa.string()), *STANDING])
+SHARES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("query_id", pa.string()),
+        ("setting", pa.int32()),
+        ("latent_frame", pa.int32()),
+        ("layer", pa.string()),
+        ("share", pa.float32()),
+    ]
+)
+NEAREST = pa.schema([("clip_id", pa.string()), ("near_id", pa.string()), ("cosine", pa.float32())])
+PILOT = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("variant", pa.string()),
+        ("metric", pa.string()),
+        ("seconds", pa.float64()),
+        ("problem", pa.string()),
+    ]
+)
+# What the judge is asked about: a query, or a video that an arm generated.
+JUDGED = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("arm", pa.string()),
+        ("clip_id", pa.string()),
+        ("seed", pa.int32()),
+        ("version", pa.string()),
+        ("uri", pa.string()),
+        ("start_frame", pa.int32()),
+    ]
+)
+VERDICTS = pa.schema(
+    [
+        ("judge", pa.string()),
+        ("ours", pa.string()),
+        ("theirs", pa.string()),
+        ("clip_id", pa.string()),
+        ("seed", pa.int32()),
+        ("score_ours", pa.float64()),
+        ("score_theirs", pa.float64()),
+        ("verdict", pa.int8()),
+    ]
+)
+CONTESTS = pa.schema(
+    [
+        ("judge", pa.string()),
+        ("ours", pa.string()),
+        ("theirs", pa.string()),
+        ("pairs", pa.int32()),
+        ("clips", pa.int32()),
+        ("wins", pa.int32()),
+        ("ties", pa.int32()),
+        ("losses", pa.int32()),
+        ("win", pa.float64()),
+        ("win_low", pa.float64()),
+        ("win_high", pa.float64()),
+        ("tie", pa.float64()),
+        ("tie_low", pa.float64()),
+        ("tie_high", pa.float64()),
+        ("loss", pa.float64()),
+        ("loss_low", pa.float64()),
+        ("loss_high", pa.float64()),
+    ]
+)
+METRICS = pa.schema(
+    [
+        ("metric", pa.string()),
+        ("arm", pa.string()),
+        ("n", pa.int32()),
+        ("missing", pa.int32()),
+        ("pairs", pa.int32()),
+        ("mean", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("standard_error", pa.float64()),
+        ("difference", pa.float64()),
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+        ("difference_standard_error", pa.float64()),
+        ("relative", pa.float64()),
+        ("relative_low", pa.float64()),
+        ("relative_high", pa.float64()),
+    ]
+)
+JUDGEMENTS = pa.schema(
+    [
+        ("person", pa.string()),
+        ("arm_a", pa.string()),
+        ("arm_b", pa.string()),
+        ("clip_id", pa.string()),
+        ("seed", pa.int64()),
+        ("pair", pa.string()),
+        ("outcome", pa.string()),
+        ("left", pa.string()),
+        ("seconds", pa.float64()),
+        ("counts", pa.bool_()),
+    ]
+)
+SCORES = pa.schema(
+    [
+        ("who", pa.string()),
+        ("arm_a", pa.string()),
+        ("arm_b", pa.string()),
+        ("judgements", pa.int64()),
+        ("people", pa.int64()),
+        ("videos", pa.int64()),
+        ("win", pa.float64()),
+        ("win_low", pa.float64()),
+        ("win_high", pa.float64()),
+        ("tie", pa.float64()),
+        ("tie_low", pa.float64()),
+        ("tie_high", pa.float64()),
+        ("loss", pa.float64()),
+        ("loss_low", pa.float64()),
+        ("loss_high", pa.float64()),
+        ("net", pa.float64()),
+        ("net_low", pa.float64()),
+        ("net_high", pa.float64()),
+        ("agreed", pa.float64()),
+        ("alpha", pa.float64()),
+        ("alpha_low", pa.float64()),
+        ("alpha_high", pa.float64()),
+    ]
+)
+
+
 def caption_column(names: Iterable[str]) -> str | None:
     """The column of a manifest or shard that holds the captions, as it is written there: `Caption` is `caption`."""
     written = {name.strip().casefold(): name for name in reversed(list(names))}
@@ -108,6 +257,26 @@ def features_schema(settings: int, dim: int) -> pa.Schema:
 
 def influence_schema(queries: int) -> pa.Schema:
     return pa.schema([("clip_id", pa.string()), ("influence", pa.list_(pa.float32(), queries))])
+
+
+def parts_schema(dim: int) -> pa.Schema:
+    """A row for each setting, latent frame and layer of a clip's gradient, with `dim` numbers of its projection."""
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("setting", pa.int32()),
+            ("latent_frame", pa.int32()),
+            ("layer", pa.string()),
+            ("feature", pa.list_(pa.float32(), dim)),
+            ("loss", pa.float32()),
+            ("error", pa.string()),
+        ]
+    )
+
+
+def descriptions_schema(numbers: int) -> pa.Schema:
+    """A row for each video that the judge is asked about, with the `numbers` numbers that describe its motion."""
+    return pa.schema([*JUDGED, ("description", pa.list_(pa.float32(), numbers)), ("problem", pa.string())])
 
 
 # What code adds to rows on their way, beside the tables' own columns.

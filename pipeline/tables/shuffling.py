@@ -6,81 +6,97 @@ is. Rows wait on the local disk (of TMPDIR), in a file without a name that goes 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage.stores import writable
-from pipeline.tables.growing_array import Growing, Words
-
-Pairs = npt.NDArray[np.uint64]  # [n, 2]: 128 bits for each of n texts
+from pipeline.tables.ids import Digests, Flags, GrowingArray, IdList, IdSet, Texts, Words, digests
 
 BITS = 7  # of the hash: 128 buckets, 80,000 rows each where there are ten million
-_NULL = hashlib.blake2b(b"\xff", digest_size=16).digest()  # no text has this byte
-_KEY = ("_first", "_second")
+_DIGEST = ("_first", "_second")
 
 
-def keys(texts: pa.Array | pa.ChunkedArray) -> Pairs:
-    """128 bits of each text's BLAKE2b: among ten million texts two are alike with a chance of 10^-25."""
-    digest = hashlib.blake2b
-    values = texts.cast(pa.binary()).to_pylist()
-    found = [digest(text, digest_size=16).digest() if text is not None else _NULL for text in values]
-    return np.frombuffer(b"".join(found), "<u8").reshape(-1, 2)
+def shuffled(schema: pa.Schema, named: Iterable[tuple[pa.Table, Texts]]) -> ShuffledRows:
+    """Rows of a schema in the order of a hash of their names, which come with them by the block."""
+    rows = ShuffledRows(schema)
+    for block, names in named:
+        rows.add_digests(block, digests(names))
+    return rows
 
 
-class Shuffled:
-    """Rows that are put in by the block, in any order, and drawn by the block, in the order of their keys.
+class ShuffledRows:
+    """Rows that are added by the block, in any order, and drawn by the block, in the order of a hash of their names.
 
-    A key counts once: where its rows have an `error` the one without, else the first. In memory are 8 bytes a row until
-    the last is in.
+    A name counts once: of its rows the one without an `error`, a column that the schema must have, else the first. In
+    memory are 8 bytes a row until the last is added.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._schema = pa.schema([*schema, *(pa.field(name, pa.uint64()) for name in _KEY)])
+        self._schema = pa.schema([*schema, *(pa.field(name, pa.uint64()) for name in _DIGEST)])
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (as long as this object)
         self._pieces: list[list[tuple[int, int]]] = [[] for _ in range(1 << BITS)]  # of each bucket: place and size
-        self._first = Growing()
-        self._twice: Words | None = None
-        self._put = 0
-        self._kept: list[npt.NDArray[np.bool_]] | None = None
+        self._first = GrowingArray()
+        self._repeats: Words | None = None
+        self._added = 0
+        self._drawn: list[Flags] | None = None  # of each bucket, which of its rows
         self._count: int | None = None
 
-    def put(self, rows: pa.Table, pairs: Pairs) -> None:
-        """Rows of the schema, with their keys."""
-        order = np.argsort(pairs[:, 0], kind="stable")
-        for name, column in zip(_KEY, pairs.T, strict=True):
-            rows = rows.append_column(name, pa.array(column))
+    def add_digests(self, rows: pa.Table, names: Digests) -> None:
+        """Add rows of the schema, with the digests of their names."""
+        order = np.argsort(names[:, 0], kind="stable")
+        for column, values in zip(_DIGEST, names.T, strict=True):
+            rows = rows.append_column(column, pa.array(values))
         rows = rows.cast(self._schema).take(pa.array(order)).combine_chunks()
-        ends = np.searchsorted(pairs[order, 0] >> np.uint64(64 - BITS), np.arange(1 << BITS), side="right")
+        ends = np.searchsorted(names[order, 0] >> np.uint64(64 - BITS), np.arange(1 << BITS), side="right")
         start = 0
         for bucket, end in enumerate(ends.tolist()):
             if end > start:
                 self._write(bucket, rows.slice(start, end - start))
             start = end
-        self._first.put(pairs[:, 0])
-        self._put += len(pairs)
+        self._first.add(names[:, 0])
+        self._added += len(names)
 
     @property
     def num_rows(self) -> int:
-        """How many rows are drawn. No more may be put then."""
+        """How many rows are drawn. No more may be added then."""
         if self._count is None:
-            self._count = self._put
-            if len(self.twice()):
-                self.keep(lambda pairs: np.ones(len(pairs), bool))
+            self._count = self._added
+            if self.has_repeats:
+                self._choose(lambda names: np.ones(len(names), bool))
         return self._count
 
-    def twice(self) -> Words:
-        """The keys, their first halves, that more than one row has. No more rows may be put then."""
-        if self._twice is None:
+    @property
+    def has_repeats(self) -> bool:
+        """Whether several rows have one name. No more rows may be added then."""
+        return len(self._repeated()) > 0
+
+    def is_repeated(self, names: Texts) -> Flags:
+        """Which of these names several rows have: [n]."""
+        return np.isin(digests(names)[:, 0], self._repeated())
+
+    def _repeated(self) -> Words:
+        """The first halves of the digests that several rows have."""
+        if self._repeats is None:
             first = self._first.take()
             first.sort()
-            self._twice = first[1:][first[1:] == first[:-1]]
-        return self._twice
+            self._repeats = first[1:][first[1:] == first[:-1]]
+        return self._repeats
+
+    def names_among(self, ids: IdSet) -> IdSet:
+        """Those of the ids that name a row. Reads no more of the rows than their digests."""
+        shared = IdList()
+        for bucket in range(1 << BITS):
+            names = _digests(self._read(bucket, _DIGEST))
+            shared.add_digests(names[ids.has_digests(names)])
+        return shared.to_set()
+
+    def drop(self, ids: IdSet) -> None:
+        """Draw no row that one of these ids names."""
+        self._choose(lambda names: ~ids.has_digests(names))
 
     def _write(self, bucket: int, rows: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -92,40 +108,42 @@ class Shuffled:
             self._file.write(data)
             self._file.flush()
 
-    def keep(self, wanted: Callable[[Pairs], npt.NDArray[np.bool_]]) -> None:
-        """Go on with those rows only whose keys are wanted."""
-        self._kept = []
+    def _choose(self, wanted: Callable[[Digests], Flags]) -> None:
+        """Draw those rows only whose names are wanted, one of each name."""
+        self._drawn = []
         for bucket in range(1 << BITS):
-            pairs = _pairs(self._bucket(bucket, [*_KEY, "error"]))
-            kept = wanted(pairs)
-            kept[1:] &= (pairs[1:] != pairs[:-1]).any(1)
-            self._kept.append(kept)
-        self._count = sum(int(kept.sum()) for kept in self._kept)
+            names = _digests(self._bucket(bucket, [*_DIGEST, "error"]))
+            drawn = wanted(names)
+            drawn[1:] &= (names[1:] != names[:-1]).any(1)
+            self._drawn.append(drawn)
+        self._count = sum(int(drawn.sum()) for drawn in self._drawn)
 
-    def _bucket(self, bucket: int, names: Sequence[str] | None = None) -> pa.Table:
-        """Its rows, with their keys, in the order of these; of columns that are not named nothing is decompressed."""
-        held = self._schema.names
-        fields = None if names is None else [held.index(name) for name in names if name in held]
-        options = pa.ipc.IpcReadOptions(included_fields=fields or [])
+    def _bucket(self, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Its rows, with their digests, in the order of these; of one name a result comes before an error. Columns that
+        are not named are not decompressed; `error` has to be among those that are."""
+        rows = self._read(bucket, columns)
+        rows = rows.append_column("_failed", pc.is_valid(rows.column("error")))
+        order = pc.sort_indices(rows, [(name, "ascending") for name in (*_DIGEST, "_failed")])
+        return rows.take(order).drop_columns(["_failed"])
+
+    def _read(self, bucket: int, columns: Sequence[str] | None) -> pa.Table:
+        """Its rows in the order in which they were added."""
+        places = [] if columns is None else [self._schema.names.index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=places)  # none: all
         pieces = []
         for place, size in self._pieces[bucket]:
             self._file.seek(place)
             pieces.append(pa.ipc.open_stream(self._file.read(size), options=options).read_all())
         self._file.seek(0, 2)
-        rows = pa.concat_tables(pieces) if pieces else self._schema.empty_table()
-        order = [(name, "ascending") for name in _KEY]
-        if "error" in rows.column_names:
-            order.append(("_failed", "ascending"))
-            rows = rows.append_column("_failed", pc.is_valid(rows.column("error")))
-        return rows.take(pc.sort_indices(rows, order)).select([name for name in rows.column_names if name != "_failed"])
+        return pa.concat_tables(pieces) if pieces else self._schema.empty_table()
 
     def __iter__(self) -> Iterator[pa.Table]:
         """All rows, in blocks of one part in 128 of them."""
-        drawn = range(1 << BITS) if self.num_rows else ()
-        for bucket in drawn:
-            rows = self._bucket(bucket).drop_columns(list(_KEY))
-            if self._kept is not None:
-                rows = rows.filter(pa.array(self._kept[bucket]))
+        buckets = range(1 << BITS) if self.num_rows else ()
+        for bucket in buckets:
+            rows = self._bucket(bucket).drop_columns(list(_DIGEST))
+            if self._drawn is not None:
+                rows = rows.filter(pa.array(self._drawn[bucket]))
             if rows.num_rows:
                 yield rows
 
@@ -133,5 +151,5 @@ class Shuffled:
         self._file.close()
 
 
-def _pairs(rows: pa.Table) -> Pairs:
-    return np.stack([rows.column(name).to_numpy() for name in _KEY], axis=1)
+def _digests(rows: pa.Table) -> Digests:
+    return np.stack([rows.column(name).to_numpy() for name in _DIGEST], axis=1)

@@ -35,6 +35,7 @@ from pipeline.stages.ranking import rank_clips
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from tests.support import tiny_wan
+from tests.support.registered import unregistered
 
 DIM, MASKED = 16, Setting(mask="motion")
 
@@ -234,6 +235,7 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert near.num_rows == job.NEAR
     assert clip_id not in near.column("near_id").to_pylist()
     assert not (folder / "parts").exists()
+    assert unregistered(run.root) == []
     page, told = (folder / "index.html").read_text(), capsys.readouterr().out
     assert f"{clip_id} is selected" in page
     assert "data:image/webp" in page

@@ -194,7 +194,7 @@ def streamed(
     root: Path, names: list[str], start: str = "", tried: Collection[str] = (), **pool: float
 ) -> dict[str, str | None]:
     """The error of every row, each row being there once in the table's files."""
-    table, heard = str(root / "found"), list[int]()
+    table, heard = str(root / "features" / "clips"), list[int]()
     stage = Stage(
         title="test",
         root=str(root),
@@ -457,7 +457,7 @@ def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
         _system_config={"memory_usage_threshold": limit, "memory_monitor_refresh_ms": 100},
     )
     streaming.connect()
-    rows, table = pa.table({"clip_id": ["a", "hog", "b", "c"]}), str(tmp_path / "found")
+    rows, table = pa.table({"clip_id": ["a", "hog", "b", "c"]}), str(tmp_path / "features" / "clips")
     pool = Pool(actors=1, batch=4)
     stage = Stage("hog", str(tmp_path), pool, Hog, {"found": table}, {"found": {}})
     figures = streaming.stream(stage, [rows], 4, lambda *_: None)

@@ -161,7 +161,7 @@ class Placed:
 
 
 def test_a_stage_spreads_over_the_nodes(head: Any, two_nodes: list[Any], tmp_path: Path) -> None:
-    rows, folder = pa.table({"clip_id": [str(i) for i in range(12)]}), str(tmp_path / "placed")
+    rows, folder = pa.table({"clip_id": [str(i) for i in range(12)]}), str(tmp_path / "influence")
     pool = Pool(actors=2, batch=1)
     where = (str(tmp_path),)
     stage = Stage("s", str(tmp_path), pool, partial(Placed, *where), {"placed": folder}, {"placed": {}})

@@ -154,7 +154,7 @@ class Slow:
 
 
 def streamed(root: Path, names: list[str], pool: Pool) -> Figures:
-    rows, folder = pa.table({"clip_id": names}), {"found": str(root / "found")}
+    rows, folder = pa.table({"clip_id": names}), {"found": str(root / "features" / "clips")}
     return streaming.stream(
         Stage("slow clips", str(root), pool, Slow, folder, {"found": {}}), [rows], len(names), lambda *_: None
     )

@@ -26,6 +26,7 @@ from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
 from pipeline.video.frames import write_mp4
+from tests.support.registered import unregistered
 from tests.support.studies import run_of
 
 MakeRun = Callable[..., Run]
@@ -255,6 +256,7 @@ def test_arms_are_trained_evaluated_and_judged(compared: Run) -> None:
     assert {key[0] for key in pairs} == {"generated_video", "held_out_loss"}
     assert {key[1:] for key in pairs} == {("random", "base"), ("all", "base"), ("random", "all")}
     assert {t["pairs"] for key, t in pairs.items() if key[0] == "generated_video"} == {2}
+    assert unregistered(compared.root) == []
     verdicts, described = (tables.read(str(folder / name)) for name in ("verdicts", "motion"))
     assert verdicts is not None
     assert described is not None

@@ -415,11 +415,11 @@ def test_other_columns_go_through_every_table(tmp_path: Path, version: dict[str,
         schema = schemas.motion_schema(pa.schema([*schemas.QUERIES, *((name, pa.float64()) for name in named)]))
         assert len({name.casefold() for name in schema.names}) == len(schema), "two columns of one name"
         stage = pa.Table.from_pylist([{"clip_id": "a", **named}], schema=schema)
-        tables.append(str(tmp_path / "motion"), stage, {})
-        again = tables.read(str(tmp_path / "motion"))
+        tables.append(str(tmp_path / "motion" / "clips"), stage, {})
+        again = tables.read(str(tmp_path / "motion" / "clips"))
         assert again is not None
         assert again.to_pylist() == stage.to_pylist()
-        part = stores.join(str(tmp_path), "motion", "part-*.parquet")
+        part = stores.join(str(tmp_path), "motion", "clips", "part-*.parquet")
         assert len(duckdb.sql(f"select * from '{part}'").columns) == len(schema)
 
 

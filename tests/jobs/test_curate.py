@@ -30,6 +30,7 @@ from pipeline.storage import stores
 from pipeline.synthetic import world
 from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
+from tests.support.registered import unregistered
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,10 @@ def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
     assert set(still) <= set(ranked), "the recipe compares plain gradients of clips, which still ones have too"
     assert (whole / "report" / "index.html").stat().st_size > 50_000
     assert json.loads((whole / "summary.json").read_text())["problems"] == []
+
+
+def test_every_folder_is_registered(whole: Path) -> None:
+    assert unregistered(whole) == [], "a purge knows nothing of it"
 
 
 def test_tables_are_plain_parquet(whole: Path) -> None:

@@ -23,6 +23,7 @@ from pipeline.config import Run
 from pipeline.stages import attribution, indexing, two_stages
 from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
+from tests.support.registered import unregistered
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,7 @@ def whole(make: MakeRun, undivided: str, tmp_path_factory: pytest.TempPathFactor
 def test_every_clip_has_the_cheaper_feature_and_the_chosen_the_full_one(whole: Run, undivided: str) -> None:
     full, cheaper = features(whole.root), features(whole.root, "shortlist/features/clips")
     chosen = rows(whole.root, "shortlist/chosen")
+    assert unregistered(whole.root) == []
     assert len(cheaper) == CLIPS
     assert {r["clip_id"] for r in chosen} <= cheaper.keys()
     assert full.keys() == {r["clip_id"] for r in chosen if r["reason"]}, "not the shortlist alone"

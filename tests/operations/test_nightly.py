@@ -27,6 +27,7 @@ from pipeline.operations.reattribution import FIELD
 from pipeline.stages import attribution, held_out, indexing
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from tests.support.registered import unregistered
 
 MakeRun = Callable[..., Run]
 SPOILED = "2026-03-01"
@@ -111,6 +112,10 @@ def test_a_night_finds_what_is_new_changed_and_gone(three: dict[str, dict[str, A
 
 
 @pytest.mark.soak
+def test_every_folder_is_registered(three: dict[str, dict[str, Any]], world: Path) -> None:
+    assert unregistered(world.parent / "root") == [], "a purge knows nothing of it"
+
+
 def test_nothing_new_changes_nothing(three: dict[str, dict[str, Any]], world: Path) -> None:
     third = three[THIRD]
     assert third["videos"] == {"all": 21, "new": 0, "changed": 0, "vanished": 0}
@@ -227,8 +232,8 @@ class Stages:
         monkeypatch.setattr(jobs.nightly, "trained", lambda *_: Trained("selected", self.version, str(folder)))
 
     def rank(self, run: Run) -> None:
-        table = pa.table({"clip_id": ["a", "b"], "uri": ["/a", "/b"], "version": ["1", "1"]})
-        tables.replace(str(self.root / "clips"), table, {})
+        clips = [{"clip_id": i, "uri": f"/{i}", "version": "1"} for i in "ab"]
+        tables.replace(str(self.root / "clips"), pa.Table.from_pylist(clips, schemas.CLIPS), {})
         rows = [{"clip_id": i, "group": "all", "rank": n, "mean_influence": 0.5 - n} for n, i in enumerate("ab")]
         tables.replace(str(self.root / "selection"), pa.Table.from_pylist(rows, schemas.SELECTION), {})
 
@@ -407,12 +412,13 @@ def test_a_night_refuses_what_cannot_be_judged(make: Callable[..., Run], world: 
 def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tmp_path: Path) -> None:
     run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
     for name, uri in (("clips", "/a.mp4"), ("queries", "/b.mp4"), ("held_out", "/a.mp4")):
-        tables.append(str(tmp_path / name), pa.table({"clip_id": [name], "uri": [uri], "version": ["1"]}), {})
+        row = {"clip_id": name, "uri": uri, "version": "1"}
+        tables.append(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
     with pytest.raises(InputError, match=r"data\.videos as well, such as /a\.mp4"):
         held_out.check_disjoint(run)
     for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
-        table = pa.table({"clip_id": [name], "uri": [uri], "version": ["an-etag"]})
-        tables.replace(str(tmp_path / name), table, {})
+        row = {"clip_id": name, "uri": uri, "version": "an-etag"}
+        tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
     with pytest.raises(InputError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
         held_out.check_disjoint(run)
 
@@ -420,7 +426,7 @@ def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tm
 def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:
     run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
     folder = str(tmp_path / "features" / "clips")
-    tables.append(folder, pa.table({"clip_id": ["a", "b"]}), fingerprints.features(run))
+    tables.append(folder, pa.table({"clip_id": ["a", "b"], "error": [None, None]}), fingerprints.features(run))
     trained = tmp_path / "finetuned" / "motive" / "transformer"
     trained.mkdir(parents=True)
     (trained / "model.safetensors").write_bytes(b"weights")
@@ -435,6 +441,6 @@ def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_p
     asked = other.model_copy(update={"nightly": other.nightly.model_copy(update={"reattribute": True})})
     jobs.nightly.reattribute(asked, history)
     assert tables.read(folder) is None
-    tables.append(folder, pa.table({"clip_id": ["a"]}), fingerprints.features(asked))
+    tables.append(folder, pa.table({"clip_id": ["a"], "error": [None]}), fingerprints.features(asked))
     jobs.nightly.reattribute(asked, history)
     assert tables.read(folder).num_rows == 1, "a re-attribution that had begun was begun again"

@@ -14,6 +14,7 @@ from pipeline.config import Run
 from pipeline.config.operations import Pool, Prices
 from pipeline.operations import costs, pilot
 from pipeline.operations.costs import Cost
+from tests.support.registered import unregistered
 
 PARTS = {"index": [0.5], "decode": [1.0, 1.0], "motion": [0.2, 0.4], "encode": [0.1], "gradient": [2.0, 4.0]}
 SIZE = costs.Size(videos=100, clips=200, held_out=10, parameters=1000, latent_numbers=64, mask_numbers=16)
@@ -84,6 +85,7 @@ def test_a_plan_from_videos(
 
     run = small_run(tmp_path, plan__clips=4, prices__gpu_hour=2.5, prices__cpu_hour=0.1)
     plan(run)
+    assert unregistered(tmp_path) == []
     rows = tables.read(str(tmp_path / "plan" / "pilot"))
     assert rows is not None
     for variant in pilot.variants(run):

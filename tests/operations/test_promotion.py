@@ -201,10 +201,11 @@ def test_the_fingerprint_tells_promoted_models_apart_and_leaves_the_base_as_it_w
     )
     assert of(one)["attribution.weights"] != of(two)["attribution.weights"]
     base = of(None)
-    tables.append(str(tmp_path / "t"), pa.table({"clip_id": ["a"]}), {k: v for k, v in base.items() if v is not None})
-    tables.check(str(tmp_path / "t"), base)  # tables from before there was such a key
+    folder = str(tmp_path / "influence")
+    tables.append(folder, pa.table({"clip_id": ["a"]}), {k: v for k, v in base.items() if v is not None})
+    tables.check(folder, base)  # tables from before there was such a key
     with pytest.raises(FingerprintError, match=r"attribution\.weights"):
-        tables.check(str(tmp_path / "t"), of(one))
+        tables.check(folder, of(one))
 
 
 def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import videos
 from pipeline.operations import in_use, purge
 from pipeline.storage import stores
-from pipeline.tables import purge_list, schemas
+from pipeline.tables import purge_list, registry, schemas
 from pipeline.training import training_set
 from pipeline.video.indexing import IndexWorker
 from tests.support.s3_store import BUCKET, seen_by, served
@@ -54,8 +54,9 @@ def root(tmp_path: Path) -> Path:
     columns = [pa.array(CLIPS), tables.vectors(vectors)]
     put("influence", pa.table(columns, schema=schemas.influence_schema(2)), query_ids=QUERIES)
     near = [{"query_id": q, "clip_id": i, "rank": n} for q in QUERIES for n, i in enumerate(CLIPS)]
-    put("neighbors", near, schemas.NEIGHBORS)
-    put("selection", [{"clip_id": i, "group": "all", "rank": n} for n, i in enumerate(CLIPS)], schemas.SELECTION)
+    put("neighbors", near, schemas.NEIGHBORS, query_ids=QUERIES)
+    decided = [{"clip_id": i, "group": "all", "rank": n} for n, i in enumerate(CLIPS)]
+    put("selection", decided, schemas.SELECTION, query_ids=QUERIES)
     video = at / "generated" / "base" / "about query-a-0.mp4"
     lines = [{"arm": "base", "clip_id": "query-a", "uri": str(video), "seed": 0, "metric": "m", "value": 1.0}]
     put("evaluation", lines, schemas.EVALUATION)
@@ -123,6 +124,34 @@ def test_a_purged_query_takes_its_column_and_its_generated_video(root: Path) -> 
     assert tables.matrix(influence, "influence").tolist() == [[2.0 * i + 1] for i in range(len(CLIPS))]
     assert tables.read(str(root / "evaluation")) is None
     assert not list((root / "generated").rglob("*.mp4"))
+
+
+def test_a_table_that_nobody_registered_stops_a_purge(root: Path) -> None:
+    """Which of its columns name clips nobody can tell."""
+    there = pa.table({"name": [GONE]})
+    (root / "previews").mkdir()
+    pq.write_table(there, root / "previews" / "part-0.parquet")
+    before = texts(root)
+    for ask in (purge.known, purge.purge):
+        with pytest.raises(ValueError, match=r"previews: no table.*registry\.py"):
+            ask(str(root), {GONE})
+    assert texts(root) == before, "a purge that was refused changed something"
+
+
+def test_every_table_that_holds_clips_is_emptied(root: Path) -> None:
+    """One row of each table in the registry, with the purged id in every column that names a clip."""
+    for table in registry.TABLES:
+        lists = {f.name: [0.0] for f in table.schema if pa.types.is_fixed_size_list(f.type)}
+        row = dict.fromkeys(table.schema.names) | lists | dict.fromkeys(table.ids, GONE)
+        for folder in table.folders:
+            name = str(root / folder.replace("*", "2026-01-09"))
+            tables.append(name, pa.Table.from_pylist([row], schema=table.schema), PRINT)
+            assert (GONE in str(tables.read(name).to_pylist())) == table.holds_clips, folder
+    purge.purge(str(root), {GONE})
+    assert GONE not in texts(root)
+    for table in registry.TABLES:
+        if not table.holds_clips:
+            assert tables.read(str(root / table.folders[0])) is not None, "a table without clips lost rows"
 
 
 def test_a_killed_purge_is_continued(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

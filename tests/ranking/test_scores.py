@@ -16,10 +16,10 @@ from pipeline import ranking, tables
 from pipeline.config import Ranking
 from pipeline.errors import ConfigError
 from pipeline.ranking import influence, order, select, unit_settings, votes
+from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import Ranked, neighbors_table, selection_tables
 from pipeline.tables import schemas
-from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 

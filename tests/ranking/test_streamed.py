@@ -17,9 +17,9 @@ from pipeline.config import Ranking, Run
 from pipeline.errors import MissingTableError
 from pipeline.ranking import BLOCK, feature_table, influence, order, select, selection, unit_settings, votes
 from pipeline.ranking import influence_table as influence_of_tables
+from pipeline.ranking.column_file import Columns
 from pipeline.storage.parallel import in_order
 from pipeline.tables import schemas
-from pipeline.tables.column_file import Columns
 
 Array = npt.NDArray[np.float32]
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": "motion"}, {"timestep": 501, "noise": 0, "mask": "motion"}]

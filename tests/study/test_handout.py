@@ -28,6 +28,7 @@ from pipeline.study.answers import Answer
 from pipeline.study.handout import spoiled
 from pipeline.study.pairs import Key
 from pipeline.video.frames import write_mp4
+from tests.support.registered import unregistered
 from tests.support.s3_store import BUCKET, Store
 from tests.support.studies import EVIL, FPS, answer, key_of, known, lines, paper_key, run_of
 
@@ -398,6 +399,7 @@ def test_scoring_writes_tables_json_and_a_page(built: Run, tmp_path: Path, capsy
     assert "motive vs base" in told
     assert "failed the catch trials (below 100% right): careless 01" in told
     folder = Path(built.root) / "study"
+    assert unregistered(built.root) == []
     held = json.loads((folder / "results.json").read_text())
     judged = pq.read_table(folder / "judgements").to_pylist()
     real = [p for p in key.pairs if p.kind == "arms"]

@@ -14,10 +14,10 @@ import pytest
 from pipeline import tables
 from pipeline.errors import DamagedError, StoreError
 from pipeline.ranking import feature_table
+from pipeline.ranking.column_file import Columns
 from pipeline.storage import stores
-from pipeline.tables import merging, rows, scanning, schemas
-from pipeline.tables.column_file import Columns
-from pipeline.tables.shuffling import Shuffled, keys
+from pipeline.tables import ShuffledRows, merging, rows, scanning, schemas
+from pipeline.tables.ids import digests
 
 N, K = 200, 64
 
@@ -101,8 +101,8 @@ def test_a_full_disk_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_rows_that_wait_on_a_full_disk_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = pa.table({"clip_id": [f"{i}" for i in range(10)]})
-    rows = Shuffled(ids.schema)
+    rows = ShuffledRows(ids.schema)
     with open("/dev/full", "wb", buffering=0) as monkey:
         monkeypatch.setattr(rows, "_file", monkey)
         with pytest.raises(StoreError, match="TMPDIR"):
-            rows.put(ids, keys(ids.column("clip_id")))
+            rows.add_digests(ids, digests(ids.column("clip_id")))

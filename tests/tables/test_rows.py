@@ -23,8 +23,6 @@ from pipeline.errors import FingerprintError
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.tables.merging import merge
-from pipeline.tables.scanning import Held
-from pipeline.tables.shuffling import keys
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 PRINT = {"numerics": 1, "data.frames": 9}
@@ -71,7 +69,7 @@ def contents(folder: str) -> dict[str, tuple[int, str | None]]:
 
 def pending(wanted: pa.Table, folder: str) -> pa.Table:
     """The rows that a table has no row for yet, or one of another version, or one whose error may be tried again."""
-    return wanted.filter(pa.array(Held(folder).lacks(keys(wanted.column("clip_id")), wanted.column("version"))[0]))
+    return wanted.filter(pa.array(tables.Outcomes(folder).standing(wanted).is_pending))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

@@ -26,19 +26,24 @@ from pipeline.errors import InputError
 from pipeline.inputs import videos as manifest
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import versioned
-from pipeline.tables import scanning, schemas
+from pipeline.tables import IdSet, Outcomes, Scan, ShuffledRows, scanning, schemas
+from pipeline.tables.ids import IdList, digests
 from pipeline.tables.merging import merge
-from pipeline.tables.pending import lacking, settle
-from pipeline.tables.retries import told_again
-from pipeline.tables.scanning import Gathered, Held, Keys, Rows, lookup
-from pipeline.tables.shuffling import Shuffled, keys
+from pipeline.tables.retries import mark_second_failures
+from pipeline.tables.scanning import lookup
 
 SCHEMA = pa.schema([("clip_id", pa.string()), ("version", pa.string()), ("value", pa.int64()), ("error", pa.string())])
 
 
 @pytest.fixture(params=["local", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "table") if request.param == "local" else f"memory://{uuid.uuid4().hex}/table"
+    root = str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return f"{root}/features/clips"
+
+
+def of_same_root(folder: str, name: str) -> str:
+    """Another table below the root of features/clips."""
+    return folder.replace("features/clips", name)
 
 
 def rows(*ids: str, error: str | None = None, version: str | None = "v1", value: int = 0) -> pa.Table:
@@ -51,7 +56,7 @@ def everything(table: pa.Table) -> pa.Array:
     return pa.array([True] * len(table), pa.bool_())
 
 
-def drawn(shuffled: Shuffled) -> list[str]:
+def drawn(shuffled: ShuffledRows) -> list[str]:
     return [i for block in shuffled for i in block.column("clip_id").to_pylist()]
 
 
@@ -151,11 +156,8 @@ def test_a_window_is_handed_over_in_whole_batches(monkeypatch: pytest.MonkeyPatc
 # --- the shuffled order ----------------------------------------------------------------------------------------------
 
 
-def shuffled(*blocks: pa.Table) -> Shuffled:
-    found = Shuffled(SCHEMA)
-    for block in blocks:
-        found.put(block, keys(block.column("clip_id")))
-    return found
+def shuffled(*blocks: pa.Table) -> ShuffledRows:
+    return tables.shuffled(SCHEMA, ((block, block.column("clip_id")) for block in blocks))
 
 
 def test_the_order_belongs_to_the_ids_alone() -> None:
@@ -185,38 +187,39 @@ def test_a_clip_is_drawn_once_and_its_result_before_its_error() -> None:
 
 def test_nothing_to_draw_is_no_block() -> None:
     found = shuffled(rows("a"))
-    found.keep(lambda pairs: np.zeros(len(pairs), bool))
+    found.drop(IdSet.of([pa.array(["a", "b"])]))
     assert (found.num_rows, drawn(found), drawn(shuffled())) == (0, [], [])
 
 
-# --- keys in memory --------------------------------------------------------------------------------------------------
+# --- ids in memory ---------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_found_whatever_the_order_in_which_they_came() -> None:
+def test_ids_are_found_whatever_the_order_in_which_they_came() -> None:
     ids = pa.array([f"clip-{i}" for i in range(5000)])
-    pairs = keys(ids)
-    known = Keys.of(pairs[i : i + 700] for i in range(0, 5000, 700))
-    at = known.find(pairs)
-    assert sorted(at.tolist()) == list(range(5000)), "a key is lost or found twice"
-    assert (known.pairs[at] == pairs).all(), "the halves of a key were parted"
-    assert not known.has(keys(pa.array(["clip-5000", ""]))).any()
-    assert not Keys.of([]).has(pairs).any()
+    known = IdSet.of(ids[i : i + 700] for i in range(0, 5000, 700))
+    at = known.find(ids)
+    assert sorted(at.tolist()) == list(range(5000)), "an id is lost or found twice"
+    assert (known.digests[at] == digests(ids)).all(), "the halves of a digest were parted"
+    assert not known.has(pa.array(["clip-5000", ""])).any()
+    assert not IdSet.of([]).has(ids).any()
+    some = known.subset(at % 2 == 0)
+    assert (some.has_set(known) == (at % 2 == 0)).all(), "a subset has other ids"
 
 
-def test_keys_are_gathered_and_sorted_in_twice_their_room() -> None:
+def test_ids_are_listed_and_sorted_in_twice_their_room() -> None:
     count = 1 << 20
     random = np.random.default_rng(0)
-    gathered = Gathered()
+    gathered = IdList()
     tracemalloc.start()
     try:
         for _ in range(16):
-            gathered.put(random.integers(0, 1 << 63, (count // 16, 2), np.uint64))
-        known = gathered.keys()
+            gathered.add_digests(random.integers(0, 1 << 63, (count // 16, 2), np.uint64))
+        known = gathered.to_set()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert len(known) == count
-    assert peak < 2.25 * 16 * count, f"{peak / count:.0f} bytes a key"
+    assert peak < 2.25 * 16 * count, f"{peak / count:.0f} bytes an id"
 
 
 # --- what a table holds and lacks ------------------------------------------------------------------------------------
@@ -226,21 +229,29 @@ def test_what_is_held_is_counted_as_it_is_read(folder: str) -> None:
     tables.append(folder, rows("a", "b", error="read: gone"), {})
     tables.append(folder, rows("a", "c"), {})
     tables.append(folder, rows("b", "d", error="decode: broken"), {})
-    held, table = Held(folder), tables.read(folder)
+    held, table = Outcomes(folder), tables.read(folder)
     assert len(held) == table.num_rows == 4
     assert held.errors == tables.errors_by_code(table) == {"decode": 2}, "b stands as decode, not as read"
-    assert len(Held(folder + "-none")) == 0
+    assert len(Outcomes(of_same_root(folder, "motion/clips"))) == 0
 
 
-def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
-    source = f"{folder}-source"
+def test_only_a_table_with_one_row_a_clip_has_outcomes(tmp_path: Path) -> None:
+    """Of a table without errors every row would count as a result."""
+    folder = str(tmp_path / "selection")
+    tables.append(folder, pa.Table.from_pylist([{"clip_id": "a", "group": "all"}], schema=schemas.SELECTION), {})
+    with pytest.raises(ValueError, match="selection: its rows are no results or errors of one clip each"):
+        Outcomes(folder)
+
+
+def test_pending_rows_come_and_rows_that_give_way_go(folder: str) -> None:
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("new", "done", "failed", "again", "broken"), {})
     tables.append(source, rows("changed", version="v2"), {})
     tables.append(folder, rows("done", "changed", "other"), {})
     tables.append(folder, rows("failed", error="decode: broken"), {})
     tables.append(folder, rows("again", error="read: killed"), {})
     tables.append(folder, rows("broken", error="no_motion: still"), {})
-    found, _ = lacking(Rows(source, everything), [folder])
+    found = tables.pending_rows(Scan(source, everything), [folder]).rows
     assert sorted(drawn(found)) == ["again", "changed", "new"]
     left = tables.read(folder).column("clip_id").to_pylist()
     assert left == ["broken", "done", "failed", "other"], "old rows are still there, or others have gone with them"
@@ -248,46 +259,48 @@ def test_lacking_rows_come_and_rows_that_give_way_go(folder: str) -> None:
 
 def test_a_clip_that_crashes_every_time_is_tried_twice_in_all(folder: str) -> None:
     """A run that is killed before it comes to the clip forgets nothing; one whose try ends so again gives it up."""
-    source = f"{folder}-source"
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("a", "b", "c", "d"), {})
     tables.append(folder, rows("a", "b", error="crashed: killed"), {})
     tables.append(folder, rows("c", error="memory: too large"), {})
     tables.append(folder, rows("d", error="read: gone"), {})
     for _ in range(2):
-        found, tried = lacking(Rows(source, everything), [folder])
-        assert (sorted(drawn(found)), sorted(tried)) == (["a", "b", "c", "d"], ["a", "b", "c"])
+        pending = tables.pending_rows(Scan(source, everything), [folder])
+        assert (sorted(drawn(pending.rows)), sorted(pending.last_tries)) == (["a", "b", "c", "d"], ["a", "b", "c"])
     for made in (rows("a", error="crashed: killed"), rows("b"), rows("c", error="crashed: killed"), rows("d")):
-        tables.append(folder, told_again(made, tried), {})
-    settle(folder, tried)
+        tables.append(folder, mark_second_failures(made, "error", pending.last_tries), {})
+    tables.drop_superseded_errors(folder, pending.last_tries)
     files = [row for block in scanning.blocks(folder, ["clip_id", "error"]) for row in block.to_pylist()]
     assert sorted((row["clip_id"], row["error"]) for row in files if row["error"]) == [
         ("a", "crashed again: killed"),
         ("c", "crashed again: killed"),
     ]
     assert sorted(row["clip_id"] for row in files) == ["a", "b", "c", "d"], "an error stays beside what came of it"
-    assert drawn(lacking(Rows(source, everything), [folder])[0]) == [], "a clip that is given up is tried again"
+    assert drawn(tables.pending_rows(Scan(source, everything), [folder]).rows) == [], (
+        "a clip that is given up is tried again"
+    )
 
 
 def test_a_changed_video_that_crashed_is_a_new_one(folder: str) -> None:
-    source = f"{folder}-source"
+    source = of_same_root(folder, "clips")
     tables.append(source, rows("a", version="v2"), {})
     tables.append(folder, rows("a", error="crashed again: killed"), {})
-    found, tried = lacking(Rows(source, everything), [folder])
-    assert (drawn(found), tried, tables.read(folder)) == (["a"], set(), None)
+    pending = tables.pending_rows(Scan(source, everything), [folder])
+    assert (drawn(pending.rows), pending.last_tries, tables.read(folder)) == (["a"], set(), None)
 
 
 def test_a_pass_for_two_tables_takes_only_what_both_lack(folder: str) -> None:
-    source, other = f"{folder}-source", f"{folder}-other"
+    source, other = of_same_root(folder, "clips"), of_same_root(folder, "motion/clips")
     tables.append(source, rows("a", "b", "c", "d"), {})
     tables.append(folder, rows("a", "b"), {})
     tables.append(other, rows("a", "c"), {})
-    assert drawn(lacking(Rows(source, everything), [folder, other])[0]) == ["d"]
+    assert drawn(tables.pending_rows(Scan(source, everything), [folder, other]).rows) == ["d"]
 
 
 def test_rows_without_a_version_are_not_changed_ones(folder: str) -> None:
     tables.append(folder, rows("a", version=None), {})
     table = rows("a", "b", version=None)
-    assert Held(folder).lacks(keys(table.column("clip_id")), table.column("version"))[0].tolist() == [False, True]
+    assert Outcomes(folder).standing(table).is_pending.tolist() == [False, True]
 
 
 def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
@@ -300,7 +313,7 @@ def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
         ]
         tables.append(folder, pa.Table.from_pylist(table, schema=schema), {})
     assert pq.ParquetFile(tables.parts(folder)[0]).num_row_groups > 1 if "://" not in folder else True
-    narrow = Rows(folder, everything, without=["mask"])
+    narrow = Scan(folder, everything, without=["mask"])
     blocks = list(narrow)
     assert (
         [block.schema.names for block in blocks]
@@ -316,11 +329,12 @@ def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
 
 
 def test_dropping_rewrites_only_the_parts_that_hold_the_rows(tmp_path: Path) -> None:
+    folder = str(tmp_path / "clips")
     for name in "abc":
-        tables.append(str(tmp_path), rows(f"{name}1", f"{name}2"), {})
-    before = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
-    tables.drop(str(tmp_path), ["b1", "none"])
-    after = {path: Path(path).stat().st_mtime_ns for path in tables.parts(str(tmp_path))}
+        tables.append(folder, rows(f"{name}1", f"{name}2"), {})
+    before = {path: Path(path).stat().st_mtime_ns for path in tables.parts(folder)}
+    tables.drop(folder, ["b1", "none"])
+    after = {path: Path(path).stat().st_mtime_ns for path in tables.parts(folder)}
     assert len(before.items() & after.items()) == 2
 
 
