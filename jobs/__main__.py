@@ -43,7 +43,7 @@ def _check(name: str, words: list[str]) -> None:
     description = ast.get_docstring(ast.parse(_source(name)))
     arguments = command.parser(description, DEMO, f"motion-curation {name}").parse_args(words)
     try:
-        config.load(arguments.config, command.overrides(arguments.set))
+        config.load_line(arguments.config, arguments.set)
     except ConfigError as error:
         _refuse(str(error))
 

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pipeline import config
 from pipeline.config import Run
@@ -40,7 +40,7 @@ def main(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
-        run = config.load(arguments.config, overrides(arguments.set))
+        run = config.load_line(arguments.config, arguments.set)
         submitted = submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(
@@ -101,8 +101,3 @@ def submission() -> str | None:
     told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     found: str | None = told.get("metadata", {}).get("job_submission_id")
     return found
-
-
-def overrides(pairs: list[str]) -> dict[str, Any]:
-    """["data.frames=9"] -> {"data.frames": 9}; of a key that is given twice, the last counts."""
-    return dict(config.override(pair) for pair in pairs)
