@@ -14,11 +14,14 @@ from typing import NoReturn
 
 from pipeline import config
 from pipeline.config import Run
+from pipeline.config.caveats import caveats
 from pipeline.config.credentials import scrubbed
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.operations import webhook
 from pipeline.storage import lease, stores
+
+log = logging.getLogger(__name__)
 
 CONTINUED = "Once that is mended, the same command goes on from here."
 
@@ -41,6 +44,8 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = config.load_line(arguments.config, arguments.set)
+        for sentence in caveats(run):
+            log.warning(sentence)
         submitted = submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(

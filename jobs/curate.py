@@ -23,7 +23,8 @@ def curate(run: Run) -> None:
     streaming.connect()
     resources.check(run, curation.STAGES)
     curation.attribute_queries(run)
-    curation.index_data(run)
+    if run.queries.source != "sample":  # those were drawn from the index
+        curation.index_data(run)
     try:
         _attribute_and_train(run)
     except SpentError:

@@ -10,6 +10,7 @@ from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.stages import attribution, run_record, video_sets
+from pipeline.stages.curation import sample_queries
 
 
 def estimate_motion(run: Run) -> None:
@@ -17,6 +18,8 @@ def estimate_motion(run: Run) -> None:
     run_record.record(run)
     streaming.connect()
     resources.check(run, ["estimate_motion"])
+    if run.queries.source == "sample":
+        sample_queries(run)
     *cheaper, (full, whole) = attribution.scopes(run)
     for one, scope in cheaper:
         for name in ("queries", "clips"):

@@ -17,7 +17,8 @@ def index_clips(run: Run) -> None:
     resources.check(run, ["index_clips", *(["evaluate"] if run.queries.prompts else [])])
     generate_queries(run)
     for name in video_sets.names(run):
-        indexing.index(run, name)
+        if name != "queries" or run.queries.source != "sample":  # a sample is drawn by estimate_motion
+            indexing.index(run, name)
 
 
 if __name__ == "__main__":

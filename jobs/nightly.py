@@ -106,7 +106,8 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     """All stages, and what follows for the model in use: decision.json, after the copy of a model that is promoted."""
     indexing.index(run, "held_out")
     attribute_queries(run)
-    index_data(run)
+    if run.queries.source != "sample":  # those were drawn from the index
+        index_data(run)
     held_out.check_disjoint(run)
     before, start = _features(run, "clips"), time.monotonic()
     two_stages.clips(run)

@@ -36,6 +36,11 @@ from pipeline.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
 RECIPES = PACKAGE / "config" / "recipes"
+DEMO_VIDEOS = {  # what jobs.demo writes; as recipes/demo.yaml has it
+    "data.videos": "runs/world/clips",
+    "queries.videos": "runs/world/queries",
+    "evaluate.videos": "runs/world/held_out",
+}
 NUMERICS = 3  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
 
 Arm = Literal[
@@ -316,8 +321,30 @@ def load_line(name: str, pairs: Sequence[str]) -> Run:
             changes[key] = value
     with faults.collected():
         run = load(name, changes)
+        _refuse_demo_videos(run)
     faults.check()
     return run
+
+
+def _refuse_demo_videos(run: Run) -> None:
+    """Raise ConfigError where queries or held-out videos are still the demo's, although the data are not."""
+    if run.data.videos == DEMO_VIDEOS["data.videos"]:
+        return
+    sentences = []
+    if run.queries.videos == DEMO_VIDEOS["queries.videos"]:
+        sentences.append(
+            f"queries.videos={run.queries.videos!r} are the demo's synthetic queries, but data.videos="
+            f"{run.data.videos!r} are not the demo's videos. Set queries.videos to videos of the motions that you look "
+            "for, or set queries.videos=null and queries.sample=20 to begin with clips of your own."
+        )
+    if run.evaluate.videos == DEMO_VIDEOS["evaluate.videos"]:
+        sentences.append(
+            f"evaluate.videos={run.evaluate.videos!r} are the demo's synthetic held-out videos, but data.videos="
+            f"{run.data.videos!r} are not the demo's videos. Set evaluate.videos to videos that are neither data nor "
+            "queries, or to null; or begin with --config tiny, or with `motion-curation init`, which set both."
+        )
+    if sentences:
+        raise FaultsError(sentences)
 
 
 def _read(name: str, path: Path) -> dict[str, Any]:
