@@ -1,5 +1,6 @@
 """`motion-curation`: the jobs by name. Without arguments it lists them; `motion-curation JOB ...` is
-`python -m jobs.JOB ...`; `motion-curation keys [SECTION]` lists the keys of a configuration."""
+`python -m jobs.JOB ...`; `motion-curation keys [SECTION]` lists the keys of a configuration; `motion-curation init FILE
+--videos FOLDER` writes a first one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import NoReturn
 
-from jobs import command
+from jobs import command, init
 from pipeline import config
 from pipeline.config import Run, keys
 from pipeline.errors import ConfigError
@@ -28,12 +29,17 @@ def main() -> None:
         _say(listing())
     elif name == "keys":
         _print_keys(rest)
+    elif name == "init":
+        try:
+            init.init(rest)
+        except ConfigError as error:
+            _refuse(str(error))
     elif name in summaries():
         _check(name, rest)
         sys.argv = [f"motion-curation {name}", *rest]
         runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
     else:
-        near = difflib.get_close_matches(name, [*summaries(), "keys"], 1)
+        near = difflib.get_close_matches(name, [*summaries(), "keys", "init"], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         _refuse(f"there is no job {name!r}.{hint} `motion-curation` without arguments lists them.")
 
@@ -67,7 +73,11 @@ def listing() -> str:
     lines = ["motion-curation JOB [--config FILE_OR_RECIPE] [--set key=value ...]", ""]
     for name, sentence in summaries().items():
         lines += textwrap.wrap(sentence, _WIDTH, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21)
-    lines += ["", "motion-curation keys [SECTION]   the keys of a configuration: type, default, meaning"]
+    lines += [
+        "",
+        "motion-curation keys [SECTION]   the keys of a configuration: type, default, meaning",
+        f"{init.USAGE}   a configuration that fits videos and machine",
+    ]
     return "\n".join(lines)
 
 
