@@ -13,12 +13,10 @@ import textwrap
 from pathlib import Path
 from typing import NoReturn
 
-from jobs import command, init
-from pipeline import config
+from jobs import init
 from pipeline.config import Run, keys
 from pipeline.errors import ConfigError
 
-DEMO = "demo"  # checked where `--config` is left out, which only some jobs allow: the others say so themselves
 _WIDTH = 120
 
 
@@ -35,23 +33,12 @@ def main() -> None:
         except ConfigError as error:
             _refuse(str(error))
     elif name in summaries():
-        _check(name, rest)
         sys.argv = [f"motion-curation {name}", *rest]
-        runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"jobs.{name}", run_name="__main__")
     else:
         near = difflib.get_close_matches(name, [*summaries(), "keys", "init"], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         _refuse(f"there is no job {name!r}.{hint} `motion-curation` without arguments lists them.")
-
-
-def _check(name: str, words: list[str]) -> None:
-    """End with the job's help, or with what is wrong in its configuration, before its imports, which take seconds."""
-    description = ast.get_docstring(ast.parse(_source(name)))
-    arguments = command.parser(description, DEMO, f"motion-curation {name}").parse_args(words)
-    try:
-        config.load_line(arguments.config, arguments.set)
-    except ConfigError as error:
-        _refuse(str(error))
 
 
 def _source(name: str) -> str:

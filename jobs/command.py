@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from pipeline.config.caveats import caveats
 from pipeline.config.credentials import scrubbed
 from pipeline.config.operations import SpentError
 from pipeline.errors import ConfigError, FingerprintError
+from pipeline.inputs.places import check_places
 from pipeline.operations import webhook
 from pipeline.storage import lease, stores
 
@@ -26,16 +28,23 @@ log = logging.getLogger(__name__)
 CONTINUED = "Once that is mended, the same command goes on from here."
 
 
+Job = Callable[[Run], None]
+
+
 def main(
-    job: Callable[[Run], None],
+    job: Job | str,
     description: str | None,
     default: str | None = None,
-    afterwards: Callable[[Run], None] | None = None,
+    afterwards: Job | str | None = None,
+    lists_videos: bool = False,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
 
-    `afterwards` runs when the lease has been given back: for what may take days and writes none of the run's tables.
+    A job may be named as "module:function". Its module, with all that takes seconds to import, is then imported once
+    the configuration has been read. `lists_videos`: the job needs the places of videos, model and weights, and those
+    that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
+    and writes none of the run's tables.
     """
     arguments = parser(description, default).parse_args()
     handler = logging.StreamHandler()
@@ -44,20 +53,23 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = config.load_line(arguments.config, arguments.set)
-        for sentence in caveats(run):
-            log.warning(sentence)
         submitted = submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
-        with webhook.on_failure(run, job.__name__):
-            with lease.held(run.root, job.__name__, submitted):
+        if lists_videos:
+            check_places(run)
+        for sentence in caveats(run):
+            log.warning(sentence)
+        work, name = _imported(job)
+        with webhook.on_failure(run, name):
+            with lease.held(run.root, name, submitted):
                 stores.sweep(run.root)
-                job(run)
+                work(run)
             if afterwards is not None:
-                afterwards(run)
+                _imported(afterwards)[0](run)
     except (ConfigError, FingerprintError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -79,9 +91,18 @@ def main(
         sys.exit(1)
 
 
-def parser(description: str | None, default: str | None = None, program: str | None = None) -> argparse.ArgumentParser:
+def _imported(job: Job | str) -> tuple[Job, str]:
+    """A job and its name."""
+    if not isinstance(job, str):
+        return job, job.__name__
+    module, name = job.split(":")
+    function: Job = getattr(importlib.import_module(module), name)
+    return function, name
+
+
+def parser(description: str | None, default: str | None = None) -> argparse.ArgumentParser:
     """The command line of a job; without a default, `--config` must be given."""
-    words = _Parser(prog=program, description=description)
+    words = _Parser(description=description)
     words.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     words.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"

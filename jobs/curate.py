@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.curate:curate", __doc__, lists_videos=True)
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.operations import SpentError
@@ -44,7 +48,3 @@ def _attribute_and_train(run: Run) -> None:
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)
-
-
-if __name__ == "__main__":
-    command.main(curate, __doc__)

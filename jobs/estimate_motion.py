@@ -7,6 +7,10 @@ clips that it chooses at the full one.
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.estimate_motion:estimate_motion", __doc__)
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.stages import attribution, run_record, video_sets
@@ -27,7 +31,3 @@ def estimate_motion(run: Run) -> None:
     for name in video_sets.names(run):
         if not cheaper or name != "clips":
             attribution.estimate_motion(full, name, whole)
-
-
-if __name__ == "__main__":
-    command.main(estimate_motion, __doc__)

@@ -6,6 +6,11 @@ missed is covered by the next.
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.nightly:nightly", __doc__, lists_videos=True)
+
 import datetime
 import time
 from collections.abc import Sequence
@@ -14,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
@@ -222,7 +226,3 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
         after += attribution.extract_features(other, name).rows
     taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
     return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
-
-
-if __name__ == "__main__":
-    command.main(nightly, __doc__)
