@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from tqdm import tqdm
+
 from pipeline import config
 from pipeline.config import Run
 from pipeline.config.caveats import caveats
@@ -47,7 +49,7 @@ def main(
     and writes none of the run's tables.
     """
     arguments = parser(description, default).parse_args()
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Plain("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
@@ -113,6 +115,13 @@ def parser(description: str | None, default: str | None = None) -> argparse.Argu
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(scrubbed(message))
+
+
+class _Handler(logging.Handler):
+    """Messages on stderr, above the line of a stage that renews itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _Plain(logging.Formatter):
