@@ -37,7 +37,7 @@ class Target:
     step: int
 
 
-TOY = Target("tiny", 9, 8.0, 64, 112, 4, 8)
+TOY = Target("tiny", 9, 8.0, 64, 112, 4, 16)  # a step of 8 trains, but WanPipeline generates in steps of 16
 WAN = Target("wan2.1-t2v-1.3b", 81, 16.0, 480, 832, 4, 16)
 
 

@@ -42,7 +42,7 @@ def written(found: Survey, machine: Machine, folder: Path, queries: str | None =
         (Look(240, 320, 25.0, 12.0), WAN, (81, 240, 320)),
         (Look(20, 20, 25.0, 0.05), WAN, (5, 64, 64)),
         (FILM, TOY, (9, 64, 112)),
-        (Look(512, 512, 25.0, 12.0), TOY, (9, 88, 88)),
+        (Look(512, 512, 25.0, 12.0), TOY, (9, 80, 80)),
         (Look(1080, 1920, 25.0, 0.7), TOY, (5, 64, 112)),
     ],
 )
