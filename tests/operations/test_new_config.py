@@ -14,9 +14,12 @@ from pipeline import config, models
 from pipeline.attribution import fingerprints
 from pipeline.config import RECIPES, Run
 from pipeline.errors import ConfigError
+from pipeline.inputs.places import check_places
 from pipeline.operations import new_config
 from pipeline.operations.new_config import TOY, WAN, Value, edited, geometry
 from pipeline.operations.survey import Look, Machine, Survey, survey
+from pipeline.stages import attribution, video_sets
+from pipeline.training import arms
 
 GIB = 1 << 30
 LAPTOP, SERVER = Machine(2, 8 * GIB), Machine(64, 512 * GIB, (80 * GIB,) * 4)
@@ -81,6 +84,16 @@ def test_models_take_the_geometry(tmp_path: Path) -> None:
     run = written(of(Look(700, 400, 30.0, 1.4)), LAPTOP, tmp_path)
     models.family(models.folder(run.model.id))
     fingerprints.check_geometry(run)
+
+
+def test_a_written_file_passes_the_checks_of_curate_and_plan(small_world: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    init([str(path), "--videos", str(small_world / "clips"), "--queries", str(small_world / "queries")])
+    run = config.load_line(str(path), [f"root={tmp_path / 'run'}"])
+    check_places(run)
+    attribution.check(run, "index_clips", video_sets.names(run))
+    arms.check(run)
+    assert not (tmp_path / "run").exists(), "a check wrote something"
 
 
 def test_small_gpus_get_adapters_and_a_smaller_attribution(tmp_path: Path) -> None:
