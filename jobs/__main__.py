@@ -1,5 +1,6 @@
 """`motion-curation`: the jobs by name. Without arguments it lists them; `motion-curation JOB ...` is
-`python -m jobs.JOB ...`; `motion-curation keys [SECTION]` lists the keys of a configuration."""
+`python -m jobs.JOB ...`; `motion-curation keys [SECTION]` lists the keys of a configuration; `motion-curation init FILE
+--videos FOLDER` writes a first one."""
 
 from __future__ import annotations
 
@@ -12,12 +13,10 @@ import textwrap
 from pathlib import Path
 from typing import NoReturn
 
-from jobs import command
-from pipeline import config
+from jobs import init
 from pipeline.config import Run, keys
 from pipeline.errors import UsageError
 
-DEMO = "demo"  # checked where `--config` is left out, which only some jobs allow: the others say so themselves
 _WIDTH = 120
 
 
@@ -28,24 +27,18 @@ def main() -> None:
         _say(listing())
     elif name == "keys":
         _print_keys(rest)
+    elif name == "init":
+        try:
+            init.init(rest)
+        except UsageError as error:
+            _refuse(str(error))
     elif name in summaries():
-        _check(name, rest)
         sys.argv = [f"motion-curation {name}", *rest]
-        runpy.run_module(f"jobs.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"jobs.{name}", run_name="__main__")
     else:
-        near = difflib.get_close_matches(name, [*summaries(), "keys"], 1)
+        near = difflib.get_close_matches(name, [*summaries(), "keys", "init"], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         _refuse(f"there is no job {name!r}.{hint} `motion-curation` without arguments lists them.")
-
-
-def _check(name: str, words: list[str]) -> None:
-    """End with the job's help, or with what is wrong in its configuration, before its imports, which take seconds."""
-    description = ast.get_docstring(ast.parse(_source(name)))
-    arguments = command.parser(description, DEMO, f"motion-curation {name}").parse_args(words)
-    try:
-        config.load(arguments.config, command.overrides(arguments.set))
-    except UsageError as error:
-        _refuse(str(error))
 
 
 def _source(name: str) -> str:
@@ -67,7 +60,11 @@ def listing() -> str:
     lines = ["motion-curation JOB [--config FILE_OR_RECIPE] [--set key=value ...]", ""]
     for name, sentence in summaries().items():
         lines += textwrap.wrap(sentence, _WIDTH, initial_indent=f"  {name:<18} ", subsequent_indent=" " * 21)
-    lines += ["", "motion-curation keys [SECTION]   the keys of a configuration: type, default, meaning"]
+    lines += [
+        "",
+        "motion-curation keys [SECTION]   the keys of a configuration: type, default, meaning",
+        f"{init.USAGE}   a configuration that fits videos and machine",
+    ]
     return "\n".join(lines)
 
 

@@ -3,55 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from tqdm import tqdm
 
 from pipeline import config
 from pipeline.config import Run
+from pipeline.config.caveats import caveats
 from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError, LostError, SpentError, StageError, UsageError, store_failure
+from pipeline.inputs.places import check_places
 from pipeline.operations import webhook
 from pipeline.stages import budget
 from pipeline.storage import lease, stores
 
+log = logging.getLogger(__name__)
+
 CONTINUED = "Once that is mended, the same command goes on from here."
 
 
+Job = Callable[[Run], None]
+
+
 def main(
-    job: Callable[[Run], None],
+    job: Job | str,
     description: str | None,
     default: str | None = None,
-    afterwards: Callable[[Run], None] | None = None,
+    afterwards: Job | str | None = None,
+    lists_videos: bool = False,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
 
-    `afterwards` runs when the lease has been given back: for what may take days and writes none of the run's tables.
+    A job may be named as "module:function". Its module, with all that takes seconds to import, is then imported once
+    the configuration has been read. `lists_videos`: the job needs the places of videos, model and weights, and those
+    that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
+    and writes none of the run's tables.
     """
     arguments = parser(description, default).parse_args()
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Plain("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
-        run = config.load(arguments.config, overrides(arguments.set))
+        run = config.load_line(arguments.config, arguments.set)
         submitted = submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
-        with webhook.on_failure(run, job.__name__):
-            with lease.held(run.root, job.__name__, submitted), budget.one_job(run.budget):
+        if lists_videos:
+            check_places(run)
+        for sentence in caveats(run):
+            log.warning(sentence)
+        work, name = _imported(job)
+        with webhook.on_failure(run, name):
+            with lease.held(run.root, name, submitted), budget.one_job(run.budget):
                 stores.sweep(run.root)
-                job(run)
+                work(run)
             if afterwards is not None:
-                afterwards(run)
+                _imported(afterwards)[0](run)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -73,9 +92,18 @@ def main(
         sys.exit(1)
 
 
-def parser(description: str | None, default: str | None = None, program: str | None = None) -> argparse.ArgumentParser:
+def _imported(job: Job | str) -> tuple[Job, str]:
+    """A job and its name."""
+    if not isinstance(job, str):
+        return job, job.__name__
+    module, name = job.split(":")
+    function: Job = getattr(importlib.import_module(module), name)
+    return function, name
+
+
+def parser(description: str | None, default: str | None = None) -> argparse.ArgumentParser:
     """The command line of a job; without a default, `--config` must be given."""
-    words = _Parser(prog=program, description=description)
+    words = _Parser(description=description)
     words.add_argument("--config", default=default, required=default is None, help="a YAML file or a recipe's name")
     words.add_argument(
         "--set", action="append", default=[], metavar="key=value", help="override one key; may be repeated"
@@ -86,6 +114,13 @@ def parser(description: str | None, default: str | None = None, program: str | N
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(scrubbed(message))
+
+
+class _Handler(logging.Handler):
+    """Messages on stderr, above the line of a stage that renews itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 class _Plain(logging.Formatter):
@@ -100,8 +135,3 @@ def submission() -> str | None:
     told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     found: str | None = told.get("metadata", {}).get("job_submission_id")
     return found
-
-
-def overrides(pairs: list[str]) -> dict[str, Any]:
-    """["data.frames=9"] -> {"data.frames": 9}; of a key that is given twice, the last counts."""
-    return dict(config.override(pair) for pair in pairs)

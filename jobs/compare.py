@@ -3,11 +3,15 @@ evaluates them all alike, and lets a judge decide between each pair of them. A p
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.compare:compare", __doc__)
+
 import json
 
 import pyarrow as pa
 
-from jobs import command
 from pipeline import tables
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
@@ -172,7 +176,3 @@ def _write(run: Run, found: Compared) -> None:
         page = comparison_page.write(run, found, video_by(run, decoder))
     print(comparison_page.text(found))
     print(f"\npage: {page}")
-
-
-if __name__ == "__main__":
-    command.main(compare, __doc__)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.curate:curate", __doc__, lists_videos=True)
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.errors import SpentError
@@ -23,7 +27,8 @@ def curate(run: Run) -> None:
     streaming.connect()
     resources.check(run, curation.STAGES)
     curation.attribute_queries(run)
-    curation.index_data(run)
+    if run.queries.source != "sample":  # those were drawn from the index
+        curation.index_data(run)
     try:
         _attribute_and_train(run)
     except SpentError:
@@ -43,7 +48,3 @@ def _attribute_and_train(run: Run) -> None:
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)
-
-
-if __name__ == "__main__":
-    command.main(curate, __doc__)

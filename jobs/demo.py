@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.demo:demo", __doc__, default="demo")
+
 import json
 import time
 from pathlib import Path
 
 import pyarrow.compute as pc
 
-from jobs import command
 from jobs.curate import curate
 from pipeline import tables
 from pipeline.config import Run
@@ -67,7 +71,3 @@ def summary(run: Run) -> str:
             line += f" {row['relative']:>+9.2%} {row['difference_standard_error'] / base:>8.2%}"
         lines.append(line)
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    command.main(demo, __doc__, default="demo")

@@ -7,9 +7,14 @@ clips that it chooses at the full one.
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.estimate_motion:estimate_motion", __doc__)
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.stages import attribution, run_record, video_sets
+from pipeline.stages.curation import sample_queries
 
 
 def estimate_motion(run: Run) -> None:
@@ -17,6 +22,8 @@ def estimate_motion(run: Run) -> None:
     run_record.record(run)
     streaming.connect()
     resources.check(run, ["estimate_motion"])
+    if run.queries.source == "sample":
+        sample_queries(run)
     *cheaper, (full, whole) = attribution.scopes(run)
     for one, scope in cheaper:
         for name in ("queries", "clips"):
@@ -24,7 +31,3 @@ def estimate_motion(run: Run) -> None:
     for name in video_sets.names(run):
         if not cheaper or name != "clips":
             attribution.estimate_motion(full, name, whole)
-
-
-if __name__ == "__main__":
-    command.main(estimate_motion, __doc__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jobs import command
-from pipeline.stages.evaluation import evaluate
 
 if __name__ == "__main__":
-    command.main(evaluate, __doc__)
+    command.main("pipeline.stages.evaluation:evaluate", __doc__)

@@ -3,13 +3,17 @@ layers) that it comes from, and the clips that teach the same. A page and tables
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.explain:explain", __doc__)
+
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from jobs import command
 from pipeline import tables
 from pipeline.attribution import decomposition, fingerprints
 from pipeline.attribution.decomposition import Array, DecompositionWorker, Sums
@@ -281,7 +285,3 @@ def _tell(found: Explanation) -> None:
 def _printed(name: str) -> str:
     """A name without characters that a terminal would obey."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-
-
-if __name__ == "__main__":
-    command.main(explain, __doc__)

@@ -6,9 +6,13 @@ motion and features of the clips that it chooses.
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.extract_features:extract_features", __doc__)
+
 from dataclasses import replace
 
-from jobs import command
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.stages import attribution, run_record, two_stages
@@ -28,7 +32,3 @@ def extract_features(run: Run) -> None:
         attribution.attribute(full, "clips", replace(whole, among=two_stages.choose(run)))
     else:
         attribution.extract_features(full, "clips")
-
-
-if __name__ == "__main__":
-    command.main(extract_features, __doc__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jobs import command
-from pipeline.stages.finetuning import finetune
 
 if __name__ == "__main__":
-    command.main(finetune, __doc__)
+    command.main("pipeline.stages.finetuning:finetune", __doc__)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.index_clips:index_clips", __doc__, lists_videos=True)
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.stages import attribution, indexing, run_record, video_sets
@@ -17,8 +21,5 @@ def index_clips(run: Run) -> None:
     resources.check(run, ["index_clips", *(["evaluate"] if run.queries.prompts else [])])
     generate_queries(run)
     for name in video_sets.names(run):
-        indexing.index(run, name)
-
-
-if __name__ == "__main__":
-    command.main(index_clips, __doc__)
+        if name != "queries" or run.queries.source != "sample":  # a sample is drawn by estimate_motion
+            indexing.index(run, name)

@@ -6,6 +6,11 @@ missed is covered by the next.
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.nightly:nightly", __doc__, lists_videos=True)
+
 import datetime
 import time
 from collections.abc import Sequence
@@ -14,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
@@ -106,7 +110,8 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     """All stages, and what follows for the model in use: decision.json, after the copy of a model that is promoted."""
     indexing.index(run, "held_out")
     attribute_queries(run)
-    index_data(run)
+    if run.queries.source != "sample":  # those were drawn from the index
+        index_data(run)
     held_out.check_disjoint(run)
     before, start = _features(run, "clips"), time.monotonic()
     two_stages.clips(run)
@@ -221,7 +226,3 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
         after += attribution.extract_features(other, name).rows
     taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
     return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
-
-
-if __name__ == "__main__":
-    command.main(nightly, __doc__)

@@ -7,6 +7,11 @@ touched.
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.plan:plan", __doc__, lists_videos=True)
+
 import hashlib
 import json
 from dataclasses import replace
@@ -15,7 +20,6 @@ from math import prod
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import command
 from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
@@ -132,7 +136,3 @@ def attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:
 def _bytes(count: float) -> str:
     unit = next(u for u in ("TB", "GB", "MB", "kB") if count >= _UNITS[u] or u == "kB")
     return f"{count / _UNITS[unit]:,.1f} {unit}"
-
-
-if __name__ == "__main__":
-    command.main(plan, __doc__)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.purge:purge", __doc__)
+
 from pipeline.config import Run
 from pipeline.config.texts import decode_text
 from pipeline.errors import ConfigError, InputError
@@ -53,7 +57,3 @@ def wanted(run: Run) -> set[str]:
     if not ids:
         raise ConfigError("purge.clips is empty and purge.file names none: name the ids of the clips that are to go.")
     return ids
-
-
-if __name__ == "__main__":
-    command.main(purge, __doc__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jobs import command
-from pipeline.stages.ranking import rank_clips
 
 if __name__ == "__main__":
-    command.main(rank_clips, __doc__)
+    command.main("pipeline.stages.ranking:rank_clips", __doc__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jobs import command
-from pipeline.stages.report import report
 
 if __name__ == "__main__":
-    command.main(report, __doc__)
+    command.main("pipeline.stages.report:report", __doc__)

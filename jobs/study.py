@@ -3,10 +3,14 @@ loopback (`study.serve`), and scores the answers (`study.answers`)."""
 
 from __future__ import annotations
 
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.study:study", __doc__, afterwards="jobs.study:serve")
+
 import contextlib
 import os
 
-from jobs import command
 from pipeline.config import Run
 from pipeline.errors import ConfigError, MissingTableError
 from pipeline.stages.progress import Progress
@@ -89,7 +93,3 @@ def serve(run: Run) -> None:
         except KeyboardInterrupt:
             judged, people = log.counts()
             print(f"\n{judged} judgements of {people} people; to score them: --set study.answers={path}")
-
-
-if __name__ == "__main__":
-    command.main(study, __doc__, afterwards=serve)

@@ -7,7 +7,7 @@ key, the value and what is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config import credentials, files
 from pipeline.config import overrides as override_values
 from pipeline.config.attribution import Attribution, RankingMask, compared
+from pipeline.config.faults import Faults, FaultsError
 from pipeline.config.messages import explained
 from pipeline.config.operations import (
     Budget,
@@ -35,6 +36,11 @@ from pipeline.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
 RECIPES = PACKAGE / "config" / "recipes"
+DEMO_VIDEOS = {  # what jobs.demo writes; as recipes/demo.yaml has it
+    "data.videos": "runs/world/clips",
+    "queries.videos": "runs/world/queries",
+    "evaluate.videos": "runs/world/held_out",
+}
 NUMERICS = 3  # raise by hand whenever a change of ours changes features or masks; part of every fingerprint
 
 Arm = Literal[
@@ -78,12 +84,32 @@ class Queries(Model):
         None, min_length=1, description="as data.videos; the group is the manifest's `group` or the folder"
     )
     prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
+    sample: int | None = Field(
+        None,
+        ge=1,
+        description="without videos and prompts: so many moving clips of data.videos are provisional queries",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Queries:
-        if (self.videos is None) == (not self.prompts):
+        if self.videos is not None and self.prompts:
             raise ValueError("name either query videos (queries.videos) or prompts (queries.prompts), one of the two")
+        if self.source is None:
+            raise ValueError(
+                "nothing says which motions to look for. Give videos of them (queries.videos=FOLDER, one folder a "
+                "motion), or captions that the model turns into such videos (queries.prompts), or start with "
+                "queries.sample=20, so many moving clips of data.videos"
+            )
         return self
+
+    @property
+    def source(self) -> Literal["videos", "prompts", "sample"] | None:
+        """Where the queries come from: the first of these that is given."""
+        if self.videos is not None:
+            return "videos"
+        if self.prompts:
+            return "prompts"
+        return None if self.sample is None else "sample"
 
 
 class VideoModelConfig(Model):
@@ -193,38 +219,48 @@ class Run(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
+        faults = [*self._unfit_attribution(), *self._unfit_motion(), *self._unfit_shortlist()]
+        if faults:
+            raise ValueError(". ".join(faults))
+        return self
+
+    def _unfit_attribution(self) -> Iterator[str]:
+        """What the settings and frames of an attribution have against the ranking and the clips, as clauses."""
         a, d, r = self.attribution, self.data, self.ranking
-        for key, held in (("attribution", a), ("attribution.shortlist", a.cheaper)):
-            if held is None:
+        for key, one in (("attribution", a), ("attribution.shortlist", a.cheaper)):
+            if one is None:
                 continue
             try:
-                compared(r.mask, held.settings)
+                compared(r.mask, one.settings)
             except ValueError as error:
-                raise ValueError(f"ranking.mask={r.mask!r}, {key}.settings: {error}") from error
-            frames, fps = held.frames or d.frames, held.fps or d.fps
+                yield f"ranking.mask={r.mask!r}, {key}.settings: {error}"
+            frames, fps = one.frames or d.frames, one.fps or d.fps
             if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:
-                raise ValueError(
+                yield (
                     f"{key}.frames={frames} at {key}.fps={fps} last longer than a segment of data.frames={d.frames} at "
                     f"data.fps={d.fps}; take fewer frames or a higher rate"
                 )
-        if self.motion.of == "queries":
-            self._check_unmasked()
-        if a.shortlist is not None:
-            if a.cheaper == a.model_copy(update={"shortlist": None}):
-                raise ValueError(
-                    "attribution.shortlist changes nothing of attribution, so it would be no cheaper; give it fewer "
-                    "settings, frames, a smaller height and width, or a part of the parameters"
-                )
-            if r.above is None and r.fraction > a.shortlist.top:
-                raise ValueError(
-                    f"ranking.fraction={r.fraction:g} selects more clips than attribution.shortlist.top="
-                    f"{a.shortlist.top:g} lets have features; raise top, to twice the fraction or more, or lower the "
-                    "fraction"
-                )
-        return self
 
-    def _check_unmasked(self) -> None:
-        """Raise ValueError where something needs the motion of every clip."""
+    def _unfit_shortlist(self) -> Iterator[str]:
+        a, r = self.attribution, self.ranking
+        if a.shortlist is None:
+            return
+        if a.cheaper == a.model_copy(update={"shortlist": None}):
+            yield (
+                "attribution.shortlist changes nothing of attribution, so it would be no cheaper; give it fewer "
+                "settings, frames, a smaller height and width, or a part of the parameters"
+            )
+        if r.above is None and r.fraction > a.shortlist.top:
+            yield (
+                f"ranking.fraction={r.fraction:g} selects more clips than attribution.shortlist.top="
+                f"{a.shortlist.top:g} lets have features; raise top, to twice the fraction or more, or lower the "
+                "fraction"
+            )
+
+    def _unfit_motion(self) -> Iterator[str]:
+        """What needs the motion of every clip where only that of queries is asked for."""
+        if self.motion.of != "queries":
+            return
         masked = [s for s in self.attribution.alone("clips").settings if s.mask == "motion"]
         arms = [arm for arm in (self.finetune.arm, *self.evaluate.arms) if arm in ("magnitude", "mask_overlap")]
         needs = None
@@ -235,7 +271,7 @@ class Run(Model):
         elif self.attribution.shortlist is not None:
             needs = "attribution.shortlist works on the motion table of the clips"
         if needs is not None:
-            raise ValueError(f"motion.of='queries', but {needs}; use motion.of: all, or leave that out")
+            yield f"motion.of='queries', but {needs}; use motion.of: all, or leave that out"
 
     def of(self, name: str) -> Run:
         """This run as the features of `clips`, or of `queries`, have it."""
@@ -264,9 +300,51 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
         del values["versions"]
     changes = dict(overrides or {})
     _refuse_credentials(changes)  # before any message can repeat a value
+    faults = Faults()
     for key, value in changes.items():
-        _put(values, key, _packaged(value))
-    return parse(values, f"{path}, --set included" if changes else str(path))
+        with faults.collected():
+            _put(values, key, _packaged(value))
+    with faults.collected():
+        run = parse(values, f"{path}, --set included" if changes else str(path))
+    faults.check()
+    return run
+
+
+def load_line(name: str, pairs: Sequence[str]) -> Run:
+    """The configuration of a command line: `--config NAME` and the `key=value` of every `--set`, of which the last
+    counts where a key is given twice. Raises ConfigError with everything that is wrong in either."""
+    changes: dict[str, Any] = {}
+    faults = Faults()
+    for pair in pairs:
+        with faults.collected():
+            key, value = override(pair)
+            changes[key] = value
+    with faults.collected():
+        run = load(name, changes)
+        _refuse_demo_videos(run)
+    faults.check()
+    return run
+
+
+def _refuse_demo_videos(run: Run) -> None:
+    """Raise ConfigError where queries or held-out videos are still the demo's, although the data are not."""
+    if run.data.videos == DEMO_VIDEOS["data.videos"]:
+        return
+    sentences = []
+    if run.queries.videos == DEMO_VIDEOS["queries.videos"]:
+        sentences.append(
+            f"queries.videos={run.queries.videos!r} are the demo's synthetic queries, but data.videos="
+            f"{run.data.videos!r} are not the demo's videos. Set queries.videos to videos of the motions that you look "
+            "for, or set queries.videos=null and queries.sample=20 to begin with clips of your own."
+        )
+    if run.evaluate.videos == DEMO_VIDEOS["evaluate.videos"]:
+        sentences.append(
+            f"evaluate.videos={run.evaluate.videos!r} are the demo's synthetic held-out videos, but data.videos="
+            f"{run.data.videos!r} are not the demo's videos. Set evaluate.videos to videos that are neither data nor "
+            "queries, or to null; or begin with --config tiny, or with `motion-curation init`, which set both."
+        )
+    if sentences:
+        raise FaultsError(sentences)
 
 
 def _read(name: str, path: Path) -> dict[str, Any]:
@@ -306,7 +384,7 @@ def parse(values: Mapping[str, Any], source: str) -> Run:
     try:
         return Run.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + " ".join(explained(dict(e), Run) for e in error.errors())) from error
+        raise FaultsError([explained(dict(e), Run) for e in error.errors()], source) from error
 
 
 def _refuse_credentials(value: Any, key: str = "") -> None:

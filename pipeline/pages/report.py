@@ -20,6 +20,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline import config, tables
+from pipeline.config.caveats import caveats
 from pipeline.evaluation import comparison
 from pipeline.pages import charts, explain_links, funnel, gallery, sections
 from pipeline.pages.gallery import FramesOf, VideoOf
@@ -57,7 +58,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     of attribution (``run.geometry``), so that the mask is of these very frames; ``video_of`` does so for a generated
     video's uri. Either gives None for a video that cannot be decoded.
 
-    The summary (its keys are stable): ``root``, ``model``, ``written`` (UTC), ``headline``; ``funnel``: for "clips" and
+    The summary (its keys are stable): ``root``, ``model``, ``written`` (UTC), ``headline``; ``caveats``:
+    sentences on what these results do not mean; ``funnel``: for "clips" and
     "queries" a list of {name, entered, dropped: {code: n}, left, still, adds_up}, with entered = left + sum(dropped);
     ``decisions``: selected, neutral, harmful and not_ranked of the clips with features, for group "all"; ``problems``:
     sentences on rows that contradict one another (empty: everything adds up); ``shortlist``: what `choosing.quality`
@@ -123,6 +125,7 @@ def _numbers(
         "root": root,
         "model": run.model.id,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "caveats": caveats(run),
         "funnel": {kind: [_stage(s) for s in f.stages] for kind, f in funnels.items()},
         "decisions": decisions,
         "problems": named + problems,

@@ -15,6 +15,7 @@ from pipeline.attribution.workers import AttributionWorker, FeatureWorker, featu
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
+from pipeline.config.faults import Faults
 from pipeline.config.operations import Pool
 from pipeline.errors import MissingTableError
 from pipeline.inputs import changes, passed_columns
@@ -30,12 +31,18 @@ from pipeline.tables.merging import merge
 
 def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
     """Everything that can be known to be wrong before long work starts. Raises UsageError."""
+    faults = Faults()
     for name in names if stage == "index_clips" else ():
-        if name != "queries" or run.queries.videos is not None:
-            place, folder = video_sets.listed(run, name), stores.join(run.root, name)
+        if name == "queries" and run.queries.videos is None:
+            continue  # they lie under the run's own root, which is there or will be
+        place, folder = video_sets.listed(run, name), stores.join(run.root, name)
+        with faults.collected():
             passed_columns.check(changes.check(*place), tables.columns(folder), *place[:2], folder)
-    models.family(models.folder(run.model.id))
-    motion.check_weights(run.motion)
+    with faults.collected():
+        models.family(models.folder(run.model.id))
+    with faults.collected():
+        motion.check_weights(run.motion)
+    faults.check()
     for name in names:
         tables.check(stores.join(run.root, name), fingerprints.clips(run))
     for one, scope in scopes(run):
@@ -76,7 +83,7 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     folder = stores.join(scope.motion, "motion", name)
     merge(folder)
     sample = _sample(run, name, scope)
-    if sample is not None:
+    if sample is not None and scope.among is None:
         scope = replace(scope, among=IdSet.of([pa.array(sample, pa.string())]))
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)

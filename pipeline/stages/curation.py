@@ -1,23 +1,29 @@
-"""What a curation begins with: query videos from prompts, the queries' features, the clips' index."""
+"""What a curation begins with: queries from prompts or from the clips, their features, the clips' index."""
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import json
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
 
 from pipeline import models, tables
+from pipeline.attribution import fingerprints
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.errors import NothingUsableError
+from pipeline.errors import MissingTableError, NothingUsableError
 from pipeline.evaluation.generation import GenerationWorker, wanted
 from pipeline.ranking.feature_table import under_mask
 from pipeline.stages import attribution, indexing, two_stages
 from pipeline.stages.progress import Counted, Progress, achieved
 from pipeline.storage import stores
+from pipeline.tables import IdSet, Outcomes, scanning, schemas
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +45,14 @@ def generate_queries(run: Run) -> None:
 
 
 def attribute_queries(run: Run) -> None:
-    """Queries run first: where none of them can be used, the clips are not touched."""
-    generate_queries(run)
-    _readable("queries", run.queries.videos, indexing.index(run, "queries"))
+    """Queries run first: where none of them can be used, the clips are not touched. A sample of the clips can be drawn
+    only once they are indexed."""
+    if run.queries.source == "sample":
+        index_data(run)
+        sample_queries(run)
+    else:
+        generate_queries(run)
+        _readable("queries", run.queries.videos, indexing.index(run, "queries"))
     two_stages.queries(run)
     for one, scope in attribution.scopes(run):
         _usable(one, scope.motion)
@@ -70,9 +81,81 @@ def _usable(run: Run, root: str) -> None:
     unused = sorted(set(motion.column("clip_id").to_pylist()) - set(ids))
     if not ids:
         why = ", ".join(f"{n} {code}" for code, n in tables.errors_by_code(motion).items()) or "no features"
+        source = str(run.queries.source)
         raise NothingUsableError(
-            f"queries.videos={run.queries.videos!r}: none of the {motion.num_rows} queries has any motion or "
-            f"could be used ({why}), so there is nothing to rank for. Give queries that move, or lower motion.still."
+            f"queries.{source}={getattr(run.queries, source)!r}: none of the {motion.num_rows} queries has any motion "
+            f"or could be used ({why}), so there is nothing to rank for. Give queries that move, or lower motion.still."
         )
     if unused:
         log.warning("%d of %d queries cannot be used: %s", len(unused), motion.num_rows, ", ".join(unused[:10]))
+
+
+# --- provisional queries ---------------------------------------------------------------------------------------------
+
+
+def sample_queries(run: Run) -> None:
+    """Write the table queries/ of `queries.sample` clips: the first moving ones in the order of a hash of seed and id.
+    A run that is stopped, another machine and another number of workers draw the same ones.
+
+    It takes the table clips/, and the motion of as many clips as it needs. That motion stays in motion/clips/, where
+    the clips' own stage finds it. Raises NothingUsableError where no clip moves.
+    """
+    assert run.queries.sample is not None
+    if not tables.parts(stores.join(run.root, "clips")):
+        raise MissingTableError(f"root={run.root!r} has no table clips; run index_clips first, or curate.")
+    ids = _first_moving(run, run.queries.sample)
+    if not ids:
+        raise NothingUsableError(
+            f"queries.sample={run.queries.sample}: none of the clips of data.videos={run.data.videos!r} moves, so "
+            "there is none to rank for. Give queries.videos, or lower motion.still."
+        )
+    rows = tables.of_clips(stores.join(run.root, "clips"), ids)
+    assert rows is not None, "the ids are of this table"
+    rows = rows.append_column("group", pa.array(["all"] * rows.num_rows, pa.string()))
+    others = [field for field in rows.schema if field.name not in schemas.QUERIES.names]
+    schema = pa.schema([*schemas.QUERIES, *others])
+    _replace_queries(run, rows.select(schema.names).cast(schema))
+    print(f"queries: {rows.num_rows} clips of data.videos, provisionally")
+
+
+def _replace_queries(run: Run, rows: pa.Table) -> None:
+    """Put these queries in the place of those before them. What was computed for a query that is none any more, or
+    that has another caption now, goes."""
+    folder = stores.join(run.root, "queries")
+    before = tables.read(folder, ["clip_id", "caption"])
+    captions = {row["clip_id"]: row["caption"] for row in ([] if before is None else before.to_pylist())}
+    recaptioned = [row["clip_id"] for row in rows.to_pylist() if captions.get(row["clip_id"]) != row["caption"]]
+    for root, stage in indexing.computed(run):
+        tables.drop(stores.join(root, stage, "queries"), recaptioned)
+    tables.replace(folder, rows, fingerprints.clips(run))
+    indexing.drop_orphans(run, "queries", Outcomes(folder))
+
+
+def _first_moving(run: Run, count: int) -> list[str]:
+    """The ids of the first `count` clips of the order that move, or of all that do where there are fewer. Motion is
+    estimated for twice as many clips at first, and for twice as many again until enough of them move."""
+    one, scope = attribution.scopes(run)[0]
+    tried = 2 * count
+    while True:
+        ids = heapq.nsmallest(tried, _usable_ids(run), key=lambda clip_id: place_in_draw(run.seed, clip_id))
+        among = IdSet.of([pa.array(ids, pa.string())])
+        attribution.estimate_motion(one, "clips", replace(scope, among=among))
+        motion = tables.of_clips(stores.join(scope.motion, "motion", "clips"), ids)
+        rows = [] if motion is None else motion.select(["clip_id", "error"]).to_pylist()
+        usable = {row["clip_id"] for row in rows if row["error"] is None}
+        moving = [clip_id for clip_id in ids if clip_id in usable]
+        if len(moving) >= count or len(ids) < tried:
+            return moving[:count]
+        tried *= 2
+
+
+def place_in_draw(seed: int, clip_id: str) -> bytes:
+    """A clip's place in the order of the draw."""
+    return hashlib.blake2b(f"query {seed} {clip_id}".encode(), digest_size=16).digest()
+
+
+def _usable_ids(run: Run) -> Iterator[str]:
+    for rows in scanning.blocks(stores.join(run.root, "clips"), ["clip_id", "error"]):
+        for row in rows.to_pylist():
+            if row["error"] is None:
+                yield row["clip_id"]

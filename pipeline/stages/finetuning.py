@@ -38,7 +38,7 @@ def finetune(run: Run) -> None:
 def _followed(run: Run, rows: pa.Table) -> str:
     """Fine-tune, showing progress here and, where one is configured, on a tracking server."""
     config = run.finetune
-    line = Progress(f"finetune {config.arm}")
+    line = Progress(f"finetune {config.arm}", "step")
     metrics = stores.join(run.root, "finetuned", config.arm, checkpoints.METRICS)
     version = "" if run.tracking.kind == "none" else training.version(run, rows)
     begun = False

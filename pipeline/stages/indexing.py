@@ -46,7 +46,7 @@ def index(run: Run, name: str) -> Counted:
     achieved(stage.title, figures)
     tables.drop_superseded_errors(folder, last_tries)
     outcomes = Outcomes(folder)
-    _drop_orphans(run, name, outcomes)
+    drop_orphans(run, name, outcomes)
     return counted(outcomes, name)
 
 
@@ -60,19 +60,19 @@ def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -
     wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
     held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
     recaptioned, reworded = passed_columns.changed(listed.videos, held, [n for n in names if n != "captions"])
-    for root, stage in _computed(run):
+    for root, stage in computed(run):
         tables.drop(stores.join(root, stage, name), recaptioned)
     tables.drop(folder, reworded)
 
 
-def _drop_orphans(run: Run, name: str, clips: Outcomes) -> None:
+def drop_orphans(run: Run, name: str, clips: Outcomes) -> None:
     """What was computed for clips that the index no longer has, or has in another version, gives way."""
-    for root, stage in _computed(run):
+    for root, stage in computed(run):
         folder = stores.join(root, stage, name)
         tables.drop_where(folder, lambda rows: pa.array(~clips.has_version(rows)), ["clip_id", "version"])
 
 
-def _computed(run: Run) -> list[tuple[str, str]]:
+def computed(run: Run) -> list[tuple[str, str]]:
     """Root and name of all that is computed for clips, the last first; also of a shortlist that is no longer asked
     for."""
     return [(root, stage) for root in (run.root, shortlist.home(run.root)) for stage in ("features", "motion")]

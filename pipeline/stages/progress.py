@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
 
 from pipeline.tables import Outcomes
 from pipeline.tables.throughput import Figures
 
+EVERY = 10.0  # seconds between two plain lines
+PLAIN = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
 
 class Progress:
-    """Rows done, the rate and the time left: a line that renews itself on a terminal, else one every ten seconds."""
+    """Rows done, the rate and the time left: a line that renews itself on a terminal, else a plain line at most every
+    EVERY seconds. Until the first row is done the line says that the stage is loading: its actors import and load
+    their models then.
 
-    def __init__(self, title: str) -> None:
-        self.title, self.start, self.last = title, time.monotonic(), -10.0
-        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    Rows that are done at once, because an earlier job did them, count for no rate.
+    """
+
+    def __init__(self, title: str, unit: str = "row") -> None:
+        self._title, self._unit = title, unit
+        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first rows were done, and how many
+        self._said = -EVERY
+        self._bar: tqdm[Any] | None = None
 
     def __call__(self, done: int, total: int, errors: dict[str, int]) -> None:
-        spent = time.monotonic() - self.start
-        finished = done >= total
-        if not (self.terminal or finished or done == 0 or spent - self.last >= 10):
-            return
-        self.last = spent
-        left = f", {duration(spent / done * (total - done))} left" if 0 < done < total else ""
-        rate = f", {done / spent:.3g} a second" if done and spent else ""
-        failed = "".join(f", {count} {code}" for code, count in errors.items())
-        line = f"{self.title:<18} {done:>7}/{total}  {duration(spent)}{rate}{left}{failed}"
-        if self.terminal:
-            bar = "#" * round(24 * done / max(total, 1))
-            print(
-                f"\r\033[K{self.title:<18} [{bar:<24}] {line[19:]}",
-                end="\n" if finished else "",
-                file=sys.stderr,
-                flush=True,
-            )
-        else:
+        elapsed = time.monotonic() - self._start
+        if done and self._first is None:
+            self._first = elapsed, done
+        line = self._line(done, total, elapsed, errors)
+        if _on_terminal():
+            self._renew(line, done, total)
+        elif done >= total or elapsed - self._said >= EVERY:
+            self._said = elapsed
             print(line, file=sys.stderr, flush=True)
+
+    def _line(self, done: int, total: int, elapsed: float, errors: dict[str, int]) -> str:
+        notes = [f"{count} {code}" for code, count in errors.items()]
+        if not done and total:
+            return f"{self._title}: 0/{total} [{duration(elapsed)}, {', '.join(['loading', *notes])}]"
+        return tqdm.format_meter(
+            n=done,
+            total=total,
+            elapsed=elapsed,
+            rate=self._rate(done, total, elapsed),
+            prefix=self._title,
+            unit=self._unit,
+            postfix=", ".join(notes),
+            ncols=shutil.get_terminal_size().columns - 2 if _on_terminal() else None,
+            bar_format=None if _on_terminal() else PLAIN,
+        )
+
+    def _rate(self, done: int, total: int, elapsed: float) -> float | None:
+        """Rows a second since the first ones, so that loading does not count; over all of it at the end."""
+        if self._first is None or done >= total or done == self._first[1]:
+            return None
+        since, before = self._first
+        return (done - before) / max(elapsed - since, 1e-9)
+
+    def _renew(self, line: str, done: int, total: int) -> None:
+        """The line in its place on the terminal, where tqdm keeps what is logged meanwhile apart from it."""
+        if self._bar is None:
+            self._bar = tqdm(total=total, bar_format="{desc}", leave=True, file=sys.stderr)
+        self._bar.set_description_str(line)
+        if done >= total:
+            self._bar.close()
+            self._bar = None
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def duration(seconds: float) -> str:

@@ -65,6 +65,11 @@ class Decoder:
         rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, wanted).result()
         return rows
 
+    def look(self, uri: str) -> dict[str, Any]:
+        """`video.look` at a local or remote file: its height, width, fps and seconds."""
+        row: dict[str, Any] = self._thread.submit(self._call, "look", uri, {}).result()[0]
+        return row
+
     def frames(self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int) -> Frames:
         """`video.decode` of a local or remote file: uint8 [count, height, width, 3]."""
         return self.submit_frames(uri, start_frame, count, fps, height, width).result()

@@ -67,6 +67,26 @@ def _room(times: Floats, start: int, fps: float) -> int:
     return int((_end(times, fps) - times[start]) * fps + _TIE) + 1
 
 
+# --- one look --------------------------------------------------------------------------------------------------------
+
+
+def look(path: str, pulse: Pulse = no_pulse) -> list[dict[str, Any]]:
+    """What a file is, as a list of one: {height, width, fps, seconds}, height and width of the picture on the screen.
+
+    Its packets are read and one frame is decoded, so that a film of hours takes seconds. Raises ClipError.
+    """
+    packets = read_packets(path, pulse)
+    count = int(np.count_nonzero(packets.shown))
+    for picture in pictures(path, packets, 0, pulse):
+        tall, wide = pose(picture.frame, packets.aspect).shape(picture.frame.height, picture.frame.width)
+        seconds = count / packets.rate
+        if packets.stamped:
+            shown = packets.pts[packets.shown]
+            seconds = float(shown.max() - shown.min()) * packets.time_base + 1 / packets.rate
+        return [{"height": round(tall), "width": round(wide), "fps": packets.rate, "seconds": seconds}]
+    raise ClipError("decode", "not one frame of it can be decoded")
+
+
 # --- segments --------------------------------------------------------------------------------------------------------
 
 

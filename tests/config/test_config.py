@@ -108,6 +108,23 @@ def test_all_mistakes_are_told_at_once() -> None:
         assert key in text, f"only one of two mistakes is told: {text}"
 
 
+def test_mistakes_of_every_kind_are_one_list() -> None:
+    pairs = ["seed.x=1", "novalue", "data.frames=0", "motion.camara=keep", "evaluate.arms=[base"]
+    with pytest.raises(ConfigError) as caught:
+        config.load_line("demo", pairs)
+    text = str(caught.value)
+    for named in ("seed.x", "novalue", "data.frames=0", "`motion.camara`", "evaluate.arms"):
+        assert text.count(named) >= 1, f"{named} is not told: {text}"
+    assert "demo.yaml, --set included: 5 things are wrong:" in text, text
+    assert "\n\n" not in text
+
+
+def test_faults_between_sections_are_told_together() -> None:
+    text = refused({"attribution.frames": 17, "ranking.fraction": 0.5, "attribution.shortlist": {"top": 0.2}})
+    for named in ("attribution.frames=17", "ranking.fraction=0.5", "would be no cheaper"):
+        assert named in text, f"{named} is not told: {text}"
+
+
 def test_missing_keys_are_named_with_the_remedy() -> None:
     values = {k: v for k, v in MINIMAL.items() if k != "model"}
     with pytest.raises(ConfigError, match=r"`model` is missing.*--set model="):
@@ -118,6 +135,19 @@ def test_missing_keys_are_named_with_the_remedy() -> None:
 def test_queries_are_videos_or_prompts_and_not_both(queries: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"queries\.videos.*queries\.prompts"):
         parse({**MINIMAL, "queries": queries}, "here")
+
+
+def test_queries_left_out_are_a_choice_of_three() -> None:
+    text = refused({"queries.videos": None})
+    for named in ("queries.videos=", "queries.prompts", "queries.sample=20"):
+        assert named in text, f"{named} is not offered: {text}"
+
+
+def test_a_sample_serves_where_no_queries_are_given() -> None:
+    assert load("demo", {"queries.videos": None, "queries.sample": 3}).queries.source == "sample"
+    assert load("demo", {"queries.sample": 3}).queries.source == "videos"
+    assert load("demo", {"queries": {"sample": 3, "prompts": [{"prompt": "a ball"}]}}).queries.source == "prompts"
+    assert "queries.sample=0" in refused({"queries.sample": 0})
 
 
 def test_the_ranked_mask_must_be_among_the_settings() -> None:

@@ -40,16 +40,50 @@ def test_a_job_gets_its_own_arguments() -> None:
     assert ran("rank_clips").returncode == 2, "--config may not be left out"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--config", "demo", "--set", "motion.hight=3"]])
-def test_help_and_wrong_keys_are_said_before_anything_heavy_is_imported(words: list[str]) -> None:
-    code = "import sys; from jobs import __main__; sys.argv[1:] = sys.argv[2:]; __main__.main()"
-    watch = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, 'ray' in sys.modules)); {code}"
-    ended = subprocess.run(
-        [sys.executable, "-c", watch, "", "rank_clips", *words], cwd=ROOT, capture_output=True, text=True
+HEAVY = ("torch", "torchvision", "ray", "diffusers", "transformers", "scipy")
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "command.main(" in path.read_text())
+WRONG = ["--config", "demo", "--set", "motion.hight=3"]
+CPU_SECONDS = 2.0  # of a child; it takes half a second where torch is not imported, and five to nine where it is
+
+
+@pytest.mark.parametrize("words", [["--help"], WRONG], ids=["help", "wrong key"])
+@pytest.mark.parametrize(("through", "job"), [*(("module", job) for job in JOBS), ("command", "rank_clips")])
+def test_help_and_wrong_keys_are_said_before_anything_heavy_is_imported(
+    through: str, job: str, words: list[str]
+) -> None:
+    module, arguments = (f"jobs.{job}", words) if through == "module" else ("jobs", [job, *words])
+    code = (
+        "import atexit, resource, runpy, sys\n"
+        "def tell():\n"
+        f"    usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+        f"    print([m for m in {HEAVY} if m in sys.modules], usage.ru_utime + usage.ru_stime, flush=True)\n"
+        "atexit.register(tell)\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
     )
-    assert ended.stdout.strip().endswith("False False"), ended.stdout + ended.stderr
-    assert ended.returncode == (0 if words == ["--help"] else 2)
+    line = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    modules, _, seconds = ended.stdout.splitlines()[-1].rpartition(" ")
+    assert modules == "[]", f"{modules} were imported first"
+    assert float(seconds) < CPU_SECONDS
+    assert ended.returncode == (0 if words == ["--help"] else 2), ended.stderr
     assert words == ["--help"] or "motion.hight" in ended.stderr
+
+
+@pytest.mark.parametrize("job", ["curate", "index_clips", "nightly", "plan"])
+def test_places_that_are_not_there_are_all_said_before_anything_heavy_is_imported(job: str, tmp_path: Path) -> None:
+    places = {key: f"/nowhere/{key}" for key in ("data.videos", "queries.videos", "evaluate.videos", "model.id")}
+    places |= {"motion.weights": "/nowhere/raft.pth", "root": str(tmp_path / "run")}
+    words = [word for key, value in places.items() for word in ("--set", f"{key}={value}")]
+    code = (
+        f"import atexit, runpy, sys; atexit.register(lambda: print([m for m in {HEAVY} if m in sys.modules]))\n"
+        f"runpy.run_module('jobs.{job}', run_name='__main__', alter_sys=True)"
+    )
+    line = [sys.executable, "-c", code, "--config", "demo", *words]
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (2, "[]\n"), ended.stderr
+    for key in ("data.videos", "queries.videos", "evaluate.videos", "model.id", "motion.weights"):
+        assert f"{key}='/nowhere/" in ended.stderr, f"{key} is not named: {ended.stderr}"
+    assert not list(tmp_path.iterdir()), "something was written"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import command
 from pipeline import config
 from pipeline.config import Run, overrides
 from pipeline.errors import ConfigError
@@ -46,21 +45,21 @@ TYPED = [
 
 @pytest.mark.parametrize("text", TYPED)
 def test_text_is_taken_as_it_is_typed(text: str) -> None:
-    assert command.overrides([f"root={text}"]) == {"root": text}
-    assert config.load("demo", command.overrides([f"root={text}"])).root == text
+    assert config.override(f"root={text}") == ("root", text)
+    assert config.load_line("demo", [f"root={text}"]).root == text
 
 
 @pytest.mark.parametrize("text", [t for t in TYPED if t != "null"])
 @pytest.mark.parametrize("key", ["data.base", "evaluate.videos", "explain.clip", "data.oracle"])
 def test_text_or_null_is_null_by_the_word_alone(key: str, text: str) -> None:
-    assert command.overrides([f"{key}={text}"]) == {key: text}
-    assert command.overrides([f"{key}=null"]) == {key: None}
-    assert command.overrides([f'{key}="null"']) == {key: "null"}
+    assert config.override(f"{key}={text}") == (key, text)
+    assert config.override(f"{key}=null") == (key, None)
+    assert config.override(f'{key}="null"') == (key, "null")
 
 
 @pytest.mark.parametrize("quoted", ["'a #1'", '"a #1"'])
 def test_quotes_around_the_whole_value_are_removed(quoted: str) -> None:
-    assert command.overrides([f"root={quoted}"]) == {"root": "a #1"}
+    assert config.override(f"root={quoted}") == ("root", "a #1")
 
 
 @pytest.mark.parametrize(
@@ -81,11 +80,11 @@ def test_quotes_around_the_whole_value_are_removed(quoted: str) -> None:
 )
 def test_numbers_lists_and_mappings_are_read_by_their_fields(pair: str, value: Any) -> None:
     key = pair.split("=")[0]
-    assert command.overrides([pair]) == {key: value}
+    assert config.override(pair) == (key, value)
 
 
 def test_dates_and_truths_are_read_by_validation() -> None:
-    run = config.load("demo", command.overrides(["nightly.date=2024-01-02", "study.serve=yes", "report.captions=off"]))
+    run = config.load_line("demo", ["nightly.date=2024-01-02", "study.serve=yes", "report.captions=off"])
     assert (str(run.nightly.date), run.study.serve, run.report.captions) == ("2024-01-02", True, False)
 
 
@@ -108,7 +107,7 @@ def test_dates_and_truths_are_read_by_validation() -> None:
 )
 def test_what_would_be_dropped_or_changed_is_refused(pair: str, named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        config.load("demo", command.overrides([pair]))
+        config.load_line("demo", [pair])
     assert named in str(error.value)
     assert pair.split("=")[0] in str(error.value)
     assert "\n" not in str(error.value)
@@ -128,4 +127,4 @@ def test_the_pages_option_names_the_very_clip(name: str) -> None:
     import shlex
 
     _, pair = shlex.split(explain_links.option(name))
-    assert command.overrides([pair]) == {"explain.clip": name}
+    assert config.override(pair) == ("explain.clip", name)

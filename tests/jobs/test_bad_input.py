@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from jobs import command
 from jobs.curate import curate
 from pipeline import config
 from pipeline.config import Run
@@ -70,6 +69,16 @@ def test_wrong_values_end_before_anything_starts(
     assert not (tmp_path / "run" / "clips").exists()
 
 
+def test_all_missing_places_are_named_together(small_run: MakeRun, tmp_path: Path) -> None:
+    places = {"data__videos": "/nowhere/a", "queries__videos": "/nowhere/b", "evaluate__videos": "/nowhere/c"}
+    run = small_run(tmp_path / "run", **places, model__id="/nowhere/model", motion__weights="/nowhere.safetensors")
+    with pytest.raises(ConfigError) as error:
+        attribution.check(run, "index_clips", ("queries", "clips", "held_out"))
+    for key in ("data.videos", "queries.videos", "evaluate.videos", "model.id", "motion.weights"):
+        assert f"{key}=" in str(error.value), f"{key} is not named: {error.value}"
+    assert "\n\n" not in str(error.value)
+
+
 def test_empty_folder(small_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"data\.videos"):
@@ -102,7 +111,7 @@ def test_arms_that_this_configuration_cannot_have(small_run: MakeRun, tmp_path: 
 @pytest.mark.parametrize("pair", ["novalue", "=1", "a=[1"])
 def test_overrides_that_cannot_be_read(pair: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
-        command.overrides([pair])
+        config.override(pair)
 
 
 def test_an_override_below_a_plain_value() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -275,6 +276,18 @@ def test_an_empty_root_gives_a_page_and_nothing_held_out_is_said(tmp_path: Path)
     text = text_of((tmp_path / "empty" / "report" / "index.html").read_text())
     assert "No clips are indexed yet" in text
     assert "Nothing was held out" in text
+
+
+def test_what_the_results_do_not_mean_is_said_on_the_page(tmp_path: Path) -> None:
+    run = build(str(tmp_path), "motion")
+    model = run.model.model_copy(update={"id": str(config.PACKAGE / "weights/wan-demo")})
+    sampled = run.queries.model_copy(update={"videos": None, "sample": 7})
+    found = report.write(run.model_copy(update={"model": model, "queries": sampled}), frames_of)
+    text = html.unescape(text_of((tmp_path / "report" / "index.html").read_text()))
+    assert len(found["caveats"]) == 3, "provisional queries, the toy model, 32 pixels"
+    for sentence in found["caveats"]:
+        assert sentence in text
+    assert "provisional: clips of the data" in text
 
 
 def test_frames_are_laid_under_the_latent_frame_that_folds_them() -> None:
