@@ -22,7 +22,7 @@ from pipeline.config.run import Run
 _HEAD = """\
 # Configuration
 
-<!-- Written by `python -m pipeline.config.reference docs/configuration.md`; edit the descriptions in pipeline/config. -->
+<!-- `python -m pipeline.config.reference docs/configuration.md` writes this page from pipeline/config. -->
 
 A configuration is one YAML file with one section for each stage. A recipe is a complete configuration that ships with
 the package; [pipeline/config/recipes](../pipeline/config/recipes) has them, with comments. A run writes the
@@ -34,7 +34,7 @@ configuration that it used to `ROOT/config.yaml`, and `--config ROOT/config.yaml
 | `--set key=value` overrides one key; it may be given many times | the last one counts where a key is given twice |
 | a key has a dotted name, `motion.camera` | an unknown key is an error that names the nearest key |
 | the file is UTF-8, or UTF-16 with a byte-order mark | another encoding is an error that names the line |
-| text after `--set key=` is taken as it is typed, ` #` and `: ` included | one pair of quotes around the value is removed |
+| text after `--set key=` is taken as it is typed, ` #` and `: ` too | one pair of quotes around the value is removed |
 | `null` unsets a key that may be null | |
 | lists and mappings after `--set` are YAML without comments | `--set 'evaluate.arms=[base, random]'` |
 | `package:PATH` stands for a path inside the installed package | the recipe `demo` names its weights so |
