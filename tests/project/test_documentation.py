@@ -19,7 +19,10 @@ from jobs import __main__ as entry
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, keys, reference
+from pipeline.stages.ranking import rank_clips
+from pipeline.synthetic import world
 from pipeline.tables import schemas
+from pipeline.video.frames import write_mp4
 from tests.project.test_layers import LAYERS
 from tests.support.documents import PAGES, ROOT, Block, anchors, blocks, code, links, prose, spans
 
@@ -189,8 +192,12 @@ def test_the_page_of_the_jobs_has_every_job() -> None:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run `runs/demo`: 20 clips and 4 queries that are indexed and have features, drawn at random."""
+    """A folder with the run `runs/demo`: 20 clips and 4 queries that are indexed and ranked, their features drawn at
+    random; and with two folders of videos, `clips` and `motions`."""
     folder = tmp_path_factory.mktemp("prepared")
+    for name, scenes in (("clips", world.corpus(1, 4)), ("motions/roll", world.queries(2, 1)[:2])):
+        for scene in scenes:
+            write_mp4(str(folder / name / f"{scene.name}.mp4"), world.render(scene, 64, 96), scene.fps)
     root = str(folder / "runs" / "demo")
     run = config.load("demo", {"root": root})
     draw = np.random.default_rng(0)
@@ -209,6 +216,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [setting.record() for setting in settings]
         features = pa.table(columns, schema=schema)
         tables.append(f"{root}/features/{kind}", features, fingerprints.features(run.of(kind)), settings=records)
+    rank_clips(run)
     return folder
 
 
