@@ -18,7 +18,7 @@ import pytest
 from jobs import __main__ as entry
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
-from pipeline.config import Run, keys, reference
+from pipeline.config import Run, documentation, keys
 from pipeline.stages.ranking import rank_clips
 from pipeline.synthetic import world
 from pipeline.tables import schemas
@@ -144,9 +144,9 @@ def test_make_has_the_targets(page: Path) -> None:
 
 
 def test_the_page_of_the_keys_is_that_of_the_code() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == reference.page(), (
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == documentation.markdown(), (
         "docs/configuration.md is not that of pipeline/config; write it anew: "
-        "python -m pipeline.config.reference docs/configuration.md"
+        "python -m pipeline.config.documentation > docs/configuration.md"
     )
 
 
@@ -155,7 +155,9 @@ def test_every_key_has_a_meaning() -> None:
 
 
 def test_every_key_stands_on_the_page_once() -> None:
-    sections = reference.page().partition("## A ")[0]  # below it are the members of lists, whose names are short
+    sections = documentation.markdown().partition("## A ")[
+        0
+    ]  # below it are the members of lists, whose names are short
     rows = re.findall(r"^\| `([\w.]+)` \|", sections, re.MULTILINE)
     for key in keys.keys(Run):
         assert rows.count(key.name) == 1, f"{key.name} has {rows.count(key.name)} rows"
@@ -166,8 +168,9 @@ def test_readme_is_one_page() -> None:
 
 
 def packages() -> list[str]:
-    """The packages of the library in the order of the layers."""
-    return [p for p in LAYERS if (ROOT / "pipeline" / p / "__init__.py").exists() or p == "errors"]
+    """The packages of the library, and the modules beside them, in the order of the layers."""
+    places = {package: ROOT / "pipeline" / package for package in LAYERS}
+    return [p for p, place in places.items() if place.is_dir() or place.with_suffix(".py").is_file()]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
