@@ -23,6 +23,12 @@ A configuration is one YAML file with one section for each stage. A recipe is a 
 the package; [pipeline/config/recipes](../pipeline/config/recipes) has them, with comments. A run writes the
 configuration that it used to `ROOT/config.yaml`, and `--config ROOT/config.yaml` repeats the run.
 
+| recipe | for |
+| --- | --- |
+| `demo` | the synthetic world, with the demo's own model |
+| `tiny` | your own videos on a machine without a GPU; the model is the demo's toy |
+| `wan2.1-t2v-1.3b` | Wan 2.1 with the paper's settings, but for the ranking |
+
 | rule | what follows |
 | --- | --- |
 | `--config FILE_OR_RECIPE` names the file | a recipe is named without `.yaml` |

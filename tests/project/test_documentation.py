@@ -19,6 +19,7 @@ from jobs import __main__ as entry
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, documentation, keys
+from pipeline.errors import CODES
 from pipeline.stages.ranking import rank_clips
 from pipeline.synthetic import world
 from pipeline.tables import schemas
@@ -154,10 +155,13 @@ def test_every_key_has_a_meaning() -> None:
     assert [key.name for key in keys.keys(Run) if not key.meaning] == []
 
 
+def test_the_page_of_the_keys_lists_every_recipe() -> None:
+    rows = re.findall(r"^\| `([\w.-]+)` \| [^|]* \|$", documentation.markdown(), re.MULTILINE)
+    assert rows == config.recipes()
+
+
 def test_every_key_stands_on_the_page_once() -> None:
-    sections = documentation.markdown().partition("## A ")[
-        0
-    ]  # below it are the members of lists, whose names are short
+    sections, _, _ = documentation.markdown().partition("## A ")  # below it are the members of lists
     rows = re.findall(r"^\| `([\w.]+)` \|", sections, re.MULTILINE)
     for key in keys.keys(Run):
         assert rows.count(key.name) == 1, f"{key.name} has {rows.count(key.name)} rows"
@@ -178,6 +182,15 @@ def test_the_map_of_the_code_has_every_package(page: str) -> None:
     rows = re.findall(r"^\| `pipeline/(\w+)(?:\.py)?` \|", (ROOT / page).read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(packages())
     assert page == "README.md" or rows == packages(), "the layers stand in another order than in test_layers.py"
+
+
+def test_the_table_of_error_codes_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \|$", page, re.MULTILINE)
+    assert rows == list(CODES), "the codes stand in another order, or one is missing"
+    for each in CODES.values():
+        row = f"| `{each.name}` | {each.meaning} | {each.retry.value} | {each.remedy} |"
+        assert row in page, f"docs/troubleshooting.md lacks the row {row}"
 
 
 def test_every_page_can_be_reached_from_readme() -> None:
