@@ -23,6 +23,7 @@ from pipeline.errors import CODES
 from pipeline.stages.ranking import rank_clips
 from pipeline.synthetic import world
 from pipeline.tables import schemas
+from pipeline.training import arms
 from pipeline.video.frames import write_mp4
 from tests.project.test_layers import LAYERS
 from tests.support.documents import PAGES, ROOT, Block, anchors, blocks, code, links, prose, spans
@@ -96,14 +97,14 @@ def test_keys_exist(page: Path) -> None:
 
 @pages
 def test_commands_are_accepted(page: Path) -> None:
-    """Every whole command of a shell block, whatever it needs: its recipe, its keys and their values."""
+    """Every whole command of a shell block, whatever it needs: its recipe, its keys and their values, its arms."""
     for block in blocks(page):
         for command in commands(block):
             words = shlex.split(command, comments=True)
             recipe = words[words.index("--config") + 1] if "--config" in words else "demo"
             if recipe in config.recipes():
                 pairs = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-                config.load(recipe, dict(config.override(pair) for pair in pairs))
+                arms.check(config.load(recipe, dict(config.override(pair) for pair in pairs)))
             else:
                 assert recipe.endswith(".yaml"), f"{block.place}: there is no recipe {recipe}"
 
