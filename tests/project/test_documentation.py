@@ -16,10 +16,9 @@ import pyarrow as pa
 import pytest
 
 from jobs import __main__ as entry
-from pipeline import config, tables
+from pipeline import config, errors, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run, documentation, keys
-from pipeline.errors import CODES
 from pipeline.stages.ranking import rank_clips
 from pipeline.synthetic import world
 from pipeline.tables import schemas
@@ -188,8 +187,8 @@ def test_the_map_of_the_code_has_every_package(page: str) -> None:
 def test_the_table_of_error_codes_is_that_of_the_code() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .* \|$", page, re.MULTILINE)
-    assert rows == list(CODES), "the codes stand in another order, or one is missing"
-    for each in CODES.values():
+    assert rows == list(errors.CODES), "the codes stand in another order, or one is missing"
+    for each in errors.CODES.values():
         row = f"| `{each.name}` | {each.meaning} | {each.retry.value} | {each.remedy} |"
         assert row in page, f"docs/troubleshooting.md lacks the row {row}"
 
