@@ -15,9 +15,9 @@ Kind = Literal["gaussian", "rademacher", "sketched_gaussian", "fastfood"]
 class Setting(Model):
     """One gradient of a clip: at `timestep` of 1000, with the shared noise of index `noise`, under a mask."""
 
-    timestep: float = Field(751, gt=0, lt=1000)
-    noise: int = Field(0, ge=0)
-    mask: Literal["motion", "none"] = "motion"
+    timestep: float = Field(751, gt=0, lt=1000, description="of 1000; high is noisy")
+    noise: int = Field(0, ge=0, description="index of a noise that all clips and queries share")
+    mask: Literal["motion", "none"] = Field("motion", description="what weighs the loss; none: every place alike")
     of: Literal["both", "clips", "queries"] = Field("both", description="whose gradient is taken")
 
     def record(self) -> dict[str, Any]:
@@ -57,9 +57,9 @@ def compared(mask: RankingMask | str, settings: tuple[Setting, ...]) -> dict[str
 
 
 class ProjectionConfig(Model):
-    kind: Kind = "gaussian"
-    dim: int = Field(512, ge=8, multiple_of=8)
-    seed: int = Field(0, ge=0, lt=1 << 64)
+    kind: Kind = Field("gaussian", description="how entries are made; benchmarks.md compares them")
+    dim: int = Field(512, ge=8, multiple_of=8, description="numbers of a feature for each setting")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="of the matrix")
 
     @model_validator(mode="after")
     def _possible(self) -> ProjectionConfig:
@@ -78,12 +78,12 @@ class Shortlist(Model):
     top: float = Field(0.2, gt=0, lt=1, description="share of the clips: the first by the cheaper variant")
     bottom: float = Field(0.05, ge=0, lt=1, description="... and the last")
     audit: float = Field(0.02, gt=0, le=1, description="... and at random, also among those two")
-    settings: tuple[Setting, ...] | None = Field(None, min_length=1)
-    parameters: str | None = None
-    frames: int | None = Field(None, ge=2)
-    fps: float | None = Field(None, gt=0)
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
+    settings: tuple[Setting, ...] | None = Field(None, min_length=1, description="the variant's own")
+    parameters: str | None = Field(None, description="the variant's own")
+    frames: int | None = Field(None, ge=2, description="the variant's own")
+    fps: float | None = Field(None, gt=0, description="the variant's own")
+    height: int | None = Field(None, ge=8, description="the variant's own")
+    width: int | None = Field(None, ge=8, description="the variant's own")
 
     @model_validator(mode="after")
     def _sensible(self) -> Shortlist:
@@ -108,15 +108,17 @@ class Shortlist(Model):
 
 
 class Attribution(Model):
-    settings: tuple[Setting, ...] = Field((Setting(),), min_length=1)
+    settings: tuple[Setting, ...] = Field(
+        (Setting(),), min_length=1, description="the gradients of a clip; each is a part of its feature"
+    )
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
     hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
     weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
     frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
-    fps: float | None = Field(None, gt=0)
-    height: int | None = Field(None, ge=8)
-    width: int | None = Field(None, ge=8)
+    fps: float | None = Field(None, gt=0, description="the same")
+    height: int | None = Field(None, ge=8, description="the same")
+    width: int | None = Field(None, ge=8, description="the same")
     shortlist: Shortlist | None = Field(None, description="this attribution for some clips only; null: for every clip")
 
     @model_validator(mode="after")

@@ -19,9 +19,9 @@ class Promote(Model):
     """When a night's model takes the place of the one in use: its mean loss on held-out clips is lower, relatively by
     more than `improvement`, with this confidence (one-sided t interval on differences paired by clip)."""
 
-    metric: Literal["masked_loss", "plain_loss"] = "masked_loss"
-    confidence: float = Field(0.95, ge=0.5, lt=1)
-    improvement: float = Field(0.0, ge=0, lt=1)
+    metric: Literal["masked_loss", "plain_loss"] = Field("masked_loss", description="the held-out loss that decides")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="of the one-sided interval")
+    improvement: float = Field(0.0, ge=0, lt=1, description="relative, which the interval must exceed")
 
 
 class Nightly(Model):
@@ -35,21 +35,21 @@ class Nightly(Model):
 class Report(Model):
     """What the page shows of the videos."""
 
-    pictures: bool = True
-    captions: bool = True
+    pictures: bool = Field(True, description="frames of clips stand on the page")
+    captions: bool = Field(True, description="captions of clips stand on the page")
 
 
 class Purge(Model):
     """For jobs.purge: the clips that go."""
 
-    clips: tuple[str, ...] = ()
+    clips: tuple[str, ...] = Field((), description="ids of the clips that go")
     file: str | None = Field(None, description="a text file of clip ids, one a line; local or s3://")
 
 
 class Explain(Model):
     """For jobs.explain: the clip whose influence is taken apart."""
 
-    clip: str | None = None
+    clip: str | None = Field(None, description="the clip's id")
     layers: bool = Field(False, description="split the influence over the transformer's layers as well")
 
     @field_validator("clip", mode="before")
@@ -69,10 +69,10 @@ class Plan(Model):
 class Prices(Model):
     """What an hour and a gigabyte cost where the recipe runs; zero: not known."""
 
-    gpu_hour: float = Field(0.0, ge=0)
-    cpu_hour: float = Field(0.0, ge=0)
+    gpu_hour: float = Field(0.0, ge=0, description="of one GPU")
+    cpu_hour: float = Field(0.0, ge=0, description="of one CPU core")
     gb_month: float = Field(0.0, ge=0, description="of storage, for a gigabyte and month")
-    currency: str = "USD"
+    currency: str = Field("USD", description="the word after every sum")
 
     @property
     def known(self) -> bool:
@@ -82,17 +82,17 @@ class Prices(Model):
 class Budget(Model):
     """What a job may hold of the cluster before it stops between two batches; null: no cap."""
 
-    gpu_hours: float | None = Field(None, gt=0)
-    cpu_hours: float | None = Field(None, gt=0)
+    gpu_hours: float | None = Field(None, gt=0, description="GPU-hours that actors may hold; null: no cap")
+    cpu_hours: float | None = Field(None, gt=0, description="CPU-hours that actors may hold; null: no cap")
 
 
 class Pool(Model):
     """One stage's share of the cluster: `actors` of `cpus` and `gpus` each, handed `batch` clips at a time."""
 
-    actors: int = Field(1, ge=1)
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    batch: int = Field(8, ge=1)
+    actors: int = Field(1, ge=1, description="processes of the stage")
+    cpus: float = Field(1.0, gt=0, description="cores of each actor")
+    gpus: float = Field(0.0, ge=0, description="GPUs of each actor")
+    batch: int = Field(8, ge=1, description="clips that an actor is handed at a time")
 
 
 class Resources(Model):
@@ -107,7 +107,7 @@ class Resources(Model):
 class Tracking(Model):
     """Where fine-tuning is followed. Keys and addresses come from the environment, never from here."""
 
-    kind: Literal["none", "mlflow", "wandb"] = "none"
+    kind: Literal["none", "mlflow", "wandb"] = Field("none", description="MLflow, Weights & Biases, or neither")
     project: str = Field("motion-curation", min_length=1, description="MLflow's experiment, W&B's project")
 
 

@@ -66,17 +66,19 @@ class Data(Model):
     base: str | None = Field(None, description="videos outside this folder or prefix, links followed, are refused")
     frames: int = Field(81, ge=2, description="frames of a segment")
     fps: float = Field(16.0, gt=0, description="frames a second after resampling")
-    height: int = Field(480, ge=8)
-    width: int = Field(832, ge=8)
+    height: int = Field(480, ge=8, description="pixels; frames are scaled to cover the size and cropped")
+    width: int = Field(832, ge=8, description="pixels")
     stride: int | None = Field(None, ge=1, description="frames from one segment's start to the next; null: `frames`")
     decode_timeout: float = Field(120.0, gt=0, description="seconds without a frame or packet in which a decoder ends")
     oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
 
 
 class Prompt(Model):
-    prompt: str
-    group: str = "all"
-    seed: int = Field(0, ge=0)
+    """A caption that becomes a query video."""
+
+    prompt: str = Field(description="the caption")
+    group: str = Field("all", description="the motion that it stands for")
+    seed: int = Field(0, ge=0, description="of the video's noise")
 
 
 class Queries(Model):
@@ -114,26 +116,28 @@ class Queries(Model):
 
 class VideoModelConfig(Model):
     id: str = Field(min_length=1, description="a diffusers folder, local or s3://, or a model id of the hub")
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of the transformer's forward and backward pass"
+    )
     vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = Field(True, description="less memory, more time: backward computes blocks again")
 
 
 class Motion(Model):
-    flow: Literal["raft_large", "raft_small"] = "raft_large"
+    flow: Literal["raft_large", "raft_small"] = Field("raft_large", description="the optical flow network")
     weights: str = Field(
         "default", description="`default` (torchvision's), `C_T_V1`, or a .safetensors/.pth file, local or s3://"
     )
     height: int = Field(240, ge=128, multiple_of=8, description="working size of the flow")
-    width: int = Field(416, ge=128, multiple_of=8)
+    width: int = Field(416, ge=128, multiple_of=8, description="working size of the flow")
     batch: int = Field(16, ge=1, description="pairs of frames at a time")
-    updates: int = Field(12, ge=1)
-    camera: Literal["keep", "subtract"] = "keep"
-    normalise: Literal["min_max", "quantile"] = "min_max"
+    updates: int = Field(12, ge=1, description="refinements of the flow")
+    camera: Literal["keep", "subtract"] = Field("keep", description="subtract: a global affine motion is removed first")
+    normalise: Literal["min_max", "quantile"] = Field("min_max", description="what becomes 1 in the mask")
     quantile: float = Field(0.99, gt=0, le=1, description="upper end of the mask for normalise: quantile")
     still: float = Field(0.5, ge=0, description="a clip whose flow spans less (pixels a frame) has no motion")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the flow's convolutions")
     of: Literal["all", "queries"] = Field(
         "all", description="`queries`: where the ranking masks queries alone, of clips only a `sample` is measured"
     )
@@ -146,7 +150,9 @@ class Ranking(Model):
         description="features under which mask are compared; `queries`: of queries masked, of clips plain",
     )
     whiten: float | None = Field(0.01, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
-    by: Literal["mean", "votes"] = "mean"
+    by: Literal["mean", "votes"] = Field(
+        "mean", description="mean influence, or the number of queries that vote for it"
+    )
     fraction: float = Field(0.1, gt=0, le=1, description="share of the clips that is selected")
     harmful: float = Field(0.1, ge=0, lt=1, description="share at the bottom that may be called harmful")
     vote_fraction: float = Field(0.1, gt=0, le=1, description="a query votes for this share of the clips")
@@ -156,18 +162,18 @@ class Ranking(Model):
 
 
 class Finetune(Model):
-    arm: Arm = "motive_whitened"
+    arm: Arm = Field("motive_whitened", description="what is trained on; concepts.md lists the arms")
     group: str = Field("all", description="`all`, or the group of queries whose selection is trained on")
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, description="steps of the optimiser (AdamW)")
     batch: int = Field(1, ge=1, description="clips a step and worker")
-    accumulate: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    learning_rate: float = Field(1e-5, gt=0, description="of AdamW")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: it falls to 0 over the steps")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
-    caption_dropout: float = Field(0.1, ge=0, le=1)
+    caption_dropout: float = Field(0.1, ge=0, le=1, description="share of the clips that train with an empty caption")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: each worker holds its rows of the parameters")
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, description="processes of Ray Train")
     min_workers: int | None = Field(None, ge=1, description="go on with as few when nodes are lost; null: `workers`")
     checkpoint_every: int = Field(100, ge=1, description="a lost worker costs at most so many steps")
     checkpoint_seconds: float = Field(600.0, gt=0, description="... and at most so long, and what an upload takes")
@@ -183,20 +189,22 @@ class Evaluate(Model):
     videos: str | None = Field(
         None, min_length=1, description="held-out videos, disjoint from data and queries; null: none"
     )
-    arms: tuple[Arm, ...] = ("base", "random", "motive_whitened")
-    timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field((251, 501, 751), min_length=1)
+    arms: tuple[Arm, ...] = Field(("base", "random", "motive_whitened"), description="the arms that are held together")
+    timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field(
+        (251, 501, 751), min_length=1, description="of 1000, at which held-out losses are taken"
+    )
     noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
     generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), description="of generated videos: one each a caption")
     steps: int = Field(50, ge=1, description="denoising steps")
-    guidance: float = Field(5.0, ge=1)
+    guidance: float = Field(5.0, ge=1, description="classifier-free guidance of generated videos")
 
 
 class Run(Model):
     """A complete configuration."""
 
-    root: str = Field(min_length=1)
-    seed: int = Field(0, ge=0)
+    root: str = Field(min_length=1, description="the folder of the run, local or s3://")
+    seed: int = Field(0, ge=0, description="of shared noise, of training and of every draw")
     data: Data
     queries: Queries
     model: VideoModelConfig

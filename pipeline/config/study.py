@@ -14,7 +14,9 @@ class Study(Model):
         (), description="two or more, baselines first"
     )
     subject: str | None = Field(None, description="held against each other arm; null: every pair of arms is judged")
-    question: str = Field("In which video does the motion look more natural?", min_length=1, max_length=200)
+    question: str = Field(
+        "In which video does the motion look more natural?", min_length=1, max_length=200, description="what is asked"
+    )
     seed: int = Field(0, ge=0, description="of each person's order and sides, of the catch trials, of the intervals")
     catch: float = Field(0.1, ge=0, le=0.5, description="share of the pairs shown whose right answer is known")
     passing: float = Field(0.75, ge=0, le=1, description="share of those that a person must get right to count")

@@ -1,4 +1,4 @@
-"""`ray job submit` as README gives it: a cluster with a token, logs, outcome, stop and restart; no token, no job."""
+"""`ray job submit` as docs/cluster.md has it: a cluster with a token, outcome, stop, restart; no token, no job."""
 
 from __future__ import annotations
 
