@@ -135,6 +135,8 @@ def _first_moving(run: Run, count: int) -> list[str]:
     """The ids of the first `count` clips of the order that move, or of all that do where there are fewer. Motion is
     estimated for twice as many clips at first, and for twice as many again until enough of them move."""
     one, scope = attribution.scopes(run)[0]
+    motion_of_all = one.motion.model_copy(update={"of": "all"})  # with `of: queries` too, candidates are measured
+    one = one.model_copy(update={"motion": motion_of_all})
     tried = 2 * count
     while True:
         ids = heapq.nsmallest(tried, _usable_ids(run), key=lambda clip_id: place_in_draw(run.seed, clip_id))

@@ -50,14 +50,16 @@ def test_the_first_moving_clips_of_the_order_are_the_queries(sampled: MakeRun, c
 def test_a_draw_needs_no_more_motion_than_it_takes_and_a_second_changes_nothing(
     sampled: MakeRun, cluster: None, tmp_path: Path
 ) -> None:
-    run = sampled(tmp_path / "run", 2)
+    asked = [{"timestep": 751, "mask": "motion", "of": "queries"}, {"timestep": 751, "mask": "none", "of": "clips"}]
+    changes = {"motion__of": "queries", "motion__sample": 1, "attribution__settings": asked}  # of one clip otherwise
+    run = sampled(tmp_path / "run", 2, **changes)
     indexing.index(run, "clips")
     sample_queries(run)
     assert len(_rows(run, "motion", "clips")) < len(_rows(run, "clips")), "the whole corpus was looked at"
     before = _rows(run, "queries")
     sample_queries(run)
     assert _rows(run, "queries") == before
-    more = sampled(tmp_path / "run", 3)
+    more = sampled(tmp_path / "run", 3, **changes)
     sample_queries(more)
     ids = {row["clip_id"] for row in _rows(run, "queries")}
     assert len(ids) == 3
