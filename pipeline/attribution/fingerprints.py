@@ -6,6 +6,7 @@ Paths, resources, batch sizes and library versions are no part of it; they are r
 from __future__ import annotations
 
 import hashlib
+from math import lcm
 from typing import Any
 
 from pipeline import models
@@ -16,6 +17,7 @@ from pipeline.models.promoted import promoted
 from pipeline.motion import weights_file
 
 Fingerprint = dict[str, Any]
+GENERATED = 16  # of whose multiples diffusers' WanPipeline generates videos, whatever the transformer takes
 
 
 def clips(run: Run) -> Fingerprint:
@@ -98,10 +100,19 @@ def check_geometry(run: Run, key: str = "attribution") -> None:
             )
     sides = {"data.height": (run.data.height, rows), "data.width": (run.data.width, columns)}
     sides |= {f"{key}.height": (height, rows), f"{key}.width": (width, columns)}
+    generates = bool(run.evaluate.generate or run.queries.prompts)
     for name, (side, tokens) in sides.items():
         step = spatial * tokens
+        if generates and name.startswith("data."):
+            step = lcm(step, GENERATED)
         if side % step:
-            raise ConfigError(f"{name}={side}: the model takes multiples of {step}; use {side // step * step or step}.")
+            raise ConfigError(f"{name}={side}: the model takes multiples of {step}; use {_near(side, step)}.")
+
+
+def _near(side: int, step: int) -> str:
+    """The multiples of a step on either side of a number."""
+    below = side // step * step
+    return f"{below} or {below + step}" if below else f"{step}"
 
 
 def _geometry(run: Run) -> Fingerprint:
