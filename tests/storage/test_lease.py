@@ -215,7 +215,8 @@ def test_a_lost_lease_interrupts_nothing_and_is_told_at_the_next_checkpoint(lost
 
 
 def test_nothing_is_written_to_a_table_once_the_lease_is_lost(lost: Callable[[], str], tmp_path: Path) -> None:
-    folder, table = f"{tmp_path}/run/clips", pa.table({"clip_id": ["a", "b"]})
+    folder = f"{tmp_path}/run/clips"
+    table = pa.table({"clip_id": ["a", "b"], "error": pa.nulls(2, pa.string())})
     tables.append(folder, table, {})
     before = [(path, os.stat(path).st_mtime_ns) for path in tables.parts(folder)]
 
