@@ -14,7 +14,7 @@ test: .venv/installed
 
 # Processes that die, several nodes, whole runs, browsers: one at a time.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not soak"
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak

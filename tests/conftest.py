@@ -33,6 +33,17 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "none")]  # for every arm
 
 
+WHOLE_RUNS = {"three", "compared", "curated", "undivided"}  # fixtures that take minutes: nights, arms, curations
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a whole run are slow ones."""
+    for item in items:
+        if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -66,16 +66,16 @@ def command(root: Path, run: Run) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def curated(small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole curate: one pass for motion and features, ranking, two arms, evaluation, page."""
-    root = tmp_path_factory.mktemp("whole") / "run"
+    root = tmp_path_factory.mktemp("curated") / "run"
     curate(small_run(root))
     return root
 
 
-def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
+def test_curate_writes_every_table_and_they_add_up(curated: Path) -> None:
     clips, motion, found = (
-        tables.read(stores.join(str(whole), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
+        tables.read(stores.join(str(curated), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
     )
     assert clips is not None
     assert motion is not None
@@ -83,24 +83,24 @@ def test_curate_writes_every_table_and_they_add_up(whole: Path) -> None:
     readable = clips.filter(pc.is_null(clips.column("error")))
     assert sorted(motion.column("clip_id").to_pylist()) == sorted(readable.column("clip_id").to_pylist())
     assert set(found.column("clip_id").to_pylist()) <= set(motion.column("clip_id").to_pylist())
-    selection = tables.read(stores.join(str(whole), "selection"))
+    selection = tables.read(stores.join(str(curated), "selection"))
     assert selection is not None
     for group in ("all", "roll", "spin"):
         ids = selection.filter(pc.equal(selection.column("group"), group)).column("clip_id").to_pylist()
         assert sorted(ids) == sorted(clips.column("clip_id").to_pylist()), f"group {group}: not one decision a clip"
-    still = [i for i, mask in masks(whole).items() if mask is None]
+    still = [i for i, mask in masks(curated).items() if mask is None]
     ranked = selection.filter(pc.is_valid(selection.column("mean_influence"))).column("clip_id").to_pylist()
     assert still, "the small world has still clips"
     assert set(still) <= set(ranked), "the recipe compares plain gradients of clips, which still ones have too"
-    assert (whole / "report" / "index.html").stat().st_size > 50_000
-    assert json.loads((whole / "summary.json").read_text())["problems"] == []
+    assert (curated / "report" / "index.html").stat().st_size > 50_000
+    assert json.loads((curated / "summary.json").read_text())["problems"] == []
 
 
-def test_every_folder_is_registered(whole: Path) -> None:
-    assert unregistered(whole) == [], "a purge knows nothing of it"
+def test_every_folder_is_registered(curated: Path) -> None:
+    assert unregistered(curated) == [], "a purge knows nothing of it"
 
 
-def test_tables_are_plain_parquet(whole: Path) -> None:
+def test_tables_are_plain_parquet(curated: Path) -> None:
     for folder in (
         "clips",
         "queries",
@@ -111,13 +111,13 @@ def test_tables_are_plain_parquet(whole: Path) -> None:
         "selection",
         "evaluation",
     ):
-        files = f"{whole}/{folder}/*.parquet"
+        files = f"{curated}/{folder}/*.parquet"
         rows = duckdb.sql(f"select count(*) from '{files}'").fetchall()[0][0]
-        frame = pd.concat(pd.read_parquet(p) for p in (whole / folder).glob("*.parquet"))
+        frame = pd.concat(pd.read_parquet(p) for p in (curated / folder).glob("*.parquet"))
         assert rows == len(frame) > 0, folder
         numbers = frame.select_dtypes("number")
         assert not np.isinf(numbers.to_numpy(float)).any(), f"{folder} holds an infinite number"
-        table = tables.read(stores.join(str(whole), folder))
+        table = tables.read(stores.join(str(curated), folder))
         assert table is not None
         for column in table.columns:
             if pa.types.is_floating(column.type):
@@ -136,8 +136,8 @@ for path in sys.argv[1:]:
 """
 
 
-def test_tables_hold_no_pickles(whole: Path) -> None:
-    parts = [str(path) for path in whole.rglob("*.parquet")]
+def test_tables_hold_no_pickles(curated: Path) -> None:
+    parts = [str(path) for path in curated.rglob("*.parquet")]
     assert len(parts) > 8
     for path in parts:
         schemas.plain(pq.ParquetFile(path).read())
@@ -145,33 +145,33 @@ def test_tables_hold_no_pickles(whole: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_evaluation_pairs_every_arm_with_base(whole: Path) -> None:
-    table = tables.read(stores.join(str(whole), "evaluation"))
+def test_evaluation_pairs_every_arm_with_base(curated: Path) -> None:
+    table = tables.read(stores.join(str(curated), "evaluation"))
     assert table is not None
     frame = table.to_pandas()
     losses = frame[frame.metric == "masked_loss"].pivot(index="clip_id", columns="arm", values="value")
     assert set(losses.columns) == {"base", "random", "selected"}
     assert losses.notna().all(axis=None), "an arm lacks a held-out clip"
     assert (losses["base"] != losses["random"]).all(), "fine-tuning changed nothing"
-    assert {p.suffix for p in (whole / "generated" / "base").iterdir()} == {".mp4"}
+    assert {p.suffix for p in (curated / "generated" / "base").iterdir()} == {".mp4"}
 
 
-def test_a_second_run_does_nothing_new(whole: Path, small_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing_new(curated: Path, small_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ("clips", "motion/clips", "features/clips", "selection", "evaluation")
-    before = {f: tables.read(stores.join(str(whole), f)) for f in folders}
-    trained = (whole / "finetuned" / "random" / "done.json").stat().st_mtime_ns
-    curate(small_run(whole))
-    assert (whole / "finetuned" / "random" / "done.json").stat().st_mtime_ns == trained, "an arm was trained again"
+    before = {f: tables.read(stores.join(str(curated), f)) for f in folders}
+    trained = (curated / "finetuned" / "random" / "done.json").stat().st_mtime_ns
+    curate(small_run(curated))
+    assert (curated / "finetuned" / "random" / "done.json").stat().st_mtime_ns == trained, "an arm was trained again"
     for folder, table in before.items():
         order = [(c, "ascending") for c in ("clip_id", "arm", "group", "seed", "metric") if c in table.column_names]
-        again = tables.read(stores.join(str(whole), folder))
+        again = tables.read(stores.join(str(curated), folder))
         assert again.sort_by(order).equals(table.sort_by(order)), f"{folder} changed"
     told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("rank_clips")]
     assert not any("0/" in line for line in told), "a stage streamed rows that were there"
 
 
 def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
-    whole: Path, small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    curated: Path, small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "BATCHES", 2)  # windows of few clips: between them parts are merged
     monkeypatch.setattr(streaming, "BATCHES_OF_ACTOR", 1)
@@ -188,8 +188,8 @@ def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
     assert len(tables.parts(f"{tmp_path}/features/clips")) < 5, (
         "the parts of each window are not merged before the next"
     )
-    assert masks(tmp_path) == masks(whole), "masks depend on the stage, batch or pool"
-    assert features(tmp_path) == features(whole), "features depend on the stage, batch, pool or on hold"
+    assert masks(tmp_path) == masks(curated), "masks depend on the stage, batch or pool"
+    assert features(tmp_path) == features(curated), "features depend on the stage, batch, pool or on hold"
 
 
 def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: None, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Pat
 
 
 @pytest.mark.parametrize("moment", ["features/clips", "finetuned"])
-def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
+def test_sigkill_loses_and_doubles_nothing(curated: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
     root = tmp_path / "run"
     run = small_run(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)
     line = command(root, run)
@@ -274,7 +274,7 @@ def test_sigkill_loses_and_doubles_nothing(whole: Path, small_run: MakeRun, tmp_
     first.wait()
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert features(root) == features(whole), "the features of a killed and continued run differ"
+    assert features(root) == features(curated), "the features of a killed and continued run differ"
     for name in ("motion/clips", "features/clips"):
         held = [
             i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id
