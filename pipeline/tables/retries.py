@@ -19,7 +19,8 @@ RETRIED = tuple(code.name for code in CODES.values() if code.retry is not Retry.
 
 def codes(errors: pa.ChunkedArray) -> pa.ChunkedArray:
     """The code that each error starts with; null for a result."""
-    return pc.list_element(pc.split_pattern(errors, ":", max_splits=1), 0)
+    text = errors.cast(pa.string())  # a column without any error may have no type
+    return pc.list_element(pc.split_pattern(text, ":", max_splits=1), 0)
 
 
 def retried(errors: pa.ChunkedArray) -> pa.ChunkedArray:
