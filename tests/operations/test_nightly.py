@@ -426,7 +426,7 @@ def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tm
 def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:
     run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
     folder = str(tmp_path / "features" / "clips")
-    tables.append(folder, pa.table({"clip_id": ["a", "b"], "error": pa.nulls(2, pa.string())}), fingerprints.features(run))
+    tables.append(folder, pa.table({"clip_id": ["a", "b"], "error": [None, None]}), fingerprints.features(run))
     trained = tmp_path / "finetuned" / "motive" / "transformer"
     trained.mkdir(parents=True)
     (trained / "model.safetensors").write_bytes(b"weights")
