@@ -21,14 +21,13 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
 
-pytestmark = pytest.mark.slow
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
 
 # What the log shows when a stage begins: ranking begins with the features' last line, the page with the evaluation's.
 MOMENTS = ("index queries", "attribute queries", "index clips", "attribute clips", "features/clips: ")
-MOMENTS += ("finetune selected", "index held_out", "evaluate  ", "evaluation: ")
+MOMENTS += ("finetune selected", "index held_out", "evaluate: ", "evaluation: ")
 TABLES = ("queries", "clips", "motion/queries", "motion/clips", "features/queries", "features/clips", "influence")
 TABLES += ("neighbors", "selection", "held_out", "motion/held_out", "evaluation")
 
