@@ -21,7 +21,6 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
 
-
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
 
