@@ -48,9 +48,9 @@ def choose(run: Run, progress: Progress | None = None) -> None:
     mean, votes = ranked.score(group, ranked.marks(r.vote_fraction))
     order = placed(mean, votes if r.by == "votes" else None, ranked.clip_ids)
     ids = ranked.clip_ids.take(pa.array(order))
-    told = {**fingerprints.features(cheaper), "ranking": r.model_dump(), "shortlist": config.model_dump()}
-    found = chosen(ids, mean[order], config, run.seed)
-    tables.replace_streamed(join(shortlist.home(run.root), "chosen"), schemas.CHOSEN, found, told, group=group)
+    fingerprint = {**fingerprints.features(cheaper), "ranking": r.model_dump(), "shortlist": config.model_dump()}
+    rows = chosen(ids, mean[order], config, run.seed)
+    tables.replace_streamed(join(shortlist.home(run.root), "chosen"), schemas.CHOSEN, rows, fingerprint, group=group)
 
 
 def chosen(clip_ids: pa.Array, mean: npt.NDArray[np.float32], config: Shortlist, seed: int) -> Iterator[pa.Table]:
@@ -113,7 +113,7 @@ def quality(run: Run) -> dict[str, Any] | None:
     both = _both(audit, ranked, group)
     cheaper, full = (both.column(name).to_numpy().astype(np.float64) for name in ("cheaper", "full"))
     agreed, n = spearman(cheaper, full), both.num_rows
-    found = pc.not_equal(both.sort_by("rank").column("reason"), AUDIT).to_numpy(zero_copy_only=False)
+    flags = pc.not_equal(both.sort_by("rank").column("reason"), AUDIT).to_numpy(zero_copy_only=False)
     last = round(run.ranking.harmful * n)
     return {
         "clips": every,
@@ -123,8 +123,8 @@ def quality(run: Run) -> dict[str, Any] | None:
         "compared": n,
         "spearman": agreed,
         "spearman_interval": None if agreed is None else spearman_interval(agreed, n),
-        "found_top": _found(found[: share(run.ranking.fraction, n)]),
-        "found_bottom": _found(found[n - last :]),
+        "found_top": _found(flags[: share(run.ranking.fraction, n)]),
+        "found_bottom": _found(flags[n - last :]),
     }
 
 
@@ -137,14 +137,14 @@ def _both(audit: pa.Table, selection: str, group: str) -> pa.Table:
         )
     ]
     for block in scanning.blocks(selection, ["clip_id", "group", "mean_influence", "rank"]):
-        kept = pc.and_(pc.equal(block.column("group"), group), pc.is_valid(block.column("rank")))
-        kept = pc.and_(kept, pc.is_in(block.column("clip_id"), ids))
+        mask = pc.and_(pc.equal(block.column("group"), group), pc.is_valid(block.column("rank")))
+        mask = pc.and_(mask, pc.is_in(block.column("clip_id"), ids))
         rows.append(
-            block.filter(kept).select(["clip_id", "mean_influence", "rank"]).rename_columns(["clip_id", "full", "rank"])
+            block.filter(mask).select(["clip_id", "mean_influence", "rank"]).rename_columns(["clip_id", "full", "rank"])
         )
-    found = pa.concat_tables(rows)
-    here = audit.take(pc.index_in(found.column("clip_id"), ids))
-    return found.append_column("cheaper", here.column("mean_influence")).append_column("reason", here.column("reason"))
+    table = pa.concat_tables(rows)
+    here = audit.take(pc.index_in(table.column("clip_id"), ids))
+    return table.append_column("cheaper", here.column("mean_influence")).append_column("reason", here.column("reason"))
 
 
 def _found(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -170,20 +170,20 @@ def sentences(told: Mapping[str, Any] | None) -> list[str]:
     agreed = (
         "unknown" if told["spearman"] is None else f"{told['spearman']:.2f}{_reach(told['spearman_interval'], '.2f')}"
     )
-    found = [f"on {told['compared']:,} audited clips the rank correlation of the two influences is {agreed}"]
+    clauses = [f"on {told['compared']:,} audited clips the rank correlation of the two influences is {agreed}"]
     for name, words in (("found_top", "first"), ("found_bottom", "last")):
-        held = told[name]
-        if held["count"]:
-            reach = _reach(held["interval"], ".0%")
-            found.append(
-                f"of their {held['count']:,} {words} by the full setting {held['found']:,} are on the shortlist for "
-                f"their rank, {held['share']:.0%}{reach}"
+        entry = told[name]
+        if entry["count"]:
+            reach = _reach(entry["interval"], ".0%")
+            clauses.append(
+                f"of their {entry['count']:,} {words} by the full setting {entry['found']:,} are on the shortlist for "
+                f"their rank, {entry['share']:.0%}{reach}"
             )
     few = told["compared"] < ENOUGH
     warning = (
         [f"fewer than {ENOUGH} audited clips say next to nothing; raise attribution.shortlist.audit"] if few else []
     )
-    return [first, "; ".join(found), *warning]
+    return [first, "; ".join(clauses), *warning]
 
 
 def _reach(interval: tuple[float, float], kind: str) -> str:

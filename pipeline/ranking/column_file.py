@@ -31,19 +31,19 @@ class Columns:
 
     def read(self, column: int, start: int, stop: int) -> Array:
         """Rows start ... stop-1 of a column. Safe from several threads."""
-        found = np.empty(stop - start, np.float32)
-        at, view = 4 * (column * self.rows + start), memoryview(found.data).cast("B")
+        values = np.empty(stop - start, np.float32)
+        at, view = 4 * (column * self.rows + start), memoryview(values.data).cast("B")
         while view:
             got = os.preadv(self._file.fileno(), [view], at)
             if not got:
                 raise EOFError(f"column {column}: rows {start} to {stop} were not all written")
             at, view = at + got, view[got:]
-        return found
+        return values
 
     def add(self, values: Array) -> None:
         """The next rows [n, columns]."""
-        for column, held in enumerate(np.ascontiguousarray(values.T)):
-            at, view = 4 * (column * self.rows + self.filled), memoryview(held.data).cast("B")
+        for column, column_values in enumerate(np.ascontiguousarray(values.T)):
+            at, view = 4 * (column * self.rows + self.filled), memoryview(column_values.data).cast("B")
             while view:
                 with writable():
                     put = os.pwrite(self._file.fileno(), view, at)

@@ -32,15 +32,15 @@ def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, 
     Where only a sample of the clips has its motion measured, the sample stands for all of them.
     """
     places = found.ids.find(alike.clip_ids)
-    told = {}
+    by_group = {}
     for name, group in found.groups.items():
-        known = group.places >= 0
+        flags = group.places >= 0
         if sampled:
-            known[known] = np.isfinite(found.magnitude[group.places[known]])
-        overlap, at = np.full(len(found.ids), np.nan), group.places[known]
+            flags[flags] = np.isfinite(found.magnitude[group.places[flags]])
+        overlap, at = np.full(len(found.ids), np.nan), group.places[flags]
         overlap[places[places >= 0]] = alike.groups.get(name, np.full(len(places), np.nan))[places >= 0]
-        chosen, influence = (group.decisions == SELECTED)[known], group.influence[known].astype(np.float64)
-        told[name] = {
+        chosen, influence = (group.decisions == SELECTED)[flags], group.influence[flags].astype(np.float64)
+        by_group[name] = {
             "selected": int(chosen.sum()),
             "ranked": len(chosen),
             "chance": float(chosen.mean()) if len(chosen) else None,
@@ -48,7 +48,7 @@ def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, 
             "magnitude": compare(influence, found.magnitude[at], chosen),
             "mask_overlap": compare(influence, overlap[at], chosen),
         }
-    return told
+    return by_group
 
 
 def _chance_sd(ranked: int, size: int) -> float | None:

@@ -44,7 +44,7 @@ class FeatureTable:
 
     def split(self, rows: int) -> tuple[FeatureTable, FeatureTable]:
         """The first parts with no more than so many clips in all, and the others."""
-        ends = np.cumsum([kept.sum() for _, kept in self.parts])
+        ends = np.cumsum([flags.sum() for _, flags in self.parts])
         first = int(np.searchsorted(ends, rows, "right"))
         count = int(ends[first - 1]) if first else 0
         return (
@@ -54,15 +54,15 @@ class FeatureTable:
 
     def among(self, ids: Sequence[str]) -> FeatureTable:
         """Those of the clips that `ids` names."""
-        wanted = pc.is_in(self.clip_ids, pa.array(ids, pa.large_string()))
-        flags, parts, start = wanted.to_numpy(zero_copy_only=False), [], 0
-        for path, kept in self.parts:
-            chosen, count = kept.copy(), int(kept.sum())
-            chosen[kept] = flags[start : start + count]
+        membership = pc.is_in(self.clip_ids, pa.array(ids, pa.large_string()))
+        flags, parts, start = membership.to_numpy(zero_copy_only=False), [], 0
+        for path, part_flags in self.parts:
+            chosen, count = part_flags.copy(), int(part_flags.sum())
+            chosen[part_flags] = flags[start : start + count]
             start += count
             if chosen.any():
                 parts.append((path, chosen))
-        return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(wanted), start=0)
+        return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(membership), start=0)
 
     def rows(self) -> dict[str, Array]:
         """The unit row [members * k] of every clip, all of them in memory."""
@@ -76,21 +76,21 @@ class FeatureTable:
     def map_rows(self, call: Callable[[Array, slice], R]) -> Iterator[R]:
         """The same; `call` is told as well which of the clips they are."""
         fs, _ = place(self.folder)
-        first = self.start + np.cumsum([0, *(kept.sum() for _, kept in self.parts)])
+        first = self.start + np.cumsum([0, *(flags.sum() for _, flags in self.parts)])
 
         def of_part(part: tuple[tuple[str, Flags], int]) -> list[R]:
-            (path, kept), at = part
-            found, start = [], 0
+            (path, flags), at = part
+            outputs, start = [], 0
             # A buffer, or a whole row group's bytes would be held.
             with opened(path, fs, buffer_size=1 << 20) as file:
                 for batch in file.iter_batches(BATCH, columns=["feature"], use_threads=False):
-                    here = kept[start : start + batch.num_rows]
+                    here = flags[start : start + batch.num_rows]
                     start += batch.num_rows
                     if here.any():
                         phi = self._unit(batch.column(0), here)
                         self._check(phi, path, at)
-                        found.append(call(phi, slice(at, at := at + len(phi))))
-            return found
+                        outputs.append(call(phi, slice(at, at := at + len(phi))))
+            return outputs
 
         for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):
             yield from results
@@ -104,13 +104,13 @@ class FeatureTable:
             flaw = "is zero under one of its settings" if np.isfinite(phi[row]).all() else "is not finite"
             raise _unusable(path, self.clip_ids[at - self.start + row].as_py(), f"its feature {flaw}")
 
-    def _unit(self, column: pa.FixedSizeListArray, kept: Flags) -> Array:
-        rows = column if kept.all() else column.filter(pa.array(kept))
+    def _unit(self, column: pa.FixedSizeListArray, flags: Flags) -> Array:
+        rows = column if flags.all() else column.filter(pa.array(flags))
         width = rows.type.list_size // self.settings
         values = rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.settings, width)
         if rows.null_count:  # a row without a feature is none of numbers, and `_check` names it
-            there, values = values, np.full((len(rows), self.settings, width), np.nan, np.float32)
-            values[rows.is_valid().to_numpy(zero_copy_only=False)] = there
+            valid_values, values = values, np.full((len(rows), self.settings, width), np.nan, np.float32)
+            values[rows.is_valid().to_numpy(zero_copy_only=False)] = valid_values
         chosen = values if len(self.members) == self.settings else values[:, list(self.members)]
         return unit_settings(np.ascontiguousarray(chosen).reshape(len(rows), -1), len(self.members))
 
@@ -125,10 +125,10 @@ def _unusable(path: str, clip_id: str, flaw: str) -> MissingTableError:
 
 def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]:
     """The settings under a mask. Raises ConfigError where there is none."""
-    found = tuple(i for i, setting in enumerate(settings) if setting["mask"] == mask)
-    if not found:
+    indices = tuple(i for i, setting in enumerate(settings) if setting["mask"] == mask)
+    if not indices:
         raise ConfigError(f"attribution.settings has no setting with mask: {mask}; add one and extract features again.")
-    return found
+    return indices
 
 
 def under_mask(root: str, name: str, mask: str) -> FeatureTable:
@@ -157,12 +157,12 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
         usable[usable] = (values[:, list(chosen)] > 0).all(1)
         return table.select(["clip_id", "error"]).replace_schema_metadata(), usable
 
-    found = list(in_order(of_part, paths))
-    rows = pa.concat_tables([table for table, _ in found])
-    kept = np.concatenate([usable for _, usable in found]) & _counting(rows)
-    starts = np.cumsum([0, *(len(usable) for _, usable in found)])
-    ids = rows.column("clip_id").filter(pa.array(kept)).cast(pa.large_string()).combine_chunks()
-    parts = tuple((path, kept[a:b]) for path, a, b in zip(paths, starts[:-1], starts[1:], strict=True))
+    pairs = list(in_order(of_part, paths))
+    rows = pa.concat_tables([table for table, _ in pairs])
+    flags = np.concatenate([usable for _, usable in pairs]) & _counting(rows)
+    starts = np.cumsum([0, *(len(usable) for _, usable in pairs)])
+    ids = rows.column("clip_id").filter(pa.array(flags)).cast(pa.large_string()).combine_chunks()
+    parts = tuple((path, flags[a:b]) for path, a, b in zip(paths, starts[:-1], starts[1:], strict=True))
     return FeatureTable(folder, len(settings), chosen, tuple(p for p in parts if p[1].any()), ids)
 
 
@@ -171,6 +171,6 @@ def _counting(rows: pa.Table) -> Flags:
     else they need not be sorted to know it."""
     if pc.count_distinct(rows.column("clip_id")).as_py() == rows.num_rows:
         return np.ones(rows.num_rows, bool)
-    found = np.zeros(rows.num_rows, bool)
-    found[tables.latest_rows(rows, registry.FEATURES).to_numpy()] = True
-    return found
+    flags = np.zeros(rows.num_rows, bool)
+    flags[tables.latest_rows(rows, registry.FEATURES).to_numpy()] = True
+    return flags

@@ -50,28 +50,28 @@ def influence_columns(
     resident, scores = list[Array](), _plain(queries)
     if whiten is not None:
         moment = np.zeros((queries.shape[1], queries.shape[1]))
-        for phi, found in first.map_rows(lambda phi, rows: (phi, moment_of(phi, rows))):
+        for phi, part_moment in first.map_rows(lambda phi, rows: (phi, moment_of(phi, rows))):
             resident.append(phi)
-            moment += found
+            moment += part_moment
             tell(len(phi))
-        for many, found in rest.map_rows(lambda phi, rows: (len(phi), moment_of(phi, rows))):
-            moment += found
+        for many, part_moment in rest.map_rows(lambda phi, rows: (len(phi), moment_of(phi, rows))):
+            moment += part_moment
             tell(many)
         scores = _whitened(queries, moment, count, whiten, weights)
-    columns, held = Columns(count, len(queries)), list[Array]()
+    columns, buffer = Columns(count, len(queries)), list[Array]()
     ends = np.cumsum([len(phi) for phi in resident]).tolist()
     places = (slice(end - len(phi), end) for phi, end in zip(resident, ends, strict=True))
-    for values in in_order(lambda given: scores(*given), zip(resident, places, strict=True)):
+    for values in in_order(lambda pair: scores(*pair), zip(resident, places, strict=True)):
         columns.add(values)
     resident.clear()
     for values in rest.map_rows(scores):
-        held.append(values)
-        if sum(map(len, held)) >= HELD:
-            columns.add(np.concatenate(held))
-            held = []
+        buffer.append(values)
+        if sum(map(len, buffer)) >= HELD:
+            columns.add(np.concatenate(buffer))
+            buffer = []
         tell(len(values))
-    if held:
-        columns.add(np.concatenate(held))
+    if buffer:
+        columns.add(np.concatenate(buffer))
     return columns
 
 
@@ -88,8 +88,8 @@ def _whitened(queries: Array, moment: Sums, count: int, whiten: float, weights: 
     fair = _plain(whitened(queries, moment, total, whiten))
 
     def scores(phi: Array, rows: slice) -> Array:
-        found, others = fair(phi, rows), np.flatnonzero(weights[rows] != 1)
-        found[others] /= own_part(phi[others], weights[rows][others], inverse, total)[:, None]
-        return found
+        values, others = fair(phi, rows), np.flatnonzero(weights[rows] != 1)
+        values[others] /= own_part(phi[others], weights[rows][others], inverse, total)[:, None]
+        return values
 
     return scores

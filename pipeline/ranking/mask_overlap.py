@@ -39,12 +39,12 @@ def mask_overlaps(
 
     It is the mean over the group's queries of the cosine of the two masks; only masks of one shape are compared.
     """
-    kept: dict[Key, Mask] = {}
+    kept_masks: dict[Key, Mask] = {}
     sums: dict[Shape, dict[str, Array]] = defaultdict(dict)
     counts: dict[tuple[str, Shape], int] = defaultdict(int)
-    for ids, found in _masks(root, "queries"):
-        kept |= _kept("queries", ids, found, keep)
-        for query_id, mask in zip(ids.to_pylist(), found, strict=True):
+    for ids, masks in _masks(root, "queries"):
+        kept_masks |= _kept("queries", ids, masks, keep)
+        for query_id, mask in zip(ids.to_pylist(), masks, strict=True):
             for group in {"all", query_groups.get(query_id, "all")}:
                 sums[mask.shape][group] = sums[mask.shape].get(group, 0) + _unit(mask[None])[0]
                 counts[group, mask.shape] += 1
@@ -54,28 +54,28 @@ def mask_overlaps(
         for shape, of in sums.items()
     }
     blocks, overlaps = list[pa.Array](), {name: list[Array]() for name in names}
-    for ids, found in _masks(root, "clips"):
-        kept |= _kept("clips", ids, found, keep)
+    for ids, masks in _masks(root, "clips"):
+        kept_masks |= _kept("clips", ids, masks, keep)
         blocks.append(ids)
-        for name, values in zip(names, _overlaps(found, names, means).T, strict=True):
+        for name, values in zip(names, _overlaps(masks, names, means).T, strict=True):
             overlaps[name].append(values)
     listed = pa.chunked_array(blocks, pa.string()).combine_chunks()
     return Alike(
-        listed, {name: np.concatenate(held or [np.empty(0, np.float32)]) for name, held in overlaps.items()}
-    ), kept
+        listed, {name: np.concatenate(arrays or [np.empty(0, np.float32)]) for name, arrays in overlaps.items()}
+    ), kept_masks
 
 
-def _overlaps(found: list[Mask], names: list[str], means: Mapping[Shape, tuple[list[str], Array]]) -> Array:
+def _overlaps(masks: list[Mask], names: list[str], means: Mapping[Shape, tuple[list[str], Array]]) -> Array:
     """[masks, groups]"""
-    values = np.full((len(found), len(names)), np.nan, np.float32)
+    values = np.full((len(masks), len(names)), np.nan, np.float32)
     by_shape: dict[Shape, list[int]] = defaultdict(list)
-    for n, mask in enumerate(found):
+    for n, mask in enumerate(masks):
         by_shape[mask.shape].append(n)
     for shape in by_shape.keys() & means.keys():
         groups, mean = means[shape]
         rows = np.array(by_shape[shape])
         columns = np.array([names.index(g) for g in groups])
-        values[np.ix_(rows, columns)] = _unit(np.stack([found[n] for n in by_shape[shape]])) @ mean
+        values[np.ix_(rows, columns)] = _unit(np.stack([masks[n] for n in by_shape[shape]])) @ mean
     return values
 
 
@@ -86,8 +86,8 @@ def _unit(masks: npt.NDArray[np.uint8]) -> Array:
     return unit
 
 
-def _kept(kind: str, ids: pa.Array, found: list[Mask], keep: frozenset[Key]) -> dict[Key, Mask]:
-    return {(kind, i): m for i, m in zip(ids.to_pylist(), found, strict=True) if (kind, i) in keep}
+def _kept(kind: str, ids: pa.Array, masks: list[Mask], keep: frozenset[Key]) -> dict[Key, Mask]:
+    return {(kind, i): m for i, m in zip(ids.to_pylist(), masks, strict=True) if (kind, i) in keep}
 
 
 def _masks(root: str, kind: str) -> Iterator[tuple[pa.StringArray, list[Mask]]]:

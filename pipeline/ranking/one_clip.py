@@ -34,29 +34,29 @@ def rows_of(folder: str, ids: Iterable[str], without: Sequence[str] = ()) -> pa.
     be left out, for `scanning.lookup`."""
     if not tables.parts(folder):
         return None
-    wanted = pa.array(sorted(set(ids)), pa.string())
-    rows = tables.Scan(folder, lambda block: pc.is_in(block.column("clip_id"), wanted), without)
+    clip_ids = pa.array(sorted(set(ids)), pa.string())
+    rows = tables.Scan(folder, lambda block: pc.is_in(block.column("clip_id"), clip_ids), without)
     return tables.once(pa.concat_tables([rows.schema.empty_table(), *rows]), table_of(folder, rows.schema.names))
 
 
 def row_of(folder: str, clip_id: str, lookup: Sequence[str] = ()) -> Row | None:
     """A clip's row; None where the table, or the clip in it, is missing. Large columns named in `lookup` are read for
     this row alone."""
-    found = rows_of(folder, [clip_id], lookup)
-    if found is None or not found.num_rows:
+    rows = rows_of(folder, [clip_id], lookup)
+    if rows is None or not rows.num_rows:
         return None
-    row: Row = (scanning.lookup(found, lookup) if lookup else found).to_pylist()[0]
+    row: Row = (scanning.lookup(rows, lookup) if lookup else rows).to_pylist()[0]
     return row
 
 
 def resembling(root: str, given: str, most: int = 5) -> list[str]:
     """Ids of clips that `given` may mean: those whose id or video has it in its name, else those spelt alike."""
-    ids, found = list[str](), list[str]()
+    ids, matches = list[str](), list[str]()
     for block in scanning.blocks(join(root, "clips"), ["clip_id", "uri"]):
         named = [pc.match_substring(block.column(c), given) for c in block.column_names]
-        found += block.column("clip_id").filter(pc.or_kleene(*named)).to_pylist()
+        matches += block.column("clip_id").filter(pc.or_kleene(*named)).to_pylist()
         ids += block.column("clip_id").to_pylist()
-    return found[:most] or difflib.get_close_matches(given, sorted(set(ids)), most)
+    return matches[:most] or difflib.get_close_matches(given, sorted(set(ids)), most)
 
 
 # --- influence -------------------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def beside(clips: FeatureTable, clip_id: str, queries: Array, whiten: float | No
         scaled = phi if weights is None else phi * np.sqrt(weights[rows], dtype=np.float32)[:, None]
         return phi @ own, second_moment(scaled)
 
-    for found, part in clips.map_rows(seen):
-        cosines.append(found)
+    for part_cosines, part in clips.map_rows(seen):
+        cosines.append(part_cosines)
         moment += part
     if whiten is not None:
         if weights is not None:
@@ -124,15 +124,15 @@ def beside(clips: FeatureTable, clip_id: str, queries: Array, whiten: float | No
 def nearest(clips: FeatureTable, cosines: Array, clip_id: str, most: int) -> list[tuple[str, float]]:
     """The clips with the highest cosines, but for the clip itself: (clip_id, cosine), by cosine, then clip_id."""
     ends = np.argsort(-cosines, kind="stable")[: most + 1]
-    found = [(clips.clip_ids[i].as_py(), float(cosines[i])) for i in ends.tolist()]
-    return sorted((f for f in found if f[0] != clip_id), key=lambda f: (-f[1], f[0]))[:most]
+    pairs = [(clips.clip_ids[i].as_py(), float(cosines[i])) for i in ends.tolist()]
+    return sorted((f for f in pairs if f[0] != clip_id), key=lambda f: (-f[1], f[0]))[:most]
 
 
 def percentile(root: str, column: str, value: float) -> float | None:
     """Which share of the clips of motion/clips has less of a motion statistic; None where none has any."""
     folder, below, count = join(root, "motion", "clips"), 0, 0
     for block in scanning.blocks(folder, [column]) if tables.parts(folder) else ():
-        held = block.column(column).drop_null()
-        below += pc.sum(pc.less(held, value)).as_py() or 0
-        count += len(held)
+        values = block.column(column).drop_null()
+        below += pc.sum(pc.less(values, value)).as_py() or 0
+        count += len(values)
     return 100.0 * below / count if count else None

@@ -39,30 +39,30 @@ def matrix(values: npt.ArrayLike, name: str, columns: str) -> Array:
 
     ValueError says which row and column is not; a NaN would else be sorted among the best.
     """
-    found = np.asarray(values)
-    if found.dtype.kind not in "fiub":
-        raise ValueError(f"{name}: it holds {found.dtype}, not numbers")
-    if found.ndim != 2:
-        raise ValueError(f"{name}: its shape is {list(found.shape)}; give a matrix [N, {columns}]")
-    if not found.shape[1]:
-        raise ValueError(f"{name}: it has {len(found)} rows without a column; give {columns}, one at least")
-    if found.dtype != np.float64:
-        found = found.astype(np.float32, copy=False)
-    for start in range(0, len(found), CHUNK):
-        finite = np.isfinite(found[start : start + CHUNK])
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: it holds {array.dtype}, not numbers")
+    if array.ndim != 2:
+        raise ValueError(f"{name}: its shape is {list(array.shape)}; give a matrix [N, {columns}]")
+    if not array.shape[1]:
+        raise ValueError(f"{name}: it has {len(array)} rows without a column; give {columns}, one at least")
+    if array.dtype != np.float64:
+        array = array.astype(np.float32, copy=False)
+    for start in range(0, len(array), CHUNK):
+        finite = np.isfinite(array[start : start + CHUNK])
         if not finite.all():
             row, column = np.argwhere(~finite)[0].tolist()
-            raise ValueError(f"{name}: row {start + row}, column {column} is {found[start + row, column]}, not finite")
-    return found
+            raise ValueError(f"{name}: row {start + row}, column {column} is {array[start + row, column]}, not finite")
+    return array
 
 
 def directions(features: npt.ArrayLike, name: str) -> Array:
     """Rows [N, k] that each have a direction; ValueError names the first that is not finite or zero."""
-    found = matrix(features, name, "k")
-    nonzero = found.any(1)
+    rows = matrix(features, name, "k")
+    nonzero = rows.any(1)
     if not nonzero.all():
         raise ValueError(f"{name}: row {int(np.argmin(nonzero))} is zero in every column; it has no direction")
-    return found
+    return rows
 
 
 def check_whiten(whiten: float | None) -> None:
@@ -79,28 +79,28 @@ def check_share(fraction: float, name: str = "fraction") -> None:
 
 def scores(influence: npt.ArrayLike) -> Array:
     """Influence of clips on queries, [N, Q]. Raises ValueError."""
-    found = np.asarray(influence)
-    if found.ndim == 2 and found.shape[1] == 0:
-        raise ValueError(f"influence: its {len(found)} rows have no column: without a query no clip can be ranked")
-    found = matrix(found, "influence", "queries")
-    if not len(found):
+    values = np.asarray(influence)
+    if values.ndim == 2 and values.shape[1] == 0:
+        raise ValueError(f"influence: its {len(values)} rows have no column: without a query no clip can be ranked")
+    values = matrix(values, "influence", "queries")
+    if not len(values):
         raise ValueError("influence: there is no clip with a feature, so there is nothing to select from")
-    return found
+    return values
 
 
 def clip_names(clip_ids: Sequence[str] | pa.Array, count: int) -> pa.LargeStringArray:
     """The ids of so many rows. Raises ValueError where they are others, or repeat."""
-    given = clip_ids.to_pylist() if isinstance(clip_ids, pa.Array | pa.ChunkedArray) else list(clip_ids)
-    if isinstance(clip_ids, str) or len(given) != count:
-        raise ValueError(f"clip_ids: {count} rows of influence need as many ids, and there are {len(given)}")
+    ids = clip_ids.to_pylist() if isinstance(clip_ids, pa.Array | pa.ChunkedArray) else list(clip_ids)
+    if isinstance(clip_ids, str) or len(ids) != count:
+        raise ValueError(f"clip_ids: {count} rows of influence need as many ids, and there are {len(ids)}")
     seen: dict[str, int] = {}
-    for row, clip_id in enumerate(given):
+    for row, clip_id in enumerate(ids):
         if not isinstance(clip_id, str):
             raise ValueError(f"clip_ids: the id of row {row} is {clip_id!r}, and an id is text")
         if clip_id in seen:
             raise ValueError(f"clip_ids: rows {seen[clip_id]} and {row} have one id, {clip_id!r}")
         seen[clip_id] = row
-    return pa.array(given, pa.large_string())
+    return pa.array(ids, pa.large_string())
 
 
 # --- influence --------------------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def own_part(phi: Array, weights: Sums, inverse: Array, total: float) -> Sums:
     c = (1 - weight) / total, `inverse` A^-1, A = moment / total + whiten * I, and the moment's weights adding up to
     `total`.
     """
-    found: Sums = 1 + (1 - weights) / total * np.vecdot(phi @ inverse, phi)
-    return found
+    divisor: Sums = 1 + (1 - weights) / total * np.vecdot(phi @ inverse, phi)
+    return divisor
 
 
 def influence(clips: npt.ArrayLike, queries: npt.ArrayLike, whiten: float | None = None) -> Array:
@@ -180,8 +180,8 @@ def influence(clips: npt.ArrayLike, queries: npt.ArrayLike, whiten: float | None
         return 0.0 if whiten is None else second_moment(phi[rows])
 
     moment = np.zeros((phi.shape[1], phi.shape[1]))
-    for found in in_order(moment_of, blocks):
-        moment += found
+    for part_moment in in_order(moment_of, blocks):
+        moment += part_moment
     if whiten is not None:
         q = whitened(q, moment, len(phi), whiten)
     none: Array = np.empty((0, len(q)), np.float32)
@@ -206,8 +206,8 @@ class Population:
         """How many clips lie behind each of these rows, which are all of them from first to last: [N]."""
         if self.weights is None:
             return np.arange(len(rows) - 1, -1, -1, dtype=np.float64)
-        found: Sums = np.append(np.cumsum(self.weights[rows][::-1])[::-1][1:], 0.0)
-        return found
+        counts: Sums = np.append(np.cumsum(self.weights[rows][::-1])[::-1][1:], 0.0)
+        return counts
 
 
 # --- votes and order --------------------------------------------------------------------------------------------------
@@ -232,8 +232,8 @@ def _votes(influence: Array, fraction: float) -> Counts:
     last = len(influence) - share(fraction, len(influence))
     columns = np.ascontiguousarray(influence.T)
     cutoff = np.partition(columns, last, axis=1)[:, last]
-    found: Counts = (columns >= cutoff[:, None]).sum(0, dtype=np.int32)
-    return found
+    counts: Counts = (columns >= cutoff[:, None]).sum(0, dtype=np.int32)
+    return counts
 
 
 def mean_influence(influence: npt.ArrayLike) -> Array:
@@ -242,8 +242,8 @@ def mean_influence(influence: npt.ArrayLike) -> Array:
 
 
 def _mean(influence: Array) -> Array:
-    found: Array = influence.mean(1, dtype=np.float64).astype(np.float32)
-    return found
+    mean: Array = influence.mean(1, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def placed(mean: Array, votes: Counts | None, clip_ids: pa.Array) -> Rows:
@@ -271,10 +271,10 @@ def order(
 
     ValueError for what `select` refuses.
     """
-    given = scores(influence)
+    values = scores(influence)
     _check_by(by)
-    ids = clip_names(clip_ids, len(given))
-    return placed(_mean(given), _votes(given, vote_fraction) if by == "votes" else None, ids)
+    ids = clip_names(clip_ids, len(values))
+    return placed(_mean(values), _votes(values, vote_fraction) if by == "votes" else None, ids)
 
 
 def _check_by(by: str) -> None:
@@ -312,10 +312,10 @@ def select(
     for name, cut in (("above", above), ("below", below)):
         if cut is not None and not np.isfinite(cut):
             raise ValueError(f"{name}={cut}: it must be None or a finite number")
-    given = scores(influence)
-    ids = clip_names(clip_ids, len(given))
+    values = scores(influence)
+    ids = clip_names(clip_ids, len(values))
     rule = Ranking(by=by, fraction=fraction, harmful=harmful, vote_fraction=vote_fraction, above=above, below=below)
-    return pa.concat_tables(decisions(_mean(given), _votes(given, vote_fraction), ids, given.shape[1], rule))
+    return pa.concat_tables(decisions(_mean(values), _votes(values, vote_fraction), ids, values.shape[1], rule))
 
 
 def decisions(

@@ -144,9 +144,9 @@ def query_rows(root: str, queries: FeatureTable) -> tuple[list[str], list[str], 
     """The queries' ids, groups and unit rows [Q, k], by id; the groups are those of the root's queries/."""
     table = tables.read(join(root, "queries"), ["clip_id", "group"])
     named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
-    found = queries.rows()
-    ids = sorted(found)
-    return ids, [named.get(i) or "all" for i in ids], np.stack([found[i] for i in ids])
+    rows = queries.rows()
+    ids = sorted(rows)
+    return ids, [named.get(i) or "all" for i in ids], np.stack([rows[i] for i in ids])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def neighbors_table(ranked: Ranked, count: int, marks: Marks) -> pa.Table:
             for place, n in enumerate(ends[:count].tolist())
         ]
 
-    rows = [row for found in in_order(of_query, range(len(ranked.query_ids))) for row in found]
+    rows = [row for records in in_order(of_query, range(len(ranked.query_ids))) for row in records]
     return pa.Table.from_pylist(rows, schema=schemas.NEIGHBORS)
 
 
@@ -223,15 +223,15 @@ def _not_ranked(others: pa.Table, group: str) -> pa.Table:
 def unranked(run: Run, ranked: Ranked) -> pa.Table:
     """Every clip of the run without a place in the ranking, and why: columns clip_id, error; by clip_id."""
     schema = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
-    found = [schema.empty_table()]
+    pieces = [schema.empty_table()]
     roots = (run.root,) if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
     for folder in (join(run.root, "clips"), *(join(r, s, "clips") for r in roots for s in ("motion", "features"))):
         table = tables.read(folder, schema.names)
         if table is not None:
             ids = table.column("clip_id").cast(pa.large_string())
-            found.append(table.filter(pc.invert(pc.is_in(ids, ranked.clip_ids))).cast(schema))
+            pieces.append(table.filter(pc.invert(pc.is_in(ids, ranked.clip_ids))).cast(schema))
     # In one thread rows keep their order, so that the last error is that of the latest stage.
-    why = pa.concat_tables(found).group_by("clip_id", use_threads=False).aggregate([("error", "last")])
+    why = pa.concat_tables(pieces).group_by("clip_id", use_threads=False).aggregate([("error", "last")])
     ids, reasons = why.column("clip_id"), why.column("error_last")
     if run.attribution.shortlist is not None:
         reasons = pc.coalesce(reasons, shortlist.left_out(run, ids))

@@ -47,13 +47,13 @@ def motion_root(run: Run) -> str:
 
 def folder(run: Run) -> str:
     """Where the shortlist lies. Raises MissingTableError where nothing was chosen yet."""
-    found = join(home(run.root), "chosen")
-    if not tables.parts(found):
+    path = join(home(run.root), "chosen")
+    if not tables.parts(path):
         raise MissingTableError(
             f"root={run.root!r} has no table shortlist/chosen, and attribution.shortlist asks for one; run "
             "extract_features first, or curate."
         )
-    return found
+    return path
 
 
 def blocks(run: Run, *columns: str) -> Iterator[pa.Table]:
@@ -108,10 +108,10 @@ def population(run: Run, clip_ids: pa.LargeStringArray) -> Population | None:
 
 def _reached(run: Run, on: pa.Table, clip_ids: pa.LargeStringArray) -> float:
     """The share of the shortlist that the full setting has worked, to features or to an error."""
-    left = on.filter(pc.invert(pc.is_in(on.column("clip_id").cast(pa.large_string()), clip_ids))).column("clip_id")
-    if not len(left):
+    other_ids = on.filter(pc.invert(pc.is_in(on.column("clip_id").cast(pa.large_string()), clip_ids))).column("clip_id")
+    if not len(other_ids):
         return 1.0
-    ids = IdSet.of([left])
+    ids = IdSet.of([other_ids])
     worked = np.zeros(len(ids), bool)
     for name in ("motion/clips", "features/clips"):
         table = join(run.root, name)

@@ -31,18 +31,18 @@ def nominal(counts: npt.ArrayLike, seed: int = 0) -> Agreement | None:
     2011, Computing Krippendorff's Alpha-Reliability, section C). The interval is a percentile bootstrap over the
     things; people are taken as they are.
     """
-    held = np.asarray(counts, np.float64)
-    held = held[held.sum(1) >= 2]  # a single judgement has nothing to agree with
-    if not len(held):
+    tallies = np.asarray(counts, np.float64)
+    tallies = tallies[tallies.sum(1) >= 2]  # a single judgement has nothing to agree with
+    if not len(tallies):
         return None
-    whole = np.ones((1, len(held)))
-    draws = np.random.default_rng(seed).multinomial(len(held), np.full(len(held), 1 / len(held)), DRAWS)
-    observed = float(_disagreement(held, whole)[0])
-    alpha = _alpha(held, whole)
-    found = _alpha(held, draws.astype(np.float64))
+    whole = np.ones((1, len(tallies)))
+    draws = np.random.default_rng(seed).multinomial(len(tallies), np.full(len(tallies), 1 / len(tallies)), DRAWS)
+    observed = float(_disagreement(tallies, whole)[0])
+    alpha = _alpha(tallies, whole)
+    alphas = _alpha(tallies, draws.astype(np.float64))
     if not len(alpha):
         return Agreement(1 - observed, None, None, None)
-    low, high = np.quantile(found, (0.025, 0.975)).tolist() if len(held) > 1 else (None, None)
+    low, high = np.quantile(alphas, (0.025, 0.975)).tolist() if len(tallies) > 1 else (None, None)
     return Agreement(1 - observed, float(alpha[0]), low, high)
 
 
@@ -50,8 +50,8 @@ def _disagreement(counts: Floats, weights: Floats) -> Floats:
     """D_o for each weighting [draws, things] of the things."""
     people = counts.sum(1)
     unequal = (people**2 - (counts**2).sum(1)) / (people - 1)
-    found: Floats = (weights @ unequal) / (weights @ people)
-    return found
+    disagreement: Floats = (weights @ unequal) / (weights @ people)
+    return disagreement
 
 
 def _alpha(counts: Floats, weights: Floats) -> Floats:
@@ -60,5 +60,5 @@ def _alpha(counts: Floats, weights: Floats) -> Floats:
     n = totals.sum(1)
     expected = (n**2 - (totals**2).sum(1)) / (n * (n - 1))
     varied = expected > 0
-    found: Floats = 1 - _disagreement(counts, weights)[varied] / expected[varied]
-    return found
+    alpha: Floats = 1 - _disagreement(counts, weights)[varied] / expected[varied]
+    return alpha

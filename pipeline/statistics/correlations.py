@@ -18,8 +18,8 @@ def spearman(a: Floats, b: Floats) -> float | None:
     finite = np.isfinite(a) & np.isfinite(b)
     if np.count_nonzero(finite) < 3:
         return None
-    found = float(spearman_by_column(a[finite, None], b[finite, None])[0])
-    return None if math.isnan(found) else found
+    correlation = float(spearman_by_column(a[finite, None], b[finite, None])[0])
+    return None if math.isnan(correlation) else correlation
 
 
 def spearman_by_column(a: Floats, b: Floats) -> Floats:
@@ -30,9 +30,9 @@ def spearman_by_column(a: Floats, b: Floats) -> Floats:
     x, y = rankdata(a, axis=0), rankdata(b, axis=0)
     x, y = x - x.mean(0), y - y.mean(0)
     length = np.sqrt((x * x).sum(0) * (y * y).sum(0))
-    found = np.full(length.shape, math.nan)
-    np.divide((x * y).sum(0), length, out=found, where=length > 0)
-    return found.clip(-1, 1)
+    correlations = np.full(length.shape, math.nan)
+    np.divide((x * y).sum(0), length, out=correlations, where=length > 0)
+    return correlations.clip(-1, 1)
 
 
 def spearman_interval(r: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

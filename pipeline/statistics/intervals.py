@@ -68,10 +68,10 @@ def bootstrap_mean(
     else:
         shape = counts[0].shape[1], counts[1].shape[1]
         cells = np.ravel_multi_index((codes[0], codes[1]), shape)
-        sums, held = (np.bincount(cells, w, math.prod(shape)).reshape(shape) for w in (x, np.ones_like(x)))
-        totals, weights = (np.einsum("bc,bc->b", counts[0] @ cell, counts[1]) for cell in (sums, held))
-    found = totals[weights > 0] / weights[weights > 0]
-    low, high = np.quantile(found, _tails(confidence)).tolist()
+        sums, cell_counts = (np.bincount(cells, w, math.prod(shape)).reshape(shape) for w in (x, np.ones_like(x)))
+        totals, weights = (np.einsum("bc,bc->b", counts[0] @ cell, counts[1]) for cell in (sums, cell_counts))
+    means = totals[weights > 0] / weights[weights > 0]
+    low, high = np.quantile(means, _tails(confidence)).tolist()
     return Interval(float(x.mean()), low, high)
 
 

@@ -50,18 +50,18 @@ def compare(before: Floats, after: Floats, fraction: float = 0.1) -> Drift:
     """Two scores [N] of the same clips in the same order. The top holds max(1, round(fraction * N)) clips."""
     n = len(before)
     top = max(1, round(fraction * n)) if n else 0
-    kept = len(set(_first(before, top)) & set(_first(after, top)))
-    found = spearman(before.astype(np.float64), after.astype(np.float64))
+    common_count = len(set(_first(before, top)) & set(_first(after, top)))
+    correlation = spearman(before.astype(np.float64), after.astype(np.float64))
     return Drift(
         n,
-        found,
-        None if found is None else spearman_interval(found, n),
+        correlation,
+        None if correlation is None else spearman_interval(correlation, n),
         top,
-        kept / top if top else None,
-        wilson(kept, top)[1:] if top else None,
+        common_count / top if top else None,
+        wilson(common_count, top)[1:] if top else None,
     )
 
 
 def _first(score: Floats, count: int) -> list[int]:
-    found: list[int] = np.argsort(-score, kind="stable")[:count].tolist()
-    return found
+    rows: list[int] = np.argsort(-score, kind="stable")[:count].tolist()
+    return rows

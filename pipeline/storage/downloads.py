@@ -57,14 +57,14 @@ def locked(name: str, what: str) -> Iterator[None]:
 def local(url: str) -> Path:
     """The local copy of a file, or of a model's folder, at s3://. Raises OSError."""
     fs, bare = stores.place(url)
-    held = _listed(fs, bare)
-    name = hashlib.blake2b(json.dumps([url, held], sort_keys=True).encode(), digest_size=16).hexdigest()
+    files = _listed(fs, bare)
+    name = hashlib.blake2b(json.dumps([url, files], sort_keys=True).encode(), digest_size=16).hexdigest()
     copy = folder() / name
-    if not _whole(copy, held):
+    if not _whole(copy, files):
         with locked(name, url):
-            if not _whole(copy, held):
-                _fetch(fs, bare, held, copy, url)
-    return copy / bare.rsplit("/", 1)[-1] if list(held) == [""] else copy
+            if not _whole(copy, files):
+                _fetch(fs, bare, files, copy, url)
+    return copy / bare.rsplit("/", 1)[-1] if list(files) == [""] else copy
 
 
 def _listed(fs: fsspec.AbstractFileSystem, bare: str) -> dict[str, list[Any]]:
@@ -72,11 +72,11 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str) -> dict[str, list[Any]]:
     fs.invalidate_cache()
     if Path(bare).suffix in (".safetensors", ".pth"):
         return {"": _known(fs.info(bare))}
-    found = {str(p).removeprefix(bare.rstrip("/") + "/"): info for p, info in fs.find(bare, detail=True).items()}
-    kept = {p: _known(i) for p, i in sorted(found.items()) if any(Path(p).match(pattern) for pattern in FILES)}
-    if not kept:
+    infos = {str(p).removeprefix(bare.rstrip("/") + "/"): info for p, info in fs.find(bare, detail=True).items()}
+    files = {p: _known(i) for p, i in sorted(infos.items()) if any(Path(p).match(pattern) for pattern in FILES)}
+    if not files:
         raise FileNotFoundError(f"there is nothing of a model ({', '.join(FILES)}) below it")
-    return kept
+    return files
 
 
 def _known(info: Mapping[str, Any]) -> list[Any]:
@@ -87,39 +87,39 @@ def _below(copy: Path, bare: str, path: str) -> Path:
     return copy / (path or bare.rsplit("/", 1)[-1])
 
 
-def _whole(copy: Path, held: Mapping[str, list[Any]]) -> bool:
+def _whole(copy: Path, files: Mapping[str, list[Any]]) -> bool:
     if not copy.is_dir():
         return False
     sizes = sorted(path.stat().st_size for path in copy.rglob("*") if path.is_file())
-    return sizes == sorted(size for size, _ in held.values())
+    return sizes == sorted(size for size, _ in files.values())
 
 
-def _fetch(fs: fsspec.AbstractFileSystem, bare: str, held: Mapping[str, list[Any]], copy: Path, url: str) -> None:
+def _fetch(fs: fsspec.AbstractFileSystem, bare: str, files: Mapping[str, list[Any]], copy: Path, url: str) -> None:
     partial = copy.with_name(f"{copy.name}.partial")
     if copy.exists():  # somebody took a file of it away
         shutil.rmtree(partial, ignore_errors=True)
         copy.rename(partial)
     partial.mkdir(exist_ok=True)
-    total = sum(size for size, _ in held.values())
-    missing = {p: s for p, (s, _) in held.items() if not _is(_below(partial, bare, p), s)}
+    total = sum(size for size, _ in files.values())
+    missing = {p: s for p, (s, _) in files.items() if not _is(_below(partial, bare, p), s)}
     free = shutil.disk_usage(partial).free
     if sum(missing.values()) > free:
         raise OSError(
             f"fetching {url} takes {sum(missing.values()) / 1e9:.1f} GB below {folder()}, and {free / 1e9:.1f} GB are "
             "free there; make room, or point XDG_CACHE_HOME at a larger disk"
         )
-    told = _Progress(url, total, total - sum(missing.values()))
+    progress = _Progress(url, total, total - sum(missing.values()))
     for path, size in missing.items():
         target = _below(partial, bare, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.fetching")
-        fs.get_file(f"{bare.rstrip('/')}/{path}" if path else bare, str(fresh), callback=told)
+        fs.get_file(f"{bare.rstrip('/')}/{path}" if path else bare, str(fresh), callback=progress)
         if not _is(fresh, size):
             raise OSError(f"{url}: {path} has {fresh.stat().st_size} bytes here and {size} there; run it again")
         fresh.replace(target)
     for stray in partial.rglob(".*.fetching"):
         stray.unlink()
-    if _listed(fs, bare) != held:
+    if _listed(fs, bare) != files:
         shutil.rmtree(partial)
         raise OSError(f"{url} changed while it was fetched; run it again")
     partial.replace(copy)
@@ -142,6 +142,6 @@ class _Progress(Callback):  # type: ignore[misc]
         now = time.monotonic()
         if now - self.last >= TELL and self.done > self.first:
             self.last = now
-            left = (now - self.start) / (self.done - self.first) * (self.total - self.done)
+            seconds = (now - self.start) / (self.done - self.first) * (self.total - self.done)
             done, total = self.done / 1e9, self.total / 1e9
-            log.warning("fetching %s: %.1f of %.1f GB, %d s left", self.url, done, total, left)
+            log.warning("fetching %s: %.1f of %.1f GB, %d s left", self.url, done, total, seconds)

@@ -99,7 +99,7 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
     When the lease is lost meanwhile, `check` raises LostError from then on, and so does the end of the body. Folders
     that had to be made for the lease and stayed empty are removed again.
     """
-    made = _missing_folders(root)
+    folders = _missing_folders(root)
     try:
         mine = _take(root, job, submission)
     except OSError as error:
@@ -118,7 +118,7 @@ def held(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
         _leases.remove(lease)
         lease.check()
         _remove(root, mine.nonce)
-        for folder in made:
+        for folder in folders:
             with contextlib.suppress(OSError):  # it is not empty, so it stays
                 folder.rmdir()
 
@@ -159,10 +159,10 @@ def _refuse(root: str, others: list[Holder]) -> None:
     if not others:
         return
     other = min(others, key=lambda o: (not o.taken, o.nonce))
-    known = f" as {other.submission}" if other.submission else ""
+    alias = f" as {other.submission}" if other.submission else ""
     stop = f"`ray job stop {other.submission}`" if other.submission else f"`kill {other.pid}` on {other.host}"
     raise HeldError(
-        f"root={root!r} is in use: the job {other.job}, running{known} on {other.host} with process id {other.pid}, "
+        f"root={root!r} is in use: the job {other.job}, running{alias} on {other.host} with process id {other.pid}, "
         f"has held it since {other.since:%Y-%m-%d %H:%M:%S} UTC; its last sign of life is "
         f"{max(0, time.time() - other.renewed):.0f} s old. Wait for it, stop it ({stop}), or use another root. Should "
         f"it be dead, the root is free {EXPIRY + WATCH:g} s after that sign."
@@ -252,12 +252,12 @@ def _there(root: str, mine: Holder) -> bool:
 def _read(root: str, mine: Holder | None) -> list[Holder]:
     """What the lease files say, but for one's own."""
     names = [path.rsplit("/", 1)[-1] for path in stores.files(root)]
-    found = []
+    holders = []
     for nonce in (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)):
         if mine is None or nonce != mine.nonce:
             with contextlib.suppress(FileNotFoundError):  # released since it was listed
-                found.append(Holder.model_validate_json(stores.read_bytes(_path(root, nonce))))
-    return found
+                holders.append(Holder.model_validate_json(stores.read_bytes(_path(root, nonce))))
+    return holders
 
 
 def _remove(root: str, nonce: str) -> None:

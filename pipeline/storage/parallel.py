@@ -23,8 +23,8 @@ def cores() -> int:
 def one_thread() -> AbstractContextManager[object]:
     """BLAS on one thread meanwhile: on small matrices its threads wait for one another far longer than they work, all
     the more where other processes want the cores."""
-    found: AbstractContextManager[object] = threadpool_limits(1, "blas")
-    return found
+    limits: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return limits
 
 
 def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:

@@ -170,8 +170,8 @@ def _answer(error: BaseException) -> dict[str, Any] | None:
     """What the store answered, if it was its answer that failed; s3fs keeps it in the cause."""
     for one in (error, error.__cause__):
         if isinstance(one, boto.ClientError):
-            found: dict[str, Any] = one.response
-            return found
+            response: dict[str, Any] = one.response
+            return response
     return None
 
 
@@ -200,7 +200,7 @@ def _told(error: Exception, what: str, tries: int) -> StoreError:
     if answer is not None and answer["Error"].get("Code") == "PreconditionFailed":
         return _ExistsError(text)
     kinds = {FileNotFoundError: _MissingError, FileExistsError: _ExistsError, PermissionError: _DeniedError}
-    return next((told for kind, told in kinds.items() if isinstance(error, kind)), StoreError)(text)
+    return next((error_class for kind, error_class in kinds.items() if isinstance(error, kind)), StoreError)(text)
 
 
 def _sentence(error: Exception) -> str:

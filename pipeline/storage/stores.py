@@ -52,8 +52,8 @@ def place(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
         from pipeline.storage import s3  # here for speed: s3fs and botocore take half a second that local runs need not
 
         return s3.S3(**s3.OPTIONS), str(s3.S3._strip_protocol(path))
-    found = fsspec.core.url_to_fs(path)
-    return found[0], found[1]
+    pair = fsspec.core.url_to_fs(path)
+    return pair[0], pair[1]
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -100,10 +100,10 @@ def _create_local(bare: str, data: bytes) -> bool:
         return False
     except OSError:  # a file system without hard links: the name is taken first, then filled
         try:
-            taken = os.open(bare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            descriptor = os.open(bare, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             return False
-        with writable(bare), open(taken, "wb") as file:
+        with writable(bare), open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

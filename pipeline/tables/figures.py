@@ -27,14 +27,14 @@ SELECTED, NEUTRAL, HARMFUL = range(3)
 
 def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = None) -> dict[str, dict[str, Any]]:
     """The rows of a table with these ids, as dictionaries; no more of it is in memory than a block."""
-    folder, wanted = stores.join(root, name), pa.array(sorted(set(ids)), pa.string())
-    if not len(wanted) or not tables.parts(folder):
+    folder, id_array = stores.join(root, name), pa.array(sorted(set(ids)), pa.string())
+    if not len(id_array) or not tables.parts(folder):
         return {}
     every = scanning.schema(scanning.footers(folder)).names
     named, of = columns or every, table_of(folder, every)
     blocks = scanning.blocks(folder, list(dict.fromkeys([*named, *of.needed])))
-    found = [rows.filter(pc.is_in(rows.column("clip_id"), wanted)) for rows in blocks]
-    rows = tables.once(pa.concat_tables(found), of).select(list(named)) if found else pa.table({})
+    matches = [rows.filter(pc.is_in(rows.column("clip_id"), id_array)) for rows in blocks]
+    rows = tables.once(pa.concat_tables(matches), of).select(list(named)) if matches else pa.table({})
     return {row["clip_id"]: row for row in rows.to_pylist()}
 
 
@@ -71,7 +71,7 @@ def selected(root: str, clips: IdSet) -> Selected | None:
     folder = stores.join(root, "selection")
     if not tables.parts(folder):
         return None
-    held: dict[str, list[tuple[Places, npt.NDArray[np.float32], npt.NDArray[np.int8]]]] = {}
+    by_group: dict[str, list[tuple[Places, npt.NDArray[np.float32], npt.NDArray[np.int8]]]] = {}
     unknown = None
     for block in scanning.blocks(folder, ["clip_id", "group", "mean_influence", "decision", "rank"]):
         block = block.filter(pc.is_valid(block.column("rank")))
@@ -82,8 +82,8 @@ def selected(root: str, clips: IdSet) -> Selected | None:
                 unknown = rows.column("clip_id").filter(pa.array(places < 0))[0].as_py()
             decisions = pc.fill_null(pc.index_in(rows.column("decision"), pa.array(DECISIONS)), -1)
             columns = rows.column("mean_influence").to_numpy(), decisions.to_numpy().astype(np.int8)
-            held.setdefault(group, []).append((places.astype(np.int32), *columns))
-    groups = {name: _ordered(held.pop(name)) for name in sorted(held, key=lambda g: (g != "all", g))}
+            by_group.setdefault(group, []).append((places.astype(np.int32), *columns))
+    groups = {name: _ordered(by_group.pop(name)) for name in sorted(by_group, key=lambda g: (g != "all", g))}
     return Selected(clips, *_sources(root, clips), _magnitude(root, clips), groups, unknown)
 
 
@@ -95,23 +95,23 @@ def _ordered(blocks: Sequence[tuple[Any, ...]]) -> Group:
 
 def _sources(root: str, clips: IdSet) -> tuple[npt.NDArray[np.int32], list[str | None]]:
     names: dict[str | None, int] = {None: 0}
-    found = np.zeros(len(clips), np.int32)
+    sources = np.zeros(len(clips), np.int32)
     for rows in scanning.blocks(stores.join(root, "clips"), ["clip_id", "source"]):
         coded = rows.column("source").combine_chunks().dictionary_encode(null_encoding="encode")
         codes = np.array([names.setdefault(n, len(names)) for n in coded.dictionary.to_pylist()], np.int32)
         places = clips.find(rows.column("clip_id"))
-        found[places[places >= 0]] = codes[coded.indices.to_numpy()][places >= 0]
-    return found, list(names)
+        sources[places[places >= 0]] = codes[coded.indices.to_numpy()][places >= 0]
+    return sources, list(names)
 
 
 def _magnitude(root: str, clips: IdSet) -> npt.NDArray[np.float64]:
-    found = np.full(len(clips), np.nan)
+    magnitude = np.full(len(clips), np.nan)
     folder = stores.join(root, "motion", "clips")
     for rows in scanning.blocks(folder, ["clip_id", "motion_mean"]) if tables.parts(folder) else ():
         rows = rows.filter(pc.is_valid(rows.column("motion_mean")))
         places = clips.find(rows.column("clip_id"))
-        found[places[places >= 0]] = rows.column("motion_mean").to_numpy()[places >= 0]
-    return found
+        magnitude[places[places >= 0]] = rows.column("motion_mean").to_numpy()[places >= 0]
+    return magnitude
 
 
 def decided(table: Selected | None, featured: IdSet) -> tuple[dict[str, int], list[str]]:
@@ -119,23 +119,23 @@ def decided(table: Selected | None, featured: IdSet) -> tuple[dict[str, int], li
     if table is None:
         return {}, []
     group, problems = table.groups["all"], []
-    known, here = group.places >= 0, np.zeros(len(group.places), bool)
+    has_place, here = group.places >= 0, np.zeros(len(group.places), bool)
     expected = np.zeros(len(table.ids), bool)
     expected[table.ids.find_set(featured)] = True
-    here[known] = expected[group.places[known]]
+    here[has_place] = expected[group.places[has_place]]
     ranked = np.unique(group.places[here])
     counts = np.bincount(group.decisions[here] + 1, minlength=len(DECISIONS) + 1).tolist()
     twice = len(group.places) - len(np.unique(group.places))
-    if twice and known.all():
+    if twice and has_place.all():
         problems.append(f"ranking: {twice} clips are ranked more than once.")
     if not here.all():
         problems.append(f"ranking: {int((~here).sum())} ranked clips have no feature{_such(table.unknown)}.")
     if counts[0]:
         problems.append(f"ranking: {counts[0]} clips have decisions other than {', '.join(DECISIONS)}.")
-    found = dict(zip(DECISIONS, counts[1:], strict=True)) | {"not_ranked": len(featured) - len(ranked)}
-    if sum(found.values()) != len(featured):
-        problems.append(f"ranking: {len(featured)} clips have features, but the decisions are {sum(found.values())}.")
-    return found, problems
+    sizes = dict(zip(DECISIONS, counts[1:], strict=True)) | {"not_ranked": len(featured) - len(ranked)}
+    if sum(sizes.values()) != len(featured):
+        problems.append(f"ranking: {len(featured)} clips have features, but the decisions are {sum(sizes.values())}.")
+    return sizes, problems
 
 
 def _such(clip_id: str | None) -> str:
@@ -144,15 +144,15 @@ def _such(clip_id: str | None) -> str:
 
 def by_source(table: Selected) -> dict[str, dict[str, dict[str, int]]]:
     """group -> source -> decision -> count; sources ordered by how many clips of theirs are ranked."""
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    by_group: dict[str, dict[str, dict[str, int]]] = {}
     for name, group in table.groups.items():
-        known = (group.places >= 0) & (group.decisions >= 0)
-        coded = table.sources[group.places[known]].astype(np.int64) * len(DECISIONS) + group.decisions[known]
+        flags = (group.places >= 0) & (group.decisions >= 0)
+        coded = table.sources[group.places[flags]].astype(np.int64) * len(DECISIONS) + group.decisions[flags]
         counts = np.bincount(coded, minlength=len(table.source_names) * len(DECISIONS)).reshape(-1, len(DECISIONS))
         rows = {
             "\N{EN DASH}" if source is None else source: dict(zip(DECISIONS, row, strict=True))
             for source, row in zip(table.source_names, counts.tolist(), strict=True)
             if sum(row)
         }
-        found[name] = dict(sorted(rows.items(), key=lambda kv: (-sum(kv[1].values()), kv[0])))
-    return found
+        by_group[name] = dict(sorted(rows.items(), key=lambda kv: (-sum(kv[1].values()), kv[0])))
+    return by_group

@@ -124,9 +124,9 @@ class TextSet:
             self._hashes.sort()
         if not len(self._hashes):
             return np.zeros(len(texts), bool)
-        wanted = _hashes(texts)
-        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        here: Flags = self._hashes[at] == wanted
+        hashes = _hashes(texts)
+        at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        here: Flags = self._hashes[at] == hashes
         return here
 
 

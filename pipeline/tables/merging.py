@@ -44,8 +44,8 @@ def _into_one(folder: str, group: list[Footer]) -> None:
 
     rows = pa.concat_tables(in_order(read, group), promote_options="default")
     merged = tables.once(rows, table_of(folder, rows.column_names))
-    held = {k.decode(): json.loads(v) for k, v in (group[0].schema.metadata or {}).items()}
-    tables.append(folder, merged, held.pop("fingerprint", {}), **held)
-    kept = tables.part(folder, merged).rsplit("/", 1)[-1]
-    for _ in in_order(fs.rm_file, [part.path for part in group if not part.path.endswith(f"/{kept}")]):
+    metadata = {k.decode(): json.loads(v) for k, v in (group[0].schema.metadata or {}).items()}
+    tables.append(folder, merged, metadata.pop("fingerprint", {}), **metadata)
+    name = tables.part(folder, merged).rsplit("/", 1)[-1]
+    for _ in in_order(fs.rm_file, [part.path for part in group if not part.path.endswith(f"/{name}")]):
         pass

@@ -71,9 +71,9 @@ class Outcomes:
     def _coded(self, errors: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
         """The code of each error, as its place among the names of all; 0 for a result."""
         listed = retries.codes(pc.fill_null(errors, "")).combine_chunks().dictionary_encode()
-        found = listed.dictionary.to_pylist()
-        self.names += [name for name in found if name not in self.names]
-        places = np.array([self.names.index(name) for name in found], np.uint8)
+        names = listed.dictionary.to_pylist()
+        self.names += [name for name in names if name not in self.names]
+        places = np.array([self.names.index(name) for name in names], np.uint8)
         coded: npt.NDArray[np.uint8] = places[listed.indices.to_numpy()]
         return coded
 
@@ -92,11 +92,11 @@ class Outcomes:
 
     def standing_of(self, ids: Digests, versions: pa.ChunkedArray) -> Standing:
         at = self.ids.find_digests(ids)
-        there, same = at >= 0, self._of_version(at, versions)
+        has_row, same = at >= 0, self._of_version(at, versions)
         stands, last = same.copy(), same.copy()
         stands[same] = ~self._again[self.codes[at[same]]]
         last[same] = self._once[self.codes[at[same]]]
-        return Standing(~stands, there & ~stands & ~last, last)
+        return Standing(~stands, has_row & ~stands & ~last, last)
 
     def has_version(self, rows: pa.Table) -> Flags:
         """Whether each row, of another table, is of a clip that is here in the same version."""

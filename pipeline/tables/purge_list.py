@@ -21,5 +21,5 @@ def digests(root: str) -> frozenset[str]:
 
 def remember(root: str, clip_ids: Iterable[str]) -> None:
     """Let no later index have these clips."""
-    held = sorted(digests(root) | {digest(i) for i in clip_ids})
-    stores.write_bytes(stores.join(root, FILE), "".join(f"{line}\n" for line in held).encode())
+    lines = sorted(digests(root) | {digest(i) for i in clip_ids})
+    stores.write_bytes(stores.join(root, FILE), "".join(f"{line}\n" for line in lines).encode())

@@ -49,8 +49,8 @@ def parts(folder: str) -> list[str]:
 
 
 def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, Any]) -> bytes:
-    held = {"fingerprint": dict(fingerprint), **metadata}
-    table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
+    fields = {"fingerprint": dict(fingerprint), **metadata}
+    table = table.replace_schema_metadata({k: json.dumps(v, sort_keys=True) for k, v in fields.items()})
     sink = pa.BufferOutputStream()
     rows = max(1, ROW_GROUP * table.num_rows // max(table.nbytes, 1))  # so that a row is found without reading the part
     pq.write_table(table, sink, compression="zstd", row_group_size=rows, write_page_checksum=True)
@@ -107,8 +107,8 @@ def replace_streamed(
     """
     registry.table_of(folder, schema.names)
     lease.check(folder)
-    held = {"fingerprint": dict(fingerprint), **metadata}
-    schema = schema.with_metadata({k: json.dumps(v, sort_keys=True) for k, v in held.items()})
+    fields = {"fingerprint": dict(fingerprint), **metadata}
+    schema = schema.with_metadata({k: json.dumps(v, sort_keys=True) for k, v in fields.items()})
     # Floats hardly repeat: a dictionary of them costs time and space, their bytes apart compress.
     floats = [f"{f.name}.list.element" for f in schema if pa.types.is_fixed_size_list(f.type)]
     words = [f.name for f in schema if pa.types.is_string(f.type)]
@@ -155,8 +155,8 @@ def metadata(folder: str) -> dict[str, Any]:
     """The metadata of a table (fingerprint, settings, query_ids, ...); empty where there is no table."""
     fs, _ = place(folder)
     for path in parts(folder)[:1]:
-        held = _schema(path, fs)[0].metadata or {}
-        return {k.decode(): json.loads(v) for k, v in held.items() if not k.startswith(b"ARROW:")}
+        schema_metadata = _schema(path, fs)[0].metadata or {}
+        return {k.decode(): json.loads(v) for k, v in schema_metadata.items() if not k.startswith(b"ARROW:")}
     return {}
 
 
@@ -164,13 +164,13 @@ def check(folder: str, fingerprint: Fingerprint) -> None:
     """Raise FingerprintError, naming the field and both values, if any part was computed under another fingerprint."""
     fs, _ = place(folder)
     for path in parts(folder):
-        held = json.loads((_schema(path, fs)[0].metadata or {}).get(b"fingerprint", b"{}"))
-        wanted = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
-        for field in sorted(held.keys() | wanted.keys()):
-            if held.get(field) != wanted.get(field):
+        old = json.loads((_schema(path, fs)[0].metadata or {}).get(b"fingerprint", b"{}"))
+        new = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
+        for field in sorted(old.keys() | new.keys()):
+            if old.get(field) != new.get(field):
                 raise FingerprintError(
-                    f"{folder}: its rows were computed with {field}={held.get(field)!r}, but this run has {field}="
-                    f"{wanted.get(field)!r}. Use another root, the old value, or delete that folder to compute it anew."
+                    f"{folder}: its rows were computed with {field}={old.get(field)!r}, but this run has {field}="
+                    f"{new.get(field)!r}. Use another root, the old value, or delete that folder to compute it anew."
                 )
 
 
@@ -182,22 +182,22 @@ def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         return None
     of = registry.table_of(folder, _schema(paths[0], fs)[0].names)
     needed = None if columns is None else list(dict.fromkeys([*columns, *(() if of.replaced else of.needed)]))
-    found = [_read_part(path, fs, needed).replace_schema_metadata() for path in paths]
-    table = once(pa.concat_tables(found, promote_options="default"), of)
+    tables = [_read_part(path, fs, needed).replace_schema_metadata() for path in paths]
+    table = once(pa.concat_tables(tables, promote_options="default"), of)
     return table if columns is None else table.select(list(columns))
 
 
 def of_clips(folder: str, ids: Iterable[str]) -> pa.Table | None:
     """The rows of a few clips; only parts that have some of them are read whole. None where there is no table."""
     fs, _ = place(folder)
-    wanted, found = pa.array(sorted(set(ids)), pa.string()), list[pa.Table]()
+    id_array, tables = pa.array(sorted(set(ids)), pa.string()), list[pa.Table]()
     for path in parts(folder):
-        held = pc.is_in(_read_part(path, fs, ["clip_id"]).column("clip_id"), wanted)
-        if pc.any(held).as_py() or not found:
-            found.append(_read_part(path, fs, None).filter(held).replace_schema_metadata())
-    if not found:
+        flags = pc.is_in(_read_part(path, fs, ["clip_id"]).column("clip_id"), id_array)
+        if pc.any(flags).as_py() or not tables:
+            tables.append(_read_part(path, fs, None).filter(flags).replace_schema_metadata())
+    if not tables:
         return None
-    table = pa.concat_tables(found, promote_options="default")
+    table = pa.concat_tables(tables, promote_options="default")
     return once(table, registry.table_of(folder, table.column_names))
 
 
@@ -250,13 +250,13 @@ def drop_where(folder: str, gone: Callable[[pa.Table], pa.Array | pa.ChunkedArra
     lease.check(folder)
     fs, _ = place(folder)
     for path in parts(folder):
-        left = gone(_read_part(path, fs, columns))
-        if not pc.any(left).as_py():
+        flags = gone(_read_part(path, fs, columns))
+        if not pc.any(flags).as_py():
             continue
         table = _read_part(path, fs, None)
-        kept = table.filter(pc.invert(left))
-        held = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
-        append(folder, kept, held.pop("fingerprint", {}), **held)
+        rest = table.filter(pc.invert(flags))
+        fields = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
+        append(folder, rest, fields.pop("fingerprint", {}), **fields)
         fs.rm_file(path)
 
 
@@ -264,8 +264,8 @@ def matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
     """A fixed_size_list<float32> column without nulls as an array [rows, size]."""
     chunk = table.column(column).combine_chunks()
     size = chunk.type.list_size
-    found: npt.NDArray[np.float32] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
-    return found
+    values: npt.NDArray[np.float32] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    return values
 
 
 def vectors(values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:

@@ -74,9 +74,9 @@ def blocks(folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
     """These columns of all rows of a table, in bounded blocks; also of rows that give way to another of their clip."""
     fs, _ = place(folder)
     footers_of_parts = footers(folder)
-    wanted = pa.schema([schema(footers_of_parts).field(name) for name in names])
+    block_schema = pa.schema([schema(footers_of_parts).field(name) for name in names])
     for part in footers_of_parts:
-        yield from part_blocks(part, fs, wanted)
+        yield from part_blocks(part, fs, block_schema)
 
 
 class Scan:
@@ -108,8 +108,8 @@ def lookup(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
         fs, bare = place(path)
         ids = rows.filter(pc.equal(rows.column(PART), path)).column("clip_id").to_pylist()
         with naming(bare), fs.open(bare, "rb") as file:
-            wanted, some = ["clip_id", *columns], [("clip_id", "in", ids)]
-            read.append(pq.read_table(file, columns=wanted, filters=some, page_checksum_verification=True))
+            names, some = ["clip_id", *columns], [("clip_id", "in", ids)]
+            read.append(pq.read_table(file, columns=names, filters=some, page_checksum_verification=True))
     large = pa.concat_tables([table.replace_schema_metadata() for table in read]).combine_chunks()
     at = pc.index_in(rows.column("clip_id"), large.column("clip_id"))
     if at.null_count:

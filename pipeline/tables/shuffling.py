@@ -108,12 +108,12 @@ class ShuffledRows:
             self._file.write(data)
             self._file.flush()
 
-    def _choose(self, wanted: Callable[[Digests], Flags]) -> None:
+    def _choose(self, condition: Callable[[Digests], Flags]) -> None:
         """Draw those rows only whose names are wanted, one of each name."""
         self._drawn = []
         for bucket in range(1 << BITS):
             names = _digests(self._bucket(bucket, [*_DIGEST, "error"]))
-            drawn = wanted(names)
+            drawn = condition(names)
             drawn[1:] &= (names[1:] != names[:-1]).any(1)
             self._drawn.append(drawn)
         self._count = sum(int(drawn.sum()) for drawn in self._drawn)

@@ -70,14 +70,14 @@ def by_stage(root: str) -> dict[str, dict[str, Any]]:
     """The sums over all jobs of a run for each stage, with rows a second and the busy share; for summary.json."""
     folder = stores.join(root, "stats")
     fs, _ = stores.place(folder)
-    found: dict[str, Figures] = {}
+    sums: dict[str, Figures] = {}
     for path in stores.files(folder):
         if not path.endswith(".json"):
             continue
-        held = json.loads(fs.cat_file(path))
-        stage = held.pop("stage")
-        found[stage] = found.get(stage, Figures()) + Figures(**held)
+        record = json.loads(fs.cat_file(path))
+        stage = record.pop("stage")
+        sums[stage] = sums.get(stage, Figures()) + Figures(**record)
     return {
         stage: {**asdict(f), "rows_per_second": f.rows_per_second, "busy_share": f.busy_share}
-        for stage, f in sorted(found.items())
+        for stage, f in sorted(sums.items())
     }
