@@ -40,20 +40,20 @@ def compared(mask: RankingMask | str, settings: tuple[Setting, ...]) -> dict[str
 
     Raises ValueError where one side has none, or the sides differ in more than the mask.
     """
-    found = {
+    sides = {
         name: tuple(s for s in settings if s.of in ("both", name) and s.mask == mask_of(mask, name))
         for name in ("clips", "queries")
     }
-    for name, taken in found.items():
-        if not taken:
+    for name, side in sides.items():
+        if not side:
             raise ValueError(f"there is no setting of {name} with mask: {mask_of(mask, name)}; add one")
-    pairs = {name: [(s.timestep, s.noise) for s in taken] for name, taken in found.items()}
+    pairs = {name: [(s.timestep, s.noise) for s in side] for name, side in sides.items()}
     if pairs["clips"] != pairs["queries"]:
         raise ValueError(
             f"clips and queries are compared at one timestep and noise, but these settings have {pairs}; give both the "
             "same, in the same order"
         )
-    return found
+    return sides
 
 
 class ProjectionConfig(Model):
@@ -131,8 +131,8 @@ class Attribution(Model):
 
     def alone(self, name: str) -> Attribution:
         """What is left of it for `clips` or for `queries`."""
-        held = tuple(s.model_copy(update={"of": "both"}) for s in self.settings if s.of in ("both", name))
-        return self.model_copy(update={"settings": held})
+        settings = tuple(s.model_copy(update={"of": "both"}) for s in self.settings if s.of in ("both", name))
+        return self.model_copy(update={"settings": settings})
 
     @property
     def cheaper(self) -> Attribution | None:
@@ -151,6 +151,6 @@ def _check_expression(parameters: str) -> None:
 
 def _check_distinct(settings: tuple[Setting, ...]) -> None:
     for name in ("clips", "queries"):
-        taken = [(s.timestep, s.noise, s.mask) for s in settings if s.of in ("both", name)]
-        if len(set(taken)) != len(taken):
+        keys = [(s.timestep, s.noise, s.mask) for s in settings if s.of in ("both", name)]
+        if len(set(keys)) != len(keys):
             raise ValueError(f"settings: two settings of {name} are the same")

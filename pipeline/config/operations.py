@@ -54,12 +54,12 @@ class Explain(Model):
 
     @field_validator("clip", mode="before")
     @classmethod
-    def _text(cls, given: object) -> object:
-        if given is not None and not isinstance(given, str):
+    def _text(cls, value: object) -> object:
+        if value is not None and not isinstance(value, str):
             raise ValueError(
                 "an id is text, and YAML takes this one for something else; quote it: explain.clip='\"ID\"'"
             )
-        return given
+        return value
 
 
 class Plan(Model):

@@ -64,11 +64,11 @@ class Size:
 
 def seconds_by_part(rows: pa.Table, variant: str) -> dict[str, list[float]]:
     """The pilot's seconds of a variant; what went wrong does not count."""
-    found: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     for row in rows.to_pylist():
         if row["variant"] == variant and row["problem"] is None:
-            found.setdefault(row["metric"], []).append(row["seconds"])
-    return found
+            seconds.setdefault(row["metric"], []).append(row["seconds"])
+    return seconds
 
 
 def attribution(name: str, parts: Seconds, clips: float, pool: Pool) -> Cost:
@@ -88,29 +88,29 @@ def two_stages(name: str, cheaper: Cost, full: Cost, share: float) -> Cost:
 def stages(run: Run, size: Size, parts: Seconds, attributed: Cost) -> list[Cost]:
     """Every stage of `curate` for the recipe as it stands, of which `attributed` is motion and features."""
     r, e, f = run.resources, run.evaluate, run.finetune
-    mean = {part: fmean(found) for part, found in parts.items()}
-    found = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
-    found.append(attributed)
+    mean = {part: fmean(seconds) for part, seconds in parts.items()}
+    costs = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
+    costs.append(attributed)
     arms = [arm for arm in dict.fromkeys([f.arm, *e.arms]) if arm != "base"]
     losses = len(e.arms) * size.held_out * len(e.timesteps) * e.noises
-    return [*found, *arms_of(run, len(arms), losses, len(e.arms) * e.generate * len(e.seeds), mean)]
+    return [*costs, *arms_of(run, len(arms), losses, len(e.arms) * e.generate * len(e.seeds), mean)]
 
 
 def arms_of(run: Run, arms: int, losses: int, videos: int, mean: Mapping[str, float]) -> list[Cost]:
     """Fine-tuning of so many arms, so many forward passes for held-out losses, and so many generated videos, by the
     mean seconds of the pilot's parts."""
     r, e, f = run.resources, run.evaluate, run.finetune
-    found = []
+    costs = []
     if arms and "step" in mean:
         steps = arms * f.steps * f.workers
         title = f"finetune, {arms} arm{'s' * (arms > 1)}"
-        found.append(Cost(title, steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
+        costs.append(Cost(title, steps, mean["step"], r.finetune.gpus, r.finetune.cpus))
     if "denoising" in mean:
         forward = mean["denoising"] / (2 if e.guidance > 1 else 1)
         video = mean["video"] + e.steps * mean["denoising"]
-        found.append(Cost("evaluate, held-out losses", losses, forward, r.evaluate.gpus, r.evaluate.cpus))
-        found.append(Cost("evaluate, videos", videos, video, r.evaluate.gpus, r.evaluate.cpus))
-    return found
+        costs.append(Cost("evaluate, held-out losses", losses, forward, r.evaluate.gpus, r.evaluate.cpus))
+        costs.append(Cost("evaluate, videos", videos, video, r.evaluate.gpus, r.evaluate.cpus))
+    return costs
 
 
 def storage(run: Run, size: Size) -> dict[str, float]:

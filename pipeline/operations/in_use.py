@@ -38,9 +38,9 @@ def in_use(root: str) -> InUse:
     path = stores.join(root, POINTER)
     if not stores.exists(path):
         return InUse(None, BASE, "")
-    held = json.loads(stores.read_bytes(path))
-    folder = model_folder(root, held["night"])
-    return InUse(held["night"], held["version"], folder, len(promoted(folder).get("purged", ())))
+    pointer = json.loads(stores.read_bytes(path))
+    folder = model_folder(root, pointer["night"])
+    return InUse(pointer["night"], pointer["version"], folder, len(promoted(folder).get("purged", ())))
 
 
 def model_folder(root: str, night: str) -> str:
@@ -49,8 +49,8 @@ def model_folder(root: str, night: str) -> str:
 
 def put(root: str, night: str, version: str) -> None:
     """Let a night's model, whose copy is complete, be the one in use."""
-    held = {"night": night, "version": version, "folder": f"nights/{night}/model"}
-    stores.write_bytes(stores.join(root, POINTER), json.dumps(held).encode())
+    pointer = {"night": night, "version": version, "folder": f"nights/{night}/model"}
+    stores.write_bytes(stores.join(root, POINTER), json.dumps(pointer).encode())
 
 
 def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
@@ -64,17 +64,17 @@ def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
     if stores.exists(note):
         if promoted(folder)["version"] == version:
             return folder
-        fs, there = stores.place(note)
-        fs.rm_file(there)  # first, so that half a folder is never taken for a whole one
+        fs, note_path = stores.place(note)
+        fs.rm_file(note_path)  # first, so that half a folder is never taken for a whole one
     stores.remove(folder)
     source, bare = stores.place(trained)
-    target, there = stores.place(folder)
+    target, target_folder = stores.place(folder)
     for path in sorted(str(p) for p in source.find(bare)):
-        copy = stores.join(there, path.removeprefix(bare.rstrip("/") + "/"))
+        copy = stores.join(target_folder, path.removeprefix(bare.rstrip("/") + "/"))
         target.makedirs(copy.rsplit("/", 1)[0], exist_ok=True)
         target.cp_file(path, copy)
-    held = {"version": version, "base": base, "weights": weights_hash(folder)}
-    stores.write_bytes(note, json.dumps(held).encode())
+    record = {"version": version, "base": base, "weights": weights_hash(folder)}
+    stores.write_bytes(note, json.dumps(record).encode())
     return folder
 
 
@@ -82,8 +82,8 @@ def weights_hash(folder: str) -> str:
     """A hash of the weights that fine-tuning wrote into a folder: transformer/ or the adapters' file."""
     fs, bare = stores.place(folder)
     digest = hashlib.blake2b(digest_size=16)
-    found = sorted(str(p) for p in fs.find(bare))
-    weights = [p for p in found if p.endswith(f"/{LORA}") or p.startswith(stores.join(bare, "transformer/"))]
+    paths = sorted(str(p) for p in fs.find(bare))
+    weights = [p for p in paths if p.endswith(f"/{LORA}") or p.startswith(stores.join(bare, "transformer/"))]
     if not weights:
         raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}")
     for path in weights:

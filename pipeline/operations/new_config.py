@@ -84,8 +84,8 @@ def text(root: str, data: str, queries: str | None, found: Survey, machine: Mach
     return "\n".join([*head, *edited(lines, changes)]) + "\n"
 
 
-def _videos(root: str, data: str, queries: str | None, found: Survey) -> dict[str, Value]:
-    sample = min(20, max(5, found.count // 5))
+def _videos(root: str, data: str, queries: str | None, survey: Survey) -> dict[str, Value]:
+    sample = min(20, max(5, survey.count // 5))
     where = "better than a sample: videos of the motions that you look for, one folder a motion"
     return {
         "root": Value(root, "all tables, models and pages of this run; local or s3://"),
@@ -96,8 +96,8 @@ def _videos(root: str, data: str, queries: str | None, found: Survey) -> dict[st
     }
 
 
-def _geometry(found: Survey, model: Target) -> dict[str, Value]:
-    frames, height, width = geometry(found, model)
+def _geometry(survey: Survey, model: Target) -> dict[str, Value]:
+    frames, height, width = geometry(survey, model)
     seconds = (frames - 1) / model.fps
     flow_height, flow_width = _flow(height, width)
     return {
@@ -154,7 +154,7 @@ def edited(lines: list[str], changes: dict[str, Value]) -> list[str]:
 
     Raises KeyError for a key that the recipe has in neither way.
     """
-    left = dict(changes)
+    rest = dict(changes)
     section, result = "", []
     for line in lines:
         match = re.fullmatch(r"( *)(?:# )?(\w+):(?: +(.*?))?( +#.*)?", line)
@@ -164,7 +164,7 @@ def edited(lines: list[str], changes: dict[str, Value]) -> list[str]:
         indent, name, value, comment = match.groups()
         if not indent and value is None:
             section = name
-        change = left.pop(f"{section}.{name}" if indent else name, None)
+        change = rest.pop(f"{section}.{name}" if indent else name, None)
         if change is not None:
             line = f"{indent}{name}: {_written(change.value)}"
             why = f"# {change.why}" if change.why else (comment or "").strip()
@@ -172,8 +172,8 @@ def edited(lines: list[str], changes: dict[str, Value]) -> list[str]:
                 column = match.start(4) + len(match[4]) - len(match[4].lstrip()) if comment else COMMENTS
                 line = f"{line:<{max(column, len(line) + 3)}}{why}"
         result.append(line)
-    if left:
-        raise KeyError(f"the recipe has no {', '.join(left)}")
+    if rest:
+        raise KeyError(f"the recipe has no {', '.join(rest)}")
     return result
 
 

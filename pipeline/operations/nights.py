@@ -51,14 +51,14 @@ def _is_date(name: str) -> bool:
 
 def finished(root: str) -> list[dict[str, Any]]:
     """The records of the nights that are done, in order."""
-    found = [read(root, night, RECORD) for night in begun(root)]
-    return [record for record in found if record is not None]
+    records = [read(root, night, RECORD) for night in begun(root)]
+    return [record for record in records if record is not None]
 
 
 def read(root: str, night: str, name: str) -> dict[str, Any] | None:
     path = stores.join(folder(root, night), name)
-    found: dict[str, Any] | None = json.loads(stores.read_bytes(path)) if stores.exists(path) else None
-    return found
+    record: dict[str, Any] | None = json.loads(stores.read_bytes(path)) if stores.exists(path) else None
+    return record
 
 
 def write(root: str, night: str, name: str, held: Record) -> None:
@@ -128,9 +128,9 @@ def selection_of(root: str, group: str) -> pa.Table:
     clips = tables.read(stores.join(root, "clips"), ["clip_id", "uri", "version"])
     if clips is None or not tables.parts(folder):
         raise MissingTableError(f"root={root!r}: it has no selection/ or no clips/; run the night from its beginning.")
-    held = ["clip_id", "group", "mean_influence", "rank", "decision"]
-    found = (rows.filter(pc.equal(rows.column("group"), group)) for rows in scanning.blocks(folder, held))
-    table = pa.concat_tables(found)
+    columns = ["clip_id", "group", "mean_influence", "rank", "decision"]
+    blocks = (rows.filter(pc.equal(rows.column("group"), group)) for rows in scanning.blocks(folder, columns))
+    table = pa.concat_tables(blocks)
     at = pc.index_in(table.column("clip_id"), clips.column("clip_id").combine_chunks())
     for name in ("uri", "version"):
         table = table.append_column(name, clips.column(name).take(at))
@@ -155,8 +155,8 @@ def arrivals(before: pa.Table | None, now: pa.Table) -> dict[str, int]:
 
 
 def _videos(selection: pa.Table) -> pa.Table:
-    known = selection.filter(pc.is_valid(selection.column("uri")))
-    return known.group_by("uri").aggregate([("version", "min")])
+    rows = selection.filter(pc.is_valid(selection.column("uri")))
+    return rows.group_by("uri").aggregate([("version", "min")])
 
 
 def changes(before: pa.Table | None, now: pa.Table) -> dict[str, Any]:

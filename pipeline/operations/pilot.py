@@ -41,11 +41,11 @@ DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a
 
 def variants(run: Run) -> dict[str, Run]:
     """The recipe as it stands, and the variant of its shortlist where it has one."""
-    found = {AS_IT_IS: run}
+    runs = {AS_IT_IS: run}
     cheaper = run.attribution.cheaper
     if cheaper is not None:
-        found[SHORTLIST] = run.model_copy(update={"attribution": cheaper})
-    return found
+        runs[SHORTLIST] = run.model_copy(update={"attribution": cheaper})
+    return runs
 
 
 class AttributionPilot:
@@ -61,15 +61,15 @@ class AttributionPilot:
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         run = self.runs[AS_IT_IS]
-        rows, found = list[Row](), list[list[Row]]()
+        rows, clips_by_video = list[Row](), list[list[Row]]()
         with Decoder(run.data.decode_timeout) as decoder:
             for video in videos.to_pylist():
                 clips, seconds = timed(partial(index, video, run.data, decoder, run.seed), self.device)
                 rows.append(line(clips[0]["clip_id"], AS_IT_IS, "index", seconds, clips[0]["error"]))
-                found.append(clips)
-        every = pa.Table.from_pylist([clip for clips in found for clip in clips], schema=schemas.CLIPS)
+                clips_by_video.append(clips)
+        every = pa.Table.from_pylist([clip for clips in clips_by_video for clip in clips], schema=schemas.CLIPS)
         yield {"clips": every, "pilot": table(rows)}
-        first = [clips[0] for clips in found if clips[0]["error"] is None]
+        first = [clips[0] for clips in clips_by_video if clips[0]["error"] is None]
         shares = {name: first if name == AS_IT_IS else first[:VARIED] for name in self.runs}
         yield {"pilot": table([row for name, share in shares.items() for row in self._attributed(name, share)])}
 
@@ -84,29 +84,29 @@ class AttributionPilot:
         restrict(self.model.transformer, a.parameters)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
-        rows, taken = list[Row](), list[str]()
+        rows, clip_ids = list[Row](), list[str]()
         for clip in clips:
             try:
-                seconds = self._parts(name, clip, gradients, warm=bool(taken))
+                seconds = self._parts(name, clip, gradients, warm=bool(clip_ids))
             except ClipError as error:
                 rows.append(line(clip["clip_id"], name, "decode", 0.0, str(error)))
                 continue
             if seconds["gradient"] > 0:
-                taken.append(clip["clip_id"])
+                clip_ids.append(clip["clip_id"])
             rows += [line(clip["clip_id"], name, part, taken_by) for part, taken_by in seconds.items()]
-        if taken:
+        if clip_ids:
             _, last = timed(gradients.collect, self.device)
-            rows += [line(i, name, "projection", last / len(taken)) for i in taken]
+            rows += [line(i, name, "projection", last / len(clip_ids)) for i in clip_ids]
         gradients.close()
         return rows
 
     def _parts(self, name: str, clip: Row, gradients: ProjectedGradients, warm: bool) -> dict[str, float]:
         """Seconds of every part of a clip. A still clip that has no unmasked setting takes no time for gradients."""
         run, worker = self.runs[name], self.motion[name]
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
 
         def clock(part: str, call: Callable[..., T], *inputs: Any) -> T:
-            result, found[part] = timed(partial(call, *inputs), self.device)
+            result, seconds[part] = timed(partial(call, *inputs), self.device)
             return result
 
         frames, fps, height, width = run.geometry
@@ -124,8 +124,8 @@ class AttributionPilot:
         if not warm and take():  # compiles, and chooses algorithms
             gradients.collect()
         if not clock("gradient", take):
-            found["gradient"] = 0.0
-        return found
+            seconds["gradient"] = 0.0
+        return seconds
 
 
 class TrainingPilot:
@@ -148,11 +148,11 @@ class TrainingPilot:
         d, e = self.run.data, self.run.evaluate
         size, caption = (d.frames, d.height, d.width), row["caption"] or ""
         self.model.generate(caption, size, 0, 1, e.guidance)
-        taken = [
+        durations = [
             timed(partial(self.model.generate, caption, size, 0, n, e.guidance), self.device)[1] for n in DENOISING
         ]
-        step = max(0.0, taken[1] - taken[0]) / (DENOISING[1] - DENOISING[0])
-        parts = {"denoising": step, "video": max(0.0, taken[0] - DENOISING[0] * step)}
+        step = max(0.0, durations[1] - durations[0]) / (DENOISING[1] - DENOISING[0])
+        parts = {"denoising": step, "video": max(0.0, durations[0] - DENOISING[0] * step)}
         return [line(row["clip_id"], AS_IT_IS, part, seconds) for part, seconds in parts.items()]
 
     def _trained(self, rows: list[Row]) -> list[Row]:

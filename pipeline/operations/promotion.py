@@ -49,11 +49,11 @@ def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
     improvement = float(difference.mean()) / level
     bound = lower_bound(difference, rule.confidence) / level
     better = bound > rule.improvement
-    asked = f"more than {100 * rule.improvement:g} % is asked for"
+    requirement = f"more than {100 * rule.improvement:g} % is asked for"
     reason = (
         f"its mean {rule.metric} on {n} held-out clips is {abs(100 * improvement):.2f} % "
         f"{'lower' if improvement >= 0 else 'higher'} than that of the model in use, and with "
-        f"{100 * rule.confidence:g} % confidence the improvement is at least {100 * bound:+.2f} %; {asked}."
+        f"{100 * rule.confidence:g} % confidence the improvement is at least {100 * bound:+.2f} %; {requirement}."
     )
     return Verdict(better, reason, n, float(new.mean()), level, improvement, bound)
 

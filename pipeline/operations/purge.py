@@ -52,13 +52,13 @@ class _Part:
 def known(root: str, ids: Collection[str]) -> set[str]:
     """Those of the ids that some table below the root still has. Raises ValueError as `purge` does."""
     fs, bare = stores.place(root)
-    found = set[str]()
+    existing_ids = set[str]()
     for part in _parts(fs, bare):
         for batch in _batches(fs, part, part.table.ids):
             for column in part.table.ids:
-                found.update(set(batch.column(column).to_pylist()) & set(ids))
-        found.update(set(part.query_ids) & set(ids))
-    return found
+                existing_ids.update(set(batch.column(column).to_pylist()) & set(ids))
+        existing_ids.update(set(part.query_ids) & set(ids))
+    return existing_ids
 
 
 def purge(root: str, ids: Collection[str]) -> Removed:
@@ -113,7 +113,7 @@ def _remove(fs: fsspec.AbstractFileSystem, bare: str, path: str, removed: Remove
 
 
 def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
-    found = []
+    parts = []
     for path in _files(fs, bare):
         name = posixpath.basename(path)
         if not (name.startswith("part-") and name.endswith(".parquet")):
@@ -122,8 +122,8 @@ def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
             schema = file.schema_arrow
         table = registry.table_of(posixpath.dirname(path), schema.names)
         queries = json.loads((schema.metadata or {}).get(b"query_ids", b"[]"))
-        found.append(_Part(path, table, tuple(queries)))
-    return [part for part in found if part.table.holds_clips]
+        parts.append(_Part(path, table, tuple(queries)))
+    return [part for part in parts if part.table.holds_clips]
 
 
 def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str] | None) -> Any:
@@ -134,22 +134,22 @@ def _batches(fs: fsspec.AbstractFileSystem, part: _Part, columns: Collection[str
 
 def _gone(batch: pa.RecordBatch, columns: Collection[str], ids: pa.Array) -> pa.Array:
     """Whether each row names one of the ids in one of the columns."""
-    found = pa.array(np.zeros(batch.num_rows, bool))
+    mask = pa.array(np.zeros(batch.num_rows, bool))
     for column in columns:
-        found = pc.or_(found, pc.fill_null(pc.is_in(batch.column(column), ids), False))
-    return found
+        mask = pc.or_(mask, pc.fill_null(pc.is_in(batch.column(column), ids), False))
+    return mask
 
 
 def _from_part(
     fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Collection[str], removed: Removed
 ) -> set[str]:
     """Rewrite a part without the clips; returns the uris of those of its rows that a model generated."""
-    wanted, uris = pa.array(sorted(ids), pa.string()), set[str]()
+    id_array, uris = pa.array(sorted(ids), pa.string()), set[str]()
     columns = part.table.ids
     queries = [i for i, q in enumerate(part.query_ids) if q in set(ids)]
     count, rows = 0, 0
     for batch in _batches(fs, part, columns):
-        count += int(pc.sum(_gone(batch, columns, wanted)).as_py() or 0)
+        count += int(pc.sum(_gone(batch, columns, id_array)).as_py() or 0)
         rows += batch.num_rows
     if not count and not queries:
         return uris
@@ -158,7 +158,7 @@ def _from_part(
         schema = _without_queries(file.schema_arrow, part, queries)
     if part.table in GENERATED:
         for batch in _batches(fs, part, (*columns, "uri")):
-            uris |= set(batch.column("uri").filter(_gone(batch, columns, wanted)).to_pylist())
+            uris |= set(batch.column("uri").filter(_gone(batch, columns, id_array)).to_pylist())
     if count == rows:
         fs.rm_file(part.path)
         return uris
@@ -167,7 +167,7 @@ def _from_part(
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for batch in _batches(fs, part, None):
-            table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, columns, wanted)))])
+            table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, columns, id_array)))])
             writer.write_table(_narrowed(table, schema, part, queries))
     return uris
 
@@ -179,11 +179,11 @@ def _whole(fs: fsspec.AbstractFileSystem, path: str) -> str:
 def _without_queries(schema: pa.Schema, part: _Part, queries: list[int]) -> pa.Schema:
     if not queries:
         return schema
-    kept = [q for i, q in enumerate(part.query_ids) if i not in queries]
+    query_ids = [q for i, q in enumerate(part.query_ids) if i not in queries]
     if part.table is registry.INFLUENCE:
         at = schema.get_field_index("influence")
-        schema = schema.set(at, pa.field("influence", pa.list_(pa.float32(), len(kept))))
-    return schema.with_metadata({**(schema.metadata or {}), b"query_ids": json.dumps(kept).encode()})
+        schema = schema.set(at, pa.field("influence", pa.list_(pa.float32(), len(query_ids))))
+    return schema.with_metadata({**(schema.metadata or {}), b"query_ids": json.dumps(query_ids).encode()})
 
 
 def _narrowed(table: pa.Table, schema: pa.Schema, part: _Part, queries: list[int]) -> pa.Table:
@@ -204,19 +204,19 @@ def _narrowed(table: pa.Table, schema: pa.Schema, part: _Part, queries: list[int
 def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collection[str], removed: Removed) -> None:
     """Take clips out of the list of what a model was trained on, once the model carries a note of it."""
     lines = [line for line in fs.cat_file(path).decode().split("\n") if line]
-    held = [json.loads(line).get("clip_id") for line in lines]
-    gone = {i for i in held if i in set(ids)}
+    line_ids = [json.loads(line).get("clip_id") for line in lines]
+    gone = {i for i in line_ids if i in set(ids)}
     if not gone:
         return
     model = path.removesuffix(f"/{CURATED}")
     for note in (n for n in NOTES if fs.exists(stores.join(model, n))):
         place = stores.join(model, note)
-        told: dict[str, Any] = json.loads(fs.cat_file(place))
-        told["purged"] = sorted({*told.get("purged", []), *map(purge_list.digest, gone)})
-        stores.write_bytes(_whole(fs, place), json.dumps(told).encode())
+        record: dict[str, Any] = json.loads(fs.cat_file(place))
+        record["purged"] = sorted({*record.get("purged", []), *map(purge_list.digest, gone)})
+        stores.write_bytes(_whole(fs, place), json.dumps(record).encode())
     removed.models[_relative(model, bare)] = len(gone)
-    kept = "".join(f"{line}\n" for line, i in zip(lines, held, strict=True) if i not in gone)
-    stores.write_bytes(_whole(fs, path), kept.encode())
+    text = "".join(f"{line}\n" for line, i in zip(lines, line_ids, strict=True) if i not in gone)
+    stores.write_bytes(_whole(fs, path), text.encode())
 
 
 def _generated(
@@ -225,19 +225,19 @@ def _generated(
     """Videos generated from a purged query's caption, and query videos made from prompts."""
     folder = stores.join(bare, "generated")
     names = {f"{i}.mp4" for i in ids}
-    wanted = {stores.place(uri)[1] for uri in videos if uri}
+    paths = {stores.place(uri)[1] for uri in videos if uri}
     gone = set[str]()
     for path in _files(fs, folder):
-        made = posixpath.dirname(path) == f"{folder}/queries" and posixpath.basename(path) in names
-        if made or path in wanted:
+        is_query_video = posixpath.dirname(path) == f"{folder}/queries" and posixpath.basename(path) in names
+        if is_query_video or path in paths:
             gone.add(path)
             _remove(fs, bare, path, removed)
     prompts = f"{folder}/prompts.json"
     if fs.exists(prompts):
-        told: Mapping[str, str] = json.loads(fs.cat_file(prompts))
-        kept = {uri: caption for uri, caption in told.items() if stores.place(uri)[1] not in gone}
-        if len(kept) < len(told):
-            stores.write_bytes(_whole(fs, prompts), json.dumps(kept, indent=1, ensure_ascii=False).encode())
+        captions: Mapping[str, str] = json.loads(fs.cat_file(prompts))
+        kept_captions = {uri: caption for uri, caption in captions.items() if stores.place(uri)[1] not in gone}
+        if len(kept_captions) < len(captions):
+            stores.write_bytes(_whole(fs, prompts), json.dumps(kept_captions, indent=1, ensure_ascii=False).encode())
     made_from = f"{folder}/queries/metadata.jsonl"
     if fs.exists(made_from):
         lines = [line for line in fs.cat_file(made_from).decode().split("\n") if line]

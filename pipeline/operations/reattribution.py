@@ -29,24 +29,24 @@ FIELD = "attribution.weights"
 
 def stale_parts(run: Run) -> dict[str, int]:
     """The parts of features/ that were computed with other attribution.weights than this run's, and their rows."""
-    wanted, found = fingerprints.features(run)[FIELD], dict[str, int]()
+    weights, row_counts = fingerprints.features(run)[FIELD], dict[str, int]()
     roots = [one.root for one in (shortlist.variant(run), run) if one is not None]
     for root, name in itertools.product(roots, SETS):
         folder = stores.join(root, "features", name)
         fs, _ = stores.place(folder)
         for path in tables.parts(folder):
             with opened(path, fs) as file:
-                held = json.loads((file.schema_arrow.metadata or {}).get(b"fingerprint", b"{}"))
-                if held.get(FIELD) != wanted:
-                    found[path] = file.metadata.num_rows
-    return found
+                fingerprint = json.loads((file.schema_arrow.metadata or {}).get(b"fingerprint", b"{}"))
+                if fingerprint.get(FIELD) != weights:
+                    row_counts[path] = file.metadata.num_rows
+    return row_counts
 
 
 def price(clips: int, measured: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:
     """What features of so many clips and queries take, from the largest number of clips that was measured: `clips`,
     `seconds_a_clip`, `seconds`, `measured_on`; None where nothing was measured."""
-    known = [m for m in measured if m is not None and m["clips"] > 0]
-    best = max(known, key=lambda m: m["clips"], default=None)
+    measurements = [m for m in measured if m is not None and m["clips"] > 0]
+    best = max(measurements, key=lambda m: m["clips"], default=None)
     each = None if best is None else best["seconds"] / best["clips"]
     return {
         "clips": clips,
@@ -78,8 +78,8 @@ def measure(run: Run, other: Run, clip_ids: list[str]) -> Drift:
     mask = run.ranking.mask
     pairs = []
     for name, ids in (("clips", clip_ids), ("queries", None)):
-        found = [under_mask(root, name, mask) for root in (run.root, other.root)]
-        rows = [(table if ids is None else table.among(ids)).rows() for table in found]
+        feature_tables = [under_mask(root, name, mask) for root in (run.root, other.root)]
+        rows = [(table if ids is None else table.among(ids)).rows() for table in feature_tables]
         shared = sorted(rows[0].keys() & rows[1].keys())
         pairs.append([np.stack([r[i] for i in shared]) if shared else np.zeros((0, 1), np.float32) for r in rows])
     if not len(pairs[0][0]) or not len(pairs[1][0]):

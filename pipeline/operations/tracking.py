@@ -123,17 +123,17 @@ def _id(run: Run, version: str) -> str:
 
 def parameters(run: Run, arm: str) -> dict[str, str]:
     """The configuration by dotted key, and where the run's page will be."""
-    found = {"arm": arm, "page": scrubbed(stores.join(run.root, "report", "index.html"))}
+    values = {"arm": arm, "page": scrubbed(stores.join(run.root, "report", "index.html"))}
 
     def add(key: str, value: Any) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
                 add(f"{key}.{name}" if key else name, inner)
         elif key != "finetune.arm":
-            found[key] = scrubbed(str(value))[:LONGEST]
+            values[key] = scrubbed(str(value))[:LONGEST]
 
     add("", run.model_dump(mode="json", exclude={"webhook", "tracking"}))
-    return found
+    return values
 
 
 class MLflow:
@@ -146,13 +146,13 @@ class MLflow:
         self._client = client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(run.tracking.project)
         id = experiment.experiment_id if experiment else client.create_experiment(run.tracking.project)
-        held = client.search_runs([id], f"tags.identity = '{identity}'")
-        told = parameters(run, arm)
-        tags = {"identity": identity, "page": told["page"]}
-        self._run = held[0] if held else client.create_run(id, tags=tags, run_name=f"{arm} {identity[:6]}")
+        runs = client.search_runs([id], f"tags.identity = '{identity}'")
+        values = parameters(run, arm)
+        tags = {"identity": identity, "page": values["page"]}
+        self._run = runs[0] if runs else client.create_run(id, tags=tags, run_name=f"{arm} {identity[:6]}")
         self._id = self._run.info.run_id
         client.set_terminated(self._id, "RUNNING")
-        fresh = [Param(key, value) for key, value in told.items() if key not in self._run.data.params]
+        fresh = [Param(key, value) for key, value in values.items() if key not in self._run.data.params]
         client.log_batch(self._id, params=fresh[:100])
         for first in range(100, len(fresh), 100):  # of which a request may hold so many
             client.log_batch(self._id, params=fresh[first : first + 100])

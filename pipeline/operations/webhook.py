@@ -79,8 +79,8 @@ def post(run: Run, job: str, state: str, **told: str) -> bool:
     if url is None:
         return False
     lines = {key: (value.splitlines() or [""])[0] for key, value in told.items()}
-    held = {"job": job, "root": run.root, "state": state, **lines}
-    safe = {key: scrubbed(value).replace(url, HIDDEN)[:500] for key, value in held.items()}
+    fields = {"job": job, "root": run.root, "state": state, **lines}
+    safe = {key: scrubbed(value).replace(url, HIDDEN)[:500] for key, value in fields.items()}
     body = json.dumps({**safe, "time": datetime.now(UTC).isoformat(timespec="seconds")}).encode()
     for number in range(TRIES):
         if number:

@@ -23,13 +23,13 @@ def _svg(height: int, label: str, inner: Sequence[Markup], css: str = "chart") -
 
 def bar(parts: Sequence[tuple[str, float]], whole: float, label: str, height: int = 22) -> Markup:
     """One horizontal bar of parts (css class, size) in a row, `whole` being its full width."""
-    at, found = 0.0, []
+    at, shapes = 0.0, []
     for css, size in parts:
         width = 100 * size / whole if whole else 0.0
         if width > 0:
-            found.append(_rect(css, at, 0, max(width, 0.15), height))
+            shapes.append(_rect(css, at, 0, max(width, 0.15), height))
         at += width
-    return _svg(height, label, found, "chart bar")
+    return _svg(height, label, shapes, "chart bar")
 
 
 def _rect(css: str, x: float, y: float, width: float, height: float) -> Markup:
@@ -89,26 +89,26 @@ def histogram(
     def y(count: float) -> float:
         return floor - (floor - ceiling) * count / top
 
-    found = [_line("grid", LEFT, y(t), RIGHT, y(t)) for t in ticks(0, top, 4)]
-    found += [_text("tick", LEFT - 0.8, y(t) + 4, f"{t:,.0f}", "end") for t in ticks(0, top, 4)]
+    shapes = [_line("grid", LEFT, y(t), RIGHT, y(t)) for t in ticks(0, top, 4)]
+    shapes += [_text("tick", LEFT - 0.8, y(t) + 4, f"{t:,.0f}", "end") for t in ticks(0, top, 4)]
     below = np.zeros(bins)
     for css, count in counts.items():
         for i in np.flatnonzero(count).tolist():
             wide = x(edges[i + 1]) - x(edges[i])
             span = y(below[i]) - y(below[i] + count[i])
-            found.append(_rect(css, x(edges[i]) + wide * 0.04, y(below[i] + count[i]), wide * 0.92, span))
+            shapes.append(_rect(css, x(edges[i]) + wide * 0.04, y(below[i] + count[i]), wide * 0.92, span))
         below += count
-    found += [_text("tick", x(t), floor + 18, number(t)) for t in ticks(low, high, 6)]
-    found.append(_line("axis", LEFT, floor, RIGHT, floor))
+    shapes += [_text("tick", x(t), floor + 18, number(t)) for t in ticks(low, high, 6)]
+    shapes.append(_line("axis", LEFT, floor, RIGHT, floor))
     if low < 0 < high:
-        found.append(_line("zero", x(0), ceiling, x(0), floor))
+        shapes.append(_line("zero", x(0), ceiling, x(0), floor))
     for row, (css, words, at) in enumerate(sorted(cuts, key=lambda c: c[2])):
         anchor = "start" if x(at) < 30 else "end" if x(at) > 70 else "middle"
-        found += [_line(f"cut {css}", x(at), 20 + 16 * (row % 2), x(at), floor)]
-        found += [_text(f"cut-label {css}", x(at), 15 + 16 * (row % 2), words, anchor)]
-    found.append(_text("axis-label", (LEFT + RIGHT) / 2, height - 14, x_label))
-    found.append(_text("axis-label", 0, 30, y_label, "start"))
-    return _svg(height, f"Histogram: {y_label} by {x_label}", found)
+        shapes += [_line(f"cut {css}", x(at), 20 + 16 * (row % 2), x(at), floor)]
+        shapes += [_text(f"cut-label {css}", x(at), 15 + 16 * (row % 2), words, anchor)]
+    shapes.append(_text("axis-label", (LEFT + RIGHT) / 2, height - 14, x_label))
+    shapes.append(_text("axis-label", 0, 30, y_label, "start"))
+    return _svg(height, f"Histogram: {y_label} by {x_label}", shapes)
 
 
 def interval(value: float, low: float | None, high: float | None, reach: float, css: str, label: str) -> Markup:
@@ -117,11 +117,11 @@ def interval(value: float, low: float | None, high: float | None, reach: float, 
     def x(v: float) -> float:
         return 50 + 46 * max(-1.0, min(1.0, v / reach)) if reach else 50.0
 
-    found = [_line("zero", 50, 0, 50, 24)]
+    shapes = [_line("zero", 50, 0, 50, 24)]
     if low is not None and high is not None:
-        found.append(_line(f"whisker {css}", x(low), 12, x(high), 12))
+        shapes.append(_line(f"whisker {css}", x(low), 12, x(high), 12))
     dot = Markup('<circle class="{}" cx="{}%" cy="12" r="4.5"/>').format(css, f"{x(value):.3f}")
-    return _svg(24, label, [*found, dot], "chart interval")
+    return _svg(24, label, [*shapes, dot], "chart interval")
 
 
 def signed(value: float, reach: float, label: str) -> Markup:
@@ -137,10 +137,10 @@ Point = tuple[float, float | None, float | None]  # value, and its interval's en
 
 def lines(labels: Sequence[str], series: Mapping[str, Sequence[Point | None]], y_label: str) -> Markup:
     """Values over nights: css class -> a point for each label, or None where there is none, joined by lines."""
-    known = [v for points in series.values() for p in points if p is not None for v in p if v is not None]
-    if not known or not labels:
+    values = [v for points in series.values() for p in points if p is not None for v in p if v is not None]
+    if not values or not labels:
         return Markup("")
-    low, high = min(known), max(known)
+    low, high = min(values), max(values)
     low, high = (low, high) if high > low else (low - abs(low) * 0.1 - 1e-6, high + abs(high) * 0.1 + 1e-6)
     height, floor, ceiling = 220, 176.0, 30.0
 
@@ -150,10 +150,10 @@ def lines(labels: Sequence[str], series: Mapping[str, Sequence[Point | None]], y
     def y(value: float) -> float:
         return floor - (floor - ceiling) * (value - low) / (high - low)
 
-    found = [_line("grid", LEFT, y(t), RIGHT, y(t)) for t in ticks(low, high, 4)]
-    found += [_text("tick", LEFT - 0.8, y(t) + 4, number(t), "end") for t in ticks(low, high, 4)]
+    shapes = [_line("grid", LEFT, y(t), RIGHT, y(t)) for t in ticks(low, high, 4)]
+    shapes += [_text("tick", LEFT - 0.8, y(t) + 4, number(t), "end") for t in ticks(low, high, 4)]
     every = -(-len(labels) // 10)  # more dates than ten would run into one another
-    found += [_text("tick", x(i), floor + 18, label) for i, label in enumerate(labels) if i % every == 0]
+    shapes += [_text("tick", x(i), floor + 18, label) for i, label in enumerate(labels) if i % every == 0]
     for css, points in series.items():
         before: tuple[float, float] | None = None
         for i, point in enumerate(points):
@@ -161,13 +161,13 @@ def lines(labels: Sequence[str], series: Mapping[str, Sequence[Point | None]], y
                 continue
             value, down, up = point
             if down is not None and up is not None:
-                found.append(_line(f"whisker {css}", x(i), y(down), x(i), y(up)))
+                shapes.append(_line(f"whisker {css}", x(i), y(down), x(i), y(up)))
             if before is not None:
-                found.append(_line(css, *before, x(i), y(value)))
+                shapes.append(_line(css, *before, x(i), y(value)))
             before = x(i), y(value)
-            found.append(_dot(css, *before))
-    found.append(_text("axis-label", 0, 15, y_label, "start"))
-    return _svg(height, f"{y_label}, by night", found)
+            shapes.append(_dot(css, *before))
+    shapes.append(_text("axis-label", 0, 15, y_label, "start"))
+    return _svg(height, f"{y_label}, by night", shapes)
 
 
 def _dot(css: str, x: float, y: float) -> Markup:

@@ -51,7 +51,7 @@ def write_tables(run: Run, found: Compared) -> None:
         ("verdicts", found.verdicts, contests.VERDICTS),
     ):
         tables.replace(join(folder, name), pa.Table.from_pylist(rows, schema=schema), {})
-    held = {
+    record = {
         "root": run.root,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "arms": list(found.arms),
@@ -62,7 +62,7 @@ def write_tables(run: Run, found: Compared) -> None:
         "metrics": found.metrics,
         "contests": found.tallies,
     }
-    stores.write_bytes(join(folder, "comparison.json"), json.dumps(held, indent=1, allow_nan=False).encode())
+    stores.write_bytes(join(folder, "comparison.json"), json.dumps(record, indent=1, allow_nan=False).encode())
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
             link = _link(run.root, uri) if run.report.captions else None  # a video's name is its caption
             cells[arm] = {"picture": picture, "link": link, "distance": distance}
         best = min((c["distance"] for c in cells.values() if c["distance"] is not None), default=None)
-        told = captions.get(clip_id, {"caption": None, "group": None})
-        rows.append({**told, "clip_id": clip_id, "seed": seed, "cells": cells, "best": best})
+        query = captions.get(clip_id, {"caption": None, "group": None})
+        rows.append({**query, "clip_id": clip_id, "seed": seed, "cells": cells, "best": best})
     page = (
         environment()
         .get_template("comparison.html")
@@ -141,9 +141,9 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
     return place
 
 
-def _shown(found: Compared) -> list[Key]:
+def _shown(compared: Compared) -> list[Key]:
     """The captions and seeds whose videos are shown: evenly chosen among those that any arm has."""
-    keys = sorted({(clip, seed) for _, clip, seed in found.videos}, key=lambda k: (k[1], k[0]))
+    keys = sorted({(clip, seed) for _, clip, seed in compared.videos}, key=lambda k: (k[1], k[0]))
     return keys[:: max(1, -(-len(keys) // CAPTIONS))]
 
 

@@ -106,8 +106,8 @@ def group_sums(given: Sequence[Part], groups: Sequence[str]) -> list[float]:
 
 def pixel_frames(frames: int, latents: int) -> list[str]:
     """Which frames of the clip each latent frame holds, in words."""
-    held = np.asarray(latent_frames(frames, latents))
-    ends = [np.flatnonzero(held == latent) for latent in range(latents)]
+    latent_of_frame = np.asarray(latent_frames(frames, latents))
+    ends = [np.flatnonzero(latent_of_frame == latent) for latent in range(latents)]
     words = [f"{e[0]}" if len(e) == 1 else f"{e[0]} to {e[-1]}" for e in ends]
     return [f"{'frame' if len(e) == 1 else 'frames'} {w}" for e, w in zip(ends, words, strict=True)]
 
@@ -153,20 +153,20 @@ def _taken(studio: Studio, row: Row | None) -> Picture | None:
     return None if row is None or row["error"] is not None else studio.clip(row)
 
 
-def _groups(found: Explanation) -> list[str]:
+def _groups(explanation: Explanation) -> list[str]:
     """The groups that a split shows: those that the clip matters to most, either way."""
-    if not found.frames or len(found.frames[0].groups) < 2:
+    if not explanation.frames or len(explanation.frames[0].groups) < 2:
         return []
-    total = {g: abs(sum(part.groups[g] for part in found.frames)) for g in found.frames[0].groups}
+    total = {g: abs(sum(part.groups[g] for part in explanation.frames)) for g in explanation.frames[0].groups}
     return sorted(sorted(total, key=lambda g: (-total[g], g))[:GROUPS])
 
 
-def _pictures(run: Run, found: Explanation, frames_of: FramesOf) -> tuple[Picture | None, Picture | None]:
+def _pictures(run: Run, explanation: Explanation, frames_of: FramesOf) -> tuple[Picture | None, Picture | None]:
     """The clip with its mask, looping and as a film strip."""
-    frames = frames_of(dict(found.clip)) if run.report.pictures and found.clip["error"] is None else None
+    frames = frames_of(dict(explanation.clip)) if run.report.pictures and explanation.clip["error"] is None else None
     if frames is None:
         return None, None
-    mask = _mask(found.motion)
+    mask = _mask(explanation.motion)
     seconds = len(frames) / run.geometry[1]
     return (
         pictures.picture(frames, gallery.QUERY, LARGEST, seconds, mask),

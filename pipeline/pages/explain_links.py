@@ -31,9 +31,9 @@ def folder(root: str, clip_id: str) -> str:
 
 def links(root: str, ids: Sequence[str]) -> dict[str, str]:
     """The pages of those of the clips that have one, as a page in a folder of the run's root links to them."""
-    there = {path.rstrip("/").rsplit("/", 1)[-1] for path in stores.files(stores.join(root, "explain"))}
-    made = [i for i in ids if name(i) in there and stores.exists(stores.join(folder(root, i), "index.html"))]
-    return {i: f"../explain/{quote(name(i))}/index.html" for i in made}
+    names = {path.rstrip("/").rsplit("/", 1)[-1] for path in stores.files(stores.join(root, "explain"))}
+    page_ids = [i for i in ids if name(i) in names and stores.exists(stores.join(folder(root, i), "index.html"))]
+    return {i: f"../explain/{quote(name(i))}/index.html" for i in page_ids}
 
 
 def option(clip_id: str) -> str:

@@ -75,23 +75,23 @@ def funnel(run: Run, kind: str = "clips") -> Funnel:
     With a shortlist there are "cheaper_motion" and "cheaper_features" of every clip, and "shortlist", which hands on
     the clips that are on it, and those that an earlier one had the full setting computed for.
     """
-    found, folder = Funnel(), join(run.root, kind)
+    result, folder = Funnel(), join(run.root, kind)
     if not tables.parts(folder):
-        return found
+        return result
     index = Outcomes(folder)
-    found.clips = index.ids
-    left = _through(found, _Step("index", folder), index, np.ones(len(index), bool), index)
+    result.clips = index.ids
+    remaining = _through(result, _Step("index", folder), index, np.ones(len(index), bool), index)
     for step in _steps(run, kind):
         if not tables.parts(step.folder):
             continue
         if step.name == "shortlist":
-            left = _chosen(found, run, index, left)
+            remaining = _chosen(result, run, index, remaining)
             continue
         outcomes = Outcomes(step.folder)
-        left = _through(found, step, index, left, outcomes, _still(step, index, left, outcomes))
-    found.remaining = index.ids.subset(left)
-    _find_uris(found, run.root, kind)
-    return found
+        remaining = _through(result, step, index, remaining, outcomes, _still(step, index, remaining, outcomes))
+    result.remaining = index.ids.subset(remaining)
+    _find_uris(result, run.root, kind)
+    return result
 
 
 def _steps(run: Run, kind: str) -> list[_Step]:
@@ -130,71 +130,71 @@ def _code(outcomes: Outcomes, name: str) -> int:
 
 
 def _through(
-    found: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes, still: Flags | None = None
+    result: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes, still: Flags | None = None
 ) -> Flags:
     """Count one stage, note what failed there, and return which clips go on."""
     still = np.zeros(len(index), bool) if still is None else still
     at = outcomes.ids.find_set(index.ids)
-    there = at >= 0
-    current = there.copy()
-    current[there] = outcomes.versions[at[there]] == index.versions[there]
-    codes = np.where(there, outcomes.codes[at], 0) if len(outcomes) else np.zeros(len(index), np.uint8)
-    left: Flags = entered & ((current & (codes == 0)) | still)
-    lost = entered & ~left
+    has_row = at >= 0
+    current = has_row.copy()
+    current[has_row] = outcomes.versions[at[has_row]] == index.versions[has_row]
+    codes = np.where(has_row, outcomes.codes[at], 0) if len(outcomes) else np.zeros(len(index), np.uint8)
+    remaining: Flags = entered & ((current & (codes == 0)) | still)
+    lost = entered & ~remaining
     failed = lost & current
-    counts = {PENDING: int((lost & ~there).sum()), OUTDATED: int((lost & there & ~current).sum())}
+    counts = {PENDING: int((lost & ~has_row).sum()), OUTDATED: int((lost & has_row & ~current).sum())}
     counts |= {name: int((failed & (codes == i)).sum()) for i, name in enumerate(outcomes.names) if i}
     dropped = dict(sorted((name, count) for name, count in counts.items() if count))
-    found.failures |= {(step.name, code): [] for code in dropped}
+    result.failures |= {(step.name, code): [] for code in dropped}
     if failed.any():
-        _note(found, step, outcomes, index.ids.subset(failed))
-    _count(found, Stage(step.name, int(entered.sum()), dropped, int(left.sum()), int(still.sum())))
-    _strays(found, step, index, entered, outcomes)
-    return left
+        _note(result, step, outcomes, index.ids.subset(failed))
+    _count(result, Stage(step.name, int(entered.sum()), dropped, int(remaining.sum()), int(still.sum())))
+    _strays(result, step, index, entered, outcomes)
+    return remaining
 
 
-def _count(found: Funnel, stage: Stage) -> None:
-    found.stages.append(stage)
+def _count(result: Funnel, stage: Stage) -> None:
+    result.stages.append(stage)
     if not stage.adds_up:
-        found.problems.append(
+        result.problems.append(
             f"{stage.name}: {stage.entered} entered, but {stage.left} left and {sum(stage.dropped.values())} dropped."
         )
 
 
-def _strays(found: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes) -> None:
+def _strays(result: Funnel, step: _Step, index: Outcomes, entered: Flags, outcomes: Outcomes) -> None:
     """Note the results of clips that never entered this stage."""
     at = index.ids.find_set(outcomes.ids)
-    known = at >= 0
-    known[known] = entered[at[known]]
-    stray = (outcomes.codes == 0) & ~known
+    has_entered = at >= 0
+    has_entered[has_entered] = entered[at[has_entered]]
+    stray = (outcomes.codes == 0) & ~has_entered
     if stray.any():
         strays, first = outcomes.ids.subset(stray), list[str]()
         for rows in scanning.blocks(step.folder, ["clip_id"]):
             ids = rows.column("clip_id")
             here = ids.filter(pa.array(strays.has(ids)))
             first = [min([*first, pc.min(here).as_py()])] if len(here) else first
-        found.problems.append(
+        result.problems.append(
             f"{step.name}: {len(strays)} rows with results are of clips that never entered this stage, such as "
             f"{first[0]}."
         )
 
 
-def _chosen(found: Funnel, run: Run, index: Outcomes, entered: Flags) -> Flags:
+def _chosen(result: Funnel, run: Run, index: Outcomes, entered: Flags) -> Flags:
     """Count the shortlist as a stage, and return which clips go on to the full setting."""
     on = shortlist.chosen(run).has_set(index.ids)
     names = ("features",) if shortlist.motion_root(run) == run.root else ("motion", "features")
     for folder in (join(run.root, name, "clips") for name in names):
         on |= Outcomes(folder).ids.has_set(index.ids)
-    left: Flags = entered & on
+    remaining: Flags = entered & on
     lost = int((entered & ~on).sum())
-    _count(found, Stage("shortlist", int(entered.sum()), {LEFT_OUT: lost} if lost else {}, int(left.sum())))
-    return left
+    _count(result, Stage("shortlist", int(entered.sum()), {LEFT_OUT: lost} if lost else {}, int(remaining.sum())))
+    return remaining
 
 
 # --- what failed -----------------------------------------------------------------------------------------------------
 
 
-def _note(found: Funnel, step: _Step, outcomes: Outcomes, failed: IdSet) -> None:
+def _note(result: Funnel, step: _Step, outcomes: Outcomes, failed: IdSet) -> None:
     """The first clips that failed in a stage with each code, by id."""
     sentences: dict[str, dict[str, str]] = {}
     for block in scanning.blocks(step.folder, ["clip_id", "error"]):
@@ -208,15 +208,15 @@ def _note(found: Funnel, step: _Step, outcomes: Outcomes, failed: IdSet) -> None
                 sentences.setdefault(name, {})[clip_id] = error.partition(":")[2].strip() or error
         sentences = {name: _first(by_id) for name, by_id in sentences.items()}
     for name, by_id in sentences.items():
-        found.failures[step.name, name] = [Failure(step.name, name, i, "", why) for i, why in sorted(by_id.items())]
+        result.failures[step.name, name] = [Failure(step.name, name, i, "", why) for i, why in sorted(by_id.items())]
 
 
 def _first(by_id: Mapping[str, str]) -> dict[str, str]:
     return dict(heapq.nsmallest(EXAMPLES, by_id.items()))
 
 
-def _find_uris(found: Funnel, root: str, kind: str) -> None:
-    wanted = {f.clip_id for examples in found.failures.values() for f in examples}
-    uris = {i: row["uri"] or "" for i, row in figures.by_id(root, kind, wanted, ["clip_id", "uri"]).items()}
-    for key, examples in found.failures.items():
-        found.failures[key] = [replace(f, uri=uris[f.clip_id]) for f in examples]
+def _find_uris(result: Funnel, root: str, kind: str) -> None:
+    clip_ids = {f.clip_id for examples in result.failures.values() for f in examples}
+    uris = {i: row["uri"] or "" for i, row in figures.by_id(root, kind, clip_ids, ["clip_id", "uri"]).items()}
+    for key, examples in result.failures.items():
+        result.failures[key] = [replace(f, uri=uris[f.clip_id]) for f in examples]

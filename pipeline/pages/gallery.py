@@ -96,12 +96,12 @@ def choose(queries: Sequence[Row], most: int = QUERIES) -> list[Row]:
 
 def _neighbors(root: str) -> dict[str, dict[str, list[Row]]]:
     table = tables.read(stores.join(root, "neighbors"))
-    found: dict[str, dict[str, list[Row]]] = {}
+    neighbors: dict[str, dict[str, list[Row]]] = {}
     if table is not None:
         table = table.filter(pc.less(table.column("rank"), EACH)).sort_by("rank")
         for row in table.to_pylist():
-            found.setdefault(row["query_id"], {}).setdefault(row["sign"], []).append(row)
-    return found
+            neighbors.setdefault(row["query_id"], {}).setdefault(row["sign"], []).append(row)
+    return neighbors
 
 
 class Studio:
@@ -149,9 +149,9 @@ def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str])
         clip_id = row["clip_id"]
         clip = found.clips.get(clip_id)
         decision = decisions.get((query["group"] or "all", clip_id), decisions.get(("all", clip_id)))
-        taken = None if clip is None else studio.clip(clip)
+        thumbnail = None if clip is None else studio.clip(clip)
         shown = clip or {"clip_id": clip_id, "source": None, "caption": None}
-        return Neighbor(shown, row["influence"], decision, taken)
+        return Neighbor(shown, row["influence"], decision, thumbnail)
 
     return [
         Card(
@@ -166,11 +166,11 @@ def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str])
 
 def decisions(root: str, ids: frozenset[str]) -> dict[tuple[str, str], str]:
     """(group, clip_id) -> decision, for these clips."""
-    folder, wanted = stores.join(root, "selection"), pa.array(sorted(ids), pa.string())
+    folder, clip_ids = stores.join(root, "selection"), pa.array(sorted(ids), pa.string())
     if not tables.parts(folder):
         return {}
     blocks = scanning.blocks(folder, ["group", "clip_id", "decision"])
-    rows = [r for block in blocks for r in block.filter(pc.is_in(block.column("clip_id"), wanted)).to_pylist()]
+    rows = [r for block in blocks for r in block.filter(pc.is_in(block.column("clip_id"), clip_ids)).to_pylist()]
     return {(r["group"], r["clip_id"]): r["decision"] for r in rows}
 
 
@@ -186,10 +186,10 @@ class Generated:
 def generated(
     shown: Sequence[tuple[str, Mapping[str, str]]], names: Sequence[str], root: str, studio: Studio, video_of: VideoOf
 ) -> list[Generated]:
-    wanted = [clip_id for clip_id, _ in shown]
+    clip_ids = [clip_id for clip_id, _ in shown]
     captions: dict[str, dict[str, Any]] = {}
     for name in ("clips", "queries") if studio.captions else ():
-        captions |= figures.by_id(root, name, wanted, ["clip_id", "caption"])
+        captions |= figures.by_id(root, name, clip_ids, ["clip_id", "caption"])
 
     def one(uri: str | None) -> Picture | None:
         frames = None if uri is None or not studio.pictures else video_of(uri)

@@ -80,12 +80,12 @@ def _drift(records: Sequence[Record]) -> Any:
     """How the ranking by the model in use agrees with the ranking by the checkpoint that attributes."""
 
     def overlap(record: Record) -> Point | None:
-        held = record["drift"]
-        return None if held is None or held["overlap"] is None else (held["overlap"], *held["overlap_interval"])
+        drift = record["drift"]
+        return None if drift is None or drift["overlap"] is None else (drift["overlap"], *drift["overlap_interval"])
 
     series = {"neutral": _over(records, lambda r: _spearman(r["drift"])), "selected": _over(records, overlap)}
     return charts.lines(_labels(records), series, "agreement with the model in use")
 
 
-def _spearman(held: Mapping[str, Any] | None) -> Point | None:
-    return None if held is None or held["spearman"] is None else (held["spearman"], *held["spearman_interval"])
+def _spearman(drift: Mapping[str, Any] | None) -> Point | None:
+    return None if drift is None or drift["spearman"] is None else (drift["spearman"], *drift["spearman_interval"])

@@ -59,8 +59,8 @@ def heat(mask: Mask, latents: Sequence[int]) -> npt.NDArray[np.uint8]:
     w = np.rint(mask[list(latents)].astype(np.float64) / 17) / 15  # 16 levels keep the file small
     colours = np.stack([np.full_like(w, 255.0), 196 * (1 - w) ** 0.8 + 12, 40 * (1 - w) + 48 * w, 215 * w**0.75], -1)
     colours[w == 0] = 0
-    found: npt.NDArray[np.uint8] = np.rint(colours).astype(np.uint8)
-    return found
+    pixels: npt.NDArray[np.uint8] = np.rint(colours).astype(np.uint8)
+    return pixels
 
 
 def picture(
@@ -78,9 +78,9 @@ def picture(
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"frames of {frames.dtype} {frames.shape}: a picture takes uint8 [frames, height, width, 3]")
-    kept = evenly(len(frames), min(most, ATTEMPTS[0][0]))
-    latents = [latent_frames(len(frames), len(mask))[i] for i in kept] if mask is not None else []
-    width, height, pixels, pixelated = _fit(frames[kept], box)
+    indices = evenly(len(frames), min(most, ATTEMPTS[0][0]))
+    latents = [latent_frames(len(frames), len(mask))[i] for i in indices] if mask is not None else []
+    width, height, pixels, pixelated = _fit(frames[indices], box)
     for most_frames, quality in ATTEMPTS:
         chosen = evenly(len(pixels), most_frames)
         over = _mask_strip(mask, [latents[i] for i in chosen]) if mask is not None else None
@@ -126,9 +126,9 @@ def _encode(image: Image.Image, room: int, quality: int, tiny: bool) -> bytes:
 
 
 def _webp(image: Image.Image, quality: int = 80, lossless: bool = False) -> bytes:
-    held = io.BytesIO()
-    image.save(held, "WEBP", quality=quality, lossless=lossless, method=4)
-    return held.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, lossless=lossless, method=4)
+    return buffer.getvalue()
 
 
 def _uri(data: bytes) -> str:

@@ -69,14 +69,14 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n; ``fingerprint``: table ->
     fingerprint; ``versions``. Unknown: null.
     """
-    root, found = run.root, gallery.plan(run.root, run.report.captions)
+    root, plan = run.root, gallery.plan(run.root, run.report.captions)
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
     selected = figures.selected(root, funnels["clips"].clips)
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
-    alike, masks = mask_overlaps(root, groups, found.keys())
+    alike, masks = mask_overlaps(root, groups, plan.keys())
     numbers = _numbers(run, funnels, selected, evaluation, alike)
-    studio = gallery.Studio(run, frames_of, masks, gallery.count(found, evaluation))
+    studio = gallery.Studio(run, frames_of, masks, gallery.count(plan, evaluation))
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
     page = (
         environment()
@@ -85,9 +85,9 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             run=run,
             summary=numbers,
             failures={kind: f.failures for kind, f in funnels.items()},
-            cards=gallery.cards(found, studio, gallery.decisions(root, frozenset(found.clips))),
-            plan=found,
-            explained=explain_links.links(root, sorted(found.clips)),
+            cards=gallery.cards(plan, studio, gallery.decisions(root, frozenset(plan.clips))),
+            plan=plan,
+            explained=explain_links.links(root, sorted(plan.clips)),
             groups=sorted(set(groups.values())),
             queries=len(groups),
             arms=names,
@@ -139,10 +139,10 @@ def _numbers(
         "fingerprint": {name: _fingerprint(root, name) for name in FINGERPRINTED},
         "versions": _versions(),
     }
-    told: dict[str, Any] = _finite(
+    summary: dict[str, Any] = _finite(
         {"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}
     )
-    return told
+    return summary
 
 
 def _stage(stage: funnel.Stage) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def _query_groups(root: str) -> dict[str, str]:
 
 
 def _fingerprint(root: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = tables.metadata(stores.join(root, name)).get("fingerprint", {})
-    return found
+    fingerprint: dict[str, Any] = tables.metadata(stores.join(root, name)).get("fingerprint", {})
+    return fingerprint
 
 
 def _versions() -> dict[str, str]:
@@ -188,29 +188,29 @@ def _configuration(run: config.Run) -> str:
     written = stores.read_bytes(path).decode("utf-8", "replace") if stores.exists(path) else None
     if written is not None and run.report.captions:
         return written
-    held = run.model_dump(mode="json") if written is None else yaml.safe_load(written)
+    settings = run.model_dump(mode="json") if written is None else yaml.safe_load(written)
     if not run.report.captions:
-        for prompt in held["queries"]["prompts"]:
+        for prompt in settings["queries"]["prompts"]:
             prompt["prompt"] = DASH
-    return yaml.safe_dump(held, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
 def environment() -> jinja2.Environment:
-    held = jinja2.Environment(
+    env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    held.filters |= {"count": _count, "percent": _percent, "signed": _signed, "number": _number}
-    held.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
-    held.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
-    held.globals |= {"signed_bar": charts.signed, "explain_option": explain_links.option}
-    return held
+    env.filters |= {"count": _count, "percent": _percent, "signed": _signed, "number": _number}
+    env.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
+    env.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
+    env.globals |= {"signed_bar": charts.signed, "explain_option": explain_links.option}
+    return env
 
 
 def _known(value: float | None) -> bool:

@@ -36,15 +36,15 @@ def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) ->
 
 def _effect(numbers: Mapping[str, Any], arm: str) -> str:
     """What fine-tuning did to the held-out masked loss, with its 95 % interval, beside random; empty if unknown."""
-    found = {r["arm"]: r for r in numbers["evaluation"] if r["metric"] == "masked_loss"}
+    records = {r["arm"]: r for r in numbers["evaluation"] if r["metric"] == "masked_loss"}
     changes = []
     for name in dict.fromkeys((arm, "random")):
-        record = found.get(name, {})
+        record = records.get(name, {})
         relative, low, high = (record.get(key) for key in ("relative", "relative_low", "relative_high"))
         if relative is not None and low is not None and high is not None:
             change = charts.minus(f"{100 * relative:+.1f}")
             changes.append(f"{change} ± {100 * (high - low) / 2:.1f} % after fine-tuning on {name}")
-    if arm not in found or not changes:
+    if arm not in records or not changes:
         return ""
     return f" Held-out masked loss against the base model: {', '.join(changes)}."
 
@@ -114,14 +114,14 @@ def matrix(selection: Mapping[str, Mapping[str, Mapping[str, int]]]) -> dict[str
 
 def metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """The evaluation by metric, each with the reach of its axis, and whether a difference is clear and which way."""
-    found: dict[str, dict[str, Any]] = {}
+    by_metric: dict[str, dict[str, Any]] = {}
     for record in evaluation:
         difference, low, high = (record[f"difference{end}"] for end in ("", "_low", "_high"))
         certain = bool(low is not None and high is not None and not low <= 0 <= high)
         css = "neutral"
         if certain and comparison.direction(record["metric"]) == comparison.LOWER:
             css = "selected" if difference < 0 else "harmful"
-        held = found.setdefault(record["metric"], {"rows": [], "reach": 0.0})
-        held["rows"].append({**record, "certain": certain, "css": css})
-        held["reach"] = max([held["reach"], *(abs(end) for end in (difference, low, high) if end is not None)])
-    return list(found.items())
+        entry = by_metric.setdefault(record["metric"], {"rows": [], "reach": 0.0})
+        entry["rows"].append({**record, "certain": certain, "css": css})
+        entry["reach"] = max([entry["reach"], *(abs(end) for end in (difference, low, high) if end is not None)])
+    return list(by_metric.items())

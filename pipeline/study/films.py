@@ -47,12 +47,12 @@ def generated(run: Run) -> Generated:
             "`python -m jobs.evaluate` has generated videos of, for example --set study.arms='[base, motive_whitened]'."
         )
     rows = _rows(run)
-    there = sorted({row["arm"] for row in rows})
-    absent = [arm for arm in arms if arm not in there]
+    names = sorted({row["arm"] for row in rows})
+    absent = [arm for arm in arms if arm not in names]
     if absent:
         raise MissingTableError(
             f"study.arms={list(arms)}: evaluation/ of root={run.root!r} has no generated videos of "
-            f"{', '.join(absent)}; it has those of {', '.join(there) or 'no arm'}. Run `python -m jobs.finetune --set "
+            f"{', '.join(absent)}; it has those of {', '.join(names) or 'no arm'}. Run `python -m jobs.finetune --set "
             f"finetune.arm={absent[0]}` (but for base), then `python -m jobs.evaluate` with evaluate.arms="
             f"{list(arms)} and evaluate.generate above zero, or leave the arm out."
         )
@@ -63,10 +63,10 @@ def generated(run: Run) -> Generated:
             place = stores.join(run.root, "generated", row["arm"], name)
             videos.setdefault((row["clip_id"], row["seed"]), {})[row["arm"]] = place
     captions = _captions(run, videos)
-    kept = {film: videos[film] for film in sorted(videos) if film[0] in captions}
-    _complete(run, kept)
+    films = {film: videos[film] for film in sorted(videos) if film[0] in captions}
+    _complete(run, films)
     versions = {row["arm"]: row["version"] for row in rows if row["arm"] in arms}
-    return Generated(kept, captions, versions)
+    return Generated(films, captions, versions)
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
@@ -86,11 +86,11 @@ def _rows(run: Run) -> list[dict[str, Any]]:
 def _captions(run: Run, films: Mapping[Film, Any]) -> dict[str, str]:
     """The captions by clip_id, empty where the configuration keeps them off pages."""
     queries = tables.read(stores.join(run.root, "queries"), ["clip_id", "caption"])
-    known = {} if queries is None else {row["clip_id"]: row["caption"] or "" for row in queries.to_pylist()}
-    asked = {film[0] for film in films}
-    if asked - known.keys():
-        log.warning("videos of %d captions are left out: queries/ no longer has them", len(asked - known.keys()))
-    return {clip_id: known[clip_id] if run.report.captions else "" for clip_id in sorted(asked & known.keys())}
+    captions = {} if queries is None else {row["clip_id"]: row["caption"] or "" for row in queries.to_pylist()}
+    clip_ids = {film[0] for film in films}
+    if clip_ids - captions.keys():
+        log.warning("videos of %d captions are left out: queries/ no longer has them", len(clip_ids - captions.keys()))
+    return {clip_id: captions[clip_id] if run.report.captions else "" for clip_id in sorted(clip_ids & captions.keys())}
 
 
 def _complete(run: Run, videos: Videos) -> None:
@@ -119,20 +119,20 @@ def shapes(run: Run, videos: Videos, decoder: Decoder, progress: Callable[[int, 
     """Frames, height and width of the videos of each film. Raises InputError for one that cannot be decoded, that does
     not run at data.fps, or that differs from its companions: what differs in length or size would tell the arms apart.
     """
-    found: dict[Film, Shape] = {}
+    of_film: dict[Film, Shape] = {}
     for done, (film, places) in enumerate(videos.items()):
         progress(done, len(videos))
         of_arm = {arm: _shape(run, place, decoder) for arm, place in places.items()}
         if len(set(of_arm.values())) > 1:
-            told = "; ".join(f"{arm}: {s.frames} frames of {s.height} x {s.width}" for arm, s in of_arm.items())
+            sizes = "; ".join(f"{arm}: {s.frames} frames of {s.height} x {s.width}" for arm, s in of_arm.items())
             raise InputError(
                 f"study.arms={list(run.study.arms)}: the videos of query {film[0]}, seed {film[1]}, differ in length "
-                f"or size ({told}), by which people would tell the arms apart. Delete those of one arm in generated/ "
+                f"or size ({sizes}), by which people would tell the arms apart. Delete those of one arm in generated/ "
                 "with their rows in evaluation/, and run `python -m jobs.evaluate` again."
             )
-        found[film] = next(iter(of_arm.values()))
+        of_film[film] = next(iter(of_arm.values()))
     progress(len(videos), len(videos))
-    return found
+    return of_film
 
 
 def _shape(run: Run, place: str, decoder: Decoder) -> Shape:

@@ -44,27 +44,27 @@ def found(run: Run) -> Key | None:
 
     It is as it was built, whatever became of the arms since. Raises ConfigError where it is another one.
     """
-    held = key(run.root)
-    if held is None or not run.study.arms:
-        return held
-    wanted = json.loads(json.dumps(pairs.asked(run.study)))
-    differs = [name for name in wanted if wanted[name] != held.asked.get(name)]
+    study_key = key(run.root)
+    if study_key is None or not run.study.arms:
+        return study_key
+    basis = json.loads(json.dumps(pairs.asked(run.study)))
+    differs = [name for name in basis if basis[name] != study_key.asked.get(name)]
     if differs:
         name = differs[0]
         raise ConfigError(
-            f"study.{name}={wanted[name]!r}: {place(run.root)} holds a study with {name}={held.asked.get(name)!r}, "
+            f"study.{name}={basis[name]!r}: {place(run.root)} holds a study with {name}={study_key.asked.get(name)!r}, "
             "whose page may be with people, and answers to it need its key. Score it first, then move that folder "
             "away, or delete it; or ask for that study."
         )
-    return held
+    return study_key
 
 
 def missing(root: str, made: Key) -> list[str]:
     """The names of the handout's files that are gone."""
     names = {"index.html", *(f"videos/{side.video}.mp4" for pair in made.pairs for side in pair.sides)}
-    there = {posixpath.basename(path) for path in stores.files(place(root, "handout"))}
-    there |= {f"videos/{posixpath.basename(path)}" for path in stores.files(place(root, "handout", "videos"))}
-    return sorted(names - there)
+    files = {posixpath.basename(path) for path in stores.files(place(root, "handout"))}
+    files |= {f"videos/{posixpath.basename(path)}" for path in stores.files(place(root, "handout", "videos"))}
+    return sorted(names - files)
 
 
 def build(run: Run, decoder: Decoder, progress: Progress, writing: Progress) -> Key:
@@ -81,12 +81,14 @@ def build(run: Run, decoder: Decoder, progress: Progress, writing: Progress) -> 
         where = place(run.root, "handout", "videos", f"{video}.mp4")
         contents.append(f"{video} {_write(run, where, pair, n, shown, shapes, decoder)}")
     writing(len(sides), len(sides))
-    asked = pairs.asked(run.study)
-    study = pairs.digest(salt, json.dumps(asked, sort_keys=True), *contents)
-    made = Key(study=study, salt=salt, asked=asked, arms=run.study.arms, versions=shown.versions, pairs=tuple(planned))
-    stores.write_bytes(place(run.root, "handout", "index.html"), page(made, served=False))
-    stores.write_bytes(place(run.root, "key.json"), made.model_dump_json(indent=1).encode())
-    return made
+    basis = pairs.asked(run.study)
+    study = pairs.digest(salt, json.dumps(basis, sort_keys=True), *contents)
+    study_key = Key(
+        study=study, salt=salt, asked=basis, arms=run.study.arms, versions=shown.versions, pairs=tuple(planned)
+    )
+    stores.write_bytes(place(run.root, "handout", "index.html"), page(study_key, served=False))
+    stores.write_bytes(place(run.root, "key.json"), study_key.model_dump_json(indent=1).encode())
+    return study_key
 
 
 def _write(
@@ -118,6 +120,6 @@ def page(made: Key, served: bool) -> bytes:
     trials: list[dict[str, Any]] = [
         {"pair": p.pair, "caption": p.caption, "videos": sorted(side.video for side in p.sides)} for p in made.pairs
     ]
-    told = {"study": made.study, "seed": made.asked["seed"], "served": served, "trials": trials}
-    html = environment().get_template("study.html").render(told=told, question=made.asked["question"])
+    data = {"study": made.study, "seed": made.asked["seed"], "served": served, "trials": trials}
+    html = environment().get_template("study.html").render(told=data, question=made.asked["question"])
     return html.encode()

@@ -73,9 +73,9 @@ def plan(films: Sequence[Film], captions: Mapping[str, str], settings: Study, sa
         name = digest(salt, kind, *film, *arms)
         return Pair(pair=name, kind=kind, clip_id=film[0], seed=film[1], caption=captions[film[0]], sides=tuple(sides))
 
-    found = [pair("arms", film, *arms) for arms in matches(settings) for film in films]
-    found += [pair(kind, film, arm, arm) for kind, film, arm in _caught(films, settings, len(found))]
-    return sorted(found, key=lambda p: p.pair)
+    pairs = [pair("arms", film, *arms) for arms in matches(settings) for film in films]
+    pairs += [pair(kind, film, arm, arm) for kind, film, arm in _caught(films, settings, len(pairs))]
+    return sorted(pairs, key=lambda p: p.pair)
 
 
 def _caught(films: Sequence[Film], settings: Study, pairs: int) -> list[tuple[Kind, Film, str]]:

@@ -43,7 +43,7 @@ JUDGEMENTS = schemas.JUDGEMENTS
 def judgements(answers: Iterable[Answer], key: Key) -> list[Judgement]:
     """The answers to pairs of two arms; those to catch trials are left out."""
     pairs = {pair.pair: pair for pair in key.pairs}
-    found = []
+    records = []
     for answer in answers:
         pair = pairs[answer.pair]
         if pair.kind != "arms":
@@ -52,8 +52,8 @@ def judgements(answers: Iterable[Answer], key: Key) -> list[Judgement]:
         outcome: Outcome = "tie" if answer.chosen is None else "win" if answer.chosen == ours.video else "loss"
         left = ours.arm if answer.left == ours.video else theirs.arm
         about = (pair.clip_id, pair.seed, pair.pair)
-        found.append(Judgement(answer.person, ours.arm, theirs.arm, *about, outcome, left, answer.seconds))
-    return found
+        records.append(Judgement(answer.person, ours.arm, theirs.arm, *about, outcome, left, answer.seconds))
+    return records
 
 
 def right(answer: Answer, pair: Pair) -> bool:
@@ -65,24 +65,24 @@ def people(answers: Sequence[Answer], key: Key, passing: float) -> list[Row]:
     """One row a person, by name: answers, catch trials answered and passed, their share with Wilson's interval, and
     whether the person counts: at least `passing` of them right, or none answered yet."""
     pairs = {pair.pair: pair for pair in key.pairs}
-    given: dict[str, list[Answer]] = defaultdict(list)
+    answers_by_person: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
-        given[answer.person].append(answer)
+        answers_by_person[answer.person].append(answer)
     rows = []
-    for person in sorted(given):
-        caught = [right(a, pairs[a.pair]) for a in given[person] if pairs[a.pair].kind != "arms"]
+    for person in sorted(answers_by_person):
+        caught = [right(a, pairs[a.pair]) for a in answers_by_person[person] if pairs[a.pair].kind != "arms"]
         share = intervals.wilson(sum(caught), len(caught)) if caught else None
-        sided = [a.choice == "left" for a in given[person] if a.chosen is not None]
+        sided = [a.choice == "left" for a in answers_by_person[person] if a.chosen is not None]
         row = {
             "person": person,
-            "answers": len(given[person]),
+            "answers": len(answers_by_person[person]),
             "of": len(key.pairs),
             "catch": len(caught),
             "passed": sum(caught),
             **_named("share", share),
             "counts": share is None or share.mean >= passing,
             "left": sum(sided) / len(sided) if sided else None,
-            "seconds": median(a.seconds for a in given[person]),
+            "seconds": median(a.seconds for a in answers_by_person[person]),
         }
         rows.append(row)
     return rows
@@ -122,40 +122,40 @@ def interval(
     if len(set(values)) == 1:
         share, value = intervals.wilson(trials, trials).low, values[0]
         return Interval(value, *(share * value + (1 - share) * end for end in (least, 1)))
-    found = [intervals.bootstrap_mean(values, persons, clips, seed=seed)]
+    estimates = [intervals.bootstrap_mean(values, persons, clips, seed=seed)]
     for labels in (persons, clips):
         if len(set(labels)) < intervals.FEW:
-            found.append(intervals.student(values, labels))
-    low, high = min(one.low for one in found), max(one.high for one in found)
-    return Interval(found[0].mean, max(least, low), min(1, high))
+            estimates.append(intervals.student(values, labels))
+    low, high = min(one.low for one in estimates), max(one.high for one in estimates)
+    return Interval(estimates[0].mean, max(least, low), min(1, high))
 
 
 def _agreed(judged: Sequence[Judgement], seed: int) -> Row:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for j in judged:
         counts[j.pair][j.outcome] += 1
-    found = agreement.nominal([[counts[pair][o] for o in OUTCOMES] for pair in sorted(counts)], seed)
-    agreed, alpha, low, high = found if found else (None, None, None, None)
+    estimate = agreement.nominal([[counts[pair][o] for o in OUTCOMES] for pair in sorted(counts)], seed)
+    agreed, alpha, low, high = estimate if estimate else (None, None, None, None)
     return {"agreed": agreed, "alpha": alpha, "alpha_low": low, "alpha_high": high}
 
 
-def _named(name: str, found: Interval | None) -> Row:
-    return dict.fromkeys((name, f"{name}_low", f"{name}_high")) if found is None else dict(found.columns(name))
+def _named(name: str, estimate: Interval | None) -> Row:
+    return dict.fromkeys((name, f"{name}_low", f"{name}_high")) if estimate is None else dict(estimate.columns(name))
 
 
 def left_share(judged: Sequence[Judgement], seed: int) -> Row:
     """How often the left video was chosen where one was, over people and captions; half of them where nobody leans."""
     sided = [j for j in judged if j.outcome != "tie"]
     x = [float((j.left == j.arm) == (j.outcome == "win")) for j in sided]
-    found = interval(x, [j.person for j in sided], [j.clip_id for j in sided], seed, 0)
-    return {**_named("left", found), "left": fmean(x) if x else None}
+    estimate = interval(x, [j.person for j in sided], [j.clip_id for j in sided], seed, 0)
+    return {**_named("left", estimate), "left": fmean(x) if x else None}
 
 
 def table(judged: Sequence[Judgement], counted: Mapping[str, bool]) -> pa.Table:
     """The judgements one by one: rows of study/judgements/."""
     rows = []
     for j in judged:
-        held = asdict(j)
-        held |= {"arm_a": held.pop("arm"), "arm_b": held.pop("other"), "counts": counted[j.person]}
-        rows.append(held)
+        row = asdict(j)
+        row |= {"arm_a": row.pop("arm"), "arm_b": row.pop("other"), "counts": counted[j.person]}
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=JUDGEMENTS)

@@ -48,18 +48,18 @@ def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
 def write(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
     """Write ``study/judgements/``, ``study/scores/``, ``study/results.json`` and ``study/results.html``; returns what
     the JSON holds."""
-    found = score(run, key, answers)
-    counted = {row["person"]: row["counts"] for row in found["people"]}
+    numbers = score(run, key, answers)
+    counted = {row["person"]: row["counts"] for row in numbers["people"]}
     judged = preferences.table(preferences.judgements(answers, key), counted)
-    rows = [{"who": who, **row} for who, held in found["scores"].items() for row in held]
+    rows = [{"who": who, **row} for who, scores in numbers["scores"].items() for row in scores]
     print_of = {"study": key.study}
     tables.replace(handout.place(run.root, "judgements"), judged, print_of)
     tables.replace(handout.place(run.root, "scores"), pa.Table.from_pylist(rows, schema=SCORES), print_of)
-    text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)
     stores.write_bytes(handout.place(run.root, "results.json"), text.encode())
-    page = environment().get_template("study_results.html").render(found=found, run=run, interval_of=interval)
+    page = environment().get_template("study_results.html").render(found=numbers, run=run, interval_of=interval)
     stores.write_bytes(handout.place(run.root, "results.html"), page.encode())
-    return found
+    return numbers
 
 
 def interval(row: Mapping[str, Any], name: str) -> str:
@@ -76,17 +76,17 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if failed:
         shown = {"passed": f"{len(people) - len(failed)} people who passed the catch trials", **shown}
     wide = max(len(words) for words in [*shown.values(), *map(_versus, found["scores"]["everyone"])])
-    told = [found["question"]]
+    output = [found["question"]]
     for who, title in shown.items():
         rows = found["scores"][who]
-        told.append(f"{title:<{wide}}" + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "  judgements  alpha")
-        told += [f"{_versus(row):<{wide}}{_shares(row)}{row['judgements']:>12}{_alpha(row):>7}" for row in rows]
-        told += [] if rows else ["no pair of two arms was judged"]
+        output.append(f"{title:<{wide}}" + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "  judgements  alpha")
+        output += [f"{_versus(row):<{wide}}{_shares(row)}{row['judgements']:>12}{_alpha(row):>7}" for row in rows]
+        output += [] if rows else ["no pair of two arms was judged"]
     if failed:
-        told.append(f"failed the catch trials (below {found['passing']:.0%} right): {', '.join(failed)}")
+        output.append(f"failed the catch trials (below {found['passing']:.0%} right): {', '.join(failed)}")
     if found["left"]["left"] is not None:
-        told.append(f"the left video was chosen in {found['left']['left']:.1%} of the choices")
-    return told
+        output.append(f"the left video was chosen in {found['left']['left']:.1%} of the choices")
+    return output
 
 
 def _versus(row: Row) -> str:
