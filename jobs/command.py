@@ -132,6 +132,6 @@ class _Plain(logging.Formatter):
 
 def submission() -> str | None:
     """The id under which `ray job submit` started this process."""
-    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    found: str | None = told.get("metadata", {}).get("job_submission_id")
-    return found
+    job_config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    job_id: str | None = job_config.get("metadata", {}).get("job_submission_id")
+    return job_id

@@ -47,14 +47,14 @@ def compare(run: Run) -> None:
     for arm in named:
         finetune(with_arm(run, arm))
     evaluate(run)
-    found = tables.read(join(run.root, "evaluation"))
-    found = None if found is None else contests.shared(found, named)
-    if found is None or not found.num_rows:
+    results = tables.read(join(run.root, "evaluation"))
+    results = None if results is None else contests.shared(results, named)
+    if results is None or not results.num_rows:
         raise NothingUsableError(
             "evaluate: there is nothing to compare the arms by: no held-out clip moves, and no query has a caption to "
             "generate a video from. Give evaluate.videos that move, or queries with captions."
         )
-    _write(run, _compared(run, found))
+    _write(run, _compared(run, results))
 
 
 def checked(run: Run) -> list[Arm]:
@@ -93,33 +93,33 @@ def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
     """Say what is still to do, and what that takes by a few steps that are measured first."""
     for arm, (_, clips) in versions.items():
         print(f"arm {arm}: {f'{clips:,} clips' if clips else 'the base model as it is'}")
-    wanted = {arm: version for arm, (version, _) in versions.items()}
-    missing = [a for a in wanted if a != "base" and training.finished(run, a) != wanted[a]]
-    losses, videos = _missing(run, wanted)
+    version_by_arm = {arm: version for arm, (version, _) in versions.items()}
+    missing = [a for a in version_by_arm if a != "base" and training.finished(run, a) != version_by_arm[a]]
+    losses, videos = _missing(run, version_by_arm)
     if not missing and not losses and not videos:
         print("every arm is trained and evaluated already")
         return
     seconds = costs.seconds_by_part(_pilot(run), pilot.AS_IT_IS)
     passes = losses * len(run.evaluate.timesteps) * run.evaluate.noises
-    found = costs.arms_of(run, len(missing), passes, videos, {part: sum(s) / len(s) for part, s in seconds.items()})
+    arm_costs = costs.arms_of(run, len(missing), passes, videos, {part: sum(s) / len(s) for part, s in seconds.items()})
     print(f"\nstill to do, at most: {', '.join(missing) or 'no arm'} to train, {losses} losses, {videos} videos")
-    pilots.print_table([*costs.table(found, run.prices), costs.total(found, run.prices)])
+    pilots.print_table([*costs.table(arm_costs, run.prices), costs.total(arm_costs, run.prices)])
     print("", flush=True)
 
 
-def _missing(run: Run, wanted: dict[Arm, str]) -> tuple[int, int]:
+def _missing(run: Run, version_by_arm: dict[Arm, str]) -> tuple[int, int]:
     """How many held-out losses and how many videos evaluation/ lacks, at most."""
     e, folder = run.evaluate, join(run.root, "evaluation")
     done = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
-    rows = [r for r in ([] if done is None else done.to_pylist()) if wanted.get(r["arm"]) == r["version"]]
+    rows = [r for r in ([] if done is None else done.to_pylist()) if version_by_arm.get(r["arm"]) == r["version"]]
     losses = {(r["arm"], r["clip_id"]) for r in rows if r["metric"] == "masked_loss"}
     videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if r["metric"] not in comparison.LOSSES}
     held_out = tables.read(join(run.root, "held_out"), ["error"]) if e.videos else None
     clips = 0 if held_out is None else held_out.column("error").null_count
     captions = _captions(run)
     return (
-        max(0, len(wanted) * clips - len(losses)),
-        max(0, len(wanted) * min(e.generate, captions) * len(e.seeds) - len(videos)),
+        max(0, len(version_by_arm) * clips - len(losses)),
+        max(0, len(version_by_arm) * min(e.generate, captions) * len(e.seeds) - len(videos)),
     )
 
 
@@ -132,7 +132,7 @@ def _captions(run: Run) -> int:
 def _pilot(run: Run) -> pa.Table:
     """Seconds of a few steps, measured once for each configuration of them."""
     folder = join(run.root, "comparison", "pilot")
-    held = {
+    settings = {
         "model": run.model.model_dump(mode="json"),
         "data": run.data.model_dump(mode="json", include={"frames", "fps", "height", "width"}),
         "finetune": run.finetune.model_dump(mode="json", include={"batch", "accumulate", "lora_rank"}),
@@ -140,10 +140,10 @@ def _pilot(run: Run) -> pa.Table:
         "pool": run.resources.finetune.model_dump(mode="json"),
     }
     place = join(folder, "measured.json")
-    if not stores.exists(place) or json.loads(stores.read_bytes(place)) != held:
+    if not stores.exists(place) or json.loads(stores.read_bytes(place)) != settings:
         stores.remove(folder)
         pilots.training_pilot(run, folder, arms.decodable(run))
-        stores.write_bytes(place, json.dumps(held).encode())
+        stores.write_bytes(place, json.dumps(settings).encode())
     rows = tables.read(join(folder, "pilot"))
     assert rows is not None, "it has just been written"
     return rows
@@ -170,9 +170,9 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
     )
 
 
-def _write(run: Run, found: Compared) -> None:
-    comparison_page.write_tables(run, found)
+def _write(run: Run, outcome: Compared) -> None:
+    comparison_page.write_tables(run, outcome)
     with Decoder(run.data.decode_timeout) as decoder:
-        page = comparison_page.write(run, found, video_by(run, decoder))
-    print(comparison_page.text(found))
+        page = comparison_page.write(run, outcome, video_by(run, decoder))
+    print(comparison_page.text(outcome))
     print(f"\npage: {page}")

@@ -34,8 +34,8 @@ def write_world(folder: Path, scenes: list[world.Scene], run: Run) -> None:
         if not (folder / name).is_file():
             write_mp4(str(folder / name), world.render(scene, run.data.height, run.data.width), scene.fps)
         group = {"group": scene.motion} if folder.name != "clips" else {}
-        known = {"source": scene.kind, "motion": scene.motion if scene.kind == "real" else "", **group}
-        lines.append(json.dumps({"file_name": name, "caption": scene.caption, **known}))
+        labels = {"source": scene.kind, "motion": scene.motion if scene.kind == "real" else "", **group}
+        lines.append(json.dumps({"file_name": name, "caption": scene.caption, **labels}))
     stores.write_bytes(str(folder / "metadata.jsonl"), ("\n".join(lines) + "\n").encode())
 
 

@@ -48,13 +48,13 @@ def explain(run: Run) -> None:
     _measure(run, clip)
     motion, problem = _state(run, clip)
     if problem is None and motion is not None:
-        found = _explained(run, clip, motion)
+        explanation = _explained(run, clip, motion)
     else:
         stores.remove(explain_links.folder(run.root, clip["clip_id"]))
-        found = Explanation(clip, motion, problem)
+        explanation = Explanation(clip, motion, problem)
     with Decoder(run.data.decode_timeout) as decoder:
-        page = explain_page.write(run, found, frames_by(run, decoder))
-    _tell(found)
+        page = explain_page.write(run, explanation, frames_by(run, decoder))
+    _tell(explanation)
     print(f"page: {page}")
 
 
@@ -63,17 +63,17 @@ def explain(run: Run) -> None:
 
 def _asked(run: Run) -> Row:
     """The row of clips/ that `explain.clip` names. Raises UsageError."""
-    wanted = run.explain.clip
+    clip_id = run.explain.clip
     if not tables.parts(join(run.root, "clips")):
         raise MissingTableError(f"root={run.root!r} has no table clips; run curate first.")
-    if wanted is None:
+    if clip_id is None:
         raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
-    found = one_clip.row_of(join(run.root, "clips"), wanted)
-    if found is None:
-        close = one_clip.resembling(run.root, wanted)
+    row = one_clip.row_of(join(run.root, "clips"), clip_id)
+    if row is None:
+        close = one_clip.resembling(run.root, clip_id)
         hint = f" Did you mean {', '.join(close)}?" if close else " The ids are in clips/ and selection/."
-        raise ConfigError(f"explain.clip={wanted!r}: {join(run.root, 'clips')} has no clip of this id.{hint}")
-    return found
+        raise ConfigError(f"explain.clip={clip_id!r}: {join(run.root, 'clips')} has no clip of this id.{hint}")
+    return row
 
 
 def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
@@ -81,8 +81,8 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
     if clip["error"] is not None:
         return None, Problem("clips", clip["error"])
     clip_id, roots = clip["clip_id"], dict.fromkeys([run.root, shortlist.motion_root(run)])
-    found = (one_clip.row_of(join(root, "motion", "clips"), clip_id, FeatureWorker.LOOKED_UP) for root in roots)
-    motion = next((row for row in found if row is not None), None)
+    motion_rows = (one_clip.row_of(join(root, "motion", "clips"), clip_id, FeatureWorker.LOOKED_UP) for root in roots)
+    motion = next((row for row in motion_rows if row is not None), None)
     if (
         motion is not None
         and motion["error"] is not None
@@ -91,9 +91,9 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
         return motion, Problem("motion/clips", motion["error"])
     feature = _feature_row(run, clip_id)
     if feature is None and run.attribution.shortlist is not None:
-        told = one_clip.row_of(join(run.root, "selection"), clip_id)
-        if told is not None:
-            why = told["reason"].removeprefix("not ranked: ").removeprefix("not on the shortlist, ")
+        decision = one_clip.row_of(join(run.root, "selection"), clip_id)
+        if decision is not None:
+            why = decision["reason"].removeprefix("not ranked: ").removeprefix("not on the shortlist, ")
             return motion, Problem("selection", f"not_shortlisted: {why}")
     for stage, job, row in (("motion", "estimate_motion", motion), ("features", "extract_features", feature)):
         if row is None or row["version"] != clip["version"]:
@@ -118,8 +118,8 @@ def _measure(run: Run, clip: Row) -> None:
 
 def _feature_row(run: Run, clip_id: str) -> Row | None:
     """The clip's row of features/ without its numbers."""
-    found = one_clip.rows_of(join(run.root, "features", "clips"), [clip_id])
-    rows = [] if found is None else found.select(["clip_id", "version", "error"]).to_pylist()
+    table = one_clip.rows_of(join(run.root, "features", "clips"), [clip_id])
+    rows = [] if table is None else table.select(["clip_id", "version", "error"]).to_pylist()
     return rows[0] if rows else None
 
 
@@ -145,15 +145,15 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
     ids, groups, rows = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
     population = shortlist.population(run, clips.clip_ids) or Population(len(clips.clip_ids))
     voted = min(share(rule.vote_fraction, population.count), len(clips.clip_ids))
-    found = one_clip.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
-    if found is None or found[1] != len(clips.clip_ids) or found[0].column("query_id").to_pylist() != ids:
+    standing = one_clip.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)
+    if standing is None or standing[1] != len(clips.clip_ids) or standing[0].column("query_id").to_pylist() != ids:
         raise MissingTableError(
             f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
             "has now; run rank_clips first."
         )
     beside = one_clip.beside(clips, clip_id, rows, rule.whiten, population.weights)
     own, near = clips.among([clip_id]).rows()[clip_id], one_clip.nearest(clips, beside.cosines, clip_id, NEAR)
-    return Ranked(*found, groups, beside.queries, own, near)
+    return Ranked(*standing, groups, beside.queries, own, near)
 
 
 # --- taking it apart -------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
     named = ranked.table.add_column(0, "clip_id", pa.array([clip_id] * ranked.table.num_rows, pa.string()))
     tables.replace(join(folder, "queries"), named, fingerprint)
     decisions = one_clip.rows_of(join(run.root, "selection"), [clip_id])
-    found = Explanation(
+    explanation = Explanation(
         clip,
         motion,
         None,
@@ -185,10 +185,10 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
         undivided=undivided,
     )
     if divided is None or shares is None:
-        return found
+        return explanation
     _, settings, layers = divided
     tables.replace(join(folder, "shares"), _table(clip_id, shares, settings, layers, ranked), fingerprint)
-    return found.split(run, shares, layers, ranked.groups)
+    return explanation.split(run, shares, layers, ranked.groups)
 
 
 def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | None]:
@@ -256,30 +256,30 @@ def _table(clip_id: str, shares: Sums, settings: list[int], layers: list[str], r
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _tell(found: Explanation) -> None:
-    clip_id = _printed(found.clip["clip_id"])
-    if found.problem is not None:
-        print(f"clip {clip_id} has no influence: {str(found.problem).rstrip('.')}. {found.problem.remedy}")
+def _tell(facts: Explanation) -> None:
+    clip_id = _printed(facts.clip["clip_id"])
+    if facts.problem is not None:
+        print(f"clip {clip_id} has no influence: {str(facts.problem).rstrip('.')}. {facts.problem.remedy}")
         return
-    for d in found.decisions[:1]:
+    for d in facts.decisions[:1]:
         print(f"clip {clip_id}: {d['decision']}, {d['reason']}")
-    if found.motion is not None and found.motion_percentile is not None:
-        print(f"mean motion {found.motion['motion_mean']:.3g} pixels a frame, above {found.motion_percentile:.0f} %")
-    shown = found.queries if len(found.queries) <= 10 else [*found.queries[:5], *found.queries[-5:]]
+    if facts.motion is not None and facts.motion_percentile is not None:
+        print(f"mean motion {facts.motion['motion_mean']:.3g} pixels a frame, above {facts.motion_percentile:.0f} %")
+    shown = facts.queries if len(facts.queries) <= 10 else [*facts.queries[:5], *facts.queries[-5:]]
     print(f"\n{'query':<20} {'group':<14} {'influence':>10} {'rank':>9} {'percentile':>11}  votes")
     for q in shown:
         named = f"{_printed(q['query_id']):<20} {_printed(q['group']):<14}"
         line = f"{named} {q['influence']:>+10.4f} {q['rank']:>9,} {q['percentile']:>11.1f}"
         print(f"{line}  {'yes' if q['votes'] else 'no'}")
-    for title, parts in (("latent frame", found.frames), ("layer", found.layers)):
+    for title, parts in (("latent frame", facts.frames), ("layer", facts.layers)):
         if parts:
             print(f"\n{title:<24} {'share of the mean influence':>30}")
             for part in parts:
                 print(f"{f'{part.name}  {part.note}':<24} {part.share:>+30.5f}")
             print(f"{'sum':<24} {sum(part.share for part in parts):>+30.5f}")
-    if found.undivided:
-        print(f"\nits frames cannot be told apart now: {found.undivided}")
-    print("\nnearest by feature: " + ", ".join(f"{_printed(i)} {cosine:+.3f}" for i, cosine in found.near[:5]))
+    if facts.undivided:
+        print(f"\nits frames cannot be told apart now: {facts.undivided}")
+    print("\nnearest by feature: " + ", ".join(f"{_printed(i)} {cosine:+.3f}" for i, cosine in facts.near[:5]))
 
 
 def _printed(name: str) -> str:

@@ -27,15 +27,15 @@ def init(words: list[str]) -> None:
 
     faults = Faults()
     with faults.collected():
-        found = survey.survey(arguments.videos, "--videos")
+        videos = survey.survey(arguments.videos, "--videos")
     if arguments.queries is not None:
         with faults.collected():
             queries = survey.survey(arguments.queries, "--queries")
     faults.check()
     machine = survey.machine()
-    text = new_config.text(f"runs/{path.stem}", arguments.videos, arguments.queries, found, machine)
+    text = new_config.text(f"runs/{path.stem}", arguments.videos, arguments.queries, videos, machine)
     _write(path, text)
-    print(f"videos: {found.sentence()}")
+    print(f"videos: {videos.sentence()}")
     if arguments.queries is not None:
         print(f"queries: {queries.sentence()}")
     print(f"machine: {machine.sentence()}")

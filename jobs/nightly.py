@@ -87,13 +87,13 @@ def reattribute(run: Run, history: Sequence[Record]) -> None:
     stale = reattribution.stale_parts(run)
     if not stale:
         return
-    told = reattribution.sentence(reattribution.price(sum(stale.values()), _measured(history)))
+    sentence = reattribution.sentence(reattribution.price(sum(stale.values()), _measured(history)))
     if not run.nightly.reattribute:
         raise ConfigError(
             f"attribution.weights={run.attribution.weights!r}: the features of this root were taken with others. "
-            f"{told} If that is what you want, set nightly.reattribute=true; else set attribution.weights back."
+            f"{sentence} If that is what you want, set nightly.reattribute=true; else set attribution.weights back."
         )
-    print(f"{told} They give way now, because nightly.reattribute is set.", flush=True)
+    print(f"{sentence} They give way now, because nightly.reattribute is set.", flush=True)
     for path in stale:
         fs, _ = stores.place(run.root)
         fs.rm_file(path)
@@ -129,7 +129,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     if verdict.better:
         base = models.weights_hash(models.folder(run.model.id))
         in_use.keep(run.root, night, new.weights, new.version, base)
-    held = {
+    decision = {
         "promoted": verdict.better,
         "reason": verdict.reason + _purged(now, verdict.better),
         "metric": rule.metric,
@@ -140,10 +140,10 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
         "pairs": verdict.pairs,
         "improvement": verdict.improvement,
         "bound": verdict.bound,
-        "losses": {name: {m: _mean(found) for m, found in by.items()} for name, by in losses.items()},
+        "losses": {name: {m: _mean(values) for m, values in by.items()} for name, by in losses.items()},
         "attributed": attributed,
     }
-    nights.write(run.root, night, DECISION, held)
+    nights.write(run.root, night, DECISION, decision)
 
 
 def _features(run: Run, *names: str) -> int:
@@ -224,5 +224,5 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
         tables.replace(stores.join(other.root, "motion", name), motion, fingerprints.motion(run))
         before += _rows(stores.join(other.root, "features", name))
         after += attribution.extract_features(other, name).rows
-    taken = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
-    return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": taken}
+    drift_features = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
+    return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": drift_features}

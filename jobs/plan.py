@@ -100,7 +100,7 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     attributed = attributions(run, rows, size.clips)
     now = attributed[-1]
     own = costs.stages(run, size, parts, replace(now, what="estimate_motion, extract_features"))
-    kept = costs.storage(run, size)
+    storage = costs.storage(run, size)
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
@@ -110,11 +110,11 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
         pilots.print_table(costs.table(attributed, run.prices))
     print(CHEAPER)
     print("\nstorage, before compression")
-    pilots.print_table([[name, _bytes(value)] for name, value in [*kept.items(), ("all", sum(kept.values()))]])
+    pilots.print_table([[name, _bytes(value)] for name, value in [*storage.items(), ("all", sum(storage.values()))]])
     if run.prices.gb_month:
-        print(f"storage costs {sum(kept.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
-    found = costs.summary([*own, *(cost for cost in attributed if cost is not now)], kept, run.prices)
-    stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(found, indent=1).encode())
+        print(f"storage costs {sum(storage.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
+    summary = costs.summary([*own, *(cost for cost in attributed if cost is not now)], storage, run.prices)
+    stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(summary, indent=1).encode())
 
 
 def attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:

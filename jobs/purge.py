@@ -27,12 +27,12 @@ def purge(run: Run) -> None:
             f"root={run.root!r}; nothing was removed. Correct them, or leave them out."
         )
     now = in_use.in_use(run.root)
-    found = purging.purge(run.root, ids)
-    for table, rows in sorted(found.rows.items()):
+    counts = purging.purge(run.root, ids)
+    for table, rows in sorted(counts.rows.items()):
         print(f"{table}: {rows} rows")
-    for folder, count in sorted(found.files.items()):
+    for folder, count in sorted(counts.files.items()):
         print(f"{folder}: {count} files")
-    for model, count in sorted(found.models.items()):
+    for model, count in sorted(counts.models.items()):
         used = " (in use)" if now.night is not None and model == f"nights/{now.night}/model" else ""
         print(f"{model}{used}: trained on {count} of these clips. Weights cannot forget them: train it again.")
     if stores.exists(stores.join(run.root, "report", "index.html")):

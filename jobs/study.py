@@ -34,25 +34,23 @@ def study(run: Run) -> None:
 
 def built(run: Run) -> Key:
     """The study of this root, built now unless it is there."""
-    held = handout.found(run)
-    if held is None:
+    key = handout.found(run)
+    if key is None:
         with Decoder(run.data.decode_timeout) as decoder:
             checking, writing = Progress("videos checked"), Progress("videos written")
-            held = handout.build(
+            key = handout.build(
                 run, decoder, lambda done, of: checking(done, of, {}), lambda done, of: writing(done, of, {})
             )
-    elif missing := handout.missing(run.root, held):
+    elif missing := handout.missing(run.root, key):
         raise MissingTableError(
             f"{handout.place(run.root, 'handout')} lacks {len(missing)} of its files, such as {missing[0]}, but its "
             f"key is still there. Bring it back, or delete the folder {handout.place(run.root)}, answers and all, to "
             "build another study."
         )
-    catch = sum(pair.kind != "arms" for pair in held.pairs)
-    print(
-        f"study {held.study} of {', '.join(held.arms)}: {len(held.pairs)} pairs to judge, {catch} of them catch trials"
-    )
+    catch = sum(pair.kind != "arms" for pair in key.pairs)
+    print(f"study {key.study} of {', '.join(key.arms)}: {len(key.pairs)} pairs to judge, {catch} of them catch trials")
     print(f"give away the folder {handout.place(run.root, 'handout')}; keep {handout.place(run.root, 'key.json')}")
-    return held
+    return key
 
 
 def score(run: Run, place: str) -> None:
@@ -62,8 +60,8 @@ def score(run: Run, place: str) -> None:
             f"study.answers={place!r}: {handout.place(run.root)} holds no study; give the root that it was built in."
         )
     handout.found(run)
-    found = results.write(run, key, answers.read(place, key))
-    print("\n".join(results.lines(found)))
+    outcome = results.write(run, key, answers.read(place, key))
+    print("\n".join(results.lines(outcome)))
     print(f"page: {handout.place(run.root, 'results.html')}")
 
 

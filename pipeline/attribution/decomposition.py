@@ -69,9 +69,9 @@ class LayeredGradient:
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> Tensor:
         loss.backward(retain_graph=keep_graph)
-        found = self.projection.finish(self._sums).cpu()
+        features = self.projection.finish(self._sums).cpu()
         self._sums.zero_()
-        return found
+        return features
 
     def close(self) -> None:
         for handle in self._handles:
@@ -95,13 +95,13 @@ def by_frame(
     noise = shared_noise(seed, setting.noise, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
     t = torch.full((1,), setting.timestep, device=latent.device)
     weights = mask[None] if setting.mask == "motion" and mask is not None else None
-    frames, shared, found = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()
+    frames, shared, parts = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()
     for frame in range(frames):
         if frame == 0 or not shared:  # under checkpointing a kept graph would hold all that it computes again
             losses = masked(loss_map(model, latent[None], text, t, noise[None]), weights)
         loss = losses[:, frame].sum() / losses.numel()
-        found.append((float(loss.detach()), gradient.take(loss, keep_graph=shared and frame + 1 < frames)))
-    return found
+        parts.append((float(loss.detach()), gradient.take(loss, keep_graph=shared and frame + 1 < frames)))
+    return parts
 
 
 # --- the actor -------------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ class DecompositionWorker:
         for i, setting in enumerate(settings):
             if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue
-            found = by_frame(self.gradient, self.worker.model, setting, latent, text, mask, self.run.seed)
-            for frame, (loss, features) in enumerate(found):
+            frame_parts = by_frame(self.gradient, self.worker.model, setting, latent, text, mask, self.run.seed)
+            for frame, (loss, features) in enumerate(frame_parts):
                 for name, feature in zip(self.gradient.names, features.tolist(), strict=True):
                     place = {"clip_id": row["clip_id"], "setting": i, "latent_frame": frame, "layer": name}
                     yield {**place, "feature": feature, "loss": loss, "error": None}
@@ -156,11 +156,11 @@ def as_array(parts: pa.Table) -> tuple[Array, list[int], list[str]]:
     settings = sorted(set(parts.column("setting").to_pylist()))
     layers = list(dict.fromkeys(parts.column("layer").to_pylist()))
     frames = 1 + max(parts.column("latent_frame").to_pylist())
-    found = np.zeros((len(settings), frames, len(layers), parts.schema.field("feature").type.list_size), np.float32)
+    features = np.zeros((len(settings), frames, len(layers), parts.schema.field("feature").type.list_size), np.float32)
     places = zip(*(parts.column(c).to_pylist() for c in ("setting", "latent_frame", "layer")), strict=True)
     for (setting, frame, name), feature in zip(places, tables.matrix(parts, "feature"), strict=True):
-        found[settings.index(setting), frame, layers.index(name)] = feature
-    return found, settings, layers
+        features[settings.index(setting), frame, layers.index(name)] = feature
+    return features, settings, layers
 
 
 def shares(parts: Array, queries: Array) -> Sums:
@@ -173,13 +173,13 @@ def shares(parts: Array, queries: Array) -> Sums:
     lengths = np.linalg.norm(exact.sum((1, 2)), axis=-1) * np.sqrt(settings)  # as ranking.unit_settings
     whole = np.where(lengths > 0, lengths, 1.0)[:, None, None, None]
     by_setting = queries.reshape(len(queries), settings, dim).astype(np.float64)
-    found: Sums = np.einsum("sflk,qsk->sflq", exact / whole, by_setting)
-    return found
+    sums: Sums = np.einsum("sflk,qsk->sflq", exact / whole, by_setting)
+    return sums
 
 
 def agreement(parts: Array, feature: Array) -> float:
     """The lowest cosine, over the settings, of the sum of the parts [S, F, L, k] with a feature [S * k]."""
     whole = parts.astype(np.float64).sum((1, 2))
-    held = feature.astype(np.float64).reshape(whole.shape)
-    lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(held, axis=1)
-    return float(((whole * held).sum(1) / np.maximum(lengths, 1e-30)).min())
+    reference = feature.astype(np.float64).reshape(whole.shape)
+    lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(((whole * reference).sum(1) / np.maximum(lengths, 1e-30)).min())

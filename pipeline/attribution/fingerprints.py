@@ -53,10 +53,10 @@ def features(run: Run) -> Fingerprint:
 
 
 def ranking(run: Run) -> Fingerprint:
-    found = {**features(run), "ranking": run.ranking.model_dump()}
+    fingerprint = {**features(run), "ranking": run.ranking.model_dump()}
     if run.attribution.shortlist is not None:
-        found["attribution.shortlist"] = run.attribution.shortlist.model_dump()
-    return found
+        fingerprint["attribution.shortlist"] = run.attribution.shortlist.model_dump()
+    return fingerprint
 
 
 def evaluation(run: Run) -> Fingerprint:

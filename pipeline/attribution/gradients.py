@@ -70,19 +70,19 @@ class Stretch:
 
 def stretches(module: nn.Module) -> list[Stretch]:
     """The parameters that require a gradient, neighbours of one type joined as long as they are small."""
-    parameters, found, last = dict(module.named_parameters()), list[Stretch](), None
+    parameters, spans, last = dict(module.named_parameters()), list[Stretch](), None
     for placed in manifest(module):
         parameter = parameters[placed.name]
         if not parameter.requires_grad:
             continue
-        size, end = parameter.numel(), found[-1].offset + found[-1].size if found else -1
-        if found and last == parameter.dtype and end == placed.offset and found[-1].size + size <= JOINED:
-            found[-1].members[parameter] = found[-1].size
-            found[-1].size += size
+        size, end = parameter.numel(), spans[-1].offset + spans[-1].size if spans else -1
+        if spans and last == parameter.dtype and end == placed.offset and spans[-1].size + size <= JOINED:
+            spans[-1].members[parameter] = spans[-1].size
+            spans[-1].size += size
         else:
-            found.append(Stretch(placed.offset, size, {parameter: 0}))
+            spans.append(Stretch(placed.offset, size, {parameter: 0}))
         last = parameter.dtype
-    return found
+    return spans
 
 
 class ProjectedGradients:
@@ -196,10 +196,10 @@ def squared_norm(flat: Tensor) -> Tensor:
 
 def passes(settings: Sequence[Setting]) -> list[tuple[float, int, list[int]]]:
     """The forward passes that settings need: timestep, noise, and which settings share that pass."""
-    found: dict[tuple[float, int], list[int]] = {}
+    members_by_pass: dict[tuple[float, int], list[int]] = {}
     for i, setting in enumerate(settings):
-        found.setdefault((setting.timestep, setting.noise), []).append(i)
-    return [(timestep, noise, members) for (timestep, noise), members in found.items()]
+        members_by_pass.setdefault((setting.timestep, setting.noise), []).append(i)
+    return [(timestep, noise, members) for (timestep, noise), members in members_by_pass.items()]
 
 
 @fastest_attention()
@@ -219,18 +219,18 @@ def take_clip(
     """
     losses: dict[int, float] = {}
     for timestep, noise_index, members in passes(settings):
-        taken = [i for i in members if settings[i].mask == "none" or mask is not None]
-        if not taken:
+        indices = [i for i in members if settings[i].mask == "none" or mask is not None]
+        if not indices:
             continue
         noise = shared_noise(seed, noise_index, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
         t = torch.full((1,), timestep, device=latent.device)
         # Under checkpointing a graph that is kept for a second loss keeps all that was computed again with it: the very
         # memory that checkpointing saves. A second forward pass costs a quarter of a loss's time instead.
         shared = not model.checkpointing
-        for i in taken:
-            if i == taken[0] or not shared:
+        for i in indices:
+            if i == indices[0] or not shared:
                 errors = loss_map(model, latent[None], text, t, noise[None])
             loss = masked_mean(errors, mask[None] if settings[i].mask == "motion" and mask is not None else None)
             losses[i] = float(loss.detach())
-            gradients.take(loss, keep_graph=shared and i != taken[-1])
+            gradients.take(loss, keep_graph=shared and i != indices[-1])
     return losses

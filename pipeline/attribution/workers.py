@@ -53,8 +53,8 @@ class FeatureWorker:
         self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
         self.text = Captions(self.model.text)
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
-        known = json.dumps(dict(fingerprint), sort_keys=True).encode()
-        self._check_canary(hashlib.blake2b(known, digest_size=8).hexdigest())
+        fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
+        self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
 
     def _check_canary(self, name: str) -> None:
         """Hold this actor's feature of one clip, the same for all, against the first's. RuntimeError if they differ.
@@ -71,30 +71,30 @@ class FeatureWorker:
 
     def take(self, row: Row, frames: Frames | ClipError) -> Row:
         """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
-        found: Row = {key: row[key] for key in ("clip_id", "version", "num_frames")}
+        columns: Row = {key: row[key] for key in ("clip_id", "version", "num_frames")}
         if isinstance(frames, ClipError):
-            return {**found, "error": str(frames), "losses": {}}
+            return {**columns, "error": str(frames), "losses": {}}
         settings = self.run.attribution.settings
         mask = None
         if row.get("mask") is not None:
             mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
         elif all(setting.mask == "motion" for setting in settings):
-            return {**found, "error": row["error"], "losses": {}}
+            return {**columns, "error": row["error"], "losses": {}}
         latent = self.model.encode(frames)
         losses = take_clip(
             self.gradients, self.model, settings, latent, self.text(row["caption"] or ""), mask, self.run.seed
         )
-        return {**found, "error": None, "losses": losses}
+        return {**columns, "error": None, "losses": losses}
 
     def finish(self, rows: list[Row]) -> pa.Table:
         """Put the features taken since the last call to their rows."""
         settings, dim = len(self.run.attribution.settings), self.gradients.projection.dim
         features = np.zeros((len(rows), settings, dim), np.float32)
         norms, losses = np.zeros((len(rows), settings), np.float32), np.zeros((len(rows), settings), np.float32)
-        taken = [(n, s) for n, row in enumerate(rows) for s in row["losses"]]
-        if taken:
-            found, lengths = self.gradients.collect()
-            for (n, s), feature, length in zip(taken, found.numpy(), lengths.numpy(), strict=True):
+        places = [(n, s) for n, row in enumerate(rows) for s in row["losses"]]
+        if places:
+            projections, lengths = self.gradients.collect()
+            for (n, s), feature, length in zip(places, projections.numpy(), lengths.numpy(), strict=True):
                 features[n, s], norms[n, s], losses[n, s] = feature, length, rows[n]["losses"][s]
         for n, row in enumerate(rows):
             row["error"] = row["error"] or _unusable(row["losses"], features[n], norms[n])
@@ -121,9 +121,9 @@ class FeatureWorker:
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         if scanning.PART in rows.column_names:  # of the motion table: its masks are read here
             rows = scanning.lookup(rows, self.LOOKED_UP)
-        taken = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
-        for found in tables.in_parts(taken, self.projected):
-            yield {"features": self.finish(found)}
+        clip_rows = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
+        for part in tables.in_parts(clip_rows, self.projected):
+            yield {"features": self.finish(part)}
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
@@ -161,9 +161,9 @@ class AttributionWorker:
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
         rows = starmap(self.both, decoded(self.motion.decoder, self.motion.run, clips.to_pylist()))
-        for found in tables.in_parts(rows, self.features.projected):
-            moved = [measured for measured, _ in found if measured is not None]
-            gone_on = [taken for _, taken in found if taken is not None]
+        for pairs in tables.in_parts(rows, self.features.projected):
+            moved = [motion_row for motion_row, _ in pairs if motion_row is not None]
+            gone_on = [feature_row for _, feature_row in pairs if feature_row is not None]
             parts = {"features": self.features.finish(gone_on)}
             if moved:
                 parts["motion"] = pa.Table.from_pylist(moved, schema=schema)
@@ -177,15 +177,15 @@ def _unusable(
     losses: dict[int, float], features: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]
 ) -> str | None:
     """Why a clip's features cannot be used, if so."""
-    taken = list(losses)
+    indices = list(losses)
     if not (
-        np.isfinite(features[taken]).all()
-        and np.isfinite(norms[taken]).all()
+        np.isfinite(features[indices]).all()
+        and np.isfinite(norms[indices]).all()
         and np.isfinite(list(losses.values())).all()
     ):
         return str(
             ClipError("not_finite", f"a loss or gradient of this clip is not finite (losses {list(losses.values())}).")
         )
-    if taken and not norms[taken].all():
+    if indices and not norms[indices].all():
         return str(ClipError("not_finite", "a gradient of this clip is zero in every parameter that counts."))
     return None

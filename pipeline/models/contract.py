@@ -115,20 +115,20 @@ def family(path: Path) -> str:
     if index.get("expand_timesteps"):
         raise _unsupported(path, "Wan 2.2 TI2V 5B (expand_timesteps), whose tokens have timesteps of their own")
     for part, kind in (("vae", "AutoencoderKLWan"), ("transformer", "WanTransformer3DModel")):
-        found = _config(path / part / "config.json").get("_class_name", kind)
-        if found != kind:
-            raise _unsupported(path, f"a pipeline whose {part} is a {found}, not a {kind}")
+        class_name = _config(path / part / "config.json").get("_class_name", kind)
+        if class_name != kind:
+            raise _unsupported(path, f"a pipeline whose {part} is a {class_name}, not a {kind}")
     if _config(path / "vae" / "config.json").get("is_residual"):
         raise _unsupported(path, "Wan 2.2 with its residual autoencoder (is_residual)")
     transformer = _config(path / "transformer" / "config.json")
     image = next((key for key in ("image_dim", "added_kv_proj_dim") if transformer.get(key) is not None), None)
     if image is not None:
         raise _unsupported(path, f"an image-to-video model ({image}={transformer[image]}), which takes a first frame")
-    taken, given = transformer.get("in_channels"), transformer.get("out_channels")
-    if None not in (taken, given) and taken != given:
+    inputs, outputs = transformer.get("in_channels"), transformer.get("out_channels")
+    if None not in (inputs, outputs) and inputs != outputs:
         raise _unsupported(
             path,
-            f"an image-to-video or control model (in_channels={taken}, out_channels={given}), which takes more than "
+            f"an image-to-video or control model (in_channels={inputs}, out_channels={outputs}), which takes more than "
             "noise and caption",
         )
     return name
@@ -156,16 +156,16 @@ def _check_parts(path: Path, index: Mapping[str, Any]) -> None:
 def _config(file: Path) -> dict[str, Any]:
     """A JSON file of a pipeline's folder; empty where it is missing, which `open_model` tells of."""
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{file}: this is no JSON file that can be read ({error}); model.id names its folder."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ConfigError(f"{file}: this holds no JSON object, so model.id names no complete diffusers Wan pipeline.")
-    return found
+    return content
 
 
 def strides(path: Path) -> tuple[int, int]:
@@ -185,34 +185,34 @@ def strides_of(config: Mapping[str, Any], source: str) -> tuple[int, int]:
     if isinstance(levels, list | tuple) and isinstance(halved, list | tuple):
         derived["scale_factor_temporal"] = 2 ** sum(bool(one) for one in halved[: len(levels) - 1])
         derived["scale_factor_spatial"] = 2 ** (len(levels) - 1) * int(config.get("patch_size") or 1)
-    found = []
+    values = []
     for key in ("scale_factor_temporal", "scale_factor_spatial"):
-        told = config.get(key, derived.get(key))
-        if not isinstance(told, int) or told < 1:
+        stride = config.get(key, derived.get(key))
+        if not isinstance(stride, int) or stride < 1:
             raise ConfigError(
-                f"{source}: it does not tell the autoencoder's stride: {key} is {told!r}, and dim_mult with "
+                f"{source}: it does not tell the autoencoder's stride: {key} is {stride!r}, and dim_mult with "
                 "temperal_downsample is not there either. Add the key, or give the folder of a complete diffusers "
                 "Wan pipeline."
             )
-        if derived.get(key, told) != told:
+        if derived.get(key, stride) != stride:
             raise ConfigError(
-                f"{source}: {key}={told} contradicts dim_mult={levels}, temperal_downsample={halved} and patch_size="
+                f"{source}: {key}={stride} contradicts dim_mult={levels}, temperal_downsample={halved} and patch_size="
                 f"{config.get('patch_size')}, by which it is {derived[key]}. Correct the one that is wrong."
             )
-        found.append(told)
-    return found[0], found[1]
+        values.append(stride)
+    return values[0], values[1]
 
 
 def patch(path: Path) -> tuple[int, int, int]:
     """Latent frames, rows and columns to a token. Raises ConfigError."""
     file = path / "transformer" / "config.json"
-    found = _config(file).get("patch_size")
-    if not isinstance(found, list) or len(found) != 3 or not all(isinstance(n, int) and n > 0 for n in found):
+    sizes = _config(file).get("patch_size")
+    if not isinstance(sizes, list) or len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
         raise ConfigError(
-            f"{file}: patch_size is {found!r}, not three whole numbers. Give the folder of a complete diffusers Wan "
+            f"{file}: patch_size is {sizes!r}, not three whole numbers. Give the folder of a complete diffusers Wan "
             "pipeline."
         )
-    return found[0], found[1], found[2]
+    return sizes[0], sizes[1], sizes[2]
 
 
 def skeleton(path: Path) -> nn.Module:

@@ -22,5 +22,5 @@ def promoted(folder: str) -> dict[str, Any]:
             f"attribution.weights={folder!r}: there is no promoted model there (no {PROMOTED}). Name a folder "
             "ROOT/nights/DATE/model that jobs.nightly has kept, or null for the model as it is."
         )
-    held: dict[str, Any] = json.loads(stores.read_bytes(path))
-    return held
+    record: dict[str, Any] = json.loads(stores.read_bytes(path))
+    return record

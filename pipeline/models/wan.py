@@ -62,23 +62,23 @@ class Wan:
         """Normalised latent [C, f, h, w] -> frames [F, H, W, 3]."""
         raw = latent[None] * self._std + self._mean
         video = self.vae.decode(raw.to(self.vae.dtype)).sample[0].float()
-        found: npt.NDArray[np.uint8] = (
+        frames: npt.NDArray[np.uint8] = (
             ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
         )
-        return found
+        return frames
 
     @torch.no_grad()
     def text(self, captions: list[str]) -> Tensor:
-        found: Tensor
-        found, _ = self.pipeline.encode_prompt(
+        embeddings: Tensor
+        embeddings, _ = self.pipeline.encode_prompt(
             captions, do_classifier_free_guidance=False, max_sequence_length=self.text_tokens, device=self.device
         )
-        return found
+        return embeddings
 
     def velocity(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         dtype = self.transformer.dtype
-        found: Tensor = self.transformer(noisy.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
-        return found
+        prediction: Tensor = self.transformer(noisy.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
+        return prediction
 
     def noised(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         s = (timestep / 1000).view(-1, 1, 1, 1, 1)
@@ -88,8 +88,8 @@ class Wan:
         return noise - latent
 
     def shifted(self, uniform: Tensor) -> Tensor:
-        found: Tensor = 1000 * self.shift * uniform / (1 + (self.shift - 1) * uniform)
-        return found
+        timesteps: Tensor = 1000 * self.shift * uniform / (1 + (self.shift - 1) * uniform)
+        return timesteps
 
     @torch.no_grad()
     def generate(

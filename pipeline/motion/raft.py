@@ -29,13 +29,13 @@ def clip_flow(model: nn.Module, images: Tensor, updates: int, batch: int, dtype:
     if not isinstance(model, RAFT):
         raise TypeError(f"clip_flow takes torchvision's RAFT, not {type(model).__name__}")
     maps = torch.cat([model.feature_encoder(images[i : i + batch]) for i in range(0, len(images), batch)])
-    found = []
+    flows = []
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         for i in range(0, len(images) - 1, batch):
             pairs = slice(i, min(i + batch, len(images) - 1))
             after = slice(pairs.start + 1, pairs.stop + 1)
-            found.append(_pairs(model, maps[pairs], maps[after], images[pairs], updates))
-    return torch.cat(found)
+            flows.append(_pairs(model, maps[pairs], maps[after], images[pairs], updates))
+    return torch.cat(flows)
 
 
 def _pairs(model: RAFT, before: Tensor, after: Tensor, images: Tensor, updates: int) -> Tensor:

@@ -88,16 +88,16 @@ def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> No
     """Add the unscaled share of [B, n] values to total [B, dim] float64, under Gaussian entries or random signs."""
     batch, dim = total.shape
     groups = -(-dim // GROUP)
-    found = np.zeros((groups, batch, GROUP))
-    for start, first, count, held in segments(values):
+    sums = np.zeros((groups, batch, GROUP))
+    for start, first, count, array in segments(values):
         tasks = [
-            partial(_dense, held, first, count, quantiles(), *keys(seed), offset + start, group, int(tag), found[group])
+            partial(_dense, array, first, count, quantiles(), *keys(seed), offset + start, group, int(tag), sums[group])
             for group in range(groups)
         ]
         run(tasks, count * batch)
     if tag != Tag.RADEMACHER:  # within a group the eight entries of a call lie apart
-        found = found.reshape(groups, batch, 8, LANES).swapaxes(2, 3).reshape(found.shape)
-    total += torch.from_numpy(found.swapaxes(0, 1).reshape(batch, groups * GROUP)[:, :dim])
+        sums = sums.reshape(groups, batch, 8, LANES).swapaxes(2, 3).reshape(sums.shape)
+    total += torch.from_numpy(sums.swapaxes(0, 1).reshape(batch, groups * GROUP)[:, :dim])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -131,9 +131,9 @@ def sketch(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     """Add the CountSketch of [B, n] values to total [B, 2**18] float32; see `philox.buckets`."""
     buckets = total.numpy()
     tags = int(Tag.SKETCH_SIGN), int(Tag.SKETCH_SHIFT)
-    for start, first, count, held in segments(values):
-        rows = zip(held[:, first : first + count], buckets, strict=True)
-        run([partial(_sketch, v, *keys(seed), offset + start, *tags, t) for v, t in rows], count * len(held))
+    for start, first, count, array in segments(values):
+        rows = zip(array[:, first : first + count], buckets, strict=True)
+        run([partial(_sketch, v, *keys(seed), offset + start, *tags, t) for v, t in rows], count * len(array))
 
 
 def segments(values: Tensor) -> Iterator[tuple[int, int, int, Floats]]:
@@ -146,8 +146,8 @@ def segments(values: Tensor) -> Iterator[tuple[int, int, int, Floats]]:
         yield 0, 0, n, values.numpy()
         return
     for start in range(0, n, SEGMENT):
-        held = values[:, start : start + SEGMENT].float().contiguous().numpy()
-        yield start, 0, held.shape[1], held
+        segment = values[:, start : start + SEGMENT].float().contiguous().numpy()
+        yield start, 0, segment.shape[1], segment
 
 
 def run(tasks: Sequence[Callable[[], None]], size: int) -> None:

@@ -57,10 +57,10 @@ def weights(seed: int, first: int, count: int, device: torch.device | str) -> Te
 @cache
 def hadamard(device: torch.device) -> Tensor:
     """The Walsh-Hadamard matrix of sqrt(n) = 128 in Sylvester's order, float32."""
-    found = torch.ones(1, 1, device=device)
-    while len(found) < _HALF:
-        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
-    return found
+    matrix = torch.ones(1, 1, device=device)
+    while len(matrix) < _HALF:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
 
 
 def add(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
@@ -71,14 +71,14 @@ def add(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     for block in range(first, last + 1, step):
         count = min(step, last + 1 - block)
         start, stop = max(block * BLOCK, offset), min((block + count) * BLOCK, offset + values.shape[1])
-        held = values.new_zeros((len(values), count * BLOCK), dtype=torch.float32)
-        held[:, start - block * BLOCK : stop - block * BLOCK] = values[:, start - offset : stop - offset]
-        (_add_cpu if values.device.type == "cpu" else _add)(held, seed, block, count, total)
+        blocks = values.new_zeros((len(values), count * BLOCK), dtype=torch.float32)
+        blocks[:, start - block * BLOCK : stop - block * BLOCK] = values[:, start - offset : stop - offset]
+        (_add_cpu if values.device.type == "cpu" else _add)(blocks, seed, block, count, total)
 
 
-def _add(held: Tensor, seed: int, block: int, count: int, total: Tensor) -> None:
-    device, batch = held.device, len(held)
-    flipped = held * signs(seed, block * BLOCK, count * BLOCK, device, Tag.FASTFOOD_SIGN)
+def _add(values: Tensor, seed: int, block: int, count: int, total: Tensor) -> None:
+    device, batch = values.device, len(values)
+    flipped = values * signs(seed, block * BLOCK, count * BLOCK, device, Tag.FASTFOOD_SIGN)
     h = hadamard(device)
     mixed = (h @ flipped.view(batch, count, _HALF, _HALF) @ h).view(batch, count, BLOCK)  # H of n is H x H of sqrt(n)
     order = permutations(seed, block, count, device).expand(batch, -1, -1)
@@ -86,10 +86,10 @@ def _add(held: Tensor, seed: int, block: int, count: int, total: Tensor) -> None
     total += weighted.view(batch, -1, total.shape[1]).sum(1, dtype=torch.float64)
 
 
-def _add_cpu(held: Tensor, seed: int, block: int, count: int, total: Tensor) -> None:
+def _add_cpu(values: Tensor, seed: int, block: int, count: int, total: Tensor) -> None:
     order, scaled = permutations(seed, block, 1, "cpu")[0].numpy(), weights(seed, block, 1, "cpu")[0].numpy()
-    flipped = (held * signs(seed, block * BLOCK, BLOCK, "cpu", Tag.FASTFOOD_SIGN)).numpy()
-    cpu.run([partial(_fold, v, order, scaled, t) for v, t in zip(flipped, total.numpy(), strict=True)], held.numel())
+    flipped = (values * signs(seed, block * BLOCK, BLOCK, "cpu", Tag.FASTFOOD_SIGN)).numpy()
+    cpu.run([partial(_fold, v, order, scaled, t) for v, t in zip(flipped, total.numpy(), strict=True)], values.numel())
 
 
 @numba.njit(cache=True, nogil=True)
@@ -117,5 +117,5 @@ def finish(total: Tensor, dim: int) -> Tensor:
         pairs = total.view(len(total), total.shape[1] // (2 * half), 2, half)
         total = torch.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], 2).flatten(1)
         half *= 2
-    found: Tensor = total[:, :dim] / BLOCK**0.5
-    return found
+    share: Tensor = total[:, :dim] / BLOCK**0.5
+    return share

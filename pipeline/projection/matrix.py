@@ -69,8 +69,8 @@ class Projection:
         batch = values[None] if values.ndim == 1 else values
         total = self.zeros(len(batch), batch.device)
         self.add(total, batch, offset)
-        found = self.finish(total)
-        return found[0] if values.ndim == 1 else found
+        features = self.finish(total)
+        return features[0] if values.ndim == 1 else features
 
     def zeros(self, batch: int, device: torch.device | str) -> Tensor:
         """The empty sum for that many gradients."""
@@ -107,8 +107,8 @@ class Projection:
             sketched, total = total, torch.zeros((len(total), self.dim), dtype=torch.float64, device=total.device)
             dense = _gpu().dense if sketched.device.type == "cuda" else cpu.dense
             dense(sketched, self.seed, 0, Tag.SKETCH_GAUSSIAN, total)
-        found: Tensor = (total * factor).float()
-        return found
+        features: Tensor = (total * factor).float()
+        return features
 
 
 def _gpu() -> ModuleType:

@@ -113,8 +113,8 @@ def signs(seed: int, offset: int, count: int, device: torch.device | str, tag: T
     """One sign for every coordinate, 128 of them to a call: [count] float32 of -1 and 1."""
     first, last = offset >> 7, (offset + count + 127) >> 7
     calls = torch.arange(first, last, dtype=torch.int64, device=device)
-    found = bits(words(seed, (*at(calls), 0), tag)).flatten()[offset - (first << 7) :][:count]
-    return 1 - 2 * found.float()
+    sign_bits = bits(words(seed, (*at(calls), 0), tag)).flatten()[offset - (first << 7) :][:count]
+    return 1 - 2 * sign_bits.float()
 
 
 def buckets(seed: int, offset: int, count: int, device: torch.device | str) -> Tensor:

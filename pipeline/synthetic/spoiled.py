@@ -38,8 +38,8 @@ def pair(seed: int, name: str, motion: str, how: str, degree: float, frames: int
 
 def ways(motion: str) -> list[tuple[str, float]]:
     """How a motion can be spoiled, and by what degrees."""
-    known = [how for how in SPOILS if how != "cartoon" or motion in world.CARTOONS]
-    return [(how, degree) for how in known for degree in SPOILS[how]]
+    kinds = [how for how in SPOILS if how != "cartoon" or motion in world.CARTOONS]
+    return [(how, degree) for how in kinds for degree in SPOILS[how]]
 
 
 def _moved(scene: Scene, change: Callable[[Floats], Floats]) -> Scene:

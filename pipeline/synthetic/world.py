@@ -103,7 +103,7 @@ def _explosion(body: Body, t: Floats, speed: float, rng: np.random.Generator, ca
     pieces = 6
     spread = to_speed(t**2 if cartoon else 1 - np.exp(-2.0 * t), speed)
     first = rng.uniform(0, 2 * np.pi)
-    found = []
+    bodies = []
     for i in range(pieces):
         away = first + 2 * np.pi * (i + rng.uniform(-0.2, 0.2)) / pieces
         heading = np.array([np.cos(away), np.sin(away)])
@@ -111,8 +111,8 @@ def _explosion(body: Body, t: Floats, speed: float, rng: np.random.Generator, ca
         poses = body.poses.copy()
         poses[:, :2] = body.poses[:1, :2] + distance * heading
         poses[:, 2] += rng.uniform(-0.1, 0.1) * t
-        found.append(Body(body.texture, 0.42 * body.radius, 2.0, 0, 0.0, poses))
-    return tuple(found)
+        bodies.append(Body(body.texture, 0.42 * body.radius, 2.0, 0, 0.0, poses))
+    return tuple(bodies)
 
 
 # --- looks ------------------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ def scene(
     """
     if kind not in ("real", "cartoon", "still", "camera"):
         raise ValueError(f"kind={kind!r}: use real, cartoon, still or camera")
-    known = {"real": MOTIONS, "cartoon": CARTOONS}.get(kind, ("",))
-    if motion not in known:
-        raise ValueError(f"motion={motion!r} for kind={kind!r}: use one of {', '.join(known)}")
+    motions = {"real": MOTIONS, "cartoon": CARTOONS}.get(kind, ("",))
+    if motion not in motions:
+        raise ValueError(f"motion={motion!r} for kind={kind!r}: use one of {', '.join(motions)}")
     rng = np.random.default_rng([seed, *name.encode()])
     looks, background, surface, (power, lobes, depth) = _looks(rng)
     radius, direction = rng.uniform(*RADIUS), rng.uniform(0, 2 * np.pi)
@@ -244,7 +244,7 @@ def render(scene: Scene, height: int, width: int) -> npt.NDArray[np.uint8]:
 def flow(scene: Scene, height: int, width: int) -> Array:
     """Exact forward flow [F-1, height, width, 2] in pixels (x, y): where what a pixel shows in frame f is in f + 1."""
     screen, half = _grid(height, width)
-    found = np.empty((scene.frames - 1, height, width, 2), np.float32)
+    displacements = np.empty((scene.frames - 1, height, width, 2), np.float32)
     for f in range(scene.frames - 1):
         world = screen * scene.camera[f, 2] + scene.camera[f, :2]
         target = world.copy()
@@ -253,8 +253,8 @@ def flow(scene: Scene, height: int, width: int) -> Array:
             covered = _cover(body, own, 1.5 / half)[..., None] > 0.5
             target = np.where(covered, _outside(body, own, f + 1), target)
         after = (target - scene.camera[f + 1, :2]) / scene.camera[f + 1, 2]
-        found[f] = (after - screen) * half
-    return found
+        displacements[f] = (after - screen) * half
+    return displacements
 
 
 def flow_pair(seed: int, name: str, size: int, reach: float = 10.0) -> tuple[npt.NDArray[np.uint8], Array]:

@@ -85,10 +85,10 @@ def training_set(run: Run) -> pa.Table | None:
             f"finetune.arm={arm!r}, finetune.group={run.finetune.group!r}: its rule leaves none of the "
             f"{clips.num_rows} decodable clips to train on. Take another arm or group, or more clips."
         )
-    kept = weights > 0
+    row_mask = weights > 0
     if "weight" in clips.column_names:  # a manifest's, in a root of before such columns were renamed
         clips = clips.drop_columns(["weight"])
-    return clips.filter(pa.array(kept)).append_column("weight", pa.array(weights[kept] / total, pa.float64()))
+    return clips.filter(pa.array(row_mask)).append_column("weight", pa.array(weights[row_mask] / total, pa.float64()))
 
 
 def decodable(run: Run) -> pa.Table:
@@ -168,13 +168,13 @@ def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "vote
 
 def _by_decision(run: Run, clip_ids: pa.Array) -> Weights:
     """all_minus_harmful: 1 for what is not harmful. weighted: the positive mean influence of what is ranked as well."""
-    folder, groups, held = stores.join(run.root, "selection"), set[str](), list[pa.Table]()
+    folder, groups, parts = stores.join(run.root, "selection"), set[str](), list[pa.Table]()
     _there(run, "selection", "rank_clips")
     for rows in scanning.blocks(folder, ["clip_id", "group", "decision", "mean_influence"]):
         groups.update(rows.column("group").unique().to_pylist())
-        held.append(rows.filter(pc.equal(rows.column("group"), run.finetune.group)))
+        parts.append(rows.filter(pc.equal(rows.column("group"), run.finetune.group)))
     _known_group(run, groups)
-    table = pa.concat_tables(held)
+    table = pa.concat_tables(parts)
     rows = table.take(pc.index_in(clip_ids, table.column("clip_id").combine_chunks()))
     fine: Weights = pc.fill_null(pc.not_equal(rows.column("decision"), "harmful"), True).to_numpy().astype(np.float64)
     if run.finetune.arm == "all_minus_harmful":
@@ -193,9 +193,9 @@ def _of_true_group(run: Run, clips: pa.Table) -> pa.Array:
         )
     groups = _query_groups(run)
     group = _known_group(run, groups.values())
-    wanted = set(groups.values()) if group == "all" else {group}
+    group_names = set(groups.values()) if group == "all" else {group}
     true = clips.column(column)
-    named = [value for value in true.unique().to_pylist() if value is not None and str(value) in wanted]
+    named = [value for value in true.unique().to_pylist() if value is not None and str(value) in group_names]
     return clips.column("clip_id").filter(pc.is_in(true, pa.array(named, true.type))).combine_chunks()
 
 
@@ -207,8 +207,8 @@ def _overlaps(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
         _there(run, f"motion/{name}", "estimate_motion", root)
     alike, _ = mask_overlap.mask_overlaps(root, groups)
     score = alike.groups.get(group, np.full(len(alike.clip_ids), np.nan))
-    known = np.isfinite(score)
-    return alike.clip_ids.filter(pa.array(known)), score[known]
+    row_mask = np.isfinite(score)
+    return alike.clip_ids.filter(pa.array(row_mask)), score[row_mask]
 
 
 def _query_groups(run: Run) -> dict[str, str]:
@@ -217,9 +217,9 @@ def _query_groups(run: Run) -> dict[str, str]:
 
 
 def _known_group(run: Run, groups: Iterable[str]) -> str:
-    group, there = run.finetune.group, sorted({"all", *groups})
-    if group not in there:
-        raise ConfigError(f"finetune.group={group!r}: no query is of this group. There are: {', '.join(there)}.")
+    group, names = run.finetune.group, sorted({"all", *groups})
+    if group not in names:
+        raise ConfigError(f"finetune.group={group!r}: no query is of this group. There are: {', '.join(names)}.")
     return group
 
 

@@ -64,10 +64,10 @@ def restore(training: Training, folder: str) -> None:
 
 
 def _parts(folder: str) -> list[str]:
-    found = {match[0]: int(match[1]) for path in stores.files(folder) if (match := PART.search(path))}
-    workers = max(found.values(), default=1)
+    workers_by_file = {match[0]: int(match[1]) for path in stores.files(folder) if (match := PART.search(path))}
+    workers = max(workers_by_file.values(), default=1)
     expected = [file_name(rank, workers) for rank in range(workers)]
-    if missing := set(expected) - set(found):
+    if missing := set(expected) - set(workers_by_file):
         raise FileNotFoundError(f"{folder}: the checkpoint lacks {', '.join(sorted(missing))}")
     return [stores.join(folder, name) for name in expected]
 
@@ -78,22 +78,22 @@ def _common(parameter: Tensor, mine: tuple[int, int], theirs: tuple[int, int]) -
     return range(max(a.start, b.start), min(a.stop, b.stop))
 
 
-def _take(training: Training, key: str, there: Any, theirs: tuple[int, int]) -> None:
+def _take(training: Training, key: str, source: Any, theirs: tuple[int, int]) -> None:
     """Copy from a part what this worker holds of one parameter, or of one of its moments."""
     kind, _, name = key.partition(".")
     target = parameter = training.parameters[name.partition(".")[2] if kind == "optimizer" else name].detach()
     if kind == "optimizer":
         moment, _, name = name.partition(".")
         state = training.optimizer.state[training.parameters[name]]
-        if not there.get_shape():
-            state[moment] = there[...].clone()
+        if not source.get_shape():
+            state[moment] = source[...].clone()
             return
         target = state.setdefault(moment, torch.zeros_like(parameter))
     common = _common(parameter, training.share, theirs)
     if common:
         mine, their = rows(len(parameter), *training.share).start, rows(len(parameter), *theirs).start
-        held = there[common.start - their : common.stop - their]
-        local(target)[common.start - mine : common.stop - mine].copy_(held)
+        values = source[common.start - their : common.stop - their]
+        local(target)[common.start - mine : common.stop - mine].copy_(values)
 
 
 @contextmanager

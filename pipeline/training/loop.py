@@ -167,16 +167,16 @@ def train(
                 loss = training.objective(*inputs) * (len(places) * workers / whole)
                 loss.backward()
             losses.append(loss.detach())
-        found = float(mean(torch.stack(losses).sum()))
-        if not np.isfinite(found):
-            raise FloatingPointError(f"the loss of step {training.step + 1} is {found}; lower finetune.learning_rate")
+        average = float(mean(torch.stack(losses).sum()))
+        if not np.isfinite(average):
+            raise FloatingPointError(f"the loss of step {training.step + 1} is {average}; lower finetune.learning_rate")
         torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
         for group in training.optimizer.param_groups:
             group["lr"] = rate(config, training.step)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.step += 1
-        yield Line(training.step, found, round(time.monotonic() - start, 4))
+        yield Line(training.step, average, round(time.monotonic() - start, 4))
 
 
 def _summed_at(objective: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -196,13 +196,13 @@ def save_weights(training: Training, folder: str) -> None:
     """
     first = training.share[0] == 0
     if training.lora:
-        found = sharding.gathered(training.parameters, keep=first)
+        state = sharding.gathered(training.parameters, keep=first)
     else:
-        found = sharding.gathered(training.transformer.state_dict(), keep=first)
+        state = sharding.gathered(training.transformer.state_dict(), keep=first)
     if not first:
         return
     with tempfile.TemporaryDirectory() as local:
-        _write_lora(training.transformer, found, local) if training.lora else _write(training.transformer, found, local)
+        _write_lora(training.transformer, state, local) if training.lora else _write(training.transformer, state, local)
         for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
             fs, bare = stores.place(stores.join(folder, str(file.relative_to(local))))
             fs.makedirs(bare.rsplit("/", 1)[0], exist_ok=True)

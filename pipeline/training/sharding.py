@@ -42,10 +42,10 @@ def masters(module: nn.Module) -> None:
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The repeated blocks of a transformer, by diffusers' own list of their classes."""
     names = getattr(module, "_repeated_blocks", None) or []
-    found = [m for m in module.modules() if type(m).__name__ in names]
-    if not found:
+    modules = [m for m in module.modules() if type(m).__name__ in names]
+    if not modules:
         raise ValueError(f"{type(module).__name__} does not name its blocks, so that it cannot be sharded by them")
-    return iter(found)
+    return iter(modules)
 
 
 def rows(length: int, rank: int, workers: int) -> range:
@@ -57,21 +57,21 @@ def rows(length: int, rank: int, workers: int) -> range:
 def local(tensor: Tensor) -> Tensor:
     """The rows of a tensor that this worker holds, sharing their memory; all of them where it is not sharded."""
     if isinstance(tensor, DTensor):
-        held: Tensor = tensor.to_local()
-        return held
+        part: Tensor = tensor.to_local()
+        return part
     return tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """Whole tensors in main memory, brought together one by one; empty without `keep`. All workers call it."""
-    found = {}
+    copies = {}
     for name, tensor in tensors.items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            held = whole.detach().cpu().contiguous()
-            padded = held.untyped_storage().nbytes() > held.nbytes  # by shards of uneven rows; files hold no such views
-            found[name] = held.clone() if padded else held
-    return found
+            copy = whole.detach().cpu().contiguous()
+            padded = copy.untyped_storage().nbytes() > copy.nbytes  # by shards of uneven rows; files hold no such views
+            copies[name] = copy.clone() if padded else copy
+    return copies
 
 
 def class_name(module: nn.Module) -> str:

@@ -59,8 +59,8 @@ def cumulated(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
 
 def pick(upto: npt.NDArray[np.float64], at: Sequence[float]) -> list[int]:
     """Which rows numbers in [0, 1) fall on, by their summed shares."""
-    found: list[int] = np.searchsorted(upto, np.asarray(at), side="right").tolist()
-    return found
+    rows: list[int] = np.searchsorted(upto, np.asarray(at), side="right").tolist()
+    return rows
 
 
 def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
@@ -71,8 +71,8 @@ def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
 
 def _file(cache: str, row: Row | None) -> str:
     """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
-    known = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
-    return stores.join(cache, f"{hashlib.blake2b(known.encode(), digest_size=16).hexdigest()}.safetensors")
+    identity = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
+    return stores.join(cache, f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.safetensors")
 
 
 def encodings(rows: Iterable[Row]) -> set[str]:
@@ -139,19 +139,19 @@ class ClipSet:
     def batch(self, draws: Sequence[Draw], caption_dropout: float) -> Batch:
         """The clips that draws fall on. ValueError if their latents differ in shape."""
         rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
-        found = [self._encoded(row) for row in rows]
-        shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, found, strict=True)}
+        tensors = [self._encoded(row) for row in rows]
+        shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, tensors, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")
         texts = [
             self._empty if d.dropped < caption_dropout else _drawn_text(d, f["text"])
-            for d, f in zip(draws, found, strict=True)
+            for d, f in zip(draws, tensors, strict=True)
         ]
         return Batch(
-            torch.stack([f["latent"] for f in found]),
+            torch.stack([f["latent"] for f in tensors]),
             torch.stack(texts),
             self._shifted(torch.tensor([d.time for d in draws], dtype=torch.float32)),
-            torch.stack([d.noise(f["latent"].shape) for d, f in zip(draws, found, strict=True)]),
+            torch.stack([d.noise(f["latent"].shape) for d, f in zip(draws, tensors, strict=True)]),
         )
 
 
