@@ -61,21 +61,21 @@ class Attempts:
 
     def starts(self, actor: str, place: str) -> int:
         """An actor begins to load what it needs. Returns how often it died doing so since it was last up."""
-        known = self._actors.get(actor)
-        if known is None:
+        record = self._actors.get(actor)
+        if record is None:
             self._actors[actor] = _Actor(place)
             return 0
         self._deaths += 1
-        if known.up is None:
-            known.died_starting += 1
+        if record.up is None:
+            record.died_starting += 1
         else:
-            known.lived += self._clock() - known.up
-        known.place, known.up, known.names = place, None, ()
-        return known.died_starting
+            record.lived += self._clock() - record.up
+        record.place, record.up, record.names = place, None, ()
+        return record.died_starting
 
     def is_up(self, actor: str) -> None:
-        known = self._actors[actor]
-        known.up, known.died_starting = self._clock(), 0
+        record = self._actors[actor]
+        record.up, record.died_starting = self._clock(), 0
 
     def begins(self, actor: str, names: Sequence[str]) -> tuple[int, list[str]] | None:
         """An actor turns to these rows. Returns how many processes died over them and the parts that the last of those
@@ -88,8 +88,8 @@ class Attempts:
         elif entry.under_way:
             entry.deaths += 1
         entry.under_way = True
-        known = self._actors[actor]
-        known.names, known.since = tuple(names), self._clock()
+        record = self._actors[actor]
+        record.names, record.since = tuple(names), self._clock()
         return entry.deaths, list(entry.parts)
 
     def removed(self, actor: str, names: Sequence[str]) -> None:
@@ -117,10 +117,10 @@ class Attempts:
         """A store failed this actor, which ends the stage."""
         self._failure = self._failure or failure
 
-    def _count(self, known: _Actor, work: Figures) -> None:
+    def _count(self, record: _Actor, work: Figures) -> None:
         now = self._clock()
-        known.busy += now - known.since
-        known.names, known.since = (), now
+        record.busy += now - record.since
+        record.names, record.since = (), now
         self._moved = now
         self._done += work
 

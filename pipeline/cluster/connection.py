@@ -35,47 +35,47 @@ def cluster_address() -> str | None:
 
     Raises ConfigError for what is no address, or where no Ray cluster answers within TRY seconds.
     """
-    given = os.environ.get("RAY_ADDRESS", "")
-    if given in ("", "local"):
+    value = os.environ.get("RAY_ADDRESS", "")
+    if value in ("", "local"):
         return None
-    address = _local_address(given) if given == "auto" else given
+    address = _local_address(value) if value == "auto" else value
     if "://" in address:
         raise _refusal(
-            given,
+            value,
             "it is a URL, of Ray Client or of the dashboard, and a job cannot join a cluster by it. Send the job "
             "there (`ray job submit --address URL --working-dir . -- python -m jobs.NAME ...`), or give the HOST:PORT "
             "of the cluster's head, mostly port 6379, on one of its nodes.",
         )
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 1 << 16:
-        raise _refusal(given, "it is no address. Give HOST:PORT of the cluster's head (mostly port 6379), or unset it.")
+        raise _refusal(value, "it is no address. Give HOST:PORT of the cluster's head (mostly port 6379), or unset it.")
     failure = _probe(address)
     if failure is not None:
-        raise _refusal(given, f"{failure}. {_REMEDY}")
+        raise _refusal(value, f"{failure}. {_REMEDY}")
     return address
 
 
 def rejected(error: Exception) -> ConfigError:
     """The error for a cluster that answers, but that does not take this job."""
-    told = " ".join(str(error.__cause__ or error).split())[:600].rstrip(".")
+    cause = " ".join(str(error.__cause__ or error).split())[:600].rstrip(".")
     return _refusal(
         os.environ.get("RAY_ADDRESS", ""),
-        f"a Ray cluster answers there, but this job cannot join it: {told}. Run the job on one of its nodes, with its "
+        f"a Ray cluster answers there, but this job cannot join it: {cause}. Run the job on one of its nodes, with its "
         "version of Ray and its token, for example by `ray job submit`.",
     )
 
 
-def _refusal(given: str, sentence: str) -> ConfigError:
-    return ConfigError(scrubbed(f"RAY_ADDRESS={given!r}: {sentence}"))
+def _refusal(value: str, sentence: str) -> ConfigError:
+    return ConfigError(scrubbed(f"RAY_ADDRESS={value!r}: {sentence}"))
 
 
-def _local_address(given: str) -> str:
+def _local_address(value: str) -> str:
     """The cluster that was started on this machine."""
     try:
-        return str(services.canonicalize_bootstrap_address_or_die(given))
+        return str(services.canonicalize_bootstrap_address_or_die(value))
     except (ConnectionError, ValueError) as error:
-        told = " ".join(str(error).split()).split(" Please ")[0].rstrip(".")
-        raise _refusal(given, f"{told}. {_REMEDY}") from error
+        cause = " ".join(str(error).split()).split(" Please ")[0].rstrip(".")
+        raise _refusal(value, f"{cause}. {_REMEDY}") from error
 
 
 def _probe(address: str) -> str | None:
@@ -119,16 +119,16 @@ def folders() -> dict[str, Any]:
     fit in memory; sockets and logs go to a short folder of this user. Raises ConfigError.
     """
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    given = os.environ.get(name) or "/tmp"
-    folder = os.path.join(os.path.abspath(given), "ray")
-    _check_writable(name, given, folder)
+    value = os.environ.get(name) or "/tmp"
+    folder = os.path.join(os.path.abspath(value), "ray")
+    _check_writable(name, value, folder)
     if _fits(folder):
-        as_ray_has_it = os.path.isabs(given) and os.environ.get("RAY_TMPDIR") != ""
+        as_ray_has_it = os.path.isabs(value) and os.environ.get("RAY_TMPDIR") != ""
         return {} if as_ray_has_it else {"_temp_dir": folder}
     if name == "RAY_TMPDIR":
         most = LONGEST - len(f"/ray/{_SOCKET}")
         raise ConfigError(
-            f"RAY_TMPDIR={given!r}: it has {len(os.fsencode(os.path.abspath(given)))} bytes, and Ray's sockets need a "
+            f"RAY_TMPDIR={value!r}: it has {len(os.fsencode(os.path.abspath(value)))} bytes, and Ray's sockets need a "
             f"folder of at most {most}. Give a shorter one, or unset it."
         )
     short = _short_folder()
@@ -136,7 +136,7 @@ def folders() -> dict[str, Any]:
         "TMPDIR is too long for Ray's sockets: they and Ray's logs are in %s; temporary files and objects that do not "
         "fit in memory stay in %s",
         short,
-        given,
+        value,
     )
     return {"_temp_dir": short, "object_spilling_directory": folder}
 
@@ -145,7 +145,7 @@ def _fits(folder: str) -> bool:
     return len(os.fsencode(os.path.join(folder, _SOCKET))) <= LONGEST
 
 
-def _check_writable(name: str, given: str, folder: str) -> None:
+def _check_writable(name: str, value: str, folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -154,7 +154,7 @@ def _check_writable(name: str, given: str, folder: str) -> None:
         writable, reason = False, str(error.strerror)
     if not writable:
         raise ConfigError(
-            f"{name}={given!r}: Ray cannot keep its files there ({reason}). Set {name} to a folder that can be written."
+            f"{name}={value!r}: Ray cannot keep its files there ({reason}). Set {name} to a folder that can be written."
         )
 
 

@@ -95,24 +95,24 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
     states = Gauge("curation_actors", "actors of a pool by what they do", ("stage", "state"))
 
     def note() -> dict[str, Any]:
-        told: dict[str, Any] = ray.get(journal.told.remote())
-        figures = Figures(**told["figures"])
+        status: dict[str, Any] = ray.get(journal.told.remote())
+        figures = Figures(**status["figures"])
         share.set(figures.busy_share or 0.0, {"stage": stage})
-        held = {state: len(told[state]) for state in ("working", "waiting", "starting")}
-        for state, count in {**held, "missing": told["expected"] - sum(held.values())}.items():
+        counts = {state: len(status[state]) for state in ("working", "waiting", "starting")}
+        for state, count in {**counts, "missing": status["expected"] - sum(counts.values())}.items():
             states.set(count, {"stage": stage, "state": state})
-        return told
+        return status
 
     patience, saved = Patience(), time.monotonic()
 
     def look() -> None:
         nonlocal saved
-        told = note()
+        status = note()
         if time.monotonic() - saved >= SAVE and not lease.is_lost(file):
-            throughput.save(file, stage, Figures(**told["figures"]))
+            throughput.save(file, stage, Figures(**status["figures"]))
             saved = time.monotonic()
-        if patience.is_over(told["still"]):
-            log.warning("%s", describe(told, stage, pool))
+        if patience.is_over(status["still"]):
+            log.warning("%s", describe(status, stage, pool))
 
     try:
         with looking(look, LOOK, "journal"):
@@ -158,10 +158,10 @@ def describe(told: dict[str, Any], stage: str, pool: Pool) -> str:
     """What a stage waits for, with what the cluster has free. Actors whose node is gone wait for another one."""
     gone = [f"node {node['NodeID'][:8]}," for node in ray.nodes() if not node["Alive"]]
 
-    def there(held: Any) -> bool:
-        return not any(node in (held if isinstance(held, str) else held[0]) for node in gone)
+    def is_alive(entry: Any) -> bool:
+        return not any(node in (entry if isinstance(entry, str) else entry[0]) for node in gone)
 
-    told = told | {state: [h for h in told[state] if there(h)] for state in ("working", "waiting", "starting")}
+    told = told | {state: [h for h in told[state] if is_alive(h)] for state in ("working", "waiting", "starting")}
     return standstill(stage, told, _asked(pool), _free(pool))
 
 

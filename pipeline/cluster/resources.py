@@ -50,15 +50,15 @@ def check(run: Run, stages: Iterable[str]) -> None:
     groups, nodes = _groups(), _nodes()
     lacking = beyond(pools, groups, nodes)
     if lacking:
-        asked = "\n".join(
+        pool_lines = "\n".join(
             f"  resources.{stage}: {pool.actors} x ({pool.cpus:g} CPUs, {pool.gpus:g} GPUs)"
             + (f"   <- {lacking[stage]}" if stage in lacking else "")
             for stage, pool in pools.items()
         )
-        there = "\n".join(f"  {_named(n)}" for n in [*groups, *nodes])
+        node_lines = "\n".join(f"  {_named(n)}" for n in [*groups, *nodes])
         raise ConfigError(
-            f"resources.{next(iter(lacking))} asks for more than this cluster can reach. Asked for:\n{asked}\n"
-            f"Within reach:\n{there}\nLower actors, cpus or gpus, or run on a larger cluster."
+            f"resources.{next(iter(lacking))} asks for more than this cluster can reach. Asked for:\n{pool_lines}\n"
+            f"Within reach:\n{node_lines}\nLower actors, cpus or gpus, or run on a larger cluster."
         )
     _wait_for(pools, run.resources.wait)
 
@@ -68,14 +68,14 @@ def beyond(pools: Mapping[str, Pool], groups: list[Nodes], nodes: list[Nodes]) -
 
     Actors on GPUs, and the workers of fine-tuning, which start together, must all find room; of those on CPUs one must.
     """
-    found = {}
+    reasons = {}
     for stage, pool in pools.items():
         room = max(sum(n.room(pool) for n in kind) for kind in (groups, nodes))
         if not room:
-            found[stage] = "more than any one node has"
+            reasons[stage] = "more than any one node has"
         elif room < pool.actors and (pool.gpus or stage == "finetune"):
-            found[stage] = f"more than there is: room for {room}"
-    return found
+            reasons[stage] = f"more than there is: room for {room}"
+    return reasons
 
 
 def _groups() -> list[Nodes]:
@@ -107,25 +107,25 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
     """Until each pool's first actor, and all workers of fine-tuning, find room on the nodes that are up."""
     deadline = time.monotonic() + seconds
     needed = {stage: pool.actors if stage == "finetune" else 1 for stage, pool in pools.items()}
-    asked = False
+    has_request = False
     try:
         while True:
             nodes = _nodes()
             short = [s for s, p in pools.items() if sum(n.room(p) for n in nodes) < needed[s]]
             if not short:
                 return
-            there = "; ".join(_named(n) for n in nodes)
+            node_text = "; ".join(_named(n) for n in nodes)
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for by then "
-                    f"(there are {there}). Wait longer or ask for less."
+                    f"(there are {node_text}). Wait longer or ask for less."
                 )
-            log.warning("waiting for the cluster to start what %s asks for; there are %s", ", ".join(short), there)
+            log.warning("waiting for the cluster to start what %s asks for; there are %s", ", ".join(short), node_text)
             _ask_for([pools[s] for s in short for _ in range(needed[s])])
-            asked = True
+            has_request = True
             time.sleep(min(10.0, max(seconds, 0.1)))
     finally:
-        if asked:
+        if has_request:
             _ask_for([])
 
 

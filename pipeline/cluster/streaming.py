@@ -161,8 +161,8 @@ class _Actor:
             errors = [e for i in range(rows.num_rows) for e in self._attempt(rows.slice(i, 1), of_batch=True)]
             work = Figures()
         else:
-            found = self.worker(rows) if deaths < LIMIT else [self.worker.refuse(rows, self._died(deaths))]
-            errors = self._write(names, found)
+            parts = self.worker(rows) if deaths < LIMIT else [self.worker.refuse(rows, self._died(deaths))]
+            errors = self._write(names, parts)
             codes = Counter(error.split(":")[0] for error in errors)
             work = Figures(rows=rows.num_rows, errors=dict(codes), bytes_read=Decoder.bytes_read() - read)
             self.meters.add(work, time.monotonic() - begun)
@@ -172,17 +172,17 @@ class _Actor:
     def _write(self, names: list[str], parts: Iterable[dict[str, pa.Table]]) -> list[str]:
         """Write the tables as they come. A clip that fails in several tables of one pass is one error."""
         errors: dict[str, str] = {}
-        for made in parts:
-            found = dict(made)
-            for name, rows in made.items():
+        for part in parts:
+            outputs = dict(part)
+            for name, rows in part.items():
                 column = table_of(self.folders[name], rows.column_names).error
                 if column is not None:
-                    found[name] = retries.mark_second_failures(rows, column, self.tried)
-                    failed = found[name].filter(rows.column(column).is_valid())
+                    outputs[name] = retries.mark_second_failures(rows, column, self.tried)
+                    failed = outputs[name].filter(rows.column(column).is_valid())
                     ids, why = failed.column("clip_id").to_pylist(), failed.column(column).to_pylist()
                     errors.update(zip(ids, why, strict=True))
-            self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in found.items()])
-            for name, rows in found.items():
+            self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in outputs.items()])
+            for name, rows in outputs.items():
                 tables.append(self.folders[name], rows, self.fingerprints[name], **self.metadata.get(name, {}))
         return list(errors.values())
 
@@ -197,21 +197,21 @@ class _Actor:
 def _names(rows: pa.Table) -> list[str]:
     """What the journal calls these rows, each by another name; no address, which may carry a signature."""
     columns = ("arm", "kind", "seed", "clip_id", "id", "relative", "file_name")  # a manifest may name a file twice
-    held = [rows.column(name).cast(pa.string()) for name in columns if name in rows.column_names]
-    names: list[str] = pc.binary_join_element_wise(*held, " ", null_handling="skip").to_pylist()
+    texts = [rows.column(name).cast(pa.string()) for name in columns if name in rows.column_names]
+    names: list[str] = pc.binary_join_element_wise(*texts, " ", null_handling="skip").to_pylist()
     return names
 
 
 def windows(blocks: Iterable[pa.Table], rows: int, size: int = BYTES) -> Iterator[list[pa.Table]]:
     """Blocks drawn as they are wanted, in groups of at least so many rows or bytes."""
-    window, held, weight = list[pa.Table](), 0, 0
+    window, count, weight = list[pa.Table](), 0, 0
     for block in blocks:
         window.append(block)
-        held, weight = held + block.num_rows, weight + block.nbytes
-        if held >= rows or weight >= size:
+        count, weight = count + block.num_rows, weight + block.nbytes
+        if count >= rows or weight >= size:
             yield window
-            window, held, weight = [], 0, 0
-    if held:
+            window, count, weight = [], 0, 0
+    if count:
         yield window
 
 
@@ -274,7 +274,7 @@ def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iter
     """One window through a pool of its own; a line comes back for each batch when it is written."""
     rows = sum(block.num_rows for block in window)
     actors = _actors(pool, rows)
-    found = _stored(window, min(pool.batch, math.ceil(rows / actors))).map_batches(
+    dataset = _stored(window, min(pool.batch, math.ceil(rows / actors))).map_batches(
         _Actor,
         fn_constructor_args=actor,
         batch_size=None,
@@ -284,7 +284,7 @@ def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iter
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    yield from found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _stored(window: list[pa.Table], size: int) -> Any:

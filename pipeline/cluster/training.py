@@ -66,8 +66,8 @@ def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
     """A hash of all that an arm's result depends on: its clips with their weights, the model, and the configuration."""
     named = [c for c in ("clip_id", "version", "caption", "captions", "weight") if c in rows.column_names]
     clips = rows.select(named).sort_by("clip_id").to_pylist()
-    held = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
-    return hashlib.blake2b(json.dumps(held, sort_keys=True).encode(), digest_size=8).hexdigest()
+    parts = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def version(run: Run, rows: pa.Table) -> str:
@@ -114,10 +114,10 @@ def finetune(
     lease.check(root)
     if not _is_done(folder, name):
         stores.remove(folder)
-        kept = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
-        told = {
+        columns = [c for c in rows.column_names if c not in ("cuts", "error", "mask", "feature")]
+        task = {
             "run": run.model_dump(mode="json"),
-            "rows": rows.select(kept).sort_by("clip_id"),
+            "rows": rows.select(columns).sort_by("clip_id"),
             "frames": frames,
             "folder": folder,
             "cache": stores.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
@@ -128,28 +128,28 @@ def finetune(
             journal.permission(root) as permission,
             _watched(stores.join(folder, METRICS), run, report),
         ):
-            _fit(run, {**told, "permission": permission}, name, storage)
+            _fit(run, {**task, "permission": permission}, name, storage)
         lease.check(root)  # its workers stopped for it without an error
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
-    for held in (path.rsplit("/", 1)[-1] for path in stores.files(storage)):
-        if held.startswith(f"{run.finetune.arm}-"):  # of earlier selections as well
-            stores.remove(stores.join(storage, held))
+    for entry in (path.rsplit("/", 1)[-1] for path in stores.files(storage)):
+        if entry.startswith(f"{run.finetune.arm}-"):  # of earlier selections as well
+            stores.remove(stores.join(storage, entry))
     return folder
 
 
-def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
+def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
     """Train until it is done, also through many lost nodes: only failures without a step between them are counted."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(told["folder"], METRICS), -1
+    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(task["folder"], METRICS), -1
     try:
         while (steps := _lines(metrics)) > reached:
             lease.check(run.root)
             reached = steps
             try:
-                _trainer(run, told, name, storage).fit()
+                _trainer(run, task, name, storage).fit()
                 return
             except ray.train.TrainingFailedError as error:
                 failure = failures.of_training(error)
@@ -166,11 +166,11 @@ def _fit(run: Run, told: dict[str, Any], name: str, storage: str) -> None:
     ) from failed
 
 
-def _trainer(run: Run, told: dict[str, Any], name: str, storage: str) -> TorchTrainer:
+def _trainer(run: Run, task: dict[str, Any], name: str, storage: str) -> TorchTrainer:
     pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
     return TorchTrainer(
         _surfacing_worker,
-        train_loop_config=told,
+        train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
             num_workers=_workers(run),
             elastic_resize_monitor_interval_s=REGROW,
@@ -192,26 +192,26 @@ def _workers(run: Run) -> int | tuple[int, int]:
     return most if fewest in (None, most) else (fewest, most)
 
 
-def _surfacing_worker(told: dict[str, Any]) -> None:
+def _surfacing_worker(task: dict[str, Any]) -> None:
     with failures.surfacing():
-        _worker(told)
+        _worker(task)
 
 
-def _worker(told: dict[str, Any]) -> None:
+def _worker(task: dict[str, Any]) -> None:
     """One worker's life: encode its share, go on from the last checkpoint, train, and on rank 0 write the result."""
-    run, rows = Run.model_validate(told["run"]), told["rows"].to_pylist()
+    run, rows = Run.model_validate(task["run"]), task["rows"].to_pylist()
     config = run.finetune
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = _device(run.resources.finetune.gpus)
     model = models.open_model(run.model, device)
     needed = [rows[i] for i in drawn(rows, config, run.seed)]
-    encode_set(model, needed[rank::workers], told["frames"](run), told["cache"])
+    encode_set(model, needed[rank::workers], task["frames"](run), task["cache"])
     dist.barrier()
 
     training = loop.begin(model, config, run.seed)
-    clips = ClipSet(model, rows, kept_in(told["cache"]))
+    clips = ClipSet(model, rows, kept_in(task["cache"]))
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(training, config, told["checkpoints"], told["folder"], scratch, told["permission"])
+        checkpoints = Checkpoints(training, config, task["checkpoints"], task["folder"], scratch, task["permission"])
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
             training.objective = DistributedDataParallel(training.objective)
@@ -222,13 +222,13 @@ def _worker(told: dict[str, Any]) -> None:
             if checkpoints.stopped:
                 break
         if not checkpoints.stopped:
-            loop.save_weights(training, told["folder"])
+            loop.save_weights(training, task["folder"])
         checkpoints.written.wait()
     if checkpoints.stopped:
         return
     if rank == 0:
-        done = {"name": told["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
-        stores.write_bytes(stores.join(told["folder"], DONE), json.dumps(done).encode())
+        done = {"name": task["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
+        stores.write_bytes(stores.join(task["folder"], DONE), json.dumps(done).encode())
     dist.barrier()
 
 
@@ -283,5 +283,5 @@ def _absolute(root: str) -> str:
     return bare if "file" in fs.protocol else root
 
 
-def _short(held: Any) -> str:
-    return hashlib.blake2b(json.dumps(held).encode(), digest_size=8).hexdigest()
+def _short(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()

@@ -44,23 +44,23 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
     mean's. It is Student's over clips: several seeds of one clip hang together. Values that are null or not finite are
     counted as `missing`. What cannot be computed is None, such as an interval of a single clip.
     """
-    held: dict[str, dict[str, dict[tuple[str, int | None], list[float]]]] = defaultdict(
+    by_metric: dict[str, dict[str, dict[tuple[str, int | None], list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
     )
     missing: dict[tuple[str, str], int] = defaultdict(int)
     for row in table.select(["metric", "arm", "clip_id", "seed", "value"]).to_pylist():
-        values = held[row["metric"]][row["arm"]]
+        values = by_metric[row["metric"]][row["arm"]]
         if row["value"] is None or not math.isfinite(row["value"]):
             missing[row["metric"], row["arm"]] += 1
         else:
             values[row["clip_id"], row["seed"]].append(row["value"])
     records = []
-    for metric in sorted(held, key=lambda m: (_place(m, ORDER), m)):
-        arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in held[metric].items()}
+    for metric in sorted(by_metric, key=lambda m: (_place(m, ORDER), m)):
+        arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in by_metric[metric].items()}
         for arm in sorted(arms, key=lambda a: (_place(a, ARMS), a)):
             against = _difference(arms[arm], arms.get(BASE, {})) if arm != BASE else _difference({}, {})
-            found = _mean(arms[arm])
-            records.append({"metric": metric, "arm": arm, **found, "missing": missing[metric, arm], **against})
+            stats = _mean(arms[arm])
+            records.append({"metric": metric, "arm": arm, **stats, "missing": missing[metric, arm], **against})
     return records
 
 
@@ -98,10 +98,10 @@ def _mean(values: Values) -> dict[str, Any]:
 def _difference(values: Values, base: Values) -> dict[str, Any]:
     """The mean of the differences to base over the clips and seeds that both have."""
     pairs = sorted(values.keys() & base.keys(), key=str)
-    found = _mean({p: values[p] - base[p] for p in pairs})
+    stats = _mean({p: values[p] - base[p] for p in pairs})
     level = abs(float(np.mean([base[p] for p in pairs]))) if pairs else 0.0
-    record = {"pairs": found["n"], "difference": found["mean"], "difference_standard_error": found["standard_error"]}
-    for end, value in (("", found["mean"]), ("_low", found["low"]), ("_high", found["high"])):
+    record = {"pairs": stats["n"], "difference": stats["mean"], "difference_standard_error": stats["standard_error"]}
+    for end, value in (("", stats["mean"]), ("_low", stats["low"]), ("_high", stats["high"])):
         record[f"difference{end}"] = value
         record[f"relative{end}"] = value / level if value is not None and level else None
     return record
@@ -109,21 +109,21 @@ def _difference(values: Values, base: Values) -> dict[str, Any]:
 
 def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """The generated videos of the first seed: the arms, and (clip_id, arm -> uri) for up to `clips` captions."""
-    found: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
+    offers: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for row in table.select(["arm", "clip_id", "seed", "uri", "metric"]).to_pylist():
         if row["uri"] and row["metric"] not in LOSSES:  # a loss is of a held-out video, not of a generated one
             offer = (row["seed"] if row["seed"] is not None else -1, row["uri"])
-            found[row["clip_id"]][row["arm"]] = min(offer, found[row["clip_id"]].get(row["arm"], offer))
-    shown = sorted(found)[:: max(1, len(found) // clips)][:clips]
-    arms = sorted({a for c in shown for a in found[c]}, key=lambda a: (_place(a, ARMS), a))
-    return arms, [(c, {a: uri for a, (_, uri) in found[c].items()}) for c in shown]
+            offers[row["clip_id"]][row["arm"]] = min(offer, offers[row["clip_id"]].get(row["arm"], offer))
+    shown = sorted(offers)[:: max(1, len(offers) // clips)][:clips]
+    arms = sorted({a for c in shown for a in offers[c]}, key=lambda a: (_place(a, ARMS), a))
+    return arms, [(c, {a: uri for a, (_, uri) in offers[c].items()}) for c in shown]
 
 
 def mixtures(table: pa.Table) -> list[str]:
     """A sentence for every arm whose rows come from more than one training: their mean would be a mixture."""
-    found = table.group_by("arm").aggregate([("version", "count_distinct")]).to_pylist()
+    counts = table.group_by("arm").aggregate([("version", "count_distinct")]).to_pylist()
     return [
         f"evaluation: the rows of arm {row['arm']} come from {row['version_count_distinct']} trainings."
-        for row in sorted(found, key=lambda r: str(r["arm"]))
+        for row in sorted(counts, key=lambda r: str(r["arm"]))
         if row["version_count_distinct"] > 1
     ]

@@ -32,34 +32,34 @@ VERDICTS, TALLIES, METRICS = schemas.VERDICTS, schemas.CONTESTS, schemas.METRICS
 def shared(table: pa.Table, arms: Iterable[str]) -> pa.Table:
     """The rows of evaluation/ on what all of these arms were evaluated on: earlier runs may have asked some of them for
     more captions, seeds or clips, and means over different ones cannot be held against each other."""
-    wanted = set(arms)
+    arm_set = set(arms)
     rows = table.select(["arm", "metric", "clip_id", "seed"]).to_pylist()
-    found: dict[tuple[str, str, int], set[str]] = defaultdict(set)
+    arms_by_task: dict[tuple[str, str, int], set[str]] = defaultdict(set)
     for row in rows:
-        found[row["metric"], row["clip_id"], row["seed"]].add(row["arm"])
-    held = [r["arm"] in wanted and wanted <= found[r["metric"], r["clip_id"], r["seed"]] for r in rows]
-    return table.filter(pa.array(held, pa.bool_()))
+        arms_by_task[row["metric"], row["clip_id"], row["seed"]].add(row["arm"])
+    mask = [r["arm"] in arm_set and arm_set <= arms_by_task[r["metric"], r["clip_id"], r["seed"]] for r in rows]
+    return table.filter(pa.array(mask, pa.bool_()))
 
 
 def losses(table: pa.Table, arms: Iterable[str]) -> dict[str, dict[Key, float]]:
     """Every arm's motion-masked losses on held-out clips. One that is not finite is missing, as it is in `metrics`."""
-    found: dict[str, dict[Key, float]] = {arm: {} for arm in arms}
+    by_arm: dict[str, dict[Key, float]] = {arm: {} for arm in arms}
     for row in table.to_pylist():
         if row["metric"] == "masked_loss" and row["value"] is not None and np.isfinite(row["value"]):
-            found[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
-    return found
+            by_arm[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
+    return by_arm
 
 
 def verdicts(judge: str, scores: Scores, margin: float) -> list[Record]:
     """Each pair of arms on each clip and seed that both have: judge, ours, theirs, clip_id, seed, their scores, and the
     verdict, 1 where `ours` wins, 0 for a tie, -1."""
-    found = []
+    records = []
     for ours, theirs in combinations(scores, 2):
         for key in sorted(scores[ours].keys() & scores[theirs].keys()):
             a, b = scores[ours][key], scores[theirs][key]
             place = {"judge": judge, "ours": ours, "theirs": theirs, "clip_id": key[0], "seed": key[1]}
-            found.append({**place, "score_ours": a, "score_theirs": b, "verdict": verdict(a, b, margin)})
-    return found
+            records.append({**place, "score_ours": a, "score_theirs": b, "verdict": verdict(a, b, margin)})
+    return records
 
 
 def tallies(judged: Iterable[Record]) -> list[Record]:
@@ -72,15 +72,15 @@ def tallies(judged: Iterable[Record]) -> list[Record]:
 
 def _tally(rows: Sequence[Record]) -> Record:
     clips = [row["clip_id"] for row in rows]
-    found: Record = {"pairs": len(rows), "clips": len(set(clips))}
+    record: Record = {"pairs": len(rows), "clips": len(set(clips))}
     for name, count, value in (("win", "wins", 1), ("tie", "ties", 0), ("loss", "losses", -1)):
         hits = [float(row["verdict"] == value) for row in rows]
         share, low, high = interval(hits, clips)
         if share in (0, 1) and low is not None:  # resampling what never differs would leave an interval of no width
-            _, low, high = wilson(share * found["clips"], found["clips"])
+            _, low, high = wilson(share * record["clips"], record["clips"])
         bounds = (None, None) if low is None or high is None else (max(0.0, low), min(1.0, high))
-        found |= {count: int(sum(hits)), name: share, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
-    return found
+        record |= {count: int(sum(hits)), name: share, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    return record
 
 
 def interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, float | None, float | None]:
@@ -89,5 +89,5 @@ def interval(values: Sequence[float], clips: Sequence[str]) -> tuple[float, floa
     clusters = len(set(clips))
     if clusters < 2:
         return float(np.mean(values)), None, None
-    found: Interval = student(values, clips) if clusters < FEW else bootstrap_mean(values, clips)
-    return float(np.mean(values)), found.low, found.high
+    bounds: Interval = student(values, clips) if clusters < FEW else bootstrap_mean(values, clips)
+    return float(np.mean(values)), bounds.low, bounds.high

@@ -31,8 +31,8 @@ def wanted(run: Run, weights: str) -> pa.Table:
     d, e = run.data, run.evaluate
     rows = []
     for p in run.queries.prompts:
-        known = json.dumps([p.prompt, p.group, p.seed, d.frames, d.height, d.width, e.steps, e.guidance, weights])
-        name = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+        identity = json.dumps([p.prompt, p.group, p.seed, d.frames, d.height, d.width, e.steps, e.guidance, weights])
+        name = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
         rows.append({"id": name, "file_name": f"{name}.mp4", "caption": p.prompt, "group": p.group, "seed": p.seed})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 

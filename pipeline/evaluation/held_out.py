@@ -114,8 +114,8 @@ class EvaluationWorker:
         return self._loaded[1:]
 
     def __call__(self, tasks: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        for found in tables.in_parts(self._tasks(tasks.to_pylist())):
-            lines = [line for task in found for line in task]
+        for group in tables.in_parts(self._tasks(tasks.to_pylist())):
+            lines = [line for task in group for line in task]
             yield {"evaluation": pa.Table.from_pylist(lines, schema=schemas.EVALUATION)}
 
     def _tasks(self, rows: list[Row]) -> Iterator[list[Row]]:

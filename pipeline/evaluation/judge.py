@@ -85,8 +85,8 @@ def _stretched(course: Floats) -> Floats:
         return np.zeros(STRETCHES)
     total = np.concatenate([[0.0], np.cumsum(course)])
     ends = np.interp(np.linspace(0, len(course), STRETCHES + 1), np.arange(len(course) + 1), total)
-    found: Floats = np.diff(ends) * STRETCHES / len(course)
-    return found
+    means: Floats = np.diff(ends) * STRETCHES / len(course)
+    return means
 
 
 @dataclass(frozen=True)

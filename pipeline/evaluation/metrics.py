@@ -39,14 +39,14 @@ def vbench_dynamic_degree(frames: npt.NDArray[np.uint8], fps: float, flow: Flow,
     For the two frames of which VBench needs no pair at all (Python rounds 0.5 to 0), the margin is of their only pair,
     and `dynamic` holds whatever it is. Comparable with published figures only for RAFT large (C_T_V1), 20 updates.
     """
-    taken = torch.from_numpy(np.ascontiguousarray(frames[:: max(1, round(fps / 8))])).permute(0, 3, 1, 2)
-    if len(taken) < 2:
+    sample = torch.from_numpy(np.ascontiguousarray(frames[:: max(1, round(fps / 8))])).permute(0, 3, 1, 2)
+    if len(sample) < 2:
         raise ValueError(f"dynamic degree needs two frames at about 8 fps; {len(frames)} frames at {fps} fps have one")
-    height, width = taken.shape[-2:]
-    threshold, needed = SPEED * min(height, width) / SIDE, round(4 * len(taken) / 16)
+    height, width = sample.shape[-2:]
+    threshold, needed = SPEED * min(height, width) / SIDE, round(4 * len(sample) / 16)
     scores: list[float] = []
-    for start in range(0, len(taken) - 1, batch):
-        piece = pad(taken[start : start + batch + 1].float())
+    for start in range(0, len(sample) - 1, batch):
+        piece = pad(sample[start : start + batch + 1].float())
         scores += pair_scores(flow(piece[:-1], piece[1:])).tolist()
     moving = sum(score > threshold for score in scores)
     margin = sorted(scores, reverse=True)[max(needed, 1) - 1] / threshold

@@ -37,12 +37,12 @@ class DescriptionWorker:
         self.decoder = Decoder(run.data.decode_timeout)
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        for found in tables.in_parts(map(self.describe, rows.to_pylist())):
-            yield {"motion": pa.Table.from_pylist(found, schema=DESCRIBED)}
+        for group in tables.in_parts(map(self.describe, rows.to_pylist())):
+            yield {"motion": pa.Table.from_pylist(group, schema=DESCRIBED)}
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        found = [{**row, "description": None, "problem": str(error)} for row in rows.to_pylist()]
-        return {"motion": pa.Table.from_pylist(found, schema=DESCRIBED)}
+        refused_rows = [{**row, "description": None, "problem": str(error)} for row in rows.to_pylist()]
+        return {"motion": pa.Table.from_pylist(refused_rows, schema=DESCRIBED)}
 
     def describe(self, row: Row) -> Row:
         d = self.run.data

@@ -118,8 +118,8 @@ def check(where: str, key: str, base: str | None) -> pa.Schema:
 
 
 def _read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]]:
-    found = versioned.read(where, key, base)
-    if found is not None:
-        return found
+    manifest = versioned.read(where, key, base)
+    if manifest is not None:
+        return manifest
     table = videos.videos(where, key, base)
     return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

@@ -206,21 +206,21 @@ def _checked(name: str, rows: list[Row], column: Column, target: str | None) -> 
     values = column if isinstance(column, list) else column.to_pylist()
     own = None if isinstance(column, list) else kind_of_type(column.type)
     checked: list[Any] = []
-    for row, given in zip(rows, values, strict=True):
-        value = _as_text(name, given) if name in TEXTS else given
+    for row, entry in zip(rows, values, strict=True):
+        value = _as_text(name, entry) if name in TEXTS else entry
         if name == "captions":
-            several = given if isinstance(given, list) else [given]
+            several = entry if isinstance(entry, list) else [entry]
             texts = [_as_text(name, one) for one in several]
-            value = None if given is None else [text for text in texts if text is not None]
+            value = None if entry is None else [text for text in texts if text is not None]
         if isinstance(value, float) and math.isnan(value):
             value = None  # as pandas writes what is missing
-        kind = own if own is not None and value is given else kind_of(value)
+        kind = own if own is not None and value is entry else kind_of(value)
         fits = kind is None or kind == target or (kind.endswith(LISTS) and str(target).startswith(kind))
         if value is None or (fits and target != HUGE):
             checked.append(value)
             continue
         checked.append(None)
-        _blame(row, name, given, kind_of(given) or str(kind), target)
+        _blame(row, name, entry, kind_of(entry) or str(kind), target)
     return checked
 
 

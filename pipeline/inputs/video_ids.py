@@ -28,14 +28,14 @@ def videos_of(ids: pa.Array) -> pa.Array:
 
 def video_of(clip_id: str) -> str | None:
     """The id of the video that has a segment of this name; None for a name that no segment has."""
-    found = _SEGMENT.fullmatch(clip_id)
-    return found[1] if found and int(found[2]) < _FRAMES else None
+    match = _SEGMENT.fullmatch(clip_id)
+    return match[1] if match and int(match[2]) < _FRAMES else None
 
 
 def check_segments(ids: Iterable[str], where: str, key: str) -> None:
     """Raise InputError where an id may be that of another video's segment."""
-    known = set(ids)
-    pairs = sorted((str(video), one) for one in known for video in [video_of(one)] if video in known)
+    id_set = set(ids)
+    pairs = sorted((str(video), one) for one in id_set for video in [video_of(one)] if video in id_set)
     if pairs:
         some = ", ".join(f"{video!r} and {one!r}" for video, one in pairs[:_SHOWN])
         more = f" and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""

@@ -51,12 +51,12 @@ def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.
     """
     fs, bare = place_of(where, key)
     try:
-        files, known = _listed(fs, bare, where, key, base)
+        files, listing = _listed(fs, bare, where, key, base)
     except PermissionError as error:
         raise InputError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     try:
-        named = columns(known.column_names, with_paths=False)
-        table = described(files_table(files), known, named, where, key)
+        named = columns(listing.column_names, with_paths=False)
+        table = described(files_table(files), listing, named, where, key)
     except (ValueError, pa.ArrowException) as error:
         raise InputError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
     empty = pc.equal(table.column("caption"), "")
@@ -206,13 +206,13 @@ def texts(column: pa.ChunkedArray) -> pa.Array:
     if pa.types.is_nested(kind):
         raise ValueError(f"values of the type {kind} are no texts")
     if pa.types.is_null(kind) or pa.types.is_string(kind):
-        found = column.cast(pa.string())
+        strings = column.cast(pa.string())
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind):
-        found = column.cast(kind).cast(pa.string())
+        strings = column.cast(kind).cast(pa.string())
     else:  # dates, and numbers as Python writes them: 1.0, and not 1
         values = (None if value is None or value != value else str(value) for value in column.to_pylist())
-        found = pa.array(list(values), pa.string())
-    return pc.utf8_trim_whitespace(found)
+        strings = pa.array(list(values), pa.string())
+    return pc.utf8_trim_whitespace(strings)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -220,35 +220,35 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(binary or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_string(kind))
 
 
-def _or(found: pa.Array, others: Any) -> Any:
+def _or(strings: pa.Array, others: Any) -> Any:
     """Texts, and others where they are null or empty."""
-    return pc.if_else(pc.equal(pc.fill_null(found, ""), ""), others, found)
+    return pc.if_else(pc.equal(pc.fill_null(strings, ""), ""), others, strings)
 
 
-def _captions(known: pa.Table, named: Columns) -> list[list[str]] | None:
+def _captions(listing: pa.Table, named: Columns) -> list[list[str]] | None:
     """Every video's captions, each once: those of a column with one and those of a column with several. None where the
     columns are such that no video has several."""
-    kinds = [known.schema.field(name).type for name in (named.caption, named.captions) if name is not None]
+    kinds = [listing.schema.field(name).type for name in (named.caption, named.captions) if name is not None]
     if named.captions is None and not any(_is_list(kind) for kind in kinds):
         return None
-    found: list[dict[str, None]] = [{} for _ in range(known.num_rows)]  # as sets in order
+    caption_sets: list[dict[str, None]] = [{} for _ in range(listing.num_rows)]  # as sets in order
     for name, kind in zip(filter(None, (named.caption, named.captions)), kinds, strict=True):
-        values = known.column(name).to_pylist() if _is_list(kind) else texts(known.column(name)).to_pylist()
-        for own, value in zip(found, values, strict=True):
+        values = listing.column(name).to_pylist() if _is_list(kind) else texts(listing.column(name)).to_pylist()
+        for own, value in zip(caption_sets, values, strict=True):
             listed = value if isinstance(value, list) else [value]
             own.update((str(text).strip(), None) for text in listed if text is not None and str(text).strip())
-    return [list(own) for own in found]
+    return [list(own) for own in caption_sets]
 
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _faults(rows: dict[str, Any], known: pa.Table) -> pa.Array:
+def _faults(rows: dict[str, Any], listing: pa.Table) -> pa.Array:
     """The errors of videos, among them those of texts that no tokenizer takes."""
     error = rows["error"]
-    if FAULT in known.column_names:
-        faults = known.column(FAULT)
+    if FAULT in listing.column_names:
+        faults = listing.column(FAULT)
         error = pc.coalesce(pc.binary_join_element_wise("refused: ", faults, ""), error)
     for name in ("relative", "source", "caption", "captions", "id", "group"):
         if name not in rows:
@@ -259,40 +259,40 @@ def _faults(rows: dict[str, Any], known: pa.Table) -> pa.Array:
     return error
 
 
-def _without_secrets(known: pa.Table, named: Columns, where: str, key: str) -> pa.Table:
+def _without_secrets(rows: pa.Table, named: Columns, where: str, key: str) -> pa.Table:
     """Presigned addresses and the like in columns that pass through would stay in the tables for good. Paths that have
     them are refused, each in its row."""
-    for index, field in enumerate(known.schema):
+    for index, field in enumerate(rows.schema):
         if field.name in (named.path, FAULT):
             continue
         if pa.types.is_nested(field.type):
-            known = _without_nested_secrets(known, index, where, key)
+            rows = _without_nested_secrets(rows, index, where, key)
             continue
         if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
             continue
-        column = known.column(index).combine_chunks()
+        column = rows.column(index).combine_chunks()
         suspect = pc.fill_null(pc.match_substring_regex(column, credentials.SUSPECT, ignore_case=True), False)
         values = column.filter(suspect).to_pylist()
         clean = [credentials.scrubbed(value) if credentials.held(value) else value for value in values]
         if values != clean:
             count = sum(old != new for old, new in zip(values, clean, strict=True))
             log.warning("%s=%r: %d values of `%s` hold credentials; they are masked.", key, where, count, field.name)
-            known = known.set_column(index, field, pc.replace_with_mask(column, suspect, pa.array(clean, field.type)))
-    return known
+            rows = rows.set_column(index, field, pc.replace_with_mask(column, suspect, pa.array(clean, field.type)))
+    return rows
 
 
-def _without_nested_secrets(known: pa.Table, index: int, where: str, key: str) -> pa.Table:
+def _without_nested_secrets(rows: pa.Table, index: int, where: str, key: str) -> pa.Table:
     """The same for texts within lists and structs."""
-    column, field = known.column(index), known.schema.field(index)
+    column, field = rows.column(index), rows.schema.field(index)
     if not any(_suspect(leaf) for chunk in column.chunks for leaf in _leaves(chunk)):
-        return known
+        return rows
     values = column.to_pylist()
     clean = [_scrubbed(value) for value in values]
     count = sum(old != new for old, new in zip(values, clean, strict=True))
     if not count:
-        return known
+        return rows
     log.warning("%s=%r: %d values of `%s` hold credentials; they are masked.", key, where, count, field.name)
-    return known.set_column(index, field, pa.chunked_array([pa.array(clean, field.type)]))
+    return rows.set_column(index, field, pa.chunked_array([pa.array(clean, field.type)]))
 
 
 def _leaves(array: pa.Array) -> Iterator[pa.Array]:

@@ -62,12 +62,12 @@ def index_data(run: Run) -> None:
     _readable("data", run.data.videos, indexing.index(run, "clips"))
 
 
-def _readable(key: str, videos: str | None, found: Counted) -> None:
+def _readable(key: str, videos: str | None, counts: Counted) -> None:
     """Raise NothingUsableError where not one segment could be indexed."""
-    if sum(found.errors.values()) == found.rows:
-        why = ", ".join(f"{n} {code}" for code, n in found.errors.items())
+    if sum(counts.errors.values()) == counts.rows:
+        why = ", ".join(f"{n} {code}" for code, n in counts.errors.items())
         raise NothingUsableError(
-            f"{key}.videos={videos!r}: none of its {found.rows} videos could be used ({why}); the rows of its table "
+            f"{key}.videos={videos!r}: none of its {counts.rows} videos could be used ({why}); the rows of its table "
             "say why, one by one. Give videos that can be decoded and are long enough for data.frames at data.fps."
         )
 

@@ -81,13 +81,13 @@ def trained(run: Run, arm: Arm) -> Trained:
     """Which training of an arm there is to evaluate. Raises MissingTableError where there is none."""
     if arm == "base":
         return Trained("base", "base", "")
-    found = training.finished(run, arm)
-    if found is None:
+    version = training.finished(run, arm)
+    if version is None:
         raise MissingTableError(
             f"evaluate.arms={arm!r}: {stores.join(run.root, 'finetuned', arm)} holds no finished model; run "
             f"`python -m jobs.finetune --set finetune.arm={arm}` with this configuration first, or leave the arm out."
         )
-    return Trained(arm, found, stores.join(run.root, "finetuned", arm))
+    return Trained(arm, version, stores.join(run.root, "finetuned", arm))
 
 
 def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:

@@ -25,19 +25,19 @@ CANDIDATE, IN_USE = "candidate", "in_use"
 
 def check_disjoint(run: Run) -> None:
     """Raise InputError where a held-out video is among the data or the queries: by its place, or its etag."""
-    held = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
+    videos = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
     for name in ("clips", "queries"):
         table = tables.read(stores.join(run.root, name), ["uri", "version"])
-        if held is None or table is None:
+        if videos is None or table is None:
             continue
-        shared = held.filter(pc.is_in(held.column("uri"), table.column("uri").combine_chunks()))
-        remote = held.filter(pc.match_substring(held.column("uri"), "://"))
+        shared = videos.filter(pc.is_in(videos.column("uri"), table.column("uri").combine_chunks()))
+        remote = videos.filter(pc.match_substring(videos.column("uri"), "://"))
         same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
-        found = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
-        if found:
+        uris = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
+        if uris:
             raise InputError(
-                f"evaluate.videos={run.evaluate.videos!r}: {len(found)} of its videos are in {video_sets.SETS[name]} "
-                f"as well, such as {found[0]}. Clips that took part in the selection cannot judge it; leave them out."
+                f"evaluate.videos={run.evaluate.videos!r}: {len(uris)} of its videos are in {video_sets.SETS[name]} "
+                f"as well, such as {uris[0]}. Clips that took part in the selection cannot judge it; leave them out."
             )
 
 
@@ -49,9 +49,9 @@ def losses(
     What an earlier night measured of the same training is taken over.
     """
     folder = stores.join(nights.folder(run.root, night), "evaluation")
-    known = [Trained(BASE, BASE, "")]
-    known += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
-    known += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
+    trainings = [Trained(BASE, BASE, "")]
+    trainings += [] if now.night is None else [Trained(IN_USE, now.version, now.folder)]
+    trainings += [] if new.version == now.version else [new._replace(arm=CANDIDATE)]
     attribution.estimate_motion(run, "held_out")
     moving = tables.read(stores.join(run.root, "motion", "held_out"))
     rows = [row for row in (moving.to_pylist() if moving else []) if row["error"] is None]
@@ -60,22 +60,22 @@ def losses(
     if history and not tables.parts(folder):
         last = stores.join(nights.folder(run.root, history[-1]["date"]), "evaluation")
         if tables.metadata(last).get("fingerprint") == fingerprint:
-            tables.append(folder, _taken_over(tables.read(last), known), fingerprint)
-    measure(run, held_out_tasks(known, rows), folder)
-    found = tables.read(folder)
+            tables.append(folder, _taken_over(tables.read(last), trainings), fingerprint)
+    measure(run, held_out_tasks(trainings, rows), folder)
+    table = tables.read(folder)
     ids = {row["clip_id"] for row in rows}
-    values: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in known}
-    for row in [] if found is None else found.to_pylist():
+    values: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in trainings}
+    for row in [] if table is None else table.to_pylist():
         if row["clip_id"] in ids and row["arm"] in values:
             values[row["arm"]][row["metric"]][row["clip_id"]] = row["value"]
     return values
 
 
-def _taken_over(table: pa.Table, known: Sequence[Trained]) -> pa.Table:
+def _taken_over(table: pa.Table, trainings: Sequence[Trained]) -> pa.Table:
     """Rows of an earlier night, under the names that their trainings have tonight."""
-    found = []
-    for model in known:
+    parts = []
+    for model in trainings:
         rows = table.filter(pc.equal(table.column("version"), model.version))
         arm = pa.array([model.arm] * rows.num_rows, pa.string())
-        found.append(rows.set_column(rows.schema.get_field_index("arm"), "arm", arm))
-    return pa.concat_tables(found)
+        parts.append(rows.set_column(rows.schema.get_field_index("arm"), "arm", arm))
+    return pa.concat_tables(parts)

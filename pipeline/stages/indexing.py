@@ -31,8 +31,8 @@ def index(run: Run, name: str) -> Counted:
     listed = Listing(*video_sets.listed(run, name))
     others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
-    told = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
-    _give_way_to_words(run, name, listed, told)
+    columns = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
+    _give_way_to_words(run, name, listed, columns)
     last_tries = listed.subtract(folder)
     stage = Stage(
         title=f"index {name}",
@@ -54,12 +54,12 @@ def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -
     """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
     caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
     folder = stores.join(run.root, name)
-    there = {column for schema in tables.columns(folder) for column in schema.names}
-    if not there:
+    columns = {column for schema in tables.columns(folder) for column in schema.names}
+    if not columns:
         return
-    wanted = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in there)]
-    held = scanning.blocks(folder, list(dict.fromkeys(wanted)))
-    recaptioned, reworded = passed_columns.changed(listed.videos, held, [n for n in names if n != "captions"])
+    selection = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in columns)]
+    blocks = scanning.blocks(folder, list(dict.fromkeys(selection)))
+    recaptioned, reworded = passed_columns.changed(listed.videos, blocks, [n for n in names if n != "captions"])
     for root, stage in computed(run):
         tables.drop(stores.join(root, stage, name), recaptioned)
     tables.drop(folder, reworded)

@@ -25,27 +25,27 @@ log = logging.getLogger(__name__)
 
 def distances(run: Run, evaluation: pa.Table) -> dict[str, dict[contests.Key, float]]:
     """Every arm's generated videos by their distance from the queries of their caption's group."""
-    found: dict[str, dict[contests.Key, float]] = {arm: {} for arm in dict.fromkeys(run.evaluate.arms)}
-    asked = _asked(run, evaluation)
-    if not any(row["kind"] == VIDEO for row in asked):
-        return found
-    rows = _described(run, asked)
+    by_arm: dict[str, dict[contests.Key, float]] = {arm: {} for arm in dict.fromkeys(run.evaluate.arms)}
+    tasks = _asked(run, evaluation)
+    if not any(row["kind"] == VIDEO for row in tasks):
+        return by_arm
+    rows = _described(run, tasks)
     _refuse({r["uri"]: r["problem"] for r in rows if r["kind"] == VIDEO and r["problem"] is not None}, run)
     groups = _groups(run)
     good = [row for row in rows if row["problem"] is None]
-    known = [(groups[row["clip_id"]], row["description"]) for row in good if row["kind"] == QUERY]
-    unused = sum(row["kind"] == QUERY for row in rows) - len(known)
+    examples = [(groups[row["clip_id"]], row["description"]) for row in good if row["kind"] == QUERY]
+    unused = sum(row["kind"] == QUERY for row in rows) - len(examples)
     if unused:
         log.warning("the judge could not use %d queries; comparison/motion/ says why", unused)
-    if not known:
+    if not examples:
         log.warning("the judge has no query that it could compare videos with: generated videos are not judged")
-        return found
-    taught = judge.taught(known)
+        return by_arm
+    taught = judge.taught(examples)
     for row in good:
         if row["kind"] == VIDEO and groups[row["clip_id"]] in taught.queries:
             distance = taught.distance(groups[row["clip_id"]], row["description"])
-            found[row["arm"]][row["clip_id"], row["seed"]] = distance
-    return found
+            by_arm[row["arm"]][row["clip_id"], row["seed"]] = distance
+    return by_arm
 
 
 def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
@@ -53,24 +53,24 @@ def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
     table = tables.read(join(run.root, "queries"))
     queries = [] if table is None else table.to_pylist()
     rows = [{"kind": QUERY, "arm": "", "seed": 0, **row} for row in queries if row["error"] is None]
-    known = {row["clip_id"] for row in queries}
+    query_ids = {row["clip_id"] for row in queries}
     generated = [row for row in evaluation.to_pylist() if row["metric"] not in comparison.LOSSES]
-    gone = {row["clip_id"] for row in generated} - known
+    gone = {row["clip_id"] for row in generated} - query_ids
     if gone:
         log.warning("videos of %d captions are not judged: queries/ no longer has them", len(gone))
-    once = {(row["arm"], row["clip_id"], row["seed"]): row for row in generated if row["clip_id"] in known}
+    once = {(row["arm"], row["clip_id"], row["seed"]): row for row in generated if row["clip_id"] in query_ids}
     rows += [{**row, "kind": VIDEO, "start_frame": 0} for row in once.values()]
     return [{name: row[name] for name in ASKED.names} for row in rows]
 
 
-def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _described(run: Run, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of comparison/motion/ for these; what it lacks, or could not read the last time, is computed."""
     folder, fingerprint = join(run.root, "comparison", "motion"), movement.fingerprint(run)
     tables.check(folder, fingerprint)
     tables.drop_where(folder, lambda rows: pc.is_valid(rows.column("problem")), ["problem"])
-    there = tables.read(folder, ["arm", "clip_id", "seed", "version"])
-    known = {tuple(row.values()) for row in ([] if there is None else there.to_pylist())}
-    missing = [r for r in asked if (r["arm"], r["clip_id"], r["seed"], r["version"]) not in known]
+    existing_rows = tables.read(folder, ["arm", "clip_id", "seed", "version"])
+    existing_keys = {tuple(row.values()) for row in ([] if existing_rows is None else existing_rows.to_pylist())}
+    missing = [r for r in tasks if (r["arm"], r["clip_id"], r["seed"], r["version"]) not in existing_keys]
     stage = Stage(
         title="judge",
         root=run.root,
@@ -84,8 +84,8 @@ def _described(run: Run, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
     achieved(stage.title, figures)
     rows = tables.read(folder)
     assert rows is not None, "it has just been written"
-    wanted = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in asked}
-    return [r for r in rows.to_pylist() if (r["arm"], r["clip_id"], r["seed"], r["version"]) in wanted]
+    task_keys = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in tasks}
+    return [r for r in rows.to_pylist() if (r["arm"], r["clip_id"], r["seed"], r["version"]) in task_keys]
 
 
 def _groups(run: Run) -> dict[str, str]:
@@ -98,8 +98,8 @@ def _groups(run: Run) -> dict[str, str]:
 
 def check_files(run: Run) -> None:
     """Raise MissingTableError where a generated video that evaluation/ has figures of is gone."""
-    found = tables.read(join(run.root, "evaluation"), ["arm", "uri", "metric"])
-    rows = [] if found is None else found.to_pylist()
+    table = tables.read(join(run.root, "evaluation"), ["arm", "uri", "metric"])
+    rows = [] if table is None else table.to_pylist()
     uris = {row["uri"] for row in rows if row["metric"] not in comparison.LOSSES and row["arm"] in run.evaluate.arms}
     _refuse({uri: "it is not there" for uri in uris if not stores.exists(uri)}, run)
 

@@ -42,9 +42,9 @@ def rank_clips(run: Run) -> None:
         print(f"shortlist: {sentence}")
 
 
-def _counted(found: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:
+def _counted(blocks: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:
     """The same tables; counts what is decided for all queries together as they pass."""
-    for table in found:
+    for table in blocks:
         counts = table.filter(pc.equal(table.column("group"), "all")).column("decision").value_counts()
         decided.update({row["values"]: row["counts"] for row in counts.to_pylist()})
         yield table

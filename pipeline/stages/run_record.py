@@ -17,9 +17,9 @@ PACKAGES = ("torch", "torchvision", "ray", "diffusers", "transformers", "peft", 
 def record(run: Run) -> None:
     """Write the resolved configuration, with the versions it runs under, beside the tables."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    held = {**run.model_dump(mode="json"), "versions": {"python": platform.python_version(), **versions}}
+    content = {**run.model_dump(mode="json"), "versions": {"python": platform.python_version(), **versions}}
     try:
-        stores.write_bytes(stores.join(run.root, "config.yaml"), yaml.safe_dump(held, sort_keys=False).encode())
+        stores.write_bytes(stores.join(run.root, "config.yaml"), yaml.safe_dump(content, sort_keys=False).encode())
     except OSError as error:
         raise ConfigError(
             f"root={run.root!r}: nothing can be written there ({error}). Mend that, or choose another root."

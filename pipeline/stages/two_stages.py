@@ -33,9 +33,9 @@ def clips(run: Run) -> None:
 def choose(run: Run) -> IdSet:
     report = Progress("choose shortlist")
     choosing.choose(run, lambda done, total: report(done, total, {}))
-    found = shortlist.chosen(run)
-    print(f"shortlist: {len(found):,} clips for the full setting")
-    return found
+    ids = shortlist.chosen(run)
+    print(f"shortlist: {len(ids):,} clips for the full setting")
+    return ids
 
 
 def rankable(run: Run) -> bool:

@@ -42,9 +42,9 @@ def serve(handle: int, memory: int, functions: str) -> None:
             if message == PING:
                 link.send_bytes(PING)
                 continue
-            asked = json.loads(message)
-            pulse.begin(asked["timeout"])
-            answer, frames = _answer(getattr(module, asked["function"]), {**asked["wanted"], "pulse": pulse})
+            request = json.loads(message)
+            pulse.begin(request["timeout"])
+            answer, frames = _answer(getattr(module, request["function"]), {**request["wanted"], "pulse": pulse})
             link.send_bytes(json.dumps(answer).encode())
             if frames is not None:
                 link.send_bytes(frames.data.cast("B"))
@@ -72,9 +72,9 @@ class _Pulse:
         self._link.send_bytes(PULSE)
 
 
-def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:
+def _answer(function: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Frames | None]:
     try:
-        found = function(**wanted)
+        result = function(**arguments)
     except ClipError as error:
         return {"code": error.code, "sentence": error.sentence}, None
     except MemoryError:
@@ -82,7 +82,7 @@ def _answer(function: Any, wanted: Mapping[str, Any]) -> tuple[dict[str, Any], F
     except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
         # PyAV's own errors, and what a hostile header makes of its numbers (a rate of 0, a size of 2^31).
         return {"code": "decode", "sentence": f"it cannot be decoded ({type(error).__name__}: {_plain(error)})"}, None
-    return ({"frames": True}, found) if isinstance(found, np.ndarray) else ({"rows": found}, None)
+    return ({"frames": True}, result) if isinstance(result, np.ndarray) else ({"rows": result}, None)
 
 
 def _plain(error: Exception) -> str:

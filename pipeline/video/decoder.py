@@ -61,8 +61,8 @@ class Decoder:
 
     def index(self, uri: str, frames: int, fps: float, stride: int | None = None) -> list[dict[str, Any]]:
         """`video.segments` of a local or remote file."""
-        wanted = {"frames": frames, "fps": fps, "stride": stride}
-        rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, wanted).result()
+        arguments = {"frames": frames, "fps": fps, "stride": stride}
+        rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, arguments).result()
         return rows
 
     def look(self, uri: str) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class Decoder:
     def submit_frames(
         self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int
     ) -> Future[Frames]:
-        wanted = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
-        return self._thread.submit(self._call, "decode", uri, wanted)
+        arguments = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
+        return self._thread.submit(self._call, "decode", uri, arguments)
 
     @classmethod
     def bytes_read(cls) -> int:
@@ -98,19 +98,19 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, function: str, uri: str, wanted: Mapping[str, Any]) -> Any:
+    def _call(self, function: str, uri: str, arguments: Mapping[str, Any]) -> Any:
         path = self._local(uri)
         self._count(uri, path)
         if not self._alive():
             self._start()
         assert self._child is not None
         assert self._link is not None
-        asked = {"function": function, "timeout": self._timeout, "wanted": {"path": path, **wanted}}
+        request = {"function": function, "timeout": self._timeout, "wanted": {"path": path, **arguments}}
         try:
-            self._send(json.dumps(asked).encode())
+            self._send(json.dumps(request).encode())
             answer = json.loads(self._answer())
             error = ClipError(answer["code"], answer["sentence"]) if "code" in answer else None
-            frames = self._receive(wanted) if answer.get("frames") else None
+            frames = self._receive(arguments) if answer.get("frames") else None
         except _StillError as still:
             self._stop()
             raise ClipError("timeout", f"decoding it stood still for {self._timeout:g} seconds") from still
@@ -160,10 +160,10 @@ class Decoder:
         except (_StillError, EOFError, OSError):
             return False
 
-    def _receive(self, wanted: Mapping[str, Any]) -> Frames:
+    def _receive(self, arguments: Mapping[str, Any]) -> Frames:
         assert self._child is not None
         assert self._link is not None
-        frames = np.empty((wanted["count"], wanted["height"], wanted["width"], 3), np.uint8)
+        frames = np.empty((arguments["count"], arguments["height"], arguments["width"], 3), np.uint8)
         with _limited(self._child, self._timeout):
             if self._link.recv_bytes_into(frames.data.cast("B")) != frames.nbytes:
                 raise EOFError
@@ -173,10 +173,10 @@ class Decoder:
         self._stop()
         self._link, theirs = Pipe()
         code = f"from pipeline.video.child import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
-        kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        variables = {name: os.environ[name] for name in _KEPT if name in os.environ}
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         # One thread for numpy too: every thread of its BLAS takes address space.
-        environment = {**kept, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**variables, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-c", code], env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
         )

@@ -107,8 +107,8 @@ def segments(
         raise ClipError("too_short", f"it has {has} frames at {fps:g} frames a second, a segment needs {frames}")
     rows: list[dict[str, Any]] = []
     # A frame on show for long is the nearest of many starts: it is one, and a pause of hours takes no time.
-    wanted = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
-    starts = np.unique(seen.numbers[nearest(seen.times, wanted, fps)])
+    start_times = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
+    starts = np.unique(seen.numbers[nearest(seen.times, start_times, fps)])
     fits = (_end(times, fps) - times[starts]) * fps + _TIE >= frames - 1
     for start in starts[fits].tolist():
         pulse()
@@ -221,14 +221,14 @@ def _decode(
     has = _room(line.times, start_frame, fps) if start_frame < len(line.times) else 0
     if has < count:
         raise ClipError("too_short", f"from frame {start_frame} it has {has} frames at {fps:g} a second, not {count}")
-    wanted = line.times[start_frame] + np.arange(count) / fps
+    target_times = line.times[start_frame] + np.arange(count) / fps
     key = line.start_for(packets, start_frame)
     if key:
         try:
-            return _read(path, packets, line, key, wanted, fps, size, pulse)
+            return _read(path, packets, line, key, target_times, fps, size, pulse)
         except (ClipError, DisorderedError, DisplacedError):
             pass  # from the start of the file it may be whole: some decoders need what the first packets say
-    return _read(path, packets, line, 0, wanted, fps, size, pulse)
+    return _read(path, packets, line, 0, target_times, fps, size, pulse)
 
 
 def _read(
@@ -236,14 +236,14 @@ def _read(
     packets: Packets,
     line: Timeline,
     start: int,
-    wanted: Floats,
+    target_times: Floats,
     fps: float,
     size: tuple[int, int],
     pulse: Pulse,
 ) -> Frames:
     """The frames nearest to the wanted times, decoded from the packet of ordinal `start` on."""
-    needed = nearest(line.times, wanted, fps)
-    out = np.empty((len(wanted), *size, 3), np.uint8)
+    needed = nearest(line.times, target_times, fps)
+    out = np.empty((len(target_times), *size, 3), np.uint8)
     before: tuple[float, Picture] | None = None
     picture: Picture | None = None
     done, number, late = 0, -1, False
@@ -256,18 +256,18 @@ def _read(
             raise ClipError("decode", _broken(number))
         time = float(line.times[number])
         pair = [(time, picture)] if before is None else [before, (time, picture)]
-        while done < len(wanted) and time >= wanted[done]:
-            index = int(nearest(np.array([t for t, _ in pair]), wanted[done : done + 1], fps)[0])
+        while done < len(target_times) and time >= target_times[done]:
+            index = int(nearest(np.array([t for t, _ in pair]), target_times[done : done + 1], fps)[0])
             out[done] = _fitted(pair[index][1], packets, size)
             done += 1
         before = (time, picture)
-        if done == len(wanted):
+        if done == len(target_times):
             break
     if late:
         raise ClipError("decode", _broken(int(needed[0])))
     if picture is None or before is None or needed[-1] > number:
         raise ClipError("decode", _missing(number + 1))
-    if done < len(wanted):  # times up to half a frame after the last one, which `_room` counts
+    if done < len(target_times):  # times up to half a frame after the last one, which `_room` counts
         out[done:] = _fitted(picture, packets, size)
     return out
 

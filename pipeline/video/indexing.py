@@ -38,20 +38,20 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
     `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
     passed = {k: v for k, v in video.items() if k not in _OWN}
 
-    def row(start_frame: int, found: Mapping[str, Any], error: str | None) -> dict[str, Any]:
+    def row(start_frame: int, fields: Mapping[str, Any], error: str | None) -> dict[str, Any]:
         name = clip_id(video, start_frame)
-        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **found, "error": error}
+        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **fields, "error": error}
 
     try:
         if video.get("error"):
             code, _, sentence = str(video["error"]).partition(": ")
             raise ClipError(code, sentence)
-        found = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
-        _check_starts([segment["start_frame"] for segment in found])
+        segments = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
+        _check_starts([segment["start_frame"] for segment in segments])
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}
         return [row(0, empty, str(error))]
-    return [row(segment["start_frame"], segment, segment["error"]) for segment in found]
+    return [row(segment["start_frame"], segment, segment["error"]) for segment in segments]
 
 
 def _check_starts(starts: list[int]) -> None:
@@ -69,8 +69,8 @@ class IndexWorker:
         self.purged = purge_list.digests(run.root)
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        found = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
-        for group in in_parts(found):
+        row_lists = (index(video, self.run.data, self.decoder, self.run.seed) for video in videos.to_pylist())
+        for group in in_parts(row_lists):
             yield self._kept(row for rows in group for row in rows)
 
     def refuse(self, videos: pa.Table, error: ClipError) -> dict[str, pa.Table]:
@@ -78,5 +78,5 @@ class IndexWorker:
         return self._kept(row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed))
 
     def _kept(self, rows: Iterable[dict[str, Any]]) -> dict[str, pa.Table]:
-        kept = [row for row in rows if purge_list.digest(row["clip_id"]) not in self.purged]
-        return {"clips": pa.Table.from_pylist(kept, schema=self.schema)}
+        clips = [row for row in rows if purge_list.digest(row["clip_id"]) not in self.purged]
+        return {"clips": pa.Table.from_pylist(clips, schema=self.schema)}

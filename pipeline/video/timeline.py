@@ -155,13 +155,13 @@ def _timeline(times: Floats, ordinals: Ints, packets: int) -> Timeline:
 def counted(packets: Packets, ordinals: Ints, dts: Ints) -> Timeline:
     """The timeline of frames that came out of the decoder in this order, with these ordinals [n] and decoding stamps
     [n]."""
-    known = len(ordinals) > 0 and bool((ordinals >= 0).all()) and len(np.unique(ordinals)) == len(ordinals)
-    times = _sorted_times(packets, ordinals) if known else None
-    if known and times is None:
+    has_ordinals = len(ordinals) > 0 and bool((ordinals >= 0).all()) and len(np.unique(ordinals)) == len(ordinals)
+    times = _sorted_times(packets, ordinals) if has_ordinals else None
+    if has_ordinals and times is None:
         times = _times_between(packets, ordinals)
     if times is None:
         times = _best_times(packets, ordinals, dts)
-    if known:
+    if has_ordinals:
         return _timeline(times, ordinals.copy(), len(packets))
     times.flags.writeable = False
     return Timeline(times, None, np.full(len(packets), -1, np.int64))

@@ -38,13 +38,13 @@ def opened(
     with fs.open(path, "rb") as file:
         _, _, header = next(_Records(file, delimiter).rows(), (1, 1, []))
     names = [name.strip() or f"column {place}" for place, name in enumerate(header, 1)]
-    found = columns(names)
-    fields = [pa.field(name, _LIST if name == found.captions else pa.string()) for name in names]
+    roles = columns(names)
+    fields = [pa.field(name, _LIST if name == roles.captions else pa.string()) for name in names]
     schema = pa.schema([*fields, (LINE, pa.int64()), (FAULT, pa.string())])
 
     def blocks() -> Iterator[pa.Table]:
         with fs.open(path, "rb") as file:
-            yield from _blocks(_Records(file, delimiter), schema, found.path)
+            yield from _blocks(_Records(file, delimiter), schema, roles.path)
 
     return schema, blocks
 
@@ -103,12 +103,12 @@ def _blocks(records: _Records, schema: pa.Schema, path: str | None) -> Iterator[
 
 
 def _block(
-    records: _Records, found: Iterator[tuple[int, int, list[str]]], schema: pa.Schema, path_at: int
+    records: _Records, numbered_rows: Iterator[tuple[int, int, list[str]]], schema: pa.Schema, path_at: int
 ) -> pa.Table | None:
     """The next rows; None where there are no more."""
     width, most = len(schema) - 2, records.characters + CHARACTERS
     lines, rows = list[int](), list[list[str]]()
-    for line, end, row in found:
+    for line, end, row in numbered_rows:
         if len(row) != width:
             row = _fitted(row, width, line, records.between(line, end))
         if line < end:

@@ -44,11 +44,11 @@ _AS_JSON = ("object", "list of nested values")
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON. Raises ValueError for a key that it has twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    record = dict(pairs)
+    if len(record) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"an object has {next(n for n in names if names.count(n) > 1)!r} twice")
-    return found
+    return record
 
 
 _CONSTANTS = {"NaN": None, "Infinity": float("inf"), "-Infinity": float("-inf")}
@@ -96,17 +96,17 @@ def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
 def _block(rows: list[dict[str, Any]], lines: list[int], kinds: Kinds) -> pa.Table:
     names = list(dict.fromkeys(chain.from_iterable(rows)))
     faults: list[str | None] = [None] * len(rows)
-    found: dict[str, pa.Array] = {}
+    arrays: dict[str, pa.Array] = {}
     kinds.roles(names)
     for name in names:
         values = [row.get(name) for row in rows]
         kind = kinds.learn(name, values, lines)
         if kind is not None:
             written = name.encode("utf-8", "backslashreplace").decode()
-            found[written] = typed_array(name, values, kind, lines, faults)
+            arrays[written] = typed_array(name, values, kind, lines, faults)
             if kinds.is_text(name):
-                _note_flaws(name, values, found[written], lines, faults)
-    return pa.table({**found, LINE: pa.array(lines, pa.int64()), FAULT: pa.array(faults, pa.string())})
+                _note_flaws(name, values, arrays[written], lines, faults)
+    return pa.table({**arrays, LINE: pa.array(lines, pa.int64()), FAULT: pa.array(faults, pa.string())})
 
 
 def typed_array(name: str, values: list[Any], kind: str, lines: Sequence[int], faults: list[str | None]) -> pa.Array:
@@ -125,9 +125,9 @@ def typed_array(name: str, values: list[Any], kind: str, lines: Sequence[int], f
         raise
 
 
-def _note_flaws(name: str, values: list[Any], found: pa.Array, lines: Sequence[int], faults: list[str | None]) -> None:
+def _note_flaws(name: str, values: list[Any], array: pa.Array, lines: Sequence[int], faults: list[str | None]) -> None:
     """Note the rows whose text has a NUL."""
-    texts = found.flatten() if pa.types.is_list(found.type) else found
+    texts = array.flatten() if pa.types.is_list(array.type) else array
     if pa.types.is_string(texts.type) and pc.any(pc.match_substring(texts, "\0")).as_py():
         _note(name, values, lines, faults)
 

@@ -82,8 +82,8 @@ def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str, typed: 
 
     with naming():
         schema, blocks = _opened(fs, path, typed)
-        found = columns([name for name in schema.names if name not in (LINE, FAULT)])
-    return ManifestFile(found, schema, blocks, naming, f"{key}={where!r}")
+        roles = columns([name for name in schema.names if name not in (LINE, FAULT)])
+    return ManifestFile(roles, schema, blocks, naming, f"{key}={where!r}")
 
 
 def _opened(

@@ -60,9 +60,9 @@ class _Described:
     def blocks(self) -> Iterator[pa.Table]:
         captions = False
         for rows in self.file.blocks():
-            found = self.block(rows)
-            captions = captions or bool(pc.any(pc.not_equal(found.column("caption"), "")).as_py())
-            yield found
+            table = self.block(rows)
+            captions = captions or bool(pc.any(pc.not_equal(table.column("caption"), "")).as_py())
+            yield table
         if not captions:
             log.warning("%s=%r: no video has a caption; empty captions are used.", self.key, self.where)
 
@@ -96,8 +96,8 @@ class _Described:
         error = pa.nulls(len(paths), pa.string())
         odd = pc.invert(clear)
         if pc.any(odd).as_py():
-            found = [self._one(path) for path in paths.filter(odd).to_pylist()]
-            columns = [pa.array(column, pa.string()) for column in zip(*found, strict=True)]
+            places = [self._one(path) for path in paths.filter(odd).to_pylist()]
+            columns = [pa.array(column, pa.string()) for column in zip(*places, strict=True)]
             uri, below, error = (
                 pc.replace_with_mask(whole_column.cast(pa.string()), odd, column)
                 for whole_column, column in zip((uri, below, error), columns, strict=True)

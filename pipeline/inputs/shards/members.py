@@ -44,21 +44,21 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]) -> P
 
 def inside(uri: str) -> str | None:
     """The name of a video inside its shard; None where the uri is that of a file."""
-    found = REFERENCE.fullmatch(uri)
-    return found["name"] if found else None
+    match = REFERENCE.fullmatch(uri)
+    return match["name"] if match else None
 
 
 def fetch(uri: str, local: str) -> None:
     """Write a video that lies in a shard to a local file. Raises ClipError, or whatever the store does."""
-    found = REFERENCE.fullmatch(uri)
-    if found is None:
+    match = REFERENCE.fullmatch(uri)
+    if match is None:
         raise ValueError(f"{uri!r} is no video inside a shard")
-    fs, bare = place(found["shard"])
+    fs, bare = place(match["shard"])
     with open(local, "wb") as file:
-        if found["size"] is None:
-            parquet_files.fetch(fs, bare, int(found["first"]), found["name"], file, LARGEST)
+        if match["size"] is None:
+            parquet_files.fetch(fs, bare, int(match["first"]), match["name"], file, LARGEST)
         else:
-            first, size = int(found["first"]), int(found["size"])
+            first, size = int(match["first"]), int(match["size"])
             if size > LARGEST:
                 raise ClipError("refused", f"it has {size} bytes; a video in a shard may have {LARGEST}")
             tar_files.fetch(fs, bare, first, size, file)

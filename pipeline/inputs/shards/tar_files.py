@@ -199,19 +199,19 @@ def _parsed(data: _Words, name: str) -> Row:
     if not isinstance(values, dict):
         raise ClipError("decode", f"{name} is no JSON object with the columns of one video")
     values = _with_captions(_by_column(values, name))
-    found: Row = {}
+    row: Row = {}
     for key, value in values.items():
         try:
             check_text(key)
             if key in ("caption", "captions"):
                 check_text(value)
-                found[key] = value
+                row[key] = value
             else:
-                found[key] = plain_value(value)
+                row[key] = plain_value(value)
         except (ValueError, RecursionError) as error:
             shown = key.encode("utf-8", "backslashreplace").decode()
             raise ClipError("decode", f"{name}: its `{shown}` cannot be used: {error}") from error
-    return found
+    return row
 
 
 def _by_column(values: Row, name: str) -> Row:
