@@ -255,7 +255,7 @@ def test_a_lost_lease_ends_a_stage_between_two_batches(
     monkeypatch.setattr(journal, "SAVE", 3600.0)  # else there may be figures from before
     root, heard = str(tmp_path / "run"), list[int]()
     rows = pa.table({"clip_id": [f"c{i:03d}" for i in range(200)]})
-    folders = {"found": f"{root}/found"}
+    folders = {"found": f"{root}/features/clips"}
     pool = Pool(actors=1, batch=4)
     stage = streaming.Stage("test", root, pool, partial(Mortal, root, ""), folders, {"found": {}})
 
@@ -274,9 +274,9 @@ def test_a_lost_lease_ends_a_stage_between_two_batches(
     with pytest.raises(LostError):
         run_until_it_is_lost()
     assert len(heard) == 2, "it went on after the batch in which the lease was lost"
-    written = sorted(Path(root, "found").iterdir())
+    written = sorted(Path(root, "features", "clips").iterdir())
     time.sleep(2)
-    assert sorted(Path(root, "found").iterdir()) == written, "an actor went on"
+    assert sorted(Path(root, "features", "clips").iterdir()) == written, "an actor went on"
     assert not list(Path(root).glob("stats/*")), "figures were written to a run that another may hold"
 
 
