@@ -56,7 +56,7 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
 def test_a_pilot_is_of_the_recipe_and_of_its_shortlist_alone() -> None:
     assert list(pilot.variants(config.load("demo"))) == [pilot.AS_IT_IS]
     shortlist = {"parameters": "^blocks", "height": 16}
-    found = pilot.variants(config.load("demo", {"attribution.shortlist": shortlist}))
+    found = pilot.variants(config.load("demo", {"motion.of": "all", "attribution.shortlist": shortlist}))
     assert list(found) == [pilot.AS_IT_IS, pilot.SHORTLIST]
     assert found[pilot.SHORTLIST].attribution.parameters == "^blocks"
     assert found[pilot.SHORTLIST].geometry[2] == 16
@@ -71,7 +71,7 @@ def test_two_stages_are_priced_beside_the_full_setting_of_every_clip() -> None:
         for part, seconds in (("motion", 1.0), ("gradient", gradient))
     ]
     shares = {"top": 0.2, "bottom": 0.0, "audit": 0.5, "parameters": "^blocks"}
-    run = config.load("demo", {"attribution.shortlist": shares})
+    run = config.load("demo", {"motion.of": "all", "attribution.shortlist": shares})
     full, both = attributions(run, pilot.table(lines), 100)
     assert full.seconds == 5.0
     assert both.seconds == pytest.approx(2.0 + 0.6 * 4.0), "motion is estimated once where the geometry is one"
