@@ -13,7 +13,7 @@ from jobs.estimate_motion import estimate_motion
 from jobs.index_clips import index_clips
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import NothingUsableError
 from pipeline.stages import attribution, indexing
 from pipeline.stages.curation import place_in_draw, sample_queries
 from pipeline.storage import stores
@@ -87,5 +87,5 @@ def test_a_corpus_without_motion_has_no_queries(
     manifest.write_text(json.dumps({**row, "file_name": str(small_world / "clips" / row["file_name"])}) + "\n")
     run = sampled(tmp_path / "run", data__videos=str(manifest), motion__still=1000.0)
     indexing.index(run, "clips")
-    with pytest.raises(ConfigError, match=r"queries\.sample=4: none of the clips .* moves"):
+    with pytest.raises(NothingUsableError, match=r"queries\.sample=4: none of the clips .* moves"):
         sample_queries(run)
