@@ -82,12 +82,17 @@ def create_bytes(path: str, data: bytes) -> bool:
     except StoreError as error:
         if "NotImplemented" not in str(error):
             raise
-        if fs.exists(bare):
-            return False
-        fs.pipe_file(bare, data)
-        time.sleep(SETTLING)  # for others that found no file either
-        return bool(fs.cat_file(bare) == data)
+        absent = not fs.exists(bare)
+        if absent:
+            fs.pipe_file(bare, data)
+        _let_writers_finish()
+        return bool(absent and fs.cat_file(bare) == data)
     return True
+
+
+def _let_writers_finish() -> None:
+    """Who finds a file waits as well: another that saw none may be about to replace it."""
+    time.sleep(SETTLING)
 
 
 def _create_local(bare: str, data: bytes) -> bool:

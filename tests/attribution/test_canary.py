@@ -94,20 +94,35 @@ def test_of_several_writers_one_creates_an_object(store: Store) -> None:
     check_canaries(f"s3://{BUCKET}/run/canary")
 
 
-def test_a_store_without_conditional_writes_is_read_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last of those that came together counts, and all compare with it."""
+@pytest.fixture
+def unconditional(store: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket of a store that knows no conditional writes."""
     from pipeline.storage import s3
 
-    monkeypatch.setattr(stores, "SETTLING", 1.0)
     put = s3.S3._pipe_file
 
-    async def unconditional(self: Any, path: str, data: bytes, **named: Any) -> Any:
+    async def refuse_conditions(self: Any, path: str, data: bytes, **named: Any) -> Any:
         if named.pop("mode", None) == "create":
             raise StoreError("put_object s3://x: NotImplemented: A header you provided implies functionality")
         return await put(self, path, data, **named)
 
-    monkeypatch.setattr(s3.S3, "_pipe_file", unconditional)
-    check_canaries(f"s3://{BUCKET}/run/canary")
+    monkeypatch.setattr(s3.S3, "_pipe_file", refuse_conditions)
+    return f"s3://{BUCKET}"
+
+
+def test_a_store_without_conditional_writes_is_read_back(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of those that came together counts, and all compare with it."""
+    everyone = threading.Barrier(8)
+    monkeypatch.setattr(stores, "_let_writers_finish", lambda: everyone.wait(timeout=60))
+    check_canaries(f"{unconditional}/run/canary")
+
+
+def test_who_finds_a_file_waits_for_those_who_did_not(unconditional: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{unconditional}/run/a.json"
+    stores.write_bytes(path, b"first")
+    monkeypatch.setattr(stores, "_let_writers_finish", lambda: stores.write_bytes(path, b"replaced"))
+    assert not stores.create_bytes(path, b"mine")
+    assert stores.read_bytes(path) == b"replaced"
 
 
 @pytest.mark.parametrize("feature", [torch.full((8,), torch.nan), torch.zeros(8)])
