@@ -45,6 +45,7 @@ def _attribute_and_train(run: Run) -> None:
             rank_clips(run)  # what is finished is a uniform sample; this takes no GPU
         raise
     rank_clips(run)
+    report(run)  # hours before the last arm is trained; the page is written anew at the end
     for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
         finetune(with_arm(run, arm))
     evaluate(run)

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -17,7 +18,7 @@ from jobs.curate import curate
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.evaluation.comparison import comparison
+from pipeline.evaluation.comparison import LOSSES, comparison
 from pipeline.stages import progress
 from pipeline.storage import stores
 from pipeline.synthetic import world
@@ -59,15 +60,21 @@ def demo(run: Run) -> None:
 
 
 def summary(run: Run) -> str:
-    """Held-out motion-masked loss by arm: mean and standard error, and the change from base, paired clip by clip."""
+    """Held-out losses by arm, motion-masked and plain: mean and standard error, and the change from base, paired clip
+    by clip."""
     table = tables.read(stores.join(run.root, "evaluation"))
     if table is None:
         return "nothing was held out"
-    lines = [f"\nheld-out motion-masked loss{'':<6}{'mean':>9} {'s.e.':>8} {'change':>9} {'s.e.':>8}"]
-    for row in comparison(table.filter(pc.equal(table.column("metric"), "masked_loss"))):
-        line = f"  {row['arm']:<30} {row['mean']:>9.5f} {row['standard_error']:>8.5f}"
-        if row["difference"] is not None and row["relative"]:
-            base = row["difference"] / row["relative"]
-            line += f" {row['relative']:>+9.2%} {row['difference_standard_error'] / base:>8.2%}"
-        lines.append(line)
+    lines = []
+    for metric, words in zip(LOSSES, ("motion-masked", "plain"), strict=True):
+        lines.append(f"\n{f'held-out {words} loss':<32} {'mean':>9} {'s.e.':>8} {'change':>9} {'s.e.':>8}")
+        lines += [_line(row) for row in comparison(table.filter(pc.equal(table.column("metric"), metric)))]
     return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    line = f"  {row['arm']:<30} {row['mean']:>9.5f} {row['standard_error']:>8.5f}"
+    if row["difference"] is None or not row["relative"]:
+        return line
+    base = row["difference"] / row["relative"]
+    return f"{line} {row['relative']:>+9.2%} {row['difference_standard_error'] / base:>8.2%}"

@@ -125,7 +125,9 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     if new.version == now.version:
         verdict = promotion.Verdict(False, "it is the model in use: the same clips and settings.", 0, *[None] * 4)
     else:
-        verdict = promotion.judge(losses[held_out.CANDIDATE][rule.metric], losses[against][rule.metric], rule)
+        new_losses, old_losses = losses[held_out.CANDIDATE], losses[against]
+        verdict = promotion.judge(new_losses[rule.metric], old_losses[rule.metric], rule)
+        verdict = promotion.spare_the_rest(verdict, new_losses["plain_loss"], old_losses["plain_loss"], rule)
     if verdict.better:
         base = models.weights_hash(models.folder(run.model.id))
         in_use.keep(run.root, night, new.weights, new.version, base)
@@ -140,6 +142,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
         "pairs": verdict.pairs,
         "improvement": verdict.improvement,
         "bound": verdict.bound,
+        "plain_change": verdict.plain_change,
         "losses": {name: {m: _mean(values) for m, values in by.items()} for name, by in losses.items()},
         "attributed": attributed,
     }

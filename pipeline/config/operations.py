@@ -17,11 +17,15 @@ class Model(BaseModel):
 
 class Promote(Model):
     """When a night's model takes the place of the one in use: its mean loss on held-out clips is lower, relatively by
-    more than `improvement`, with this confidence (one-sided t interval on differences paired by clip)."""
+    more than `improvement`, with this confidence (one-sided t interval on differences paired by clip), and the rest of
+    the picture has not paid for it: its mean plain loss is higher by `plain_loss_at_most` at most."""
 
     metric: Literal["masked_loss", "plain_loss"] = Field("masked_loss", description="the held-out loss that decides")
     confidence: float = Field(0.95, ge=0.5, lt=1, description="of the one-sided interval")
     improvement: float = Field(0.0, ge=0, lt=1, description="relative, which the interval must exceed")
+    plain_loss_at_most: float | None = Field(
+        0.01, ge=0, description="relative rise of the mean plain loss that a promoted model may have; null: any"
+    )
 
 
 class Nightly(Model):

@@ -7,7 +7,7 @@ difference. Over many nights, rules of 95 % confidence will pass a model that is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Verdict:
     in_use: float | None
     improvement: float | None
     bound: float | None
+    plain_change: float | None = None  # of the mean plain loss against the other's, relative; None: not known
 
 
 def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
@@ -56,6 +57,23 @@ def judge(candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
         f"{100 * rule.confidence:g} % confidence the improvement is at least {100 * bound:+.2f} %; {requirement}."
     )
     return Verdict(better, reason, n, float(new.mean()), level, improvement, bound)
+
+
+def spare_the_rest(verdict: Verdict, candidate: Losses, in_use: Losses, rule: Promote) -> Verdict:
+    """The verdict with what became of the plain loss: a model whose mean plain loss rises by more than
+    `rule.plain_loss_at_most` is not promoted. What moves covers a part of the picture, and a masked loss can fall at
+    the price of the rest."""
+    shared = sorted(candidate.keys() & in_use.keys())
+    level = float(np.mean([in_use[i] for i in shared])) if shared else 0.0
+    if not level > 0:
+        return verdict
+    change = float(np.mean([candidate[i] for i in shared])) / level - 1
+    sentence = f" Its mean plain loss is {abs(100 * change):.2f} % {'higher' if change > 0 else 'lower'}"
+    most = rule.plain_loss_at_most
+    if most is None or change <= most:
+        return replace(verdict, reason=f"{verdict.reason}{sentence}.", plain_change=change)
+    refusal = f"{sentence}, and nightly.promote.plain_loss_at_most allows {100 * most:+g} %."
+    return replace(verdict, better=False, reason=f"{verdict.reason}{refusal}", plain_change=change)
 
 
 def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.config import Run
+from pipeline.evaluation.comparison import LOSSES
 from pipeline.operations import nights, reattribution
 from pipeline.pages import charts
 from pipeline.pages.charts import Point
@@ -29,7 +30,7 @@ def write(run: Run, records: Sequence[Record]) -> None:
             night=night,
             nights=list(reversed(records)),
             price=reattribution.sentence(night["price"]),
-            losses=_losses(records, run.nightly.promote.metric),
+            losses=[_losses(records, metric) for metric in LOSSES],
             moves=_moves(records),
             drift=_drift(records),
         )

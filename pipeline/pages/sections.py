@@ -35,18 +35,31 @@ def headline(numbers: Mapping[str, Any], arm: str, groups: Mapping[str, str]) ->
 
 
 def _effect(numbers: Mapping[str, Any], arm: str) -> str:
-    """What fine-tuning did to the held-out masked loss, with its 95 % interval, beside random; empty if unknown."""
-    records = {r["arm"]: r for r in numbers["evaluation"] if r["metric"] == "masked_loss"}
-    changes = []
+    """What fine-tuning did to the held-out losses, masked and plain, with 95 % intervals, beside random; empty if
+    unknown."""
+    sentences = []
     for name in dict.fromkeys((arm, "random")):
-        record = records.get(name, {})
-        relative, low, high = (record.get(key) for key in ("relative", "relative_low", "relative_high"))
-        if relative is not None and low is not None and high is not None:
-            change = charts.minus(f"{100 * relative:+.1f}")
-            changes.append(f"{change} ± {100 * (high - low) / 2:.1f} % after fine-tuning on {name}")
-    if arm not in records or not changes:
-        return ""
-    return f" Held-out masked loss against the base model: {', '.join(changes)}."
+        changes = [
+            f"{change} on the {metric.partition('_')[0]} loss"
+            for metric in comparison.LOSSES
+            if (change := _change(numbers["evaluation"], metric, name)) is not None
+        ]
+        if changes:
+            sentences.append(f"{' and '.join(changes)} after fine-tuning on {name}")
+        elif name == arm:
+            return ""
+    return f" Held out, against the base model: {'; '.join(sentences)}." if sentences else ""
+
+
+def _change(evaluation: Sequence[Mapping[str, Any]], metric: str, arm: str) -> str | None:
+    """How a metric of an arm changed against the base, such as "-1.4 ± 0.6 %"; None where that is unknown."""
+    records = [record for record in evaluation if record["metric"] == metric and record["arm"] == arm]
+    if not records or any(records[0].get(key) is None for key in ("relative", "relative_low", "relative_high")):
+        return None
+    record = records[0]
+    change = charts.minus(f"{100 * record['relative']:+.1f}")
+    half = (record["relative_high"] - record["relative_low"]) / 2
+    return f"{change} ± {100 * half:.1f} %"
 
 
 def verdicts(overlap: Mapping[str, Any] | None) -> dict[str, str]:

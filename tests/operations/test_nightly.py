@@ -149,7 +149,7 @@ def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, 
         if record["pairs"]:
             improvement = (losses[record["against"]] - losses["candidate"]) / losses[record["against"]]
             assert record["improvement"] == pytest.approx(improvement)
-            assert record["promoted"] == (record["bound"] > 0)
+            assert record["promoted"] == (record["bound"] > 0 and record["plain_change"] <= 0.01)
         else:
             assert not record["promoted"]
         used = record["date"] if record["promoted"] else used

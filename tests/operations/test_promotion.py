@@ -41,6 +41,20 @@ def test_pairing_finds_what_means_alone_would_not() -> None:
     assert not promotion.judge(losses(old), losses(new), Promote()).better, "a worse model passed"
 
 
+def test_a_masked_loss_that_the_rest_of_the_picture_pays_for_is_not_promoted() -> None:
+    old = np.full(10, 1.0)
+    better = promotion.judge(losses(old - np.linspace(0.01, 0.02, 10)), losses(old), Promote())
+    assert better.better
+    paid = promotion.spare_the_rest(better, losses(old * 1.02), losses(old), Promote())
+    assert not paid.better
+    assert paid.plain_change == pytest.approx(0.02)
+    assert "2.00 % higher, and nightly.promote.plain_loss_at_most allows +1 %" in paid.reason
+    assert promotion.spare_the_rest(better, losses(old * 1.005), losses(old), Promote()).better
+    assert promotion.spare_the_rest(better, losses(old * 1.02), losses(old), Promote(plain_loss_at_most=None)).better
+    worse = promotion.judge(losses(old), losses(old), Promote())
+    assert not promotion.spare_the_rest(worse, losses(old * 0.9), losses(old), Promote()).better
+
+
 def test_the_page_and_the_decision_tell_the_same_bound() -> None:
     """The page's interval is two-sided, so its end of 95 % is the decision's bound of 97.5 %."""
     rng = np.random.default_rng(4)
