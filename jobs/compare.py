@@ -22,7 +22,7 @@ from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
 from pipeline.stages import attribution, indexing, judging, pilots, run_record
 from pipeline.stages.evaluation import evaluate
-from pipeline.stages.finetuning import finetune, with_arm
+from pipeline.stages.finetuning import finetune_arms, with_arm
 from pipeline.stages.held_out import check_disjoint
 from pipeline.stages.report import video_by
 from pipeline.storage import stores
@@ -44,8 +44,7 @@ def compare(run: Run) -> None:
         indexing.index(run, "held_out")
         check_disjoint(run)
     _tell_cost(run, versions)
-    for arm in named:
-        finetune(with_arm(run, arm))
+    finetune_arms(run, named)
     evaluate(run)
     results = tables.read(join(run.root, "evaluation"))
     results = None if results is None else contests.shared(results, named)

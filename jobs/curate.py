@@ -13,7 +13,7 @@ from pipeline.errors import SpentError
 from pipeline.operations import tracking
 from pipeline.stages import attribution, curation, run_record, two_stages, video_sets
 from pipeline.stages.evaluation import evaluate
-from pipeline.stages.finetuning import finetune, with_arm
+from pipeline.stages.finetuning import finetune_arms
 from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
 from pipeline.training import arms
@@ -46,6 +46,5 @@ def _attribute_and_train(run: Run) -> None:
         raise
     rank_clips(run)
     report(run)  # hours before the last arm is trained; the page is written anew at the end
-    for arm in dict.fromkeys([run.finetune.arm, *run.evaluate.arms]):
-        finetune(with_arm(run, arm))
+    finetune_arms(run, [run.finetune.arm, *run.evaluate.arms])
     evaluate(run)

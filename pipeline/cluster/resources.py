@@ -78,6 +78,11 @@ def beyond(pools: Mapping[str, Pool], groups: list[Nodes], nodes: list[Nodes]) -
     return reasons
 
 
+def room(pool: Pool) -> int:
+    """How many actors of a pool the nodes that are up hold, were nothing else on them."""
+    return sum(nodes.room(pool) for nodes in _nodes())
+
+
 def _groups() -> list[Nodes]:
     """The cluster at its largest, where there is an autoscaler."""
     from ray._private.state import state  # the only place that knows the autoscaler's maximum; Ray Train asks it too

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
+from threading import Lock, Thread
+
 import pyarrow as pa
 
 from pipeline.cluster import checkpoints, resources, streaming, training
@@ -15,6 +21,51 @@ from pipeline.training import arms
 
 def with_arm(run: Run, arm: Arm) -> Run:
     return run.model_copy(update={"finetune": run.finetune.model_copy(update={"arm": arm})})
+
+
+def finetune_arms(run: Run, named: Iterable[Arm]) -> None:
+    """Fine-tune these arms, each once, as many at a time as the nodes that are up have room for.
+
+    What an arm becomes does not depend on those trained beside it. Where one fails, those that have begun go on to
+    their end, and then its error is raised. Followed by a tracking server, which knows one training of a process at a
+    time, arms are trained one after the other.
+    """
+    runs = [with_arm(run, arm) for arm in dict.fromkeys(named)]
+    streaming.connect()
+    workers = run.finetune.workers
+    most = resources.room(run.resources.finetune) // workers if run.tracking.kind == "none" else 1
+    if most < 2 or len(runs) < 2:
+        for one in runs:
+            finetune(one)
+        return
+    _each_in_a_thread([partial(finetune, one) for one in runs], most)
+
+
+def _each_in_a_thread(calls: Sequence[Callable[[], None]], most: int) -> None:
+    """Make the calls in their order, at most so many at a time; after a failure no other one is begun.
+
+    The threads do not hold up the process's end, so that Ctrl-C stops them all.
+    """
+    waiting, failures, lock = deque(calls), list[BaseException](), Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                if failures or not waiting:
+                    return
+                call = waiting.popleft()
+            try:
+                call()
+            except BaseException as error:  # it is raised in the thread that waits
+                failures.append(error)
+
+    threads = [Thread(target=copy_context().run, args=(work,), daemon=True) for _ in range(min(most, len(calls)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def finetune(run: Run) -> None:
