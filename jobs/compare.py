@@ -16,7 +16,7 @@ from pipeline import tables
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
 from pipeline.errors import ConfigError, NothingUsableError
-from pipeline.evaluation import comparison, contests, judge
+from pipeline.evaluation import comparison, contests
 from pipeline.operations import costs, pilot, tracking
 from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
@@ -158,7 +158,7 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
     measured = judging.distances(run, evaluation)
     distances = {arm: measured[arm] for arm in order}
     judged = contests.verdicts("held_out_loss", contests.losses(evaluation, order), contests.LOSS_MARGIN)
-    judged += contests.verdicts("generated_video", distances, judge.MARGIN)
+    judged += contests.verdicts("generated_video", distances, contests.VIDEO_MARGIN)
     return Compared(
         arms=tuple(order),
         metrics=comparison.comparison(evaluation),

@@ -24,9 +24,10 @@ import torch
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from pipeline import config, motion
 from pipeline.config import Run
-from pipeline.evaluation import judge
-from pipeline.evaluation.judge import Floats, Judge
+from pipeline.evaluation.contests import VIDEO_MARGIN, VIDEO_RULE, verdict
 from pipeline.evaluation.metrics import temporal_flickering
+from pipeline.motion import judge
+from pipeline.motion.judge import Floats, Judge
 from pipeline.statistics.intervals import Interval, wilson
 from pipeline.synthetic import spoiled, world
 from pipeline.synthetic.world import Scene
@@ -88,10 +89,10 @@ def _judged(known: Judge, name: str, right: Seen, other: Seen, wrong: Seen) -> d
     more = [float(np.exp(numbers[: judge.STRETCHES]).mean()) for _, numbers in (right, wrong)]
     rough = [1 - temporal_flickering(frames) for frames, _ in (right, wrong)]
     return {
-        "nearest_query": judge.verdict(ours, theirs, judge.MARGIN),
-        "other_scene": judge.verdict(others, theirs, judge.MARGIN),
-        "more_motion": judge.verdict(more[1], more[0], judge.MARGIN),
-        "smoother": judge.verdict(rough[0], rough[1], judge.MARGIN),
+        "nearest_query": verdict(ours, theirs, VIDEO_MARGIN),
+        "other_scene": verdict(others, theirs, VIDEO_MARGIN),
+        "more_motion": verdict(more[1], more[0], VIDEO_MARGIN),
+        "smoother": verdict(rough[0], rough[1], VIDEO_MARGIN),
     }
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     describe = describer(run)
     known = taught(run, describe)
     pairs = verdicts(run, describe, known, each)
-    print(f"\nthe judge: {judge.RULE}\n")
+    print(f"\nthe judge: {VIDEO_RULE}\n")
     rows = [_row(how, degree, [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]) for how, degree in KINDS]
     rows += [_row(name, None, [p for p in pairs if p["motion"] == name]) for name in world.MOTIONS]
     rows.append(_row("all", None, pairs))
@@ -128,7 +129,7 @@ def main() -> None:
         [_line(row) for row in rows],
     )
     seconds = round(time.monotonic() - start, 1)
-    print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": judge.RULE, "rows": rows})
+    print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": VIDEO_RULE, "rows": rows})
 
 
 def _row(what: str, degree: float | None, mine: list[dict[str, Any]]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class AttributionWorker:
             gone_on = [feature_row for _, feature_row in pairs if feature_row is not None]
             parts = {"features": self.features.finish(gone_on)}
             if moved:
-                parts["motion"] = pa.Table.from_pylist(moved, schema=schema)
+                parts |= self.motion.parts(moved, schema)
             yield parts
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:

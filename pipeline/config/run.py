@@ -51,12 +51,18 @@ Arm = Literal[
     "random",
     "magnitude",
     "mask_overlap",
+    "lawful",
+    "caption",
+    "own_loss",
     "no_mask",
     "motive",
     "motive_whitened",
     "selected",
     "oracle",
 ]
+
+
+MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
 
 
 class Data(Model):
@@ -154,10 +160,18 @@ class Ranking(Model):
         "mean", description="mean influence, or the number of queries that vote for it"
     )
     fraction: float = Field(0.1, gt=0, le=1, description="share of the clips that is selected")
-    harmful: float = Field(0.1, ge=0, lt=1, description="share at the bottom that may be called harmful")
+    unlawful: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="a clip is harmful if at most this share of lawful ones moves as far from its motion's queries",
+    )
+    harmful: float = Field(0.1, ge=0, lt=1, description="share of the clips that may be called so, the farthest first")
+    group_column: str | None = Field(
+        None, min_length=1, description="a manifest column that names each clip's motion; null: its caption does"
+    )
     vote_fraction: float = Field(0.1, gt=0, le=1, description="a query votes for this share of the clips")
     above: float | None = Field(None, description="select by mean influence above this, instead of `fraction`")
-    below: float | None = Field(None, description="harmful is mean influence below this, instead of `harmful`")
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
 
 
@@ -270,7 +284,7 @@ class Run(Model):
         if self.motion.of != "queries":
             return
         masked = [s for s in self.attribution.alone("clips").settings if s.mask == "motion"]
-        arms = [arm for arm in (self.finetune.arm, *self.evaluate.arms) if arm in ("magnitude", "mask_overlap")]
+        arms = [arm for arm in (self.finetune.arm, *self.evaluate.arms) if arm in MOVING]
         needs = None
         if masked:
             needs = "attribution.settings take clips' gradients under mask: motion (give them `of: queries`)"

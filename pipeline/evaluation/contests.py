@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluation.judge import verdict
 from pipeline.statistics.intervals import FEW, Interval, bootstrap_mean, student, wilson
 from pipeline.tables import schemas
 
@@ -25,6 +24,13 @@ Record = dict[str, Any]
 LOSS_MARGIN = 0.005  # of the smaller loss
 LOSS_RULE = f"of two arms, the one with the lower motion-masked loss on a held-out clip wins; within {LOSS_MARGIN:.1%}"
 LOSS_RULE += " it is a tie"
+
+VIDEO_MARGIN = 0.1  # of the smaller distance
+VIDEO_RULE = (
+    "of two videos of one caption and seed, the one whose motion (from optical flow: its amount and course, "
+    "acceleration, jerk, spreading and turning) is nearer to the nearest query of the caption's group wins; within "
+    f"{VIDEO_MARGIN:.0%} it is a tie"
+)
 
 VERDICTS, TALLIES, METRICS = schemas.VERDICTS, schemas.CONTESTS, schemas.METRICS
 
@@ -48,6 +54,14 @@ def losses(table: pa.Table, arms: Iterable[str]) -> dict[str, dict[Key, float]]:
         if row["metric"] == "masked_loss" and row["value"] is not None and np.isfinite(row["value"]):
             by_arm[row["arm"]][row["clip_id"], row["seed"]] = row["value"]
     return by_arm
+
+
+def verdict(ours: float, theirs: float, margin: float) -> int:
+    """1 where ours is lower by more than `margin` of the lower one, -1 where theirs is, 0 for a tie. Lower is better;
+    neither is negative."""
+    if abs(ours - theirs) <= margin * min(ours, theirs):
+        return 0
+    return 1 if ours < theirs else -1
 
 
 def verdicts(judge: str, scores: Scores, margin: float) -> list[Record]:

@@ -12,8 +12,8 @@ from pipeline import motion, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ClipError
-from pipeline.evaluation import judge
 from pipeline.models.device import device_for
+from pipeline.motion import judge
 from pipeline.tables import schemas
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Row

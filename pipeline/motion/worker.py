@@ -12,6 +12,7 @@ from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.models.device import device_for
+from pipeline.motion import movement
 from pipeline.tables import schemas
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
@@ -26,8 +27,9 @@ class MotionWorker:
         self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
 
     def measure(self, row: Row, frames: Frames | ClipError) -> Row:
-        """The row of the motion table; a clip's own error is kept."""
+        """The row of the motion table, with the columns of movement/ beside; a clip's own error is kept."""
         row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
+        row |= {"description": None, "colours": None}
         if isinstance(frames, ClipError):
             return {**row, "error": str(frames)}
         flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
@@ -35,6 +37,7 @@ class MotionWorker:
             return {**row, "error": str(ClipError("not_finite", "the optical flow of this clip is not finite."))}
         camera = motion.camera_motion(flow)
         row["camera_share"] = motion.camera_share(flow, camera)
+        row |= movement.movement(frames, flow - camera)
         flow = flow - camera if self.run.motion.camera == "subtract" else flow
         row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
         count, _, height, width = self.run.geometry
@@ -49,8 +52,13 @@ class MotionWorker:
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
         for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
-            yield {"motion": pa.Table.from_pylist(rows, schema=schema)}
+            yield self.parts(rows, schema)
+
+    @staticmethod
+    def parts(measured: list[Row], schema: pa.Schema) -> dict[str, pa.Table]:
+        """What is written of measured clips. Their movement comes first: a row of motion/ says that both are there."""
+        return {"movement": movement.rows(measured), "motion": pa.Table.from_pylist(measured, schema=schema)}
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         rows = [self.measure(row, error) for row in clips.to_pylist()]
-        return {"motion": pa.Table.from_pylist(rows, schema=schemas.motion_schema(clips.schema))}
+        return self.parts(rows, schemas.motion_schema(clips.schema))

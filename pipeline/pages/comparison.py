@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.evaluation import comparison, contests, judge
+from pipeline.evaluation import comparison, contests
 from pipeline.evaluation.contests import Key, Record
 from pipeline.pages.gallery import Studio, VideoOf
 from pipeline.pages.report import environment
@@ -23,7 +23,7 @@ from pipeline.storage.stores import join
 from pipeline.tables import figures
 
 CAPTIONS = 16  # captions and seeds that the page shows videos of
-RULES = {"generated_video": judge.RULE, "held_out_loss": contests.LOSS_RULE}
+RULES = {"generated_video": contests.VIDEO_RULE, "held_out_loss": contests.LOSS_RULE}
 TITLES = {"generated_video": "generated videos", "held_out_loss": "held-out clips"}
 
 

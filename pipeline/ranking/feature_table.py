@@ -95,6 +95,17 @@ class FeatureTable:
         for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):
             yield from results
 
+    def losses(self) -> Array:
+        """The model's own loss on every clip, the mean over the settings under the mask: [n], in the order of
+        `clip_ids`."""
+        (fs, _), losses = place(self.folder), [np.empty(0, np.float32)]
+        for path, flags in self.parts:
+            with opened(path, fs) as file:
+                column = file.read(["loss"]).column(0).combine_chunks().filter(pa.array(flags))
+            values = column.flatten().to_numpy().reshape(-1, self.settings)
+            losses.append(values[:, list(self.members)].mean(1))
+        return np.concatenate(losses)
+
     def _check(self, phi: Array, path: str, at: int) -> None:
         """Raise MissingTableError where a row has no direction under one of the settings; NaN has none either."""
         parts = phi.reshape(len(phi), len(self.members), -1)

@@ -5,7 +5,7 @@ What is here for all clips at once, `selection` does for as many as a bucket hol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -202,13 +202,6 @@ class Population:
     count: int
     weights: Sums | None = None
 
-    def behind(self, rows: Rows) -> Sums:
-        """How many clips lie behind each of these rows, which are all of them from first to last: [N]."""
-        if self.weights is None:
-            return np.arange(len(rows) - 1, -1, -1, dtype=np.float64)
-        counts: Sums = np.append(np.cumsum(self.weights[rows][::-1])[::-1][1:], 0.0)
-        return counts
-
 
 # --- votes and order --------------------------------------------------------------------------------------------------
 
@@ -293,13 +286,13 @@ def select(
     harmful: float = 0.1,
     vote_fraction: float = 0.1,
     above: float | None = None,
-    below: float | None = None,
+    unlawful: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Decide on every clip: columns clip_id, votes, mean_influence, rank, decision, weight, reason; by rank.
 
-    Selected are the first max(1, round(fraction * N)), or those whose mean influence is above `above`; harmful the last
-    round(harmful * N) as far as their mean influence is negative, or those below `below`. The weight is the mean
-    influence, none below zero, over its sum.
+    Selected are the first max(1, round(fraction * N)), or those whose mean influence is above `above`. Influence alone
+    calls no clip harmful: those are the `unlawful` ones, clip_id -> why, the first round(harmful * N) of them in their
+    order, and none of them is selected. The weight is the mean influence, none below zero, over its sum.
 
     Raises ValueError for influence that is no matrix, is empty or not finite, for ids that repeat or are of another
     count, and for a rule that cannot be.
@@ -309,37 +302,46 @@ def select(
     check_share(vote_fraction, "vote_fraction")
     if not 0 <= harmful < 1:
         raise ValueError(f"harmful={harmful}: it must be at least 0 and below 1")
-    for name, cut in (("above", above), ("below", below)):
-        if cut is not None and not np.isfinite(cut):
-            raise ValueError(f"{name}={cut}: it must be None or a finite number")
+    if above is not None and not np.isfinite(above):
+        raise ValueError(f"above={above}: it must be None or a finite number")
     values = scores(influence)
     ids = clip_names(clip_ids, len(values))
-    rule = Ranking(by=by, fraction=fraction, harmful=harmful, vote_fraction=vote_fraction, above=above, below=below)
-    return pa.concat_tables(decisions(_mean(values), _votes(values, vote_fraction), ids, values.shape[1], rule))
+    rule = Ranking(by=by, fraction=fraction, harmful=harmful, vote_fraction=vote_fraction, above=above)
+    names = {"clip_id": list(unlawful or {}), "reason": list((unlawful or {}).values())}
+    spoiled = pa.table(names, schema=pa.schema([("clip_id", pa.string()), ("reason", pa.string())]))
+    votes_of = _votes(values, vote_fraction)
+    return pa.concat_tables(decisions(_mean(values), votes_of, ids, values.shape[1], rule, unlawful=spoiled))
 
 
 def decisions(
-    mean: Array, votes: Counts, clip_ids: pa.Array, queries: int, rule: Ranking, population: Population | None = None
+    mean: Array,
+    votes: Counts,
+    clip_ids: pa.Array,
+    queries: int,
+    rule: Ranking,
+    population: Population | None = None,
+    unlawful: pa.Table | None = None,
 ) -> Iterator[pa.Table]:
     """The tables of `select`, one after the other by rank, at most CHUNK rows each.
 
-    Where the rows stand for a larger `population`, both shares are of its count: selected are that many of the rows,
-    harmful those with fewer clips behind them than the share holds, by the weights.
+    `unlawful` has columns clip_id and reason, the least lawful first. Where the rows stand for a larger `population`,
+    both shares are of its count.
     """
     rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
-    population = population or Population(n)
-    whole = population.count
+    whole = n if population is None else population.count
     total = max(float(np.maximum(mean, 0).sum(dtype=np.float64)), 1e-12)
     count = min(n, share(rule.fraction, whole)) if rule.above is None else int((mean > rule.above).sum())
     first = f"first {count} of {whole} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
-    last, behind = round(rule.harmful * whole), population.behind(rows)
-    worst = f"last {last} of {whole} and negative" if rule.below is None else f"mean influence below {rule.below:g}"
+    harmful, reasons = _harmful(clip_ids, unlawful, round(rule.harmful * whole))
+    place = np.cumsum(~harmful[rows]) - 1  # among those that are not harmful, from best to worst
     for start in range(0, n, CHUNK):
         here = rows[start : start + CHUNK]
         rank, m, v = np.arange(start, start + len(here)), mean[here], votes[here]
-        chosen = rank < count if rule.above is None else m > rule.above
-        bad = (behind[start : start + CHUNK] < last) & (m < 0) if rule.below is None else m < rule.below
+        bad = harmful[here]
+        chosen = ~bad & (place[start : start + CHUNK] < count if rule.above is None else m > rule.above)
         decided = np.where(chosen, 0, np.where(bad, 1, 2)).astype(np.int8)
+        why = _words(decided, [first, "", "not selected"])
+        why = pc.if_else(pa.array(bad), reasons.take(pa.array(np.where(bad, here, 0))), why) if bad.any() else why
         yield pa.table(
             {
                 "clip_id": clip_ids.take(pa.array(here)).cast(pa.string()),
@@ -348,9 +350,20 @@ def decisions(
                 "rank": pa.array(rank, pa.int64()),
                 "decision": _words(decided, ["selected", "harmful", "neutral"]),
                 "weight": pa.array(np.maximum(m, 0) / total, pa.float32()),
-                "reason": _reasons(_words(decided, [first, worst, "between the cuts"]), rank, m, v, queries),
+                "reason": _reasons(why, rank, m, v, queries),
             }
         )
+
+
+def _harmful(clip_ids: pa.Array, unlawful: pa.Table | None, most: int) -> tuple[npt.NDArray[np.bool_], pa.Array]:
+    """Which clips are harmful, at most so many, and why: [N], null where not."""
+    flags = np.zeros(len(clip_ids), bool)
+    if unlawful is None or not unlawful.num_rows:
+        return flags, pa.nulls(len(clip_ids), pa.string())
+    ranked = unlawful.filter(pc.is_in(unlawful.column("clip_id").cast(clip_ids.type), clip_ids)).slice(0, most)
+    places = pc.index_in(clip_ids, ranked.column("clip_id").cast(clip_ids.type).combine_chunks())
+    flags[pc.is_valid(places).to_numpy(zero_copy_only=False)] = True
+    return flags, ranked.column("reason").combine_chunks().take(places)
 
 
 def _words(index: npt.NDArray[np.int8], words: list[str]) -> pa.Array:

@@ -191,12 +191,15 @@ def _placed(column: Array, rows: Rows, clip_ids: pa.LargeStringArray) -> Rows:
     return rows[placed(column[rows], None, clip_ids.take(pa.array(rows)))]
 
 
-def selection_tables(ranked: Ranked, rule: Ranking, marks: Marks, others: pa.Table) -> Iterator[pa.Table]:
+def selection_tables(
+    ranked: Ranked, rule: Ranking, marks: Marks, others: pa.Table, unlawful: pa.Table | None = None
+) -> Iterator[pa.Table]:
     """A decision on every clip for every group of queries, CHUNK rows at a time; the `others`, clip_id and why, are not
-    ranked."""
+    ranked. `unlawful` has columns clip_id and reason, the least lawful first."""
     for group in ranked.all_groups:
         mean, votes = ranked.score(group, marks)
-        for table in decisions(mean, votes, ranked.clip_ids, len(ranked.of(group)), rule, ranked.shortlisted):
+        queries = len(ranked.of(group))
+        for table in decisions(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):
             yield _not_ranked(others.slice(start, CHUNK), group)

@@ -49,6 +49,7 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
         fingerprints.check_geometry(one, "attribution" if one is run else "attribution.shortlist")
         for name in names:
             tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
+            tables.check(stores.join(scope.motion, "movement", name), fingerprints.movement(one))
             if name != "held_out":
                 tables.check(stores.join(one.root, "features", name), fingerprints.features(one.of(name)))
 
@@ -88,7 +89,9 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
     pending = tables.pending_rows(_segments(name, scope), [folder])
-    _stream(run, pool, worker, pending, {"motion": folder}, f"motion {name}", scope)
+    folders = {"movement": stores.join(scope.motion, "movement", name), "motion": folder}
+    merge(folders["movement"])
+    _stream(run, pool, worker, pending, folders, f"motion {name}", scope)
     return counted(Outcomes(folder), f"{scope.words}motion/{name}")
 
 
@@ -107,11 +110,12 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
 def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
     run, scope = run.of(name), scope or Scope(run.root, run.root)
-    folders = {"motion": stores.join(scope.motion, "motion", name), "features": stores.join(run.root, "features", name)}
+    folders = {stage: stores.join(scope.motion, stage, name) for stage in ("movement", "motion")}
+    folders["features"] = stores.join(run.root, "features", name)
     for folder in folders.values():
         merge(folder)
     sample = _sample(run, name, scope)
-    needed = [*folders.values()] if sample is None else [folders["features"]]
+    needed = [folders["motion"], folders["features"]] if sample is None else [folders["features"]]
     pending = tables.pending_rows(_segments(name, scope), needed)
     strides = models.strides(models.folder(run.model.id))
     pool = run.resources.extract_features
@@ -171,7 +175,11 @@ def _stream(
     title = f"{scope.words}{title}"
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
-    prints = {"motion": fingerprints.motion, "features": fingerprints.features}
+    prints = {
+        "movement": fingerprints.movement,
+        "motion": fingerprints.motion,
+        "features": fingerprints.features,
+    }
     stage = Stage(
         title=title,
         root=scope.index,

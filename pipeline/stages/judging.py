@@ -1,4 +1,4 @@
-"""The judge (`evaluation/judge.py`) over the videos that the arms of a run generated: table comparison/motion/."""
+"""The judge (`motion/judge.py`) over the videos that the arms of a run generated: table comparison/motion/."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.errors import MissingTableError
-from pipeline.evaluation import comparison, contests, judge, movement
+from pipeline.evaluation import comparison, contests, movement
 from pipeline.evaluation.movement import ASKED, QUERY, VIDEO, DescriptionWorker
+from pipeline.motion import judge
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.storage.stores import join

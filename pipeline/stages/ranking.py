@@ -1,4 +1,5 @@
-"""Influence of every clip on every query, and what follows from it: tables influence/, neighbors/, selection/."""
+"""Influence of every clip on every query, how lawfully each moves, and what follows: tables influence/, neighbors/,
+lawfulness/, selection/."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.attribution import fingerprints
+from pipeline.attribution.fingerprints import Fingerprint
 from pipeline.config import Run
-from pipeline.ranking import choosing
+from pipeline.ranking import choosing, lawfulness
 from pipeline.ranking.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
 from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
@@ -28,11 +30,13 @@ def rank_clips(run: Run) -> None:
     run_record.record(run)
     others, decided = unranked(run, ranked), Counter[str]()
     marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
+    unlawful = measure_lawfulness(run, fingerprint)
     schema = schemas.influence_schema(len(ranked.query_ids))
+    selected = selection_tables(ranked, run.ranking, marks, others, unlawful)
     for name, columns, rows in (
         ("influence", schema, influence_tables(ranked)),
         ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors, marks)]),
-        ("selection", schemas.SELECTION, _counted(selection_tables(ranked, run.ranking, marks, others), decided)),
+        ("selection", schemas.SELECTION, _counted(selected, decided)),
     ):
         folder = join(run.root, name)
         tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)
@@ -40,6 +44,26 @@ def rank_clips(run: Run) -> None:
     print(f"selection: {decided.total()} clips = {split} ({others.num_rows} of them not ranked)")
     for sentence in choosing.sentences(choosing.quality(run)):
         print(f"shortlist: {sentence}")
+
+
+def measure_lawfulness(run: Run, fingerprint: Fingerprint) -> pa.Table:
+    """Write lawfulness/, and return which clips move unlike the real ones of their motion, and why: columns clip_id and
+    reason, the least lawful first."""
+    spoiled, counts = [schemas.LAWFULNESS.empty_table()], Counter[str]()
+
+    def noted() -> Iterator[pa.Table]:
+        for rows in lawfulness.lawfulness(run):
+            counts.update(rows.column("named_by").to_pylist())
+            spoiled.append(lawfulness.unlawful(rows, run.ranking.unlawful))
+            yield rows
+
+    tables.replace_streamed(join(run.root, "lawfulness"), schemas.LAWFULNESS, noted(), fingerprint)
+    rows, named = pa.concat_tables(spoiled), counts.total() - counts[lawfulness.FLOW]
+    if not named:
+        print("lawfulness: no clip is known to show a motion of the queries, so none can be called harmful")
+    else:
+        print(f"lawfulness: {rows.num_rows} of {named} clips whose motion is named move unlike its queries")
+    return lawfulness.reasons(rows)
 
 
 def _counted(blocks: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:

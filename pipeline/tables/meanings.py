@@ -45,6 +45,14 @@ MOTION: Meanings = {
     "camera_share": "Share of the flow's mean length that the camera's motion explains, 0 to 1.",
     "error": f"{_ERROR} A still clip has `no_motion`, and keeps its statistics.",
 }
+MOVEMENT: Meanings = {
+    "clip_id": _CLIP_ID,
+    "version": _VERSION,
+    "description": "The numbers that the judge compares: six courses (amount, timing, acceleration, jerk, spreading, "
+    "turning) in eight equal parts of the clip, by the flow without the camera's.",
+    "colours": "The share of each colour in what moves: four steps of red, green and blue.",
+    "error": f"{_ERROR} A still clip has its movement.",
+}
 FEATURES: Meanings = {
     "clip_id": _CLIP_ID,
     "version": _VERSION,
@@ -72,6 +80,17 @@ NEIGHBORS: Meanings = {
     "rank": "Place from 0; rank 0 is the most positive, or the most negative.",
     "influence": "Influence of the clip on the query.",
     "sign": "`positive` for the nearest clips, `negative` for the farthest.",
+}
+LAWFULNESS: Meanings = {
+    "clip_id": _CLIP_ID,
+    "group": "The motion that the clip shows: a group of queries.",
+    "distance": "How far its movement is from that of the nearest query of the group, in spreads within groups.",
+    "quantile": "The share of lawful clips that would be as far or farther, by the queries' own distances from one "
+    "another; null where no group has two queries.",
+    "law": "The course that is farthest off for what is usual: `amount`, `timing`, `acceleration`, `jerk`, "
+    "`spreading` or `turning`.",
+    "named_by": "What says that the clip shows this motion: its `caption`, a `column` of the manifest, or, where "
+    "nobody names it, the nearest queries' `flow`.",
 }
 SELECTION: Meanings = {
     "clip_id": _CLIP_ID,

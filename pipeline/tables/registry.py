@@ -89,6 +89,16 @@ MOTION = Table(
     ids=("clip_id",),
     passes_columns=True,
 )
+MOVEMENT = Table(
+    folders=("movement/clips", "movement/queries", "movement/held_out"),
+    row="how a clip of motion/ moves, and what colours move in it",
+    schema=schemas.movement_schema(1, 1),
+    columns=meanings.MOVEMENT,
+    key=("clip_id",),
+    error="error",
+    ids=("clip_id",),
+    sizes={"description": "numbers", "colours": "colours"},
+)
 FEATURES = Table(
     folders=("features/clips", "features/queries"),
     row="the projected gradients of a clip",
@@ -125,6 +135,15 @@ NEIGHBORS = Table(
     columns=meanings.NEIGHBORS,
     key=("query_id", "sign", "rank"),
     ids=("query_id", "clip_id"),
+    replaced=True,
+)
+LAWFULNESS = Table(
+    folders=("lawfulness",),
+    row="how far a clip moves from the queries of its motion",
+    schema=schemas.LAWFULNESS,
+    columns=meanings.LAWFULNESS,
+    key=("clip_id",),
+    ids=("clip_id",),
     replaced=True,
 )
 SELECTION = Table(
@@ -253,7 +272,7 @@ SCORES = Table(
 )
 
 TABLES = (
-    *(CLIPS, QUERIES, MOTION, FEATURES, CHOSEN, INFLUENCE, NEIGHBORS, SELECTION, EVALUATION),
+    *(CLIPS, QUERIES, MOTION, MOVEMENT, FEATURES, CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, JUDGEMENTS, SCORES),
 )

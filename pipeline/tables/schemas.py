@@ -58,6 +58,17 @@ SELECTION = pa.schema(
         ("reason", pa.string()),
     ]
 )
+# How a clip moves, held against the queries of its motion.
+LAWFULNESS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("group", pa.string()),
+        ("distance", pa.float64()),
+        ("quantile", pa.float64()),
+        ("law", pa.string()),
+        ("named_by", pa.string()),
+    ]
+)
 CHOSEN = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -239,6 +250,19 @@ def motion_schema(clips: pa.Schema) -> pa.Schema:
     """The motion table's schema: the columns of its clips, then the mask and statistics, `error` last."""
     columns = [field for field in clips if field.name != "error"]
     return pa.schema([*columns, *(pa.field(*f) for f in _MOTION), pa.field("error", pa.string())])
+
+
+def movement_schema(numbers: int, colours: int) -> pa.Schema:
+    """How a clip moves, in the `numbers` numbers that the judge compares, and the colours of what moves."""
+    return pa.schema(
+        [
+            ("clip_id", pa.string()),
+            ("version", pa.string()),
+            ("description", pa.list_(pa.float32(), numbers)),
+            ("colours", pa.list_(pa.float32(), colours)),
+            ("error", pa.string()),
+        ]
+    )
 
 
 def features_schema(settings: int, dim: int) -> pa.Schema:

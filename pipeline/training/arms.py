@@ -8,14 +8,17 @@ weighted            those it ranks and does not call harmful, drawn by their pos
 random              by a hash of seed and clip_id
 magnitude           the fastest (mean flow)
 mask_overlap        whose motion mask overlaps most with the queries': no model, a control for the mask's position
+lawful              named for the group and nearest to its queries by their movement, as lawfulness/ has it
+caption             whose caption names the group, by a hash: no model, a control for what words find
+own_loss            on which the base's loss is highest: a control for clips that are merely hard
 no_mask             cosine of unmasked features, votes, then mean: the paper's control
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
-selected            by the recipe's own ranking, as selection/ has it
+selected            by the recipe's own ranking and not harmful, as selection/ has it
 oracle              whose column `data.oracle` names the queries' motion
 
-With `attribution.shortlist` no_mask, motive, motive_whitened and selected are of the shortlist, and magnitude and
-mask_overlap see every clip at the cheaper variant's geometry.
+With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened and selected are of the shortlist, and
+magnitude, mask_overlap and lawful see every clip at the cheaper variant's geometry.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from pipeline import tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
-from pipeline.ranking import mask_overlap, placed, share, shortlist
+from pipeline.ranking import lawfulness, mask_overlap, placed, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import rank, recorded
 from pipeline.storage import stores
@@ -46,7 +49,10 @@ LINES = 10_000  # of a list that are in memory at a time
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
-PICKING = ("random", "magnitude", "mask_overlap", "no_mask", "motive", "motive_whitened", "selected", "oracle")
+PICKING = (
+    *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss"),
+    *("no_mask", "motive", "motive_whitened", "selected", "oracle"),
+)
 
 
 def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
@@ -142,10 +148,17 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
         return _descending(table.column("clip_id").combine_chunks(), table.column("motion_mean").to_numpy())
     if arm == "mask_overlap":
         return _descending(*_overlaps(run))
+    if arm == "lawful":
+        return _lawful(run)
+    if arm == "caption":
+        return by_hash(run.seed, _named(run, clips))
+    if arm == "own_loss":
+        return _descending(*_losses(run))
     if arm == "motive_whitened":
         return _ranked(run, "motion", run.ranking.whiten or WHITEN, "mean")
     if arm == "selected":
-        return _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by)
+        ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by)
+        return ordered.filter(pc.invert(pc.is_in(ordered, _harmful(run).cast(ordered.type))))
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 
@@ -164,6 +177,40 @@ def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array
 def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> pa.Array:
     ranked = recorded(run, mask, whiten) or rank(run, mask, whiten)
     return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction)
+
+
+def _lawful(run: Run) -> pa.Array:
+    """The ids of the clips that are named for the group, the most lawful first."""
+    table = _table(run, "lawfulness", None, "rank_clips")
+    group = _known_group(run, table.column("group").unique().to_pylist())
+    named = pc.not_equal(table.column("named_by"), lawfulness.FLOW)
+    rows = table.filter(named if group == "all" else pc.and_(named, pc.equal(table.column("group"), group)))
+    return rows.sort_by([("distance", "ascending"), ("clip_id", "ascending")]).column("clip_id").combine_chunks()
+
+
+def _named(run: Run, clips: pa.Table) -> pa.Array:
+    """The ids of the clips whose caption names the group, or any group of the queries."""
+    names = sorted(set(_query_groups(run).values()))
+    group = _known_group(run, names)
+    named = [lawfulness.named_group(caption or "", names) for caption in clips.column("caption").to_pylist()]
+    flags = [name is not None if group == "all" else name == group for name in named]
+    return clips.column("clip_id").filter(pa.array(flags, pa.bool_())).combine_chunks()
+
+
+def _losses(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
+    """The base's own loss on each clip, over the settings that the ranking compares."""
+    features = under_mask(run.root, "clips", run.ranking.mask)
+    return features.clip_ids, features.losses()
+
+
+def _harmful(run: Run) -> pa.Array:
+    """The ids of the clips that the selection calls harmful."""
+    folder, ids = stores.join(run.root, "selection"), [pa.array([], pa.string())]
+    for rows in scanning.blocks(folder, ["clip_id", "group", "decision"]) if tables.parts(folder) else ():
+        of_group = pc.equal(rows.column("group"), run.finetune.group)
+        harmful = rows.filter(pc.and_(of_group, pc.equal(rows.column("decision"), "harmful")))
+        ids.extend(harmful.column("clip_id").chunks)
+    return pa.concat_arrays(ids)
 
 
 def _by_decision(run: Run, clip_ids: pa.Array) -> Weights:

@@ -165,27 +165,35 @@ def test_the_selected_are_the_first_of_the_order(n: int, fraction: float, count:
     assert np.allclose(column(table, "mean_influence"), means), "a clip has another clip's influence"  # type: ignore[arg-type]
 
 
-def test_harmful_are_the_last_and_only_if_negative() -> None:
+def test_influence_alone_calls_no_clip_harmful() -> None:
     scores = np.linspace(1, -1, 20, dtype=np.float32)[:, None]
-    assert decided(select(scores, ids(20), harmful=0.2), "harmful") == ids(20)[-4:]
-    assert decided(select(scores + 5, ids(20), harmful=0.2), "harmful") == [], "a useful clip is called harmful"
-    assert decided(select(scores + 0.9, ids(20), harmful=0.2), "harmful") == ids(20)[-1:]
-    assert decided(select(scores, ids(20), harmful=0.0), "harmful") == []
+    assert decided(select(scores, ids(20), harmful=0.5), "harmful") == []
+
+
+def test_harmful_are_the_unlawful_ones_up_to_their_share() -> None:
+    scores = np.linspace(1, -1, 20, dtype=np.float32)[:, None]
+    unlawful = {ids(20)[n]: f"law {n}" for n in (7, 19, 0)}
+    table = select(scores, ids(20), harmful=0.5, unlawful=unlawful)
+    assert sorted(decided(table, "harmful")) == [ids(20)[n] for n in (0, 7, 19)]
+    assert str(column(table, "reason")[7]).startswith("law 7: rank 7, mean influence +")
+    assert decided(table, "selected") == ids(20)[1:3], "what is unlawful is not selected; the next ones are"
+    few = select(scores, ids(20), harmful=0.1, unlawful=unlawful)
+    assert sorted(decided(few, "harmful")) == [ids(20)[n] for n in (7, 19)], "not the first of them, in their order"
+    assert decided(select(scores, ids(20), harmful=0.0, unlawful=unlawful), "harmful") == []
+    assert decided(select(scores, ids(20), harmful=0.5, unlawful={"nobody": "law"}), "harmful") == []
 
 
 def test_a_clip_is_never_selected_and_harmful() -> None:
-    table = select(-np.ones((4, 2), np.float32), ids(4), fraction=1.0, harmful=0.9)
-    assert decided(table, "selected") == ids(4)
+    table = select(-np.ones((4, 2), np.float32), ids(4), fraction=1.0, harmful=0.9, unlawful={ids(4)[2]: "law"})
+    assert decided(table, "selected") == [ids(4)[n] for n in (0, 1, 3)]
+    assert decided(table, "harmful") == [ids(4)[2]]
 
 
-def test_thresholds_take_the_place_of_fractions() -> None:
+def test_a_threshold_takes_the_place_of_the_fraction() -> None:
     scores = np.linspace(1, -1, 21, dtype=np.float32)[:, None]
-    table = select(scores, ids(21), fraction=0.9, harmful=0.9, above=0.75, below=-0.85)
-    assert decided(table, "selected") == ids(21)[:3], "above does not select by mean influence"
-    assert decided(table, "harmful") == ids(21)[-2:], "below does not drop by mean influence"
+    table = select(scores, ids(21), fraction=0.9, harmful=0.9, above=0.75, unlawful={ids(21)[1]: "law"})
+    assert decided(table, "selected") == [ids(21)[0], ids(21)[2]], "above does not select by mean influence"
     assert decided(select(scores, ids(21), above=7), "selected") == [], "nothing is above, but something is selected"
-    table = select(scores, ids(21), above=-0.5, below=0.5)
-    assert not set(decided(table, "selected")) & set(decided(table, "harmful"))
 
 
 def test_weights_sum_to_one_and_are_zero_for_negative_influence() -> None:
@@ -204,8 +212,7 @@ def test_reasons_say_rule_rank_influence_and_votes() -> None:
     scores = np.linspace(1, -1, 20, dtype=np.float32)[:, None].repeat(3, 1)
     reasons = column(select(scores, ids(20)), "reason")
     assert reasons[0] == "first 2 of 20 by mean: rank 0, mean influence +1.0000, 3 of 3 votes"
-    assert reasons[19] == "last 2 of 20 and negative: rank 19, mean influence -1.0000, 0 of 3 votes"
-    assert str(reasons[10]).startswith("between the cuts: rank 10")
+    assert reasons[19] == "not selected: rank 19, mean influence -1.0000, 0 of 3 votes"
     assert "mean influence above 0.5" in str(column(select(scores, ids(20), above=0.5), "reason")[0])
 
 
@@ -227,7 +234,8 @@ def test_a_planted_answer_is_found(whiten: float | None, by: str) -> None:
     least = 54 if whiten is None else 36
     assert len(set(decided(table, "selected")) & set(ids(600)[:60])) >= least, "planted clips are not selected"
     if by == "mean":  # votes say nothing about the bottom of the order
-        assert len(set(decided(table, "harmful")) & set(ids(600)[60:120])) >= least, "opposing clips are not harmful"
+        last = [str(clip_id) for clip_id in column(table, "clip_id")[-60:]]
+        assert len(set(last) & set(ids(600)[60:120])) >= least, "opposing clips are not last"
 
 
 # --- from tables -----------------------------------------------------------------------------------------------------
@@ -408,7 +416,6 @@ def test_ids_that_do_not_name_the_rows_are_refused(names: Any, says: str) -> Non
         {"harmful": -0.1},
         {"vote_fraction": 0.0},
         {"above": math.nan},
-        {"below": math.inf},
         {"by": "median"},
     ],
 )

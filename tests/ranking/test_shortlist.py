@@ -265,17 +265,17 @@ def test_earlier_chosen_clips_are_ranked_and_stand_for_nobody(run: Run) -> None:
     assert ranked.population.weights.sum() == pytest.approx(N)
 
 
-def test_harmful_are_the_last_of_all_clips_and_not_of_the_chosen() -> None:
-    """20 clips: the first four and the last two, and two of those between, which stand for seven each."""
-    mean = np.array([4, 3, 2, -1, -2, -3, -9, -10], np.float32)
-    weights = np.array([1, 1, 1, 1, 7, 7, 1, 1.0])
-    rule, names = Ranking(fraction=0.1, harmful=0.4), pa.array(ids(8), pa.large_string())
-    votes = np.zeros(8, np.int32)
-    table = pa.concat_tables(decisions(mean, votes, names, 1, rule, Population(20, weights)))
-    assert table.column("decision").to_pylist() == ["selected"] * 2 + ["neutral"] * 3 + ["harmful"] * 3
-    assert table.column("reason")[7].as_py().startswith("last 8 of 20 and negative: rank 7")
-    alone = pa.concat_tables(decisions(mean, votes, names, 1, rule))
-    assert alone.column("decision").to_pylist().count("harmful") == 3
+def test_the_share_of_the_harmful_is_of_all_clips_and_not_of_the_chosen() -> None:
+    """Eight rows stand for twenty clips."""
+    mean, names = np.arange(8, 0, -1).astype(np.float32), pa.array(ids(8), pa.large_string())
+    rule, votes = Ranking(fraction=0.1, harmful=0.1), np.zeros(8, np.int32)
+    unlawful = pa.table({"clip_id": ids(8)[4:], "reason": ["law"] * 4})
+    population = Population(20, np.array([1, 1, 1, 1, 7, 7, 1, 1.0]))
+    table = pa.concat_tables(decisions(mean, votes, names, 1, rule, population, unlawful))
+    expected = ["selected"] * 2 + ["neutral"] * 2 + ["harmful"] * 2 + ["neutral"] * 2
+    assert table.column("decision").to_pylist() == expected
+    alone = pa.concat_tables(decisions(mean, votes, names, 1, rule, None, unlawful))
+    assert alone.column("decision").to_pylist().count("harmful") == 1
 
 
 # --- how good it is --------------------------------------------------------------------------------------------------

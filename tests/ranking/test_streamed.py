@@ -104,10 +104,13 @@ def test_streamed_ranking_is_that_of_the_arrays(
 def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = selection.rank(run, "motion", 0.01)
     found = np.stack([ranked.influence[q] for q in range(6)], 1)
-    whole = select(found, ranked.clip_ids.to_pylist(), by="votes")
+    unlawful = {clip_id: f"law {clip_id}" for clip_id in ranked.clip_ids.to_pylist()[::37]}
+    whole = select(found, ranked.clip_ids.to_pylist(), by="votes", unlawful=unlawful)
     monkeypatch.setattr("pipeline.ranking.scores.CHUNK", 700)
     others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
-    streamed = pa.concat_tables(selection.selection_tables(ranked, Ranking(by="votes"), ranked.marks(0.1), others))
+    spoiled = pa.table({"clip_id": list(unlawful), "reason": list(unlawful.values())})
+    rule, marks = Ranking(by="votes"), ranked.marks(0.1)
+    streamed = pa.concat_tables(selection.selection_tables(ranked, rule, marks, others, spoiled))
     streamed = streamed.filter(pa.compute.equal(streamed.column("group"), "all")).select(whole.column_names)
     assert streamed.equals(whole), "rows differ between one chunk and several"
 

@@ -59,16 +59,19 @@ def features_table(ids: list[str], values: np.ndarray, errors: dict[str, str], s
         "version": pa.array(["1"] * len(ids)),
         "feature": tables.vectors(values.reshape(len(ids), -1), valid),
         "norm": tables.vectors(norms, valid),
-        "loss": tables.vectors(norms, valid),
+        "loss": tables.vectors(np.array([[37 * int(i[1:]) % N] * 2 for i in ids], np.float32), valid),
         "num_frames": pa.array([5] * len(ids), pa.int32()),
         "error": pa.array([errors.get(i) for i in ids], pa.string()),
     }
     return pa.table(columns, schema=schemas.features_schema(2, K))
 
 
+_CAPTIONS = ("a ball that rolls", "a leaf falling down")
+
+
 def segments(ids: list[str], schema: pa.Schema, **more: list[Any]) -> pa.Table:
     one = {"uri": "v.mp4", "version": "1", "source": "s", "start_frame": 0, "num_frames": 5, "fps": 8.0, "height": 16}
-    rows = [{**one, "clip_id": i, "width": 16, "caption": f"clip {i}", "cuts": []} for i in ids]
+    rows = [{**one, "clip_id": i, "width": 16, "caption": _CAPTIONS[int(i[1:]) % 2], "cuts": []} for i in ids]
     for key, values in more.items():
         for row, value in zip(rows, values, strict=True):
             row[key] = value
@@ -116,6 +119,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     selected = [with_group(columns, group) for group, columns in (("all", [0, 1, 2, 3]), ("fall", [2, 3]))]
     tables.append(stores.join(at, "selection"), pa.concat_tables(selected), {})
+    law = {"group": "fall", "quantile": 0.5, "law": "jerk"}
+    lawful = [
+        {"clip_id": i, "distance": abs(n - 20.2), "named_by": "flow" if i == "c20" else "caption", **law}
+        for n, i in enumerate(DECODABLE)
+    ]
+    tables.replace(stores.join(at, "lawfulness"), pa.Table.from_pylist(lawful, schema=schemas.LAWFULNESS), {})
     return folder
 
 
@@ -130,7 +139,8 @@ def expected(
 
 def with_group(queries: list[int], group: str) -> pa.Table:
     ids, found = expected(0, 0.01, queries)
-    table = select(found, ids, harmful=0.2)
+    unlawful = {ids[n]: "law" for n in range(0, len(ids), 5 + len(queries))}  # others for each group
+    table = select(found, ids, harmful=0.2, unlawful=unlawful)
     table = table.append_column("group", pa.array([group] * table.num_rows))
     unranked = [{"clip_id": STILL, "group": group, "decision": "neutral", "weight": 0.0}]
     ranked = table.select(schemas.SELECTION.names).cast(schemas.SELECTION)
@@ -202,10 +212,36 @@ def test_influence_arms_take_the_first_of_their_ranking(
     assert table.column("clip_id").to_pylist() == sorted(best)
 
 
-def test_motive_whitened_is_the_selection_where_the_ranking_is_the_default(root: Path) -> None:
+def harmful(root: Path, group: str = "all") -> set[str]:
+    selection = tables.read(stores.join(str(root), "selection")).to_pylist()
+    return {r["clip_id"] for r in selection if r["group"] == group and r["decision"] == "harmful"}
+
+
+def test_lawful_are_the_nearest_of_those_that_are_named(root: Path) -> None:
+    near = sorted((abs(n - 20.2), i) for n, i in enumerate(DECODABLE) if i != "c20")
+    assert chosen(root, "lawful") == sorted(i for _, i in near[:4])
+
+
+def test_caption_takes_those_that_the_words_name(root: Path) -> None:
+    fall = [i for i in DECODABLE if int(i[1:]) % 2]
+    assert chosen(root, "caption", finetune__group="fall", finetune__arm="caption") == sorted(drawn(fall)[:4])
+    assert chosen(root, "caption") == sorted(drawn(DECODABLE)[:4])
+
+
+def test_own_loss_takes_the_highest(root: Path) -> None:
+    hardest = sorted(FEATURED, key=lambda i: -((37 * int(i[1:])) % N))[:4]
+    assert chosen(root, "own_loss") == sorted(hardest)
+
+
+def test_motive_whitened_is_the_first_of_the_ranking_harmful_or_not(root: Path) -> None:
+    ids, found = expected(0, 0.01, [0, 1, 2, 3])
+    assert chosen(root, "motive_whitened") == sorted(ids[i] for i in order(found, ids, "mean", 0.1)[:4])
+
+
+def test_selected_is_the_selection_where_the_ranking_is_the_default(root: Path) -> None:
     selection = tables.read(stores.join(str(root), "selection"))
     rows = [r for r in selection.to_pylist() if r["group"] == "all" and r["decision"] == "selected"]
-    assert chosen(root, "motive_whitened") == sorted(r["clip_id"] for r in rows)
+    assert chosen(root, "selected") == sorted(r["clip_id"] for r in rows)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +253,7 @@ def test_selected_follows_the_recipes_ranking(
 ) -> None:
     of_queries = 0 if mask == "queries" else setting  # a clip's plain gradient, and the queries' motion
     ids, found = expected(setting, whiten, [0, 1, 2, 3], of_queries)
-    best = [ids[i] for i in order(found, ids, by, 0.1)[:4]]
+    best = [ids[i] for i in order(found, ids, by, 0.1) if ids[i] not in harmful(root)][:4]
     assert chosen(root, "selected", ranking__mask=mask, ranking__whiten=whiten, ranking__by=by) == sorted(best)
 
 
@@ -227,17 +263,16 @@ def test_whitening_stands_where_the_ranking_has_none(root: Path) -> None:
 
 def test_all_minus_harmful_drops_the_groups_harmful_ones_only(root: Path) -> None:
     for group in ("all", "fall"):
-        selection = tables.read(stores.join(str(root), "selection")).to_pylist()
-        harmful = {r["clip_id"] for r in selection if r["group"] == group and r["decision"] == "harmful"}
-        assert harmful
+        assert harmful(root, group)
         found = chosen(root, "all_minus_harmful", finetune__group=group, finetune__arm="all_minus_harmful")
-        assert found == [i for i in DECODABLE if i not in harmful]
+        assert found == [i for i in DECODABLE if i not in harmful(root, group)]
 
 
 def test_weighted_follows_the_positive_influence(root: Path) -> None:
     table = arms.training_set(configured(root, "weighted"))
     ids, found = expected(0, 0.01, [0, 1, 2, 3])
-    mean = dict(zip(ids, np.maximum(found.mean(1), 0), strict=True))
+    positive = zip(ids, np.maximum(found.mean(1), 0), strict=True)
+    mean = {clip_id: m for clip_id, m in positive if clip_id not in harmful(root)}
     weights = dict(zip(table.column("clip_id").to_pylist(), table.column("weight").to_pylist(), strict=True))
     assert sum(weights.values()) == pytest.approx(1)
     assert weights == pytest.approx({i: m / sum(mean.values()) for i, m in mean.items() if m > 0}, rel=1e-4)

@@ -7,8 +7,9 @@ import pytest
 
 from jobs.benchmarks import judge as benchmark
 from pipeline import config
-from pipeline.evaluation import judge
-from pipeline.evaluation.judge import Floats
+from pipeline.evaluation.contests import VIDEO_MARGIN, verdict
+from pipeline.motion import judge
+from pipeline.motion.judge import Floats
 from pipeline.synthetic import spoiled, world
 
 SIZE = 32
@@ -31,7 +32,7 @@ def test_right_motion_is_preferred_to_each_way_of_spoiling_it() -> None:
             for how, degree in spoiled.ways(motion):
                 right, wrong = spoiled.pair(2, f"{motion}-{i}", motion, how, degree)
                 distances = (known.distance(motion, seen(scene)) for scene in (right, wrong))
-                found.setdefault(how, []).append(judge.verdict(*distances, judge.MARGIN))
+                found.setdefault(how, []).append(verdict(*distances, VIDEO_MARGIN))
     for how, verdicts in found.items():
         decided = [v for v in verdicts if v]
         agreed = np.mean([v > 0 for v in decided])
@@ -69,6 +70,18 @@ def test_place_direction_and_size_of_the_picture_do_not_matter() -> None:
         np.testing.assert_allclose(judge.description(other), exact, rtol=0.02, atol=0.02)
 
 
+def test_a_counter_spin_is_not_the_same_motion() -> None:
+    """Its sense of turning tells it, where its amount does not."""
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    spin = np.stack([-y, x])[None].repeat(8, 0).astype(np.float32)
+    known = judge.taught([("spin", judge.description(spin)), ("other", np.zeros(judge.NUMBERS))])
+    assert known.distance("spin", judge.description(spin)) == 0
+    assert known.distance("spin", judge.description(-spin)) > 0.1
+    (courses,) = known.courses("spin", judge.description(-spin)[None])
+    assert judge.COURSES[int(courses.argmax())] == "turning"
+    assert courses.mean() == pytest.approx(known.distance("spin", judge.description(-spin)))
+
+
 @pytest.mark.parametrize("pairs", [1, 2, 3, 8, 80])
 def test_a_video_of_any_length_is_described_by_finite_numbers(pairs: int) -> None:
     rng = np.random.default_rng(0)
@@ -86,9 +99,9 @@ def test_a_steady_course_is_the_same_at_any_rate() -> None:
 
 
 def test_verdicts_follow_the_margin() -> None:
-    assert [judge.verdict(1, other, 0.1) for other in (0.5, 0.95, 1.05, 1.2)] == [-1, 0, 0, 1]
-    assert judge.verdict(0, 0, 0.1) == 0
-    assert judge.verdict(2, 1, 0.1) == -judge.verdict(1, 2, 0.1)
+    assert [verdict(1, other, 0.1) for other in (0.5, 0.95, 1.05, 1.2)] == [-1, 0, 0, 1]
+    assert verdict(0, 0, 0.1) == 0
+    assert verdict(2, 1, 0.1) == -verdict(1, 2, 0.1)
 
 
 def test_the_nearest_query_counts_and_few_queries_are_enough() -> None:

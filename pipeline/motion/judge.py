@@ -1,10 +1,10 @@
-"""An automatic judge: which of two videos of one caption and seed moves more like the queries of its motion.
+"""How far a video moves from the queries of its motion, by its optical flow alone.
 
-The rule. A video's optical flow gives, over the course of the video, how much moves, how that is spread over time, how
-the moving mass speeds up and how suddenly, and how it spreads and turns about its centre: none of it depends on where
-the motion is, which way it goes, or what it looks like. Each number is divided by its spread within a group of queries.
-The video's distance is its mean absolute difference from the nearest query of its caption's group. The video at the
-smaller distance wins, unless the two are within MARGIN of one another: then it is a tie.
+A video's flow gives, over the course of the video, how much moves, how that is spread over time, how the moving mass
+speeds up and how suddenly, how it spreads from its centre, and how it turns about it and in which sense. None of it
+depends on where the motion is, which way it goes, or what it looks like; a mirrored video turns the other way. Each
+number is divided by its spread within a group of queries. The video's distance is its mean absolute difference from the
+nearest query of its group.
 
 How often that agrees with the truth is measured where the truth is known (``jobs.benchmarks.judge``): on pairs of
 videos of the synthetic world, one of which breaks the law of its motion.
@@ -21,19 +21,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Flow = npt.NDArray[np.float32]  # [pairs of frames, 2, h, w], pixels a frame
 
-VERSION = 1  # raise by hand when a description changes
-MARGIN = 0.1  # of the smaller distance
+VERSION = 2  # raise by hand when a description changes
 STRETCHES = 8  # equal parts of a video whose means describe its course
-COURSES = 6
-NUMBERS = COURSES * STRETCHES
+COURSES = ("amount", "timing", "acceleration", "jerk", "spreading", "turning")
+NUMBERS = len(COURSES) * STRETCHES
 STILL = 1e-3  # halves of the shorter side a frame: what counts as hardly any motion
 NARROWEST = 0.05  # spread of a number within groups, over its spread among all queries, that is taken at least
-
-RULE = (
-    "of two videos of one caption and seed, the one whose motion (from optical flow: its amount and course, "
-    "acceleration, jerk, spreading and turning) is nearer to the nearest query of the caption's group wins; within "
-    f"{MARGIN:.0%} it is a tie"
-)
 
 
 def description(flow: Flow) -> Floats:
@@ -59,7 +52,7 @@ def description(flow: Flow) -> Floats:
 
 def _moved(u: Floats, v: Floats, x: Floats, y: Floats) -> tuple[float, ...]:
     """Of one pair of frames: mean speed, velocity of what moves (two numbers), its root mean square speed, and how fast
-    it spreads from and turns about its centre, for its size and speed."""
+    it spreads from and turns about its centre (from x towards y is positive), for its size and speed."""
     speed = np.hypot(u, v)
     mass = speed / (speed.sum() + 1e-9)  # what moves, as a distribution over the picture
 
@@ -75,7 +68,7 @@ def _moved(u: Floats, v: Floats, x: Floats, y: Floats) -> tuple[float, ...]:
         over(v),
         scale,
         over(dx * du + dy * dv) / size,
-        abs(over(dx * dv - dy * du)) / size,
+        over(dx * dv - dy * du) / size,
     )
 
 
@@ -98,7 +91,30 @@ class Judge:
 
     def distance(self, group: str, video: Floats) -> float:
         """Of a video's description from the nearest query of a group. KeyError for a group without queries."""
-        return float(np.abs((self.queries[group] - video) / self.spread).mean(1).min())
+        return float(self._apart(group, video[None]).mean(2).min())
+
+    def courses(self, group: str, videos: Floats) -> Floats:
+        """How far each course of some videos is from that of the nearest query, [N, NUMBERS] -> [N, COURSES]; their
+        mean is the distance. KeyError for a group without queries."""
+        apart = self._apart(group, videos)
+        nearest = apart.mean(2).argmin(1)
+        by_course: Floats = apart[np.arange(len(videos)), nearest].reshape(len(videos), len(COURSES), -1).mean(2)
+        return by_course
+
+    def _apart(self, group: str, videos: Floats) -> Floats:
+        """[N, queries, numbers]"""
+        apart: Floats = np.abs((self.queries[group][None] - videos[:, None]) / self.spread)
+        return apart
+
+    def without(self, group: str, query: int) -> Judge:
+        """The same without one query of a group, by its place. ValueError where it is the only one."""
+        if len(self.queries[group]) < 2:
+            raise ValueError(f"group {group!r} has a single query, and no other to hold it against")
+        return Judge({group: np.delete(self.queries[group], query, 0)}, self.spread)
+
+    def nearest_but_itself(self, group: str, query: int) -> float:
+        """How far a query of a group, by its place, is from the nearest other one. ValueError where there is none."""
+        return self.without(group, query).distance(group, self.queries[group][query])
 
 
 def taught(descriptions: Sequence[tuple[str, Floats]]) -> Judge:
@@ -119,11 +135,3 @@ def taught(descriptions: Sequence[tuple[str, Floats]]) -> Judge:
     squares = sum(((members - members.mean(0)) ** 2).sum(0) for members in queries.values())
     within = np.sqrt(squares / free) if free else among
     return Judge(queries, np.maximum(within, np.maximum(NARROWEST * among, 1e-6)))
-
-
-def verdict(ours: float, theirs: float, margin: float) -> int:
-    """1 where ours is lower by more than `margin` of the lower one, -1 where theirs is, 0 for a tie. Lower is better;
-    neither is negative."""
-    if abs(ours - theirs) <= margin * min(ours, theirs):
-        return 0
-    return 1 if ours < theirs else -1

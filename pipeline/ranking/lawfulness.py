@@ -1,0 +1,184 @@
+"""Whether a clip moves as the real clips of its motion do: the judge's distance of its flow from its group's queries.
+
+A clip's group is the motion that its caption names, or that a column of the manifest says; of a clip whose motion
+nobody names it is the one whose queries move most alike. How far is too far, the queries themselves say: each of them
+is held against the others of its group, and a clip's quantile is its place among those distances, of all groups
+together. Only a clip whose motion is named can be called unlawful: one that shows another motion is no spoiled one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import tables
+from pipeline.config import Run
+from pipeline.errors import ConfigError
+from pipeline.motion.judge import COURSES, Floats, Judge, taught
+from pipeline.ranking import shortlist
+from pipeline.storage.stores import join
+from pipeline.tables import IdSet, scanning, schemas
+
+CAPTION, COLUMN, FLOW = "caption", "column", "flow"  # what says which motion a clip shows
+WORD = re.compile(r"[^\W\d_]+")
+ENDINGS = "(?:e|es|s|ed|ing|e?ly)?"  # of a word's forms, after its stem and perhaps its last letter again: spin(n)ing
+
+CHUNK = 4096  # clips that are held against all queries at a time
+
+Codes = npt.NDArray[np.int32]
+
+
+def named_group(caption: str, groups: Sequence[str]) -> str | None:
+    """The group whose name a caption has, in any form of its words ("a ball bouncing" names bounce); None where it has
+    none, or several."""
+    words = [word.lower() for word in WORD.findall(caption)]
+    named = [group for group in groups if all(_has(words, part) for part in WORD.findall(group.lower()))]
+    return named[0] if len(named) == 1 else None
+
+
+def _has(words: Sequence[str], part: str) -> bool:
+    stem = part.removesuffix("e") if len(part) > 3 else part
+    form = re.compile(f"{re.escape(stem)}{re.escape(stem[-1])}?{ENDINGS}")
+    return any(form.fullmatch(word) for word in words)
+
+
+def leave_one_out(judge: Judge) -> Floats:
+    """The distances of the queries from the nearest other one of their group, ascending; of lone queries there is
+    none."""
+    groups = {group: len(rows) for group, rows in judge.queries.items() if len(rows) > 1}
+    distances = [judge.nearest_but_itself(group, n) for group, count in groups.items() for n in range(count)]
+    return np.sort(np.array(distances))
+
+
+def quantiles(distances: Floats, among: Floats) -> Floats:
+    """The share of lawful clips that would be as far or farther: (1 + how many of `among` are) / (1 + their number),
+    as conformal tests have it. [N]; `among` is ascending."""
+    farther = len(among) - np.searchsorted(among, distances, side="left")
+    return np.asarray((1 + farther) / (1 + len(among)), np.float64)
+
+
+def lawfulness(run: Run) -> Iterator[pa.Table]:
+    """Rows of lawfulness/: every clip whose movement is known, in blocks. Nothing where no query's movement is.
+
+    Raises ConfigError where `ranking.group_column` names no column of clips/.
+    """
+    judge = _judge(run)
+    folder = join(shortlist.motion_root(run), "movement", "clips")
+    if judge is None or not tables.parts(folder):
+        return
+    measure = _Measure(judge)
+    ids, codes = _named(run, measure.groups)
+    by = COLUMN if run.ranking.group_column else CAPTION
+    listed = np.zeros(len(ids), bool)
+    for block in scanning.blocks(folder, ["clip_id", "description"]):
+        places = ids.find(block.column("clip_id"))
+        first = np.zeros(len(places), bool)
+        first[np.unique(places, return_index=True)[1]] = True
+        new = first & (places >= 0) & ~listed[places]  # a job that was killed between two tables leaves a row twice
+        new &= pc.is_valid(block.column("description")).to_numpy()
+        listed[places[new]] = True
+        block, places = block.filter(pa.array(new)), places[new]
+        for start in range(0, block.num_rows, CHUNK):
+            rows = block.slice(start, CHUNK)
+            yield measure.rows(rows, codes[places[start : start + CHUNK]], by)
+
+
+class _Measure:
+    """The queries as a measure of clips: their groups, their own distances, and how far a course is off usually."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.groups = judge, list(judge.queries)
+        self.among, self.typical = leave_one_out(judge), _typical_courses(judge)
+
+    def rows(self, clips: pa.Table, codes: Codes, by: str) -> pa.Table:
+        """Rows of lawfulness/ of clips with a description; `codes` are the places of the groups that name them."""
+        videos = tables.matrix(clips, "description").astype(np.float64)
+        named = codes >= 0
+        group = np.where(named, codes, self._nearest_groups(videos))
+        distances, laws = np.empty(len(videos)), np.empty(len(videos), np.int64)
+        for code in np.unique(group).tolist():
+            of_group = group == code
+            apart = self.judge.courses(self.groups[code], videos[of_group])
+            distances[of_group], laws[of_group] = apart.mean(1), (apart / self.typical).argmax(1)
+        known = len(self.among) > 0
+        columns = [
+            clips.column("clip_id"),
+            pa.array([self.groups[code] for code in group.tolist()], pa.string()),
+            pa.array(distances, pa.float64()),
+            pa.array(quantiles(distances, self.among), pa.float64()) if known else pa.nulls(len(videos), pa.float64()),
+            pa.array([COURSES[law] for law in laws.tolist()], pa.string()),
+            pa.array(np.where(named, by, FLOW).tolist(), pa.string()),
+        ]
+        return pa.table(columns, schema=schemas.LAWFULNESS)
+
+    def _nearest_groups(self, videos: Floats) -> Codes:
+        distances = np.stack([self.judge.courses(group, videos).mean(1) for group in self.groups])
+        nearest: Codes = distances.argmin(0).astype(np.int32)
+        return nearest
+
+
+def unlawful(rows: pa.Table, quantile: float) -> pa.Table:
+    """Those of some rows of lawfulness/ that move unlike the real clips of the motion that they are named for: their
+    quantile is at most this one."""
+    far = pc.fill_null(pc.less_equal(rows.column("quantile"), quantile), False)
+    return rows.filter(pc.and_(far, pc.not_equal(rows.column("named_by"), FLOW)))
+
+
+def reasons(rows: pa.Table) -> pa.Table:
+    """Columns clip_id and reason of rows of lawfulness/, the least lawful first."""
+    rows = rows.sort_by([("distance", "descending"), ("clip_id", "ascending")])
+    sentences = [
+        f"moves unlike the real clips of {row['group']!r}, most by its {row['law']}: distance {row['distance']:.2f}, "
+        f"as far as {row['quantile']:.1%} of lawful ones"
+        for row in rows.to_pylist()
+    ]
+    return pa.table({"clip_id": rows.column("clip_id"), "reason": pa.array(sentences, pa.string())})
+
+
+# --- what it is held against ------------------------------------------------------------------------------------------
+
+
+def _judge(run: Run) -> Judge | None:
+    folder = join(shortlist.motion_root(run), "movement", "queries")
+    table = tables.read(folder, ["clip_id", "description", "error"])
+    queries = tables.read(join(run.root, "queries"), ["clip_id", "group"])
+    if table is None or not table.num_rows or queries is None:
+        return None
+    groups: Mapping[str, str] = {row["clip_id"]: row["group"] or "all" for row in queries.to_pylist()}
+    described = table.filter(pc.is_valid(table.column("description")))
+    rows = [row for row in described.to_pylist() if row["clip_id"] in groups]
+    return taught([(groups[r["clip_id"]], np.array(r["description"], np.float64)) for r in rows]) if rows else None
+
+
+def _typical_courses(judge: Judge) -> Floats:
+    """How far each course of a query is from the nearest other one's, on average: [COURSES]; ones where every query is
+    alone."""
+    apart = [
+        judge.without(group, n).courses(group, rows[n : n + 1])[0]
+        for group, rows in judge.queries.items()
+        for n in range(len(rows))
+        if len(rows) > 1
+    ]
+    return np.maximum(np.mean(apart, axis=0), 1e-6) if apart else np.ones(len(COURSES))
+
+
+def _named(run: Run, names: Sequence[str]) -> tuple[IdSet, Codes]:
+    """The ids of the run's clips, and for each the place of the group that it is named for; -1: of none."""
+    column, folder = run.ranking.group_column, join(run.root, "clips")
+    if column is not None and not any(column in schema.names for schema in tables.columns(folder)):
+        raise ConfigError(
+            f"ranking.group_column={column!r}: the manifest {run.data.videos!r} gave no such column. Name a column "
+            "that holds each clip's motion, or leave it out: then captions say which motion a clip shows."
+        )
+    ids = IdSet.of(rows.column("clip_id") for rows in scanning.blocks(folder, ["clip_id"]))
+    place, codes = {name: n for n, name in enumerate(names)}, np.full(len(ids), -1, np.int32)
+    for rows in scanning.blocks(folder, ["clip_id", column or "caption"]):
+        texts = rows.column(column or "caption").to_pylist()
+        groups = [named_group(text or "", names) if column is None else str(text) for text in texts]
+        codes[ids.find(rows.column("clip_id"))] = [place.get(group or "", -1) for group in groups]
+    return ids, codes
