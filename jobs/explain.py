@@ -142,7 +142,7 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
         tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
     tables.check(join(run.root, "influence"), fingerprints.ranking(run))
     clips = under_mask(run.root, "clips", rule.mask)
-    ids, groups, rows = query_rows(run.root, under_mask(run.root, "queries", rule.mask))
+    ids, groups, rows = query_rows(run, run.root, under_mask(run.root, "queries", rule.mask))
     population = shortlist.population(run, clips.clip_ids) or Population(len(clips.clip_ids))
     voted = min(share(rule.vote_fraction, population.count), len(clips.clip_ids))
     standing = one_clip.standing(run.root, clip_id, dict(zip(ids, groups, strict=True)), voted)

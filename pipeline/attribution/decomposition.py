@@ -129,7 +129,7 @@ class DecompositionWorker:
 
     def _parts(self, row: Row, latent: Tensor) -> Iterator[Row]:
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
-        text, settings = self.worker.text(row["caption"] or ""), self.run.attribution.settings
+        text, settings = self.worker.caption(row), self.run.attribution.settings
         for i, setting in enumerate(settings):
             if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue

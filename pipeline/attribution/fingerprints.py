@@ -55,11 +55,26 @@ def features(run: Run) -> Fingerprint:
         "attribution.settings": [setting.record() for setting in a.settings],
         "attribution.parameters": a.parameters,
         "attribution.projection": a.projection.model_dump(),
+        **_unusual(run),
     }
+
+
+def _unusual(run: Run) -> Fingerprint:
+    """What features depend on where a run asks for it; tables of before these keys stay what they are."""
+    q, unusual = run.queries, Fingerprint()
+    if run.attribution.captions != "own":
+        unusual["attribution.captions"] = run.attribution.captions
+    if q.looks != 1:
+        unusual["queries.looks"] = q.looks
+    if q.functional != "loss":
+        unusual |= {"queries.functional": q.functional, "queries.twins": list(q.twins)}
+    return unusual
 
 
 def ranking(run: Run) -> Fingerprint:
     fingerprint = {**features(run), "ranking": run.ranking.model_dump()}
+    if run.queries.unwanted:
+        fingerprint["queries.unwanted"] = list(run.queries.unwanted)
     if run.attribution.shortlist is not None:
         fingerprint["attribution.shortlist"] = run.attribution.shortlist.model_dump()
     return fingerprint

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from torch import Tensor
 
-from pipeline import motion, tables
+from pipeline import models, motion, tables
 from pipeline.attribution.canary import check_canary
+from pipeline.attribution.functionals import query_feature
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
@@ -31,7 +33,11 @@ from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
+from pipeline.video import looks
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
+
+Place = tuple[int, int, int]  # of a gradient: the clip itself (0) or a twin, its look, the setting
+Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its length before
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
 
@@ -41,7 +47,8 @@ class FeatureWorker:
 
     LOOKED_UP = ("mask", "mask_shape")  # columns that are too large to travel; they are read from the table here
 
-    def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, fingerprint: Mapping[str, Any], measure: MotionWorker | None = None) -> None:
+        """`measure` is what finds the masks of twins; by default one of its own, where there are twins."""
         self.run = run
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
@@ -54,7 +61,12 @@ class FeatureWorker:
         self.text = Captions(self.model.text)
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
+        self.motion = measure or (self._motion_worker() if run.queries.twins else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
+
+    def _motion_worker(self) -> MotionWorker:
+        pool, strides = self.run.resources.extract_features, models.strides(models.folder(self.run.model.id))
+        return MotionWorker(self.run, strides, pool.gpus, pool.cpus)
 
     def _check_canary(self, name: str) -> None:
         """Hold this actor's feature of one clip, the same for all, against the first's. RuntimeError if they differ.
@@ -80,26 +92,56 @@ class FeatureWorker:
             mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
         elif all(setting.mask == "motion" for setting in settings):
             return {**columns, "error": row["error"], "losses": {}}
-        latent = self.model.encode(frames)
-        losses = take_clip(
-            self.gradients, self.model, settings, latent, self.text(row["caption"] or ""), mask, self.run.seed
-        )
+        text = self.caption(row)
+        try:
+            videos = list(self._videos(row, frames, mask))
+        except ClipError as error:
+            return {**columns, "error": str(error), "losses": {}}
+        losses: dict[Place, float] = {}
+        for place, video, video_mask in videos:
+            latent = self.model.encode(video)
+            of_video = take_clip(self.gradients, self.model, settings, latent, text, video_mask, self.run.seed)
+            losses |= {(*place, setting): loss for setting, loss in of_video.items()}
         return {**columns, "error": None, "losses": losses}
+
+    def caption(self, row: Row) -> Tensor:
+        """The embedding of the caption under which a clip is attributed: [1, tokens, width]."""
+        return self.text((row["caption"] or "") if self.run.attribution.captions == "own" else "")
+
+    def _videos(
+        self, row: Row, frames: Frames, mask: Tensor | None
+    ) -> Iterator[tuple[tuple[int, int], Frames, Tensor | None]]:
+        """A clip, or a query and then its twins in all of their looks: which of them (0: itself) and which look, the
+        frames and the mask. Raises ClipError for a twin that does not move."""
+        q, key = self.run.queries, f"{self.run.seed} {row['clip_id']}"
+        for look in range(q.looks):
+            yield (0, look), looks.recoloured(frames, key, look), mask
+        for place, name in enumerate(q.twins, 1):
+            video = looks.twin(frames, name, key)
+            twin_mask = None if mask is None else self._twin_mask(row, name, video)
+            for look in range(q.looks):
+                yield (place, look), looks.recoloured(video, key, look), twin_mask
+
+    def _twin_mask(self, row: Row, name: str, video: Frames) -> Tensor:
+        assert self.motion is not None, "it was made for the twins"
+        measured = self.motion.measure({**row, "error": None}, video)
+        if measured["error"] is not None:
+            raise ClipError("no_motion", f"its twin {name!r} (queries.twins) has no motion mask: {measured['error']}")
+        return motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)
 
     def finish(self, rows: list[Row]) -> pa.Table:
         """Put the features taken since the last call to their rows."""
         settings, dim = len(self.run.attribution.settings), self.gradients.projection.dim
         features = np.zeros((len(rows), settings, dim), np.float32)
         norms, losses = np.zeros((len(rows), settings), np.float32), np.zeros((len(rows), settings), np.float32)
-        places = [(n, s) for n, row in enumerate(rows) for s in row["losses"]]
-        if places:
-            projections, lengths = self.gradients.collect()
-            for (n, s), feature, length in zip(places, projections.numpy(), lengths.numpy(), strict=True):
-                features[n, s], norms[n, s], losses[n, s] = feature, length, rows[n]["losses"][s]
+        taken = iter(zip(*(part.numpy() for part in self.gradients.collect()), strict=True))
         for n, row in enumerate(rows):
-            row["error"] = row["error"] or _unusable(row["losses"], features[n], norms[n])
+            gradients = {place: next(taken) for place in row["losses"]}
+            row["error"] = row["error"] or _unusable(row["losses"], gradients)
+            if row["error"] is None:
+                for s in dict.fromkeys(place[-1] for place in gradients):
+                    features[n, s], norms[n, s], losses[n, s] = self._setting(row["losses"], gradients, s)
         valid = np.array([row["error"] is None for row in rows], bool)
-        features[~valid], norms[~valid], losses[~valid] = 0, 0, 0
         return pa.table(
             [
                 pa.array([row["clip_id"] for row in rows], pa.string()),
@@ -113,10 +155,25 @@ class FeatureWorker:
             schema=schemas.features_schema(settings, dim),
         )
 
+    def _setting(
+        self, losses: Mapping[Place, float], gradients: Mapping[Place, Gradient], setting: int
+    ) -> tuple[npt.NDArray[np.float32], np.floating, np.floating]:
+        """Feature, norm and loss of a clip under a setting; of a query's looks norm and loss are the mean."""
+        q = self.run.queries
+        kinds = [
+            [(kind, look, setting) for look in range(q.looks) if (kind, look, setting) in gradients]
+            for kind in range(1 + len(q.twins))
+        ]
+        real, *twins = (np.stack([gradients[place][0] for place in places]) for places in kinds)
+        feature = query_feature(real, np.array(twins), q.functional)
+        norm = np.mean([gradients[place][1] for place in kinds[0]])
+        return feature, norm, np.mean([losses[place] for place in kinds[0]])
+
     def projected(self) -> bool:
         """Whether the gradients taken so far are projected, but for a clip's: to finish earlier would cost a whole
         generation of a dense P for the few that are held."""
-        return self.gradients.waiting < len(self.run.attribution.settings)
+        q = self.run.queries
+        return self.gradients.waiting < len(self.run.attribution.settings) * q.looks * (1 + len(q.twins))
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         if scanning.PART in rows.column_names:  # of the motion table: its masks are read here
@@ -149,7 +206,8 @@ class AttributionWorker:
     ) -> None:
         self.sample = sample
         pool = run.resources.extract_features
-        self.motion, self.features = MotionWorker(run, strides, pool.gpus, pool.cpus), FeatureWorker(run, fingerprint)
+        self.motion = MotionWorker(run, strides, pool.gpus, pool.cpus)
+        self.features = FeatureWorker(run, fingerprint, self.motion)
 
     def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None]:
         """A clip's row of the motion table, if it has one, and, if it goes on, that of the features."""
@@ -173,19 +231,13 @@ class AttributionWorker:
         return self.motion.refuse(clips, error) if self.sample is None else self.features.refuse(clips, error)
 
 
-def _unusable(
-    losses: dict[int, float], features: npt.NDArray[np.float32], norms: npt.NDArray[np.float32]
-) -> str | None:
+def _unusable(losses: Mapping[Place, float], gradients: Mapping[Place, Gradient]) -> str | None:
     """Why a clip's features cannot be used, if so."""
-    indices = list(losses)
-    if not (
-        np.isfinite(features[indices]).all()
-        and np.isfinite(norms[indices]).all()
-        and np.isfinite(list(losses.values())).all()
-    ):
+    finite = np.isfinite(list(losses.values())).all()
+    if not finite or not all(np.isfinite(feature).all() and np.isfinite(norm) for feature, norm in gradients.values()):
         return str(
             ClipError("not_finite", f"a loss or gradient of this clip is not finite (losses {list(losses.values())}).")
         )
-    if indices and not norms[indices].all():
+    if not all(norm for _, norm in gradients.values()):
         return str(ClipError("not_finite", "a gradient of this clip is zero in every parameter that counts."))
     return None

@@ -113,6 +113,9 @@ class Attribution(Model):
     )
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
+    captions: Literal["own", "empty"] = Field(
+        "own", description="under which clips and queries are attributed; empty: what words say has no part"
+    )
     hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
     weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
     frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")

@@ -62,6 +62,8 @@ Arm = Literal[
 ]
 
 
+Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
+Functional = Literal["loss", "preference", "both"]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
 
 
@@ -97,6 +99,30 @@ class Queries(Model):
         ge=1,
         description="without videos and prompts: so many moving clips of data.videos are provisional queries",
     )
+    looks: int = Field(1, ge=1, description="colours in which a query is attributed, its own first; their mean counts")
+    twins: tuple[Twin, ...] = Field((), description="spoiled versions of a query that it is to be preferred to")
+    functional: Functional = Field(
+        "loss", description="what a query asks for: a lower loss, to be preferred to its twins, or both"
+    )
+    unwanted: tuple[str, ...] = Field(
+        (), description="groups of queries that show what is not wanted: the others less them"
+    )
+
+    @model_validator(mode="after")
+    def _distinct_twins(self) -> Queries:
+        if len(set(self.twins)) != len(self.twins):
+            raise ValueError(f"twins={list(self.twins)}: each is named once")
+        if self.functional == "loss" and self.twins:
+            raise ValueError(
+                f"twins={list(self.twins)} have no part in functional: loss; use functional: preference or both, or no "
+                "twins"
+            )
+        if self.functional != "loss" and not self.twins:
+            raise ValueError(
+                f"functional={self.functional!r} holds a query against its twins, and there are none; name some, for "
+                "example twins: [backwards, slow_start]"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one(self) -> Queries:
@@ -297,7 +323,11 @@ class Run(Model):
 
     def of(self, name: str) -> Run:
         """This run as the features of `clips`, or of `queries`, have it."""
-        return self.model_copy(update={"attribution": self.attribution.alone(name)})
+        changes: dict[str, Any] = {"attribution": self.attribution.alone(name)}
+        if name != "queries":  # looks and twins are of queries alone
+            plain: dict[str, Any] = {"looks": 1, "twins": (), "functional": "loss"}
+            changes["queries"] = self.queries.model_copy(update=plain)
+        return self.model_copy(update=changes)
 
     @property
     def geometry(self) -> tuple[int, float, int, int]:

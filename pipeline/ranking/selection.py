@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Ranking, Run
-from pipeline.errors import NothingUsableError
-from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist
+from pipeline.errors import ConfigError, NothingUsableError
+from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist, unit_settings
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
@@ -106,7 +106,7 @@ def rank(
         raise NothingUsableError(
             f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank."
         )
-    query_ids, groups, rows = query_rows(index or run.root, queries)
+    query_ids, groups, rows = query_rows(run, index or run.root, queries)
     population = shortlist.population(run, clips.clip_ids)
     weights = None if population is None else population.weights
     columns = influence_columns(clips, rows, whiten, progress, weights)
@@ -123,7 +123,7 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     if (rule.get("mask"), rule.get("whiten")) != (mask, whiten):
         return None
     clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
-    query_ids, groups, _ = query_rows(run.root, queries)
+    query_ids, groups, _ = query_rows(run, run.root, queries)
     if written["query_ids"] != query_ids:
         return None
     features = tables.metadata(join(run.root, "features", "clips"))["fingerprint"]
@@ -140,13 +140,31 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids))
 
 
-def query_rows(root: str, queries: FeatureTable) -> tuple[list[str], list[str], Array]:
-    """The queries' ids, groups and unit rows [Q, k], by id; the groups are those of the root's queries/."""
+def query_rows(run: Run, root: str, queries: FeatureTable) -> tuple[list[str], list[str], Array]:
+    """The queries' ids, groups and unit rows [Q, k], by id; the groups are those of the root's queries/.
+
+    Of the rows of `queries.unwanted` the mean direction is taken away from each of the others; they are none of the
+    ranking's queries themselves. Raises ConfigError for a group that no query has, or where all are unwanted.
+    """
     table = tables.read(join(root, "queries"), ["clip_id", "group"])
     named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
     rows = queries.rows()
     ids = sorted(rows)
-    return ids, [named.get(i) or "all" for i in ids], np.stack([rows[i] for i in ids])
+    groups = [named.get(i) or "all" for i in ids]
+    unit, unwanted = np.stack([rows[i] for i in ids]), np.isin(groups, run.queries.unwanted)
+    missing = sorted(set(run.queries.unwanted) - set(groups))
+    if missing or unwanted.all():
+        raise ConfigError(
+            f"queries.unwanted={list(run.queries.unwanted)}: "
+            + (f"no query with a feature is of group {missing[0]!r}" if missing else "that is every query")
+            + f"; the groups are {', '.join(sorted(set(groups)))}. Name some of them, and leave one at least."
+        )
+    if unwanted.any():
+        away = unit[unwanted].mean(0)
+        unit = unit[~unwanted] - away / np.linalg.norm(away)
+        unit = unit_settings(unit, len(queries.members))
+    kept = np.flatnonzero(~unwanted).tolist()
+    return [ids[n] for n in kept], [groups[n] for n in kept], unit
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pipeline.config import Run
 from pipeline.errors import MissingTableError, NothingUsableError
 from pipeline.evaluation.generation import GenerationWorker, wanted
 from pipeline.ranking.feature_table import under_mask
+from pipeline.ranking.selection import query_rows
 from pipeline.stages import attribution, indexing, two_stages
 from pipeline.stages.progress import Counted, Progress, achieved
 from pipeline.storage import stores
@@ -56,6 +57,8 @@ def attribute_queries(run: Run) -> None:
     two_stages.queries(run)
     for one, scope in attribution.scopes(run):
         _usable(one, scope.motion)
+        if one.queries.unwanted:  # what cannot be ranked is told before the clips are touched
+            query_rows(one, scope.index, under_mask(one.root, "queries", one.ranking.mask))
 
 
 def index_data(run: Run) -> None:

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, MissingTableError
 from pipeline.evaluation import comparison, contests
 from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
-from pipeline.stages import indexing, judging
+from pipeline.stages import finetuning, indexing, judging
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
@@ -238,9 +238,9 @@ def compared(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
             raise KeyboardInterrupt
         arm_trained(one)
 
-    arm_trained = job.finetune
+    arm_trained = finetuning.finetune
     with patch.context() as change:
-        change.setattr(job, "finetune", stopped)
+        change.setattr(finetuning, "finetune", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare(run)
     first = Path(run.root, "finetuned", "random", "done.json").stat().st_mtime_ns
@@ -279,10 +279,10 @@ def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFi
 def test_the_cost_is_told_before_anything_is_trained(
     compared: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(one: Run) -> None:
+    def refused(run: Run, named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(job, "finetune", refused)
+    monkeypatch.setattr(job, "finetune_arms", refused)
     evaluate = compared.evaluate.model_copy(update={"arms": (*ARMS, "oracle")})
     with pytest.raises(KeyboardInterrupt):
         compare(compared.model_copy(update={"evaluate": evaluate}))

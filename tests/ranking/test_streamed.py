@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline import config, tables
 from pipeline.config import Ranking, Run
-from pipeline.errors import MissingTableError
+from pipeline.errors import ConfigError, MissingTableError
 from pipeline.ranking import BLOCK, feature_table, influence, order, select, selection, unit_settings, votes
 from pipeline.ranking import influence_table as influence_of_tables
 from pipeline.ranking.column_file import Columns
@@ -99,6 +99,26 @@ def test_streamed_ranking_is_that_of_the_arrays(
             names = ranked.clip_ids.to_pylist()
             placed = [names[i] for i in order(found[:, chosen], names, by)]  # type: ignore[arg-type]
             assert ranked.order(group, by, 0.1).to_pylist() == placed, f"{group} by {by}"  # type: ignore[arg-type]
+
+
+def test_the_direction_of_unwanted_queries_is_taken_away(run: Run) -> None:
+    asked = run.model_copy(update={"queries": run.queries.model_copy(update={"unwanted": ("roll",)})})
+    ranked = selection.rank(asked, "motion", None)
+    assert ranked.query_ids == [f"q{n}" for n in range(4)], "unwanted queries are none of the ranking's"
+    assert ranked.all_groups == ["all", "spin"]
+    unit = unit_settings(queries(), 2)
+    away = unit[4:].mean(0) / np.linalg.norm(unit[4:].mean(0))
+    whole = influence(unit_settings(features(), 2), unit_settings(unit[:4] - away, 2), None)
+    by_id = dict(zip(ids(), whole, strict=True))
+    found = np.stack([ranked.influence[q] for q in range(4)], 1)
+    np.testing.assert_allclose(found, np.stack([by_id[i] for i in ranked.clip_ids.to_pylist()]), atol=1e-5)
+    for groups, says in (
+        (("slide",), "of group 'slide'; the groups are roll, spin"),
+        (("roll", "spin"), "every query"),
+    ):
+        unfit = run.model_copy(update={"queries": run.queries.model_copy(update={"unwanted": groups})})
+        with pytest.raises(ConfigError, match=says):
+            selection.rank(unfit, "motion", None)
 
 
 def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,138 @@
+"""How well lawfulness tells cartoons from real clips, on corpora of the synthetic world, by RAFT's flow of the videos.
+
+A cartoon has the looks of a real clip and breaks one law of its motion. The score of a clip is the distance of its
+movement from the nearest of five queries of the motion that its caption names. Beside it stand scores that need no
+query: more motion, less motion and more jerk. An AUC is of one motion and corpus, its mean over motions is of a corpus,
+and the interval is Student's of 95 % over corpora. The corpora are none that the rule was made with. The last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
+from jobs.benchmarks.quality.retrieval import auc
+from pipeline import config, motion
+from pipeline.config import Run
+from pipeline.motion import judge, movement
+from pipeline.motion.judge import COURSES, STRETCHES, Floats
+from pipeline.ranking import lawfulness
+from pipeline.statistics.intervals import student
+from pipeline.synthetic import world
+from pipeline.synthetic.world import Scene
+
+SEEDS = (70, 80, 90, 100)
+CLIPS, QUERIES = 200, 5
+QUANTILE = 0.05
+SCORES = ("distance", "more_motion", "less_motion", "more_jerk")
+
+Describe = Callable[[Scene], Floats]
+
+
+def describer(run: Run) -> Describe:
+    """A scene -> the description of its movement, as movement/ has it."""
+    device = torch.device("cpu")
+    raft = motion.load_raft(run.motion, device)
+
+    def describe(scene: Scene) -> Floats:
+        frames = world.render(scene, run.data.height, run.data.width)
+        flow = motion.estimate(frames, raft, run.motion, device)
+        return np.array(movement.movement(frames, flow - motion.camera_motion(flow))["description"])
+
+    return describe
+
+
+def corpus_scores(seed: int, clips: int, run: Run, describe: Describe) -> list[dict[str, Any]]:
+    """Every clip of a corpus whose caption names a motion: kind, motion, scores, quantile."""
+    queries = world.queries(seed + 2, QUERIES, run.data.frames)
+    known = judge.taught([(scene.motion, describe(scene)) for scene in queries])
+    among, rows = lawfulness.leave_one_out(known), []
+    for scene in world.corpus(seed + 1, clips, run.data.frames):
+        group = lawfulness.named_group(scene.caption, list(known.queries))
+        if group is None:
+            continue
+        description = describe(scene)
+        distance = known.distance(group, description)
+        courses = dict(zip(COURSES, description.reshape(len(COURSES), STRETCHES).mean(1).tolist(), strict=True))
+        rows.append(
+            {
+                "kind": scene.kind,
+                "motion": group,
+                "distance": distance,
+                "more_motion": courses["amount"],
+                "less_motion": -courses["amount"],
+                "more_jerk": courses["jerk"],
+                "quantile": float(lawfulness.quantiles(np.array([distance]), among)[0]),
+            }
+        )
+    return rows
+
+
+def by_motion(rows: Sequence[dict[str, Any]], score: str) -> dict[str, float]:
+    """The AUC of cartoons above real clips, for each motion that has both."""
+    areas = {}
+    for name in world.CARTOONS:
+        cartoon, real = (
+            np.array([row[score] for row in rows if (row["motion"], row["kind"]) == (name, kind)])
+            for kind in ("cartoon", "real")
+        )
+        if len(cartoon) and len(real):
+            areas[name] = auc(cartoon, real)
+    return areas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two small corpora")
+    seeds, clips = ((50, 60), 40) if parser.parse_args().quick else (SEEDS, CLIPS)
+    torch.set_num_threads(1)
+    hardware, run, start = machine(), config.load("demo"), time.monotonic()
+    print_machine(hardware)
+    describe = describer(run)
+    corpora = {seed: corpus_scores(seed, clips, run, describe) for seed in seeds}
+    areas = {score: {seed: by_motion(rows, score) for seed, rows in corpora.items()} for score in SCORES}
+    print_table(["score", *(f"corpus {seed}" for seed in seeds), "mean, 95 %"], [_line(s, areas[s]) for s in SCORES])
+    print_table(["motion", *(f"corpus {seed}" for seed in seeds)], _motions(areas["distance"]))
+    print_table(
+        ["corpus", "named", "cartoons", f"quantile at most {QUANTILE:g}", "cartoons of them"],
+        [[f"{seed}", *(f"{n}" for n in called(rows))] for seed, rows in corpora.items()],
+    )
+    seconds = round(time.monotonic() - start, 1)
+    called_by_corpus = {seed: called(rows) for seed, rows in corpora.items()}
+    print_json(
+        {"benchmark": "lawfulness", "machine": hardware, "seconds": seconds, "auc": areas}
+        | {"called": called_by_corpus}
+    )
+
+
+def called(rows: Sequence[dict[str, Any]]) -> tuple[int, int, int, int]:
+    """How many clips are named, how many are cartoons, how many are called unlawful, and how many of those are
+    cartoons."""
+    unlawful = [row for row in rows if row["quantile"] <= QUANTILE]
+    counts = [sum(row["kind"] == "cartoon" for row in some) for some in (rows, unlawful)]
+    return len(rows), counts[0], len(unlawful), counts[1]
+
+
+def _line(score: str, areas: dict[int, dict[str, float]]) -> list[str]:
+    means = [float(np.mean(list(of_corpus.values()))) for of_corpus in areas.values()]
+    interval = student(means)
+    mean = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return [score.replace("_", " "), *(f"{value:.2f}" for value in means), mean]
+
+
+def _motions(areas: dict[int, dict[str, float]]) -> list[list[str]]:
+    def cell(of_corpus: dict[str, float], name: str) -> str:
+        return f"{of_corpus[name]:.2f}" if name in of_corpus else "-"
+
+    return [[name, *(cell(of_corpus, name) for of_corpus in areas.values())] for name in world.CARTOONS]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The benchmark of lawfulness: its scores, and its short form."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from jobs.benchmarks import lawfulness
+
+
+def test_an_auc_is_of_one_motion() -> None:
+    rows = [
+        {"motion": "roll", "kind": kind, "distance": d} for kind, d in (("cartoon", 3.0), ("real", 1.0), ("real", 4.0))
+    ]
+    rows += [{"motion": "spin", "kind": "cartoon", "distance": 0.0}]  # no real one to hold it against
+    assert lawfulness.by_motion(rows, "distance") == {"roll": 0.5}
+
+
+def test_what_is_called_unlawful_is_counted() -> None:
+    rows = [{"kind": k, "quantile": q} for k, q in (("cartoon", 0.02), ("cartoon", 0.5), ("real", 0.05), ("real", 0.9))]
+    assert lawfulness.called(rows) == (4, 2, 2, 1)
+
+
+@pytest.mark.slow
+def test_the_short_form_tells_cartoons(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["lawfulness", "--quick"])
+    lawfulness.main()
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    means = [sum(of.values()) / len(of) for of in printed["auc"]["distance"].values()]
+    assert len(means) == 2
+    assert min(means) > 0.65, means
