@@ -1,0 +1,164 @@
+"""The projected gradients of a corpus of the synthetic world, under every setting that the rules ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline import config, motion
+from pipeline.attribution.gradients import ProjectedGradients, take_clip
+from pipeline.config import Run
+from pipeline.config.attribution import Setting
+from pipeline.models import VideoModel, open_model
+from pipeline.motion import movement
+from pipeline.projection import Projection
+from pipeline.storage import stores
+from pipeline.synthetic import world
+from pipeline.synthetic.world import Scene
+from pipeline.video import looks
+
+Array = npt.NDArray[np.float32]
+Frames = npt.NDArray[np.uint8]
+
+TIMES = (751.0, 501.0)
+CAPTIONS = ("own", "empty")
+LOOKS = 8
+TWINS = ("backwards", "slow_start")
+MASKS = ("motion", "none")
+DIM = 512
+
+
+@dataclass(frozen=True)
+class Video:
+    scene: Scene
+    frames: Frames
+    mask: Tensor  # [f, h, w]
+    description: Array  # of its movement
+    colours: Array  # of what moves
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Moving clips and queries, and their projected gradients.
+
+    `clips` are [captions, times, masks, N, k]; `queries` those of the queries as they are, [captions, times, Q, k], and
+    `looks` under empty captions and the motion mask: themselves and each twin, [1 + twins, times, looks, Q, k].
+    """
+
+    clips: Sequence[Video]
+    queries: Sequence[Video]
+    of_clips: Array
+    of_queries: Array
+    of_looks: Array
+
+
+class Taker:
+    """A model with its projection: videos -> projected gradients."""
+
+    def __init__(self, run: Run, model: VideoModel) -> None:
+        self.run, self.model = run, model
+        self.gradients = ProjectedGradients(model.transformer, Projection("gaussian", DIM, 0), hold=32)
+
+    def take(self, videos: Sequence[tuple[Frames, Tensor, str]], settings: Sequence[Setting]) -> Array:
+        """[videos, settings, k]"""
+        for frames, mask, caption in videos:
+            latent = self.model.encode(frames)
+            take_clip(self.gradients, self.model, settings, latent, self.model.text([caption]), mask, self.run.seed)
+        projected: Array = self.gradients.collect()[0].numpy()
+        return projected.reshape(len(videos), len(settings), -1)
+
+
+def measured(run: Run, scenes: Sequence[Scene]) -> Iterator[Video]:
+    """The scenes that move, with what RAFT says of them."""
+    device = torch.device("cpu")
+    raft = motion.load_raft(run.motion, device)
+    for scene in scenes:
+        frames = world.render(scene, run.data.height, run.data.width)
+        flow = motion.estimate(frames, raft, run.motion, device)
+        mask = motion.motion_mask(flow, run.motion, (5, 8, 8), 2)
+        if mask is not None and scene.motion:
+            of = movement.movement(frames, flow - motion.camera_motion(flow))
+            yield Video(scene, frames, mask, np.array(of["description"]), np.array(of["colours"]))
+
+
+def corpus(seed: int, clips: int, queries: int, folder: Path) -> Corpus:
+    """A corpus of this seed with its gradients under the demo's model; from the folder where they are there."""
+    run = config.load("demo", {})
+    of_clips = list(measured(run, world.corpus(seed + 1, clips)))
+    of_queries = list(measured(run, world.queries(seed + 2, queries)))
+    path = folder / f"{seed}-{clips}-{queries}.npz"
+    if not path.is_file():
+        taker = Taker(run, open_model(run.model, torch.device("cpu")))
+        _write(path, _gradients(taker, of_clips, of_queries, CAPTIONS, TIMES))
+    return Corpus(of_clips, of_queries, *_read(path))
+
+
+def untrained(trained: Corpus, seed: int, folder: Path) -> Corpus:
+    """The same videos under a model that has learnt nothing: under empty captions and the last of TIMES alone."""
+    path = folder / f"{seed}-{len(trained.clips)}-{len(trained.queries)}-untrained.npz"
+    if not path.is_file():
+        run = config.load("demo", {})
+        model = open_model(run.model, torch.device("cpu"))
+        _forget(model)
+        _write(path, _gradients(Taker(run, model), trained.clips, trained.queries, CAPTIONS[-1:], TIMES[-1:]))
+    return Corpus(trained.clips, trained.queries, *_read(path))
+
+
+def _write(path: Path, arrays: tuple[Array, Array, Array]) -> None:
+    with stores.writing(str(path)) as file:
+        np.savez(file, clips=arrays[0], queries=arrays[1], looks=arrays[2])
+
+
+def _read(path: Path) -> tuple[Array, Array, Array]:
+    with np.load(path) as held:
+        return held["clips"], held["queries"], held["looks"]
+
+
+def _gradients(
+    taker: Taker, clips: Sequence[Video], queries: Sequence[Video], captions: Sequence[str], times: Sequence[float]
+) -> tuple[Array, Array, Array]:
+    """`of_clips`, `of_queries` and `of_looks` of a Corpus."""
+    both = [[Setting(timestep=t, mask=mask) for mask in MASKS] for t in times]
+    masked = [[Setting(timestep=t, mask="motion")] for t in times]
+
+    def of(videos: Sequence[Video], caption: str, settings: Sequence[Setting]) -> Array:
+        named = [(v.frames, v.mask, v.scene.caption if caption == "own" else "") for v in videos]
+        return taker.take(named, settings)
+
+    of_clips = [[of(clips, caption, settings).transpose(1, 0, 2) for settings in both] for caption in captions]
+    of_queries = [[of(queries, caption, settings)[:, 0] for settings in masked] for caption in captions]
+    of_looks = [[_in_looks(taker, queries, name, settings) for settings in masked] for name in (None, *TWINS)]
+    return np.array(of_clips), np.array(of_queries), np.array(of_looks)
+
+
+def _in_looks(taker: Taker, queries: Sequence[Video], name: str | None, settings: Sequence[Setting]) -> Array:
+    """The queries, or a twin of each, in every look: [looks, Q, k]."""
+    scenes, run = {video.scene.name: video for video in queries}, taker.run
+    if name is not None:
+        device = torch.device("cpu")
+        raft = motion.load_raft(run.motion, device)
+    videos = []
+    for key, video in scenes.items():
+        frames, mask = video.frames, video.mask
+        if name is not None:
+            frames = looks.twin(frames, name, key)
+            twin_mask = motion.motion_mask(motion.estimate(frames, raft, run.motion, device), run.motion, (5, 8, 8), 2)
+            assert twin_mask is not None, "the frames of what moves move in every order"
+            mask = twin_mask
+        videos += [(looks.recoloured(frames, key, look), mask, "") for look in range(LOOKS)]
+    return taker.take(videos, settings)[:, 0].reshape(len(scenes), LOOKS, -1).transpose(1, 0, 2)
+
+
+def _forget(model: VideoModel) -> None:
+    """Random weights of the same spread in place of the trained ones."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.transformer.parameters():
+            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
+            parameter.copy_(parameter.mean() + spread * torch.randn(parameter.shape, generator=generator))

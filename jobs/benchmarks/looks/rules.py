@@ -1,0 +1,87 @@
+"""Rankings out of one corpus' gradients, by name, and controls that need no model: each [clips, queries]."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.benchmarks.looks.gradients import LOOKS, Array, Corpus, Video
+from pipeline.attribution.functionals import query_feature
+from pipeline.config.run import Functional
+from pipeline.motion import colours, judge
+from pipeline.ranking import influence, unit_settings
+
+Scores = npt.NDArray[np.float64]
+
+OWN, EMPTY = 0, 1
+T751, T501 = 0, 1
+MASKED, PLAIN = 0, 1
+WHITEN = 0.01
+
+
+def rules(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
+    """What the product can be asked for."""
+    clips, queries = corpus.of_clips, corpus.of_queries
+
+    def rank(of_clips: Array, of_queries: Array, whiten: float | None = WHITEN) -> Scores:
+        return influence(unit_settings(of_clips, 1), unit_settings(of_queries, 1), whiten).astype(np.float64)
+
+    yield "the paper's: both masked, cosine, 751", rank(clips[OWN, T751, MASKED], queries[OWN, T751], None)
+    yield "queries masked, clips plain, 751 (the demo)", rank(clips[OWN, T751, PLAIN], queries[OWN, T751])
+    yield "queries masked, clips plain, 501", rank(clips[OWN, T501, PLAIN], queries[OWN, T501])
+    yield "both masked, 751", rank(clips[OWN, T751, MASKED], queries[OWN, T751])
+    yield "both masked, 501", rank(clips[OWN, T501, MASKED], queries[OWN, T501])
+    for name, t in (("751", T751), ("501", T501)):
+        masked, plain = clips[EMPTY, t, MASKED], clips[EMPTY, t, PLAIN]
+        yield f"both masked, empty captions, {name}", rank(masked, queries[EMPTY, t])
+        for functional in ("loss", "preference", "both"):
+            yield f"the same, eight looks, {functional}, {name}", rank(masked, asked(corpus, t, functional))
+        yield f"the same, both, clips plain, {name}", rank(plain, asked(corpus, t, "both"))
+    few = asked(corpus, T501, "loss", looks=4)
+    yield "both masked, empty captions, four looks, loss, 501", rank(clips[EMPTY, T501, MASKED], few)
+
+
+def asked(corpus: Corpus, t: int, functional: Functional, looks: int = LOOKS) -> Array:
+    """The queries' features by a functional: [Q, k]."""
+    real, twins = corpus.of_looks[0, t, :looks], corpus.of_looks[1:, t, :looks]
+    return np.stack([query_feature(real[:, q], twins[:, :, q], functional) for q in range(real.shape[1])])
+
+
+def controls(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
+    clips, queries = corpus.clips, corpus.queries
+    masks = [_unit(np.stack([video.mask.numpy().ravel() for video in side])) for side in (clips, queries)]
+    yield "control: overlap of masks", (masks[0] @ masks[1].T).astype(np.float64)
+    histograms = [np.stack([video.colours for video in side]) for side in (clips, queries)]
+    yield "control: colours of what moves", colours.alike(*histograms)
+    words = [[set(_words(video)) for video in side] for side in (clips, queries)]
+    yield "control: words of the caption", np.array([[len(a & b) / len(a | b) for b in words[1]] for a in words[0]])
+    yield "control: flow, the judge's distance", _by_flow(clips, queries)
+    fast = np.array([video.description[: judge.STRETCHES].mean() for video in clips], np.float64)
+    yield "control: magnitude", np.repeat(fast[:, None], len(queries), 1)
+
+
+def untrained(corpus: Corpus) -> tuple[str, Scores]:
+    """The rule of both functionals under a model that has learnt nothing."""
+    of_clips = unit_settings(corpus.of_clips[0, 0, MASKED], 1)
+    scores = influence(of_clips, unit_settings(asked(corpus, 0, "both"), 1), WHITEN)
+    return "control: untrained model, eight looks, both, 501", scores.astype(np.float64)
+
+
+def _by_flow(clips: Sequence[Video], queries: Sequence[Video]) -> Scores:
+    described = [(video.scene.motion, video.description.astype(np.float64)) for video in queries]
+    spread = judge.taught(described).spread
+    numbers = [np.stack([video.description for video in side]) / spread for side in (clips, queries)]
+    apart: Scores = np.stack([np.abs(numbers[0] - query).mean(1) for query in numbers[1]], 1)
+    return -apart
+
+
+def _words(video: Video) -> list[str]:
+    return re.findall(r"\w+", video.scene.caption)
+
+
+def _unit(rows: Array) -> Array:
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
