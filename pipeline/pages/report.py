@@ -25,6 +25,7 @@ from pipeline.evaluation import comparison
 from pipeline.pages import charts, explain_links, funnel, gallery, sections
 from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.ranking import choosing, controls
+from pipeline.ranking.likeness import likenesses
 from pipeline.ranking.mask_overlap import Alike, mask_overlaps
 from pipeline.storage import stores
 from pipeline.tables import figures, throughput
@@ -65,9 +66,10 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     sentences on rows that contradict one another (empty: everything adds up); ``shortlist``: what `choosing.quality`
     found on it, or null; ``selection``: group -> source ->
     decision -> n; ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
-    mask_overlap: {share, spearman}}; ``evaluation``: the records of `comparison.comparison`; ``held_out``: whether
-    videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n; ``fingerprint``: table ->
-    fingerprint; ``versions``. Unknown: null.
+    and the same of mask_overlap, colours and movement, as far as they are known}; ``looks``: a warning where looks
+    explain more of the ranking than motion does, else empty; ``evaluation``: the records of `comparison.comparison`;
+    ``held_out``: whether videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n;
+    ``fingerprint``: table -> fingerprint; ``versions``. Unknown: null.
     """
     root, plan = run.root, gallery.plan(run.root, run.report.captions)
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
@@ -75,7 +77,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
     alike, masks = mask_overlaps(root, groups, plan.keys())
-    numbers = _numbers(run, funnels, selected, evaluation, alike)
+    numbers = _numbers(run, funnels, selected, evaluation, {"mask_overlap": alike, **likenesses(root, groups)})
     studio = gallery.Studio(run, frames_of, masks, gallery.count(plan, evaluation))
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
     page = (
@@ -115,12 +117,13 @@ def _numbers(
     funnels: Mapping[str, funnel.Funnel],
     selected: figures.Selected | None,
     evaluation: pa.Table | None,
-    alike: Alike,
+    alike: Mapping[str, Alike],
 ) -> dict[str, Any]:
     root = run.root
     decisions, problems = figures.decided(selected, funnels["clips"].remaining)
     named = [f"{kind}, {p}" for kind, f in funnels.items() for p in f.problems]
     named += [] if evaluation is None else comparison.mixtures(evaluation)
+    overlap = {} if selected is None else controls.overlaps(selected, alike, run.motion.of == "queries")
     numbers: dict[str, Any] = {
         "root": root,
         "model": run.model.id,
@@ -131,7 +134,8 @@ def _numbers(
         "problems": named + problems,
         "shortlist": choosing.quality(run),
         "selection": {} if selected is None else figures.by_source(selected),
-        "overlap": {} if selected is None else controls.overlaps(selected, alike, run.motion.of == "queries"),
+        "overlap": overlap,
+        "looks": sections.looks(overlap),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},

@@ -69,8 +69,31 @@ def verdicts(overlap: Mapping[str, Any] | None) -> dict[str, str]:
     words = {
         "magnitude": "a filter that merely prefers more motion",
         "mask_overlap": "a filter that merely prefers motion in the same place",
+        "colours": "a filter that merely prefers the queries' colours",
+        "movement": "a filter that compares optical flow alone",
     }
-    return {name: _verdict(overlap, name, what) for name, what in words.items()}
+    return {name: _verdict(overlap, name, what) for name, what in words.items() if name in overlap}
+
+
+def looks(overlaps: Mapping[str, Mapping[str, Any]]) -> str:
+    """A warning that names the groups whose ranking goes with the colours of what moves more than with how it moves;
+    empty where there is none, or nothing is known."""
+    astray = [name for name, overlap in overlaps.items() if _follows_looks(overlap)]
+    if not astray:
+        return ""
+    named = "of all queries" if "all" in astray else f"of {', '.join(astray)}"
+    return (
+        f"Looks explain more of the ranking {named} than motion does: its rank correlation with the colours of what "
+        "moves is above chance and higher than with the likeness of the movement. Try queries.looks, or queries of "
+        "other colours."
+    )
+
+
+def _follows_looks(overlap: Mapping[str, Any]) -> bool:
+    by_looks, by_motion = (overlap.get(name, {}).get("spearman") for name in ("colours", "movement"))
+    if by_looks is None or by_motion is None:
+        return False
+    return bool(by_looks > max(by_motion, 2 / np.sqrt(max(overlap["ranked"] - 1, 1))))
 
 
 def _verdict(overlap: Mapping[str, Any], name: str, what: str) -> str:

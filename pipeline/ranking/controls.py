@@ -1,7 +1,9 @@
-"""Controls: what else, with no video model, would have selected the same clips: motion magnitude, and mask overlap."""
+"""Controls: what else, with no video model, would have selected the same clips: motion magnitude, and what is alike in
+masks, colours or movement."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,19 +28,17 @@ def compare(influence: Floats, other: Floats, chosen: npt.NDArray[np.bool_]) -> 
     return {"share": share, "spearman": spearman(influence, other)}
 
 
-def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, dict[str, Any]]:
-    """For every group: how the selection agrees with motion magnitude alone and with mask overlap alone.
+def overlaps(found: Selected, alike: Mapping[str, Alike], sampled: bool = False) -> dict[str, dict[str, Any]]:
+    """For every group: how the selection agrees with motion magnitude alone, and with each likeness by its name.
 
     Where only a sample of the clips has its motion measured, the sample stands for all of them.
     """
-    places = found.ids.find(alike.clip_ids)
     by_group = {}
     for name, group in found.groups.items():
         flags = group.places >= 0
         if sampled:
             flags[flags] = np.isfinite(found.magnitude[group.places[flags]])
-        overlap, at = np.full(len(found.ids), np.nan), group.places[flags]
-        overlap[places[places >= 0]] = alike.groups.get(name, np.full(len(places), np.nan))[places >= 0]
+        at = group.places[flags]
         chosen, influence = (group.decisions == SELECTED)[flags], group.influence[flags].astype(np.float64)
         by_group[name] = {
             "selected": int(chosen.sum()),
@@ -46,9 +46,18 @@ def overlaps(found: Selected, alike: Alike, sampled: bool = False) -> dict[str, 
             "chance": float(chosen.mean()) if len(chosen) else None,
             "chance_sd": _chance_sd(len(chosen), int(chosen.sum())),
             "magnitude": compare(influence, found.magnitude[at], chosen),
-            "mask_overlap": compare(influence, overlap[at], chosen),
         }
+        for control, likeness in alike.items():
+            by_group[name][control] = compare(influence, _of_clips(found, likeness, name)[at], chosen)
     return by_group
+
+
+def _of_clips(found: Selected, alike: Alike, group: str) -> Floats:
+    """The likeness of every clip of the run to a group; NaN where it is not known."""
+    places = found.ids.find(alike.clip_ids)
+    values = np.full(len(found.ids), np.nan)
+    values[places[places >= 0]] = alike.groups.get(group, np.full(len(places), np.nan))[places >= 0]
+    return values
 
 
 def _chance_sd(ranked: int, size: int) -> float | None:
