@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -127,7 +127,7 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     if written["query_ids"] != query_ids:
         return None
     features = tables.metadata(join(run.root, "features", "clips"))["fingerprint"]
-    if any(fingerprint.get(field) != value for field, value in features.items()):
+    if any(_of_clips(fingerprint.get(field)) != _of_clips(value) for field, value in features.items()):
         return None
     columns, ids = Columns(len(clips.clip_ids), len(query_ids)), []
     for rows in scanning.blocks(folder, ["clip_id", "influence"]):
@@ -138,6 +138,14 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     ):
         return None
     return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids))
+
+
+def _of_clips(value: Any) -> Any:
+    """A field of a fingerprint; of a ranking's settings those of clips, as the table of their features has them."""
+    if not isinstance(value, list):
+        return value
+    settings = [one for one in value if not isinstance(one, dict) or one.get("of", "clips") == "clips"]
+    return [{k: v for k, v in one.items() if k != "of"} if isinstance(one, dict) else one for one in settings]
 
 
 def query_rows(run: Run, root: str, queries: FeatureTable) -> tuple[list[str], list[str], Array]:

@@ -101,6 +101,30 @@ def test_streamed_ranking_is_that_of_the_arrays(
             assert ranked.order(group, by, 0.1).to_pylist() == placed, f"{group} by {by}"  # type: ignore[arg-type]
 
 
+def test_a_ranking_that_is_written_down_is_read_and_another_is_not(run: Run) -> None:
+    """Also where the recipe has settings of queries that the clips' features know nothing of."""
+    of_clips = {"timestep": 751, "noise": 0, "mask": "motion"}
+    both = [{**of_clips, "mask": "none", "of": "queries"}, {**of_clips, "of": "clips"}]
+    tables.drop_where(str(Path(run.root, "features/clips")), lambda rows: pa.array([True] * rows.num_rows), ["clip_id"])
+    fingerprint = {"attribution.settings": [of_clips], "seed": 0}
+    tables.append(str(Path(run.root, "features/clips")), rows(ids(), features()), fingerprint, settings=SETTINGS)
+    ranked = selection.rank(run, "motion", 0.01)
+    schema = schemas.influence_schema(6)
+
+    def write(settings: list[dict[str, object]]) -> None:
+        told = {"attribution.settings": settings, "seed": 0, "ranking": {"mask": "motion", "whiten": 0.01}}
+        folder = str(Path(run.root, "influence"))
+        tables.replace_streamed(folder, schema, selection.influence_tables(ranked), told, query_ids=ranked.query_ids)
+
+    write(both)
+    again = selection.recorded(run, "motion", 0.01)
+    assert again is not None, "it is computed again for every arm"
+    assert all(np.array_equal(again.influence[q], ranked.influence[q]) for q in range(6))
+    assert selection.recorded(run, "motion", None) is None
+    write([{**of_clips, "timestep": 501}])
+    assert selection.recorded(run, "motion", 0.01) is None, "it is of features of another timestep"
+
+
 def test_the_direction_of_unwanted_queries_is_taken_away(run: Run) -> None:
     asked = run.model_copy(update={"queries": run.queries.model_copy(update={"unwanted": ("roll",)})})
     ranked = selection.rank(asked, "motion", None)

@@ -48,7 +48,8 @@ class Corpus:
     """Moving clips and queries, and their projected gradients.
 
     `clips` are [captions, times, masks, N, k]; `queries` those of the queries as they are, [captions, times, Q, k], and
-    `looks` under empty captions and the motion mask: themselves and each twin, [1 + twins, times, looks, Q, k].
+    `looks` under empty captions, the motion mask and the last of TIMES: themselves and each twin,
+    [1 + twins, looks, Q, k].
     """
 
     clips: Sequence[Video]
@@ -126,6 +127,7 @@ def _gradients(
     """`of_clips`, `of_queries` and `of_looks` of a Corpus."""
     both = [[Setting(timestep=t, mask=mask) for mask in MASKS] for t in times]
     masked = [[Setting(timestep=t, mask="motion")] for t in times]
+    last = masked[-1]
 
     def of(videos: Sequence[Video], caption: str, settings: Sequence[Setting]) -> Array:
         named = [(v.frames, v.mask, v.scene.caption if caption == "own" else "") for v in videos]
@@ -133,7 +135,7 @@ def _gradients(
 
     of_clips = [[of(clips, caption, settings).transpose(1, 0, 2) for settings in both] for caption in captions]
     of_queries = [[of(queries, caption, settings)[:, 0] for settings in masked] for caption in captions]
-    of_looks = [[_in_looks(taker, queries, name, settings) for settings in masked] for name in (None, *TWINS)]
+    of_looks = [_in_looks(taker, queries, name, last) for name in (None, *TWINS)]
     return np.array(of_clips), np.array(of_queries), np.array(of_looks)
 
 

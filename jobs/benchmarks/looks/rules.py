@@ -34,19 +34,19 @@ def rules(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
     yield "queries masked, clips plain, 501", rank(clips[OWN, T501, PLAIN], queries[OWN, T501])
     yield "both masked, 751", rank(clips[OWN, T751, MASKED], queries[OWN, T751])
     yield "both masked, 501", rank(clips[OWN, T501, MASKED], queries[OWN, T501])
-    for name, t in (("751", T751), ("501", T501)):
-        masked, plain = clips[EMPTY, t, MASKED], clips[EMPTY, t, PLAIN]
-        yield f"both masked, empty captions, {name}", rank(masked, queries[EMPTY, t])
-        for functional in ("loss", "preference", "both"):
-            yield f"the same, eight looks, {functional}, {name}", rank(masked, asked(corpus, t, functional))
-        yield f"the same, both, clips plain, {name}", rank(plain, asked(corpus, t, "both"))
-    few = asked(corpus, T501, "loss", looks=4)
-    yield "both masked, empty captions, four looks, loss, 501", rank(clips[EMPTY, T501, MASKED], few)
+    yield "both masked, empty captions, 751", rank(clips[EMPTY, T751, MASKED], queries[EMPTY, T751])
+    masked, plain = clips[EMPTY, T501, MASKED], clips[EMPTY, T501, PLAIN]
+    yield "both masked, empty captions, 501", rank(masked, queries[EMPTY, T501])
+    for looks in (4, LOOKS):
+        yield f"the same, {looks} looks, loss", rank(masked, asked(corpus, "loss", looks))
+    for functional in ("preference", "both"):
+        yield f"the same, {LOOKS} looks, {functional}", rank(masked, asked(corpus, functional))
+    yield f"the same, {LOOKS} looks, both, clips plain", rank(plain, asked(corpus, "both"))
 
 
-def asked(corpus: Corpus, t: int, functional: Functional, looks: int = LOOKS) -> Array:
+def asked(corpus: Corpus, functional: Functional, looks: int = LOOKS) -> Array:
     """The queries' features by a functional: [Q, k]."""
-    real, twins = corpus.of_looks[0, t, :looks], corpus.of_looks[1:, t, :looks]
+    real, twins = corpus.of_looks[0, :looks], corpus.of_looks[1:, :looks]
     return np.stack([query_feature(real[:, q], twins[:, :, q], functional) for q in range(real.shape[1])])
 
 
@@ -66,8 +66,8 @@ def controls(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
 def untrained(corpus: Corpus) -> tuple[str, Scores]:
     """The rule of both functionals under a model that has learnt nothing."""
     of_clips = unit_settings(corpus.of_clips[0, 0, MASKED], 1)
-    scores = influence(of_clips, unit_settings(asked(corpus, 0, "both"), 1), WHITEN)
-    return "control: untrained model, eight looks, both, 501", scores.astype(np.float64)
+    scores = influence(of_clips, unit_settings(asked(corpus, "both"), 1), WHITEN)
+    return "control: untrained model, 8 looks, both", scores.astype(np.float64)
 
 
 def _by_flow(clips: Sequence[Video], queries: Sequence[Video]) -> Scores:
