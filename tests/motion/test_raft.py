@@ -79,6 +79,7 @@ def test_every_frame_is_encoded_once_and_one_flow_is_enlarged(models: dict[str, 
     assert own.get_total_flops() < 0.85 * theirs.get_total_flops()
 
 
+@pytest.mark.slow
 def test_masks_in_bfloat16_stay_within_two_per_cent(models: dict[str, nn.Module]) -> None:
     """With the shipped weights, on clips of all ten motions that training has not seen. A CPU that only emulates
     bfloat16 takes half a minute for each, so there are three of them there."""
