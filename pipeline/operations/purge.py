@@ -26,7 +26,7 @@ from pipeline.tables.part_files import opened
 from pipeline.tables.registry import Table
 from pipeline.training import training_set
 
-CURATED = "curated/metadata.jsonl"
+CURATED = ("curated/segments.jsonl", "curated/metadata.jsonl")  # the second: in runs of before it was renamed
 NOTES = (PROMOTED, "done.json")  # where a model says what it was trained on
 ROWS = 1 << 16
 GENERATED = (registry.EVALUATION, registry.DESCRIPTIONS)  # their `uri` may be that of a video that a model generated
@@ -77,7 +77,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     for path in _files(fs, bare):
         if _relative(path, bare).startswith(PAGES):
             _remove(fs, bare, path, removed)
-        if path.endswith(f"/{CURATED}"):
+        if path.endswith(tuple(f"/{name}" for name in CURATED)):
             _from_list(fs, bare, path, ids, removed)
     videos = set[str]()
     for part in parts:
@@ -208,7 +208,7 @@ def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collect
     gone = {i for i in line_ids if i in set(ids)}
     if not gone:
         return
-    model = path.removesuffix(f"/{CURATED}")
+    model = posixpath.dirname(posixpath.dirname(path))
     for note in (n for n in NOTES if fs.exists(stores.join(model, n))):
         place = stores.join(model, note)
         record: dict[str, Any] = json.loads(fs.cat_file(place))

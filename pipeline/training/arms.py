@@ -291,8 +291,9 @@ def _there(run: Run, name: str, job: str, root: str | None = None) -> None:
         )
 
 
+SEGMENTS = "segments.jsonl"  # no loader reads a file of this name
 CURATED_README = """\
-metadata.jsonl lists the segments of videos that this model was fine-tuned on. A line is a segment:
+segments.jsonl lists the segments of videos that this model was fine-tuned on. A line is a segment:
 
   clip_id      its id in the tables of the run
   file_name    its video, as it was indexed: a path of the machine that did so, or an address
@@ -302,19 +303,19 @@ metadata.jsonl lists the segments of videos that this model was fine-tuned on. A
   fps          frames a second, after resampling
   weight       its share of what training draws
 
-This is a list and not a data set. Trainers, and load_dataset of Hugging Face, take file_name as a path in this folder
-and read every video whole, from its first frame: they would train on other frames than these. Cut the segments out of
-the videos first, by start_frame, num_frames and fps.
+This is a list and not a data set, and no trainer takes a file of this name for its own. A trainer would read every
+video whole, from its first frame, and train on other frames than these. `python -m jobs.export` cuts the segments out
+of the videos and writes them as the trainer of your choice reads them.
 """
 
 
 def write_curated(folder: str, rows: pa.Table) -> str:
-    """Write rows of `training_set` as a list of segments, metadata.jsonl; returns its path. README.txt says what it is.
+    """Write rows of `training_set` as a list of segments, segments.jsonl; returns its path. README.txt says what it is.
 
     `file_name` is a video's place as indexed; a clip is `num_frames` frames at `fps` from source frame `start_frame`.
     """
     columns = ["clip_id", "caption", "start_frame", "num_frames", "fps", "weight"]
-    path = stores.join(folder, "metadata.jsonl")
+    path = stores.join(folder, SEGMENTS)
     stores.write_bytes(stores.join(folder, "README.txt"), CURATED_README.encode())
     with stores.writing(path) as file:
         for batch in rows.select(["uri", *columns]).to_batches(LINES):

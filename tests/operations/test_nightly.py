@@ -157,7 +157,7 @@ def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, 
     now = in_use.in_use(root)
     assert now.night == used
     assert (Path(now.folder) / "transformer" / "config.json").is_file()
-    assert (Path(now.folder) / "curated" / "metadata.jsonl").is_file()
+    assert (Path(now.folder) / "curated" / "segments.jsonl").is_file()
 
 
 @pytest.mark.soak

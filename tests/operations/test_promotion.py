@@ -150,7 +150,7 @@ def trained(root: str, weights: bytes) -> str:
         "transformer/config.json": b"{}",
         "transformer/diffusion_pytorch_model.safetensors": weights,
         "done.json": b'{"name": "motive-1"}',
-        "curated/metadata.jsonl": b'{"clip_id": "clip-0"}\n',
+        "curated/segments.jsonl": b'{"clip_id": "clip-0"}\n',
     }.items():
         stores.write_bytes(stores.join(folder, *name.split("/")), data)
     return folder

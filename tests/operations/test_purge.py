@@ -63,9 +63,13 @@ def root(tmp_path: Path) -> Path:
     stores.write_bytes(str(video), b"a video")
     stores.write_bytes(str(at / "generated" / "prompts.json"), json.dumps({str(video): "about query-a"}).encode())
     put("nights/2026-01-02/selection", [{"clip_id": i, "rank": n} for n, i in enumerate(CLIPS)])
-    for model, note in (("finetuned/motive", "done.json"), ("nights/2026-01-02/model", in_use.PROMOTED)):
+    old, new = purge.CURATED[::-1]
+    for model, note, name in (
+        ("finetuned/motive", "done.json", new),
+        ("nights/2026-01-02/model", in_use.PROMOTED, old),
+    ):
         listed = "".join(json.dumps({"file_name": f"/videos/{i}.mp4", "clip_id": i}) + "\n" for i in CLIPS[2:6])
-        stores.write_bytes(str(at / model / "curated" / "metadata.jsonl"), listed.encode())
+        stores.write_bytes(str(at / model / name), listed.encode())
         stores.write_bytes(str(at / model / note), json.dumps({"name": "x", "version": "x"}).encode())
     for name in training_set.encodings(clips):
         stores.write_bytes(str(at / "finetuned" / ".latents" / "abc" / name), b"latents")

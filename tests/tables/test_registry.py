@@ -77,7 +77,7 @@ def test_a_part_of_no_table_is_not_read_as_one(tmp_path: Path) -> None:
 def test_folders_of_no_table_and_no_files_are_found(tmp_path: Path) -> None:
     tables.append(str(tmp_path / "nights" / "2026-01-02" / "drift" / "motion" / "clips"), clips("a"), {})
     tables.append(str(tmp_path / "previews" / "clips"), clips("a"), {})
-    for file in ("finetuned/all/curated/metadata.jsonl", "stats/a.json", "cache/a.bin", "generated/all/a.mp4"):
+    for file in ("finetuned/all/curated/segments.jsonl", "stats/a.json", "cache/a.bin", "generated/all/a.mp4"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_bytes(b"")
     assert unregistered(tmp_path) == ["cache", "previews/clips (a table)"]

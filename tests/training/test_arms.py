@@ -323,7 +323,7 @@ def test_the_curated_set_is_a_list_of_segments(root: Path, tmp_path: Path) -> No
     rows = arms.training_set(configured(root, "motive"))
     path = arms.write_curated(str(tmp_path / "curated"), rows)
     lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    assert Path(path).name == "metadata.jsonl"
+    assert Path(path).name == "segments.jsonl", "load_dataset takes metadata.jsonl for its own"
     assert [line["clip_id"] for line in lines] == rows.column("clip_id").to_pylist()
     assert set(lines[0]) == {"file_name", "caption", "clip_id", "start_frame", "num_frames", "fps", "weight"}
     assert (lines[0]["file_name"], lines[0]["fps"]) == ("v.mp4", 8.0)
