@@ -105,6 +105,7 @@ class Resources(Model):
     extract_features: Pool = Pool()
     finetune: Pool = Pool()
     evaluate: Pool = Pool()
+    export: Pool = Pool(batch=32)
     wait: float = Field(600.0, ge=0, description="seconds to wait for the autoscaler")
 
 

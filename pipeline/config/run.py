@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import credentials, files
 from pipeline.config import overrides as override_values
 from pipeline.config.attribution import Attribution, RankingMask, compared
+from pipeline.config.export import Export
 from pipeline.config.faults import Faults, FaultsError
 from pipeline.config.messages import explained
 from pipeline.config.operations import (
@@ -257,6 +258,7 @@ class Run(Model):
     report: Report = Report()
     purge: Purge = Purge()
     explain: Explain = Explain()
+    export: Export = Export()
     study: Study = Study()
     plan: Plan = Plan()
     prices: Prices = Prices()
@@ -267,7 +269,7 @@ class Run(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        faults = [*self._unfit_attribution(), *self._unfit_motion(), *self._unfit_shortlist()]
+        faults = [*self._unfit_attribution(), *self._unfit_motion(), *self._unfit_shortlist(), *self._unfit_export()]
         if faults:
             raise ValueError(". ".join(faults))
         return self
@@ -320,6 +322,10 @@ class Run(Model):
             needs = "attribution.shortlist works on the motion table of the clips"
         if needs is not None:
             yield f"motion.of='queries', but {needs}; use motion.of: all, or leave that out"
+
+    def _unfit_export(self) -> Iterator[str]:
+        if self.export.arm not in get_args(Arm):
+            yield f"export.arm={self.export.arm!r} is no arm; it must be one of {', '.join(get_args(Arm))}"
 
     def of(self, name: str) -> Run:
         """This run as the features of `clips`, or of `queries`, have it."""

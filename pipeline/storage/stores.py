@@ -194,6 +194,13 @@ def remove(folder: str) -> None:
         fs.rm_file(path)
 
 
+def remove_file(path: str) -> None:
+    """Delete a file, if there is one."""
+    fs, bare = place(path)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(bare)
+
+
 def fetch_folder(folder: str, local: str) -> None:
     """Copy a folder with all below it, local or remote, to a local one."""
     fs, bare = place(folder)

@@ -63,7 +63,13 @@ def _folders(table: Table) -> str:
 
 def _shown(folder: str) -> str:
     """A folder with the name of what ``*`` stands for."""
-    return folder.replace("explain/*", "explain/CLIP").replace("nights/*", "nights/DATE") + "/"
+    return _named(folder) + "/"
+
+
+def _named(folder: str) -> str:
+    for pattern, name in (("explain/*", "explain/CLIP"), ("exports/*", "exports/NAME"), ("nights/*", "nights/DATE")):
+        folder = folder.replace(pattern, name)
+    return folder
 
 
 def _code(names: tuple[str, ...]) -> str:

@@ -206,6 +206,13 @@ PILOT: Meanings = {
     "seconds": "Seconds that it took.",
     "problem": _ERROR,
 }
+EXPORTS: Meanings = {
+    "clip_id": _CLIP_ID,
+    "version": _VERSION,
+    "file": "The clip's file, or the tar file that holds it, relative to the folder that the export writes.",
+    "bytes": "Size of the clip's video.",
+    "problem": _ERROR,
+}
 JUDGEMENTS: Meanings = {
     "person": "Who answered.",
     "arm_a": "The arm that `outcome` is about.",

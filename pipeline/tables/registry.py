@@ -253,6 +253,15 @@ PILOT = Table(
     error="problem",
     ids=("clip_id",),
 )
+EXPORTS = Table(
+    folders=("exports/*",),
+    row="a clip that an export has cut out of its video",
+    schema=schemas.EXPORTS,
+    columns=meanings.EXPORTS,
+    key=("clip_id",),
+    error="problem",
+    ids=("clip_id",),
+)
 JUDGEMENTS = Table(
     folders=("study/judgements",),
     row="a person's answer to a pair of videos of two arms",
@@ -274,7 +283,7 @@ SCORES = Table(
 TABLES = (
     *(CLIPS, QUERIES, MOTION, MOVEMENT, FEATURES, CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
-    *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, JUDGEMENTS, SCORES),
+    *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),
 )
 FILES = (
     Files("canary", "the feature of one clip, against which every actor checks its own"),
@@ -283,6 +292,7 @@ FILES = (
     Files("finetuned", "the model of each arm: weights, `metrics.jsonl`, `done.json` and the list of its clips"),
     Files("explain/*", "the page that explains a clip"),
     Files("comparison", "the page that compares arms"),
+    Files("exports/*/files", "what an export wrote, where `export.to` names no other folder"),
     Files("nights/*", "the page and the record of a night; `model/` is its model, if it was promoted"),
     Files("plan", "`plan.json`: what the recipe costs on these videos"),
     Files("report", "the page of the run"),

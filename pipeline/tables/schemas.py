@@ -198,6 +198,15 @@ METRICS = pa.schema(
         ("relative_high", pa.float64()),
     ]
 )
+EXPORTS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("version", pa.string()),
+        ("file", pa.string()),
+        ("bytes", pa.int64()),
+        ("problem", pa.string()),
+    ]
+)
 JUDGEMENTS = pa.schema(
     [
         ("person", pa.string()),

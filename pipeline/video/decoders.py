@@ -17,6 +17,7 @@ from pipeline.video.decoder import Decoder
 
 Row = dict[str, Any]
 Frames = npt.NDArray[np.uint8]
+Geometry = tuple[int, float, int, int]  # frames, fps, height, width
 
 
 class Decoders:
@@ -47,10 +48,12 @@ def decoders_for(run: Run, cpus: float) -> Decoders:
     return Decoders(max(1, int(cpus) - 1), run.data.decode_timeout)
 
 
-def decoded(decoder: Decoder | Decoders, run: Run, rows: list[Row]) -> Iterator[tuple[Row, Frames | ClipError]]:
-    """Each row with its frames at the attribution geometry; the next clips, one for each decoder, decode while the
-    caller computes."""
-    frames, fps, height, width = run.geometry
+def decoded(
+    decoder: Decoder | Decoders, run: Run, rows: list[Row], geometry: Geometry | None = None
+) -> Iterator[tuple[Row, Frames | ClipError]]:
+    """Each row with its frames, by default at the attribution geometry; the next clips, one for each decoder, decode
+    while the caller computes."""
+    frames, fps, height, width = geometry or run.geometry
     ahead = len(decoder) if isinstance(decoder, Decoders) else 1
 
     def start(row: Row) -> Future[Frames]:

@@ -1,0 +1,145 @@
+"""Hand an arm's clips on as a trainer reads them (`export.format`, `export.arm`): cut clips, captions, provenance."""
+
+from __future__ import annotations
+
+from jobs import command
+
+if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
+    command.main("jobs.export:export", __doc__)
+
+import os
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import tables
+from pipeline.attribution import fingerprints
+from pipeline.cluster import resources, streaming
+from pipeline.cluster.streaming import Stage
+from pipeline.config import Run
+from pipeline.errors import NothingUsableError
+from pipeline.exports import checks, clip_rows, destination, provenance
+from pipeline.exports.formats import Format
+from pipeline.exports.worker import ExportWorker
+from pipeline.stages import budget, run_record
+from pipeline.stages.progress import Progress, achieved, counts
+from pipeline.storage import stores
+from pipeline.tables import retries
+
+
+def export(run: Run) -> None:
+    layout = checks.layout(run)
+    tables.check(stores.join(run.root, "clips"), fingerprints.clips(run))
+    for sentence in checks.frames(run, layout):
+        print(f"warning: {sentence}")
+    rows = clip_rows.clip_rows(run, layout)
+    _print_plan(run, layout, rows)
+    home = stores.join(run.root, "exports", name(run))
+    folder = run.export.to or stores.join(home, "files")
+    digest = clip_rows.digest(run, layout, rows)
+    state = destination.state(folder, digest)
+    if state == "whole":
+        print(f"export: {folder} is whole already")
+        return
+    record = _record(run, layout, rows, digest)
+    run_record.record(run)
+    if state == "new":
+        destination.claim(folder, record)
+    done = rows if layout.clips == "none" else _cut(run, layout, rows, home, folder, {"export": digest, "to": folder})
+    _complete(run, layout, done, folder, record)
+
+
+def name(run: Run) -> str:
+    """The export's name below ROOT/exports."""
+    e = run.export
+    group = "" if e.group == "all" else f"-{clip_rows.file_stems([e.group])[0]}"
+    return e.name or f"{e.format}-{e.arm}{group}"
+
+
+def _print_plan(run: Run, layout: Format, rows: pa.Table) -> None:
+    d, empty = run.data, int(pc.sum(pc.equal(rows.column("caption"), "")).as_py() or 0)
+    print(
+        f"export: {rows.num_rows} clips of the arm {run.export.arm} for {layout.trainer}, {d.frames} frames at "
+        f"{d.fps:g} a second, {d.width} x {d.height}; {empty} of them have no caption"
+    )
+    if layout.weighting == "column":
+        return
+    off = checks.deviation(rows, layout)
+    how = {"none": "cannot be had", "rows": "are repeated rows"}.get(
+        layout.weighting, f"are the {'probability' if layout.probability else 'repeats'} of data sets"
+    )
+    print(f"export: weights {how}; the share of a clip is off by {100 * off:.3g} % at most")
+
+
+def _record(run: Run, layout: Format, rows: pa.Table, digest: str) -> dict[str, Any]:
+    d, e = run.data, run.export
+    geometry = {"frames": d.frames, "fps": d.fps, "height": d.height, "width": d.width}
+    about = {"format": layout.name, "arm": e.arm, "group": e.group, "model": e.model, "root": run.root}
+    return {**about, **geometry, "digest": digest, "clips": rows.num_rows}
+
+
+def _cut(run: Run, layout: Format, rows: pa.Table, home: str, folder: str, fingerprint: dict[str, str]) -> pa.Table:
+    """Cut the clips that are not yet there; the rows of those that are there then, with the file that holds each."""
+    pending, tried = _pending(rows, home, folder, fingerprint)
+    pool = run.resources.export
+    if pending.num_rows:
+        streaming.connect()
+        resources.check(run, ["export"])
+        stage = Stage(
+            title="export",
+            root=run.root,
+            pool=pool,
+            worker=partial(ExportWorker, run, layout, folder),
+            folders={"exports": home},
+            fingerprints={"exports": fingerprint},
+        )
+        checkpoint = budget.spending(run.budget).checkpoint(stage.title, pool)
+        figures = streaming.stream(stage, [pending], pending.num_rows, Progress(stage.title), tried, checkpoint)
+        achieved(stage.title, figures)
+    table = tables.read(home, ["clip_id", "file", "bytes", "problem"])
+    assert table is not None, "every clip has a row"
+    failed = table.filter(table.column("problem").is_valid())
+    counts(
+        "export", table.num_rows, tables.errors_by_code(failed.rename_columns(["clip_id", "file", "bytes", "error"]))
+    )
+    table = table.filter(table.column("problem").is_null())
+    if not table.num_rows:
+        raise NothingUsableError(
+            f"export: not one of the {rows.num_rows} clips could be cut out of its video. The table {home} says why."
+        )
+    destination.remove_strays(folder, set(table.column("file").to_pylist()))
+    places = pc.index_in(table.column("clip_id"), rows.column("clip_id").combine_chunks())
+    done = rows.take(places.combine_chunks())
+    return done.set_column(done.column_names.index("file"), "file", table.column("file"))
+
+
+def _pending(rows: pa.Table, home: str, folder: str, fingerprint: dict[str, str]) -> tuple[pa.Table, set[str]]:
+    """The clips without a file and without an error that stands, and those of them that are tried for the last time.
+
+    Rows of another export of this name go, and those whose file somebody took away.
+    """
+    if tables.metadata(home).get("fingerprint") != fingerprint:
+        for path in tables.parts(home):
+            stores.remove_file(stores.join(home, os.path.basename(path)))
+    table = tables.read(home, ["clip_id", "file", "problem"])
+    if table is None:
+        return rows, set()
+    problems = table.column("problem")
+    present = pa.array(sorted(destination.listing(folder)), pa.string())
+    again = pc.or_(
+        retries.retried(problems), pc.and_(problems.is_null(), pc.invert(pc.is_in(table.column("file"), present)))
+    )
+    tried = set(table.filter(retries.tried_once(problems)).column("clip_id").to_pylist())
+    tables.drop(home, table.filter(again).column("clip_id").to_pylist())
+    done = table.filter(pc.invert(again)).column("clip_id").combine_chunks()
+    return rows.filter(pc.invert(pc.is_in(rows.column("clip_id"), done))), tried
+
+
+def _complete(run: Run, layout: Format, rows: pa.Table, folder: str, record: dict[str, Any]) -> None:
+    clips = checks.exported_set(run, rows, folder)
+    texts: dict[str, str | bytes] = {**layout.write(clips), "provenance.parquet": provenance.parquet(rows, record)}
+    texts["README.txt"] = provenance.readme(layout, clips, run)
+    destination.complete(folder, texts, {**record, "cut": rows.num_rows, "files": sorted(texts)})
+    print(f"export: {rows.num_rows} clips in {folder}")
