@@ -26,7 +26,7 @@ from pipeline.exports.worker import ExportWorker
 from pipeline.stages import budget, run_record
 from pipeline.stages.progress import Progress, achieved, counts
 from pipeline.storage import stores
-from pipeline.tables import retries
+from pipeline.tables import retries, schemas
 
 
 def export(run: Run) -> None:
@@ -47,7 +47,12 @@ def export(run: Run) -> None:
     run_record.record(run)
     if state == "new":
         destination.claim(folder, record)
-    done = rows if layout.clips == "none" else _cut(run, layout, rows, home, folder, {"export": digest, "to": folder})
+    fingerprint = {"export": digest, "to": folder}
+    _drop_other_rows(home, fingerprint)
+    if layout.clips == "none":
+        done = _list(rows, home, fingerprint)
+    else:
+        done = _cut(run, layout, rows, home, folder, fingerprint)
     _complete(run, layout, done, folder, record)
 
 
@@ -80,9 +85,23 @@ def _record(run: Run, layout: Format, rows: pa.Table, digest: str) -> dict[str, 
     return {**about, **geometry, "digest": digest, "clips": rows.num_rows}
 
 
+def _drop_other_rows(home: str, fingerprint: dict[str, str]) -> None:
+    """Empty the export's table where it is of another export of this name, which has been deleted or moved."""
+    if tables.metadata(home).get("fingerprint") != fingerprint:
+        for path in tables.parts(home):
+            stores.remove_file(stores.join(home, os.path.basename(path)))
+
+
+def _list(rows: pa.Table, home: str, fingerprint: dict[str, str]) -> pa.Table:
+    """Write the rows of an export without clips, so that a purge knows whom it names."""
+    listed = [{"clip_id": row["clip_id"], "version": row["version"]} for row in rows.to_pylist()]
+    tables.append(home, pa.Table.from_pylist(listed, schema=schemas.EXPORTS), fingerprint)
+    return rows
+
+
 def _cut(run: Run, layout: Format, rows: pa.Table, home: str, folder: str, fingerprint: dict[str, str]) -> pa.Table:
     """Cut the clips that are not yet there; the rows of those that are there then, with the file that holds each."""
-    pending, tried = _pending(rows, home, folder, fingerprint)
+    pending, tried = _pending(rows, home, folder)
     pool = run.resources.export
     if pending.num_rows:
         streaming.connect()
@@ -115,14 +134,11 @@ def _cut(run: Run, layout: Format, rows: pa.Table, home: str, folder: str, finge
     return done.set_column(done.column_names.index("file"), "file", table.column("file"))
 
 
-def _pending(rows: pa.Table, home: str, folder: str, fingerprint: dict[str, str]) -> tuple[pa.Table, set[str]]:
+def _pending(rows: pa.Table, home: str, folder: str) -> tuple[pa.Table, set[str]]:
     """The clips without a file and without an error that stands, and those of them that are tried for the last time.
 
-    Rows of another export of this name go, and those whose file somebody took away.
+    Rows go whose file somebody took away.
     """
-    if tables.metadata(home).get("fingerprint") != fingerprint:
-        for path in tables.parts(home):
-            stores.remove_file(stores.join(home, os.path.basename(path)))
     table = tables.read(home, ["clip_id", "file", "problem"])
     if table is None:
         return rows, set()

@@ -35,6 +35,8 @@ def purge(run: Run) -> None:
     for model, count in sorted(counts.models.items()):
         used = " (in use)" if now.night is not None and model == f"nights/{now.night}/model" else ""
         print(f"{model}{used}: trained on {count} of these clips. Weights cannot forget them: train it again.")
+    for folder, count in sorted(counts.exports.items()):
+        print(f"{folder}: an export outside the root, with {count} of these clips. Delete it and export again.")
     if stores.exists(stores.join(run.root, "report", "index.html")):
         report(run)
     print(

@@ -40,6 +40,7 @@ class Removed:
     rows: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)
     models: dict[str, int] = field(default_factory=dict)  # folder -> how many of the clips
+    exports: dict[str, int] = field(default_factory=dict)  # folder outside the root -> how many of the clips it has
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def purge(root: str, ids: Collection[str]) -> Removed:
             _remove(fs, bare, path, removed)
         if path.endswith(tuple(f"/{name}" for name in CURATED)):
             _from_list(fs, bare, path, ids, removed)
+    homes = _exports(fs, bare, parts, ids, removed)
     videos = set[str]()
     for part in parts:
-        videos |= _from_part(fs, bare, part, ids, removed)
+        if posixpath.dirname(part.path) not in homes:
+            videos |= _from_part(fs, bare, part, ids, removed)
     _generated(fs, bare, ids, videos, removed)
     _latents(fs, bare, root, removed)
     for path in _files(fs, bare):
@@ -196,6 +199,33 @@ def _narrowed(table: pa.Table, schema: pa.Schema, part: _Part, queries: list[int
         rows = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
         table = table.set_column(table.column_names.index("influence"), schema.field("influence"), rows)
     return table.replace_schema_metadata(schema.metadata)
+
+
+def _exports(
+    fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Collection[str], removed: Removed
+) -> set[str]:
+    """Remove every export that has one of the clips, as a whole: its lists and shards name or hold several. Returns the
+    folders of their tables. An export that lies outside the root stays, and is named."""
+    id_array, counts, places = pa.array(sorted(ids), pa.string()), Counter[str](), dict[str, str]()
+    for part in parts:
+        if part.table is not registry.EXPORTS:
+            continue
+        home = posixpath.dirname(part.path)
+        for batch in _batches(fs, part, part.table.ids):
+            counts[home] += int(pc.sum(_gone(batch, part.table.ids, id_array)).as_py() or 0)
+        with opened(part.path, fs) as file:
+            metadata = file.schema_arrow.metadata or {}
+        places[home] = json.loads(metadata.get(b"fingerprint", b"{}")).get("to", "")
+    homes = {home for home, count in counts.items() if count}
+    for home in homes:
+        removed.rows[_relative(home, bare)] += counts[home]
+        if places[home] and not stores.place(places[home])[1].startswith(f"{bare.rstrip('/')}/"):
+            removed.exports[places[home]] = counts[home]
+        for path in _files(fs, home):
+            if not posixpath.basename(path).startswith("part-"):
+                removed.files[posixpath.dirname(_relative(path, bare))] += 1
+            fs.rm_file(path)
+    return homes
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

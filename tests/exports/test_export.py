@@ -120,7 +120,7 @@ def test_a_clip_shows_the_ranked_frames_at_a_constant_rate(make_run: MakeRun) ->
                 assert facts == (FRAMES, FPS, FRAMES / FPS, 0)
                 assert stream.sample_aspect_ratio == 1
                 assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-                pictures = [frame for frame in container.decode(stream)]
+                pictures = list(container.decode(stream))
             assert [frame.pts * frame.time_base for frame in pictures] == [n / FPS for n in range(FRAMES)]
             assert b"elst" not in path.read_bytes(), "an edit list"
             frames = np.array([frame.to_ndarray().astype(int) for frame in pictures])
@@ -147,9 +147,10 @@ def test_each_rule_reads_the_exported_file_whole(name: str, tmp_path: Path) -> N
 def test_an_export_is_whole_or_goes_on(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("diffsynth")
     home = Path(run.root) / "exports" / "diffsynth-all"
-    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as killed:
         killed.setattr(job, "_complete", lambda *_: 1 / 0)
-        job.export(run)
+        with pytest.raises(ZeroDivisionError):
+            job.export(run)
     assert (home / "files" / destination.UNFINISHED).is_file()
     assert not (home / "files" / "metadata.csv").exists(), "what a trainer reads comes last"
     (home / "files" / "clips" / "0-0.mp4").unlink()
@@ -172,6 +173,8 @@ def test_a_whole_export_is_left_alone(make_run: MakeRun, capsys: pytest.CaptureF
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == first
     assert "is whole already" in capsys.readouterr().out
     assert set(first) == {"ids.txt", "provenance.parquet", "README.txt", "export.json"}
+    table = tables.read(stores.join(run.root, "exports", "ids-all"))
+    assert table.num_rows == 5, "a purge would not know that ids.txt names clips"
 
 
 def test_a_folder_of_anothers_is_not_touched(make_run: MakeRun, tmp_path: Path) -> None:

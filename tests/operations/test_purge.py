@@ -120,6 +120,23 @@ def test_models_trained_on_it_are_named_and_carry_a_note(root: Path) -> None:
     assert in_use.in_use(str(root)).purged == 2, "the note was lost or doubled"
 
 
+def test_an_export_with_it_goes_as_a_whole(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "given away"
+    homes = {"inside": (root / "exports" / "inside" / "files", CLIPS), "outside": (outside, CLIPS)}
+    homes["without"] = (root / "exports" / "without" / "files", CLIPS[:2])
+    for name, (folder, ids) in homes.items():
+        rows = [{"clip_id": i, "version": "1", "file": f"clips/{i}.mp4", "bytes": 1} for i in ids]
+        table = pa.Table.from_pylist(rows, schema=schemas.EXPORTS)
+        tables.append(str(root / "exports" / name), table, {"export": "x", "to": str(folder)})
+        stores.write_bytes(str(folder / "metadata.csv"), "\n".join(ids).encode())
+    removed = purge.purge(str(root), {GONE})
+    assert GONE not in texts(root)
+    assert removed.exports == {str(outside): 1}, "nobody says that it still has the clip"
+    assert (removed.rows["exports/inside"], removed.files["exports/inside/files"]) == (1, 1)
+    assert (root / "exports" / "without" / "files" / "metadata.csv").is_file()
+    assert tables.read(str(root / "exports" / "without")).num_rows == 2
+
+
 def test_a_purged_query_takes_its_column_and_its_generated_video(root: Path) -> None:
     purge.purge(str(root), {"query-a"})
     assert "query-a" not in texts(root)
