@@ -40,12 +40,12 @@ def export(run: Run) -> None:
     folder = run.export.to or stores.join(home, "files")
     digest = clip_rows.digest(run, layout, rows)
     state = destination.state(folder, digest)
-    if state == "whole":
+    if state == "whole" and not _is_to_be_tried_again(home):
         print(f"export: {folder} is whole already")
         return
     record = _record(run, layout, rows, digest)
     run_record.record(run)
-    if state == "new":
+    if state != "continued":
         destination.claim(folder, record)
     fingerprint = {"export": digest, "to": folder}
     _drop_other_rows(home, fingerprint)
@@ -83,6 +83,12 @@ def _record(run: Run, layout: Format, rows: pa.Table, digest: str) -> dict[str, 
     geometry = {"frames": d.frames, "fps": d.fps, "height": d.height, "width": d.width}
     about = {"format": layout.name, "arm": e.arm, "group": e.group, "model": e.model, "root": run.root}
     return {**about, **geometry, "digest": digest, "clips": rows.num_rows}
+
+
+def _is_to_be_tried_again(home: str) -> bool:
+    """Whether an export lacks clips because of errors that a later run may not have."""
+    table = tables.read(home, ["clip_id", "problem"])
+    return table is not None and bool(pc.any(retries.retried(table.column("problem"))).as_py())
 
 
 def _drop_other_rows(home: str, fingerprint: dict[str, str]) -> None:

@@ -51,8 +51,9 @@ def _record(path: str) -> dict[str, Any] | None:
 
 
 def claim(folder: str, record: Mapping[str, Any]) -> None:
-    """Say that an export is being written here. `record` has its `digest`."""
+    """Say that an export is being written here, and not whole any more if it was. `record` has its `digest`."""
     stores.write_bytes(stores.join(folder, UNFINISHED), _text(record))
+    stores.remove_file(stores.join(folder, WHOLE))
 
 
 def complete(folder: str, texts: Mapping[str, str | bytes], record: Mapping[str, Any]) -> None:

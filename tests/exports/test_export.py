@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -30,6 +31,7 @@ from pipeline.tables.throughput import Figures
 from pipeline.video.cut_clips import encode_clip
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import segments, write_mp4
+from tests.support.s3_store import BUCKET, Store
 
 FRAMES, FPS, SIDE = 9, 8.0, 32
 BROKEN = "broken"
@@ -80,8 +82,10 @@ def make_run(tmp_path: Path, videos: Path) -> MakeRun:
 
 
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stage's worker is called here, with two clips at a time."""
+def _without_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's worker is called here, with two clips at a time; slow tests have actors."""
+    if "cluster" in request.fixturenames:
+        return
 
     def stream(stage: Any, blocks: list[pa.Table], total: int, *_: Any) -> Figures:
         worker = stage.worker()
@@ -190,6 +194,50 @@ def test_a_folder_of_anothers_is_not_touched(make_run: MakeRun, tmp_path: Path) 
     with pytest.raises(InputError, match=r"holds an export of other clips.*export\.name or export\.to"):
         job.export(make_run("table", export__to=str(ours)))
     assert (ours / "ids.txt").read_bytes() == before
+
+
+def test_a_video_that_could_not_be_read_is_tried_again(make_run: MakeRun, videos: Path, tmp_path: Path) -> None:
+    run = make_run("fastvideo")
+    absent = tmp_path / "absent.mp4"
+    clips = tables.read(stores.join(run.root, "clips"))
+    is_absent = pc.equal(clips.column("clip_id"), "1-27")
+    uris = pc.if_else(is_absent, str(absent), clips.column("uri"))
+    clips = clips.set_column(clips.column_names.index("uri"), "uri", uris)
+    for path in (Path(run.root) / "clips").iterdir():
+        path.unlink()
+    tables.append(stores.join(run.root, "clips"), clips, fingerprints.clips(run))
+    folder = whole(run)
+    assert len(json.loads((folder / "videos2caption.json").read_text())) == 3
+    absent.write_bytes((videos / "1.mp4").read_bytes())
+    whole(run)
+    assert len(json.loads((folder / "videos2caption.json").read_text())) == 4
+    assert json.loads((folder / destination.WHOLE).read_text())["cut"] == 4
+
+
+def test_a_bucket_gets_the_same_files(make_run: MakeRun, store: Store) -> None:
+    local = whole(make_run("finetrainers"))
+    run = make_run("finetrainers", export__name="away", export__to=f"s3://{BUCKET}/out", export__path="/mnt/out")
+    job.export(run)
+    names = {str(path.relative_to(local)) for path in local.rglob("*") if path.is_file()}
+    assert destination.listing(run.export.to) == names
+    clip = stores.read_bytes(f"s3://{BUCKET}/out/clips/0-0.mp4")
+    assert clip == (local / "clips" / "0-0.mp4").read_bytes(), "two encodings of the same frames differ"
+    config_text = stores.read_bytes(f"s3://{BUCKET}/out/training.json")
+    assert json.loads(config_text)["datasets"][0]["data_root"] == "/mnt/out"
+    job.export(run)
+
+
+@pytest.mark.slow
+def test_actors_cut_clips_and_go_on(make_run: MakeRun, cluster: None) -> None:
+    run = make_run("simpletuner", export__arm="weighted", resources__export={"actors": 2, "cpus": 1, "batch": 1})
+    folder = whole(run)
+    assert len(list(folder.glob("*/*.mp4"))) == len(provenance(folder)) == 4
+    backends = json.loads((folder / "multidatabackend.json").read_text())
+    assert sum(len(list(Path(b["instance_data_dir"]).glob("*.mp4"))) for b in backends[:-1]) == 4
+    (folder / destination.WHOLE).rename(folder / destination.UNFINISHED)
+    next(folder.glob("*/*.mp4")).unlink()
+    whole(run)
+    assert len(list(folder.glob("*/*.mp4"))) == 4
 
 
 def test_tars_have_each_clip_once(make_run: MakeRun) -> None:
