@@ -55,5 +55,5 @@ _START = {
     "ltx-2": "process_dataset.py {base}/dataset.csv --resolution-buckets {width}x{height}x{frames}\n"
     "The trainer encodes each file once, so weights are lost. Where you export again, use --overwrite.",
     "fastvideo": "--preprocess.dataset_path {base} --preprocess.train_fps {fps} --preprocess.num_frames {frames}",
-    "data-juicer": "dataset_path: {base}/data.jsonl",
+    "data-juicer": "dataset_path: {base}/clips.jsonl",
 }

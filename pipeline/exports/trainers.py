@@ -55,9 +55,9 @@ class ExportedSet:
 
 
 def videofolder(clips: ExportedSet) -> Texts:
-    """metadata.jsonl with `file_name` relative to it. No column is called `video`: the loader makes that one."""
+    """metaclips.jsonl with `file_name` relative to it. No column is called `video`: the loader makes that one."""
     columns = ("clip_id", "caption", "weight", "rank", "influence")
-    return {"metadata.jsonl": _lines({"file_name": r["file"], **{c: r[c] for c in columns}} for r in clips.rows)}
+    return {"metaclips.jsonl": _lines({"file_name": r["file"], **{c: r[c] for c in columns}} for r in clips.rows)}
 
 
 def webdataset(clips: ExportedSet) -> Texts:
@@ -75,7 +75,7 @@ def data_juicer(clips: ExportedSet) -> Texts:
         }
         for row in clips.rows
     )
-    return {"data.jsonl": _lines(rows)}
+    return {"clips.jsonl": _lines(rows)}
 
 
 def ids(clips: ExportedSet) -> Texts:

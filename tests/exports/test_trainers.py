@@ -38,7 +38,7 @@ TWO = exported(
 
 
 def test_videofolder_has_relative_names_and_no_column_called_video() -> None:
-    rows = [json.loads(line) for line in trainers.videofolder(ONE)["metadata.jsonl"].splitlines()]
+    rows = [json.loads(line) for line in trainers.videofolder(ONE)["metaclips.jsonl"].splitlines()]
     assert [row["file_name"] for row in rows] == ["clips/c0.mp4", "clips/c1.mp4", "clips/c2.mp4"]
     assert [row["caption"] for row in rows] == CAPTIONS
     assert "video" not in rows[0]
@@ -109,7 +109,7 @@ def test_the_others_read_back() -> None:
         "num_frames": 81,
         "resolution": {"width": 832, "height": 480},
     }
-    first = json.loads(trainers.data_juicer(ONE)["data.jsonl"].splitlines()[0])
+    first = json.loads(trainers.data_juicer(ONE)["clips.jsonl"].splitlines()[0])
     assert first["videos"] == ["clips/c0.mp4"]
     assert first["text"] == f"<__dj__video> {CAPTIONS[0]} <|__dj__eoc|>"
     assert trainers.ids(TWO)["ids.txt"] == "c2\nc0\nc1\n", "the heaviest first"
