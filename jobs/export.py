@@ -1,4 +1,5 @@
-"""Hand an arm's clips on as a trainer reads them (`export.format`, `export.arm`): cut clips, captions, provenance."""
+"""Hand an arm's clips on as a trainer reads them (`export.format`, `export.arm`), or the videos that it generated as an
+evaluation suite does; `export.results` reads what the suite says of them."""
 
 from __future__ import annotations
 
@@ -8,28 +9,45 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
     command.main("jobs.export:export", __doc__)
 
 import os
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.errors import NothingUsableError
-from pipeline.exports import checks, clip_rows, destination, provenance
+from pipeline.config.texts import decode_text
+from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
+from pipeline.exports import checks, clip_rows, destination, provenance, suite_results, suites
 from pipeline.exports.formats import Format
+from pipeline.exports.suites import SUITES
 from pipeline.exports.worker import ExportWorker
 from pipeline.stages import budget, run_record
 from pipeline.stages.progress import Progress, achieved, counts
 from pipeline.storage import stores
+from pipeline.storage.parallel import in_order
 from pipeline.tables import retries, schemas
 
 
 def export(run: Run) -> None:
+    if run.export.format not in SUITES:
+        export_clips(run)
+    elif run.export.results:
+        read_results(run)
+    else:
+        export_videos(run)
+
+
+# --- clips for trainers ----------------------------------------------------------------------------------------------
+
+
+def export_clips(run: Run) -> None:
     layout = checks.layout(run)
     tables.check(stores.join(run.root, "clips"), fingerprints.clips(run))
     for sentence in checks.frames(run, layout):
@@ -50,10 +68,10 @@ def export(run: Run) -> None:
     fingerprint = {"export": digest, "to": folder}
     _drop_other_rows(home, fingerprint)
     if layout.clips == "none":
-        done = _list(rows, home, fingerprint)
+        exported = _list(rows, home, fingerprint)
     else:
-        done = _cut(run, layout, rows, home, folder, fingerprint)
-    _complete(run, layout, done, folder, record)
+        exported = _cut(run, layout, rows, home, folder, fingerprint)
+    _complete(run, layout, exported, folder, record)
 
 
 def name(run: Run) -> str:
@@ -136,8 +154,8 @@ def _cut(run: Run, layout: Format, rows: pa.Table, home: str, folder: str, finge
         )
     destination.remove_strays(folder, set(table.column("file").to_pylist()))
     places = pc.index_in(table.column("clip_id"), rows.column("clip_id").combine_chunks())
-    done = rows.take(places.combine_chunks())
-    return done.set_column(done.column_names.index("file"), "file", table.column("file"))
+    exported = rows.take(places.combine_chunks())
+    return exported.set_column(exported.column_names.index("file"), "file", table.column("file"))
 
 
 def _pending(rows: pa.Table, home: str, folder: str) -> tuple[pa.Table, set[str]]:
@@ -165,3 +183,69 @@ def _complete(run: Run, layout: Format, rows: pa.Table, folder: str, record: dic
     texts["README.txt"] = provenance.readme(layout, clips, run)
     destination.complete(folder, texts, {**record, "cut": rows.num_rows, "files": sorted(texts)})
     print(f"export: {rows.num_rows} clips in {folder}")
+
+
+# --- generated videos for evaluation suites --------------------------------------------------------------------------
+
+
+def export_videos(run: Run) -> None:
+    """Copy the videos that an arm generated to the names under which a suite looks for them."""
+    e, suite = run.export, suites.check(run)
+    videos = suites.generated_videos(run)
+    prompts = [] if e.suite is None else suites.read_prompts(decode_text(stores.read_bytes(e.suite)), e.suite)
+    files = suite.files(e.arm, videos, prompts)
+    if not files:
+        raise NothingUsableError(
+            f"export.suite={e.suite!r}: not one of its {len(prompts)} prompts is the caption of a video that {e.arm} "
+            f"generated, such as {videos[0].caption!r}. Evaluate with queries whose captions are the suite's prompts."
+        )
+    missing = len({p.caption for p in prompts} - {video.caption for video in videos})
+    if missing:
+        print(f"warning: {missing} of the {len(prompts)} prompts of {suite.title} have no video of {e.arm}")
+    home = stores.join(run.root, "exports", name(run))
+    folder = e.to or stores.join(home, "files")
+    rows = pa.Table.from_pylist(
+        [{"file": path, "arm": e.arm, **asdict(video)} for path, video in sorted(files.items())]
+    )
+    digest = clip_rows.rows_digest([e.format, e.path], rows)
+    if destination.state(folder, digest) == "whole":
+        print(f"export: {folder} is whole already")
+        return
+    record = {"format": e.format, "arm": e.arm, "root": run.root, "digest": digest, "clips": rows.num_rows}
+    destination.claim(folder, record)
+    fingerprint = {"export": digest, "to": folder}
+    _drop_other_rows(home, fingerprint)
+    for _ in in_order(lambda each: _copy(each[1].uri, stores.join(folder, each[0])), sorted(files.items())):
+        pass
+    _list(
+        rows.group_by("clip_id").aggregate([("version", "min")]).rename_columns(["clip_id", "version"]),
+        home,
+        fingerprint,
+    )
+    written = suites.texts(str(e.format), checks.base(run, folder), files)
+    destination.complete(folder, {**written, "provenance.parquet": provenance.parquet(rows, record)}, record)
+    print(f"export: {rows.num_rows} videos of {e.arm} for {suite.title} in {folder}")
+
+
+def _copy(uri: str, path: str) -> None:
+    stores.write_bytes(path, stores.read_bytes(uri))
+
+
+def read_results(run: Run) -> None:
+    """Read a suite's results into evaluation/, by the names that the export gave the videos."""
+    e, evaluation = run.export, stores.join(run.root, "evaluation")
+    path = stores.join(e.to or stores.join(run.root, "exports", name(run), "files"), "provenance.parquet")
+    if not stores.exists(path):
+        raise MissingTableError(
+            f"export.results: {path} is not there; export the videos with this configuration first."
+        )
+    videos = pq.read_table(pa.BufferReader(stores.read_bytes(path))).to_pylist()
+    for file in e.results:
+        if not stores.exists(file):
+            raise ConfigError(f"export.results={file!r}: there is no such file.")
+    texts = {file: decode_text(stores.read_bytes(file)) for file in e.results}
+    rows = suite_results.read_results(str(e.format), texts, videos)
+    metadata = tables.metadata(evaluation)
+    tables.append(evaluation, pa.Table.from_pylist(rows, schema=schemas.EVALUATION), metadata.get("fingerprint", {}))
+    metrics = sorted({row["metric"] for row in rows})
+    print(f"evaluation: {len(rows)} values of {e.arm} read ({', '.join(metrics)})")

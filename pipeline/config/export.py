@@ -59,3 +59,6 @@ class Export(Model):
     suite: str | None = Field(
         None, min_length=1, description="the evaluation suite's own list of prompts (.json, .csv, .txt)"
     )
+    results: tuple[str, ...] = Field(
+        (), description="a suite's result files, read into evaluation/ instead of exporting; local or s3://"
+    )

@@ -11,6 +11,7 @@ from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.exports import clip_rows, frame_rules, weights
 from pipeline.exports.formats import FORMATS, Format
+from pipeline.exports.suites import SUITES
 from pipeline.exports.trainers import ExportedSet
 from pipeline.storage import stores
 
@@ -18,7 +19,7 @@ from pipeline.storage import stores
 def layout(run: Run) -> Format:
     """The layout that is asked for. Raises ConfigError where there is none, or H.264 cannot have the clips' sides."""
     if run.export.format is None:
-        raise ConfigError(f"export.format is not set: name one of {', '.join(FORMATS)}.")
+        raise ConfigError(f"export.format is not set: name one of {', '.join((*FORMATS, *SUITES))}.")
     one = FORMATS[run.export.format]
     for key, side in (("data.height", run.data.height), ("data.width", run.data.width)):
         if side % 2 and one.clips != "none":
@@ -61,13 +62,17 @@ def exported_set(run: Run, rows: pa.Table, folder: str) -> ExportedSet:
     """The clips as the layout's function takes them. They lie, for the reader, at `export.path`; without it where they
     are written, or on s3:// in the folder in which the trainer is started."""
     d = run.data
+    return ExportedSet(rows.to_pylist(), d.frames, d.fps, d.height, d.width, base(run, folder))
+
+
+def base(run: Run, folder: str) -> str:
+    """Where a reader will find the folder."""
     fs, bare = stores.place(folder)
-    base = run.export.path or (os.path.abspath(bare) if "file" in fs.protocol else ".")
-    return ExportedSet(rows.to_pylist(), d.frames, d.fps, d.height, d.width, base)
+    return run.export.path or (os.path.abspath(bare) if "file" in fs.protocol else ".")
 
 
 def deviation(rows: pa.Table, one: Format) -> float:
     """The largest relative difference between the share that a clip gets of training and its weight."""
     shares = rows.column("weight").to_numpy().astype(np.float64)
     columns = rows.select(["dataset", "repeats", "weight"]).to_pylist()
-    return weights.deviation(shares, np.array(clip_rows.drawn(columns, one), np.float64))
+    return weights.deviation(shares, np.array(clip_rows.draws(columns, one), np.float64))

@@ -103,6 +103,11 @@ def digest(run: Run, layout: Format, rows: pa.Table) -> str:
     """A hash of all that an export's files depend on: its clips with their texts and places, and how they are cut."""
     d, e = run.data, run.export
     settings = [layout.name, e.path, e.model, e.crf, d.frames, d.fps, d.height, d.width, rows.column_names]
+    return rows_digest(settings, rows)
+
+
+def rows_digest(settings: Sequence[Any], rows: pa.Table) -> str:
+    """A hash of settings and of rows in their order."""
     hashed = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
     for batch in rows.to_batches(10_000):
         for row in batch.to_pylist():
@@ -110,7 +115,7 @@ def digest(run: Run, layout: Format, rows: pa.Table) -> str:
     return hashed.hexdigest()
 
 
-def drawn(rows: Iterable[dict[str, Any]], layout: Format) -> list[float]:
+def draws(rows: Iterable[dict[str, Any]], layout: Format) -> list[float]:
     """How often a trainer draws each clip, in one unit for all, as the export tells it."""
     listed = list(rows)
     if not layout.probability:
