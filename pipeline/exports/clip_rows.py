@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.exports import weights
 from pipeline.exports.formats import Format
 from pipeline.storage import stores
@@ -34,7 +34,10 @@ def clip_rows(run: Run, layout: Format) -> pa.Table:
     no clips or the run lacks what its rule needs.
     """
     finetune = run.finetune.model_copy(update={"arm": run.export.arm, "group": run.export.group})
-    rows = arms.training_set(run.model_copy(update={"finetune": finetune}))
+    try:
+        rows = arms.training_set(run.model_copy(update={"finetune": finetune}))
+    except UsageError as error:  # it knows the arm by the keys of fine-tuning
+        raise UsageError(str(error).replace("finetune.", "export.")) from error
     if rows is None:
         raise ConfigError(
             "export.arm='base' trains on no clips, so there are none to hand on. Take another arm; for the videos that "

@@ -21,7 +21,7 @@ from jobs import export as job
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, UsageError
 from pipeline.exports import clip_rows, destination
 from pipeline.exports.formats import FORMATS
 from pipeline.exports.frame_rules import read_clip
@@ -273,6 +273,13 @@ def test_a_shard_of_a_killed_attempt_goes(make_run: MakeRun, tmp_path: Path) -> 
 def test_the_base_has_no_clips(make_run: MakeRun) -> None:
     with pytest.raises(ConfigError, match=r"export\.arm='base' trains on no clips"):
         job.export(make_run("musubi", export__arm="base"))
+
+
+def test_what_an_arm_lacks_is_said_by_the_keys_of_exports(make_run: MakeRun) -> None:
+    with pytest.raises(UsageError, match=r"^export\.group='roll': no query is of this group"):
+        job.export(make_run("musubi", export__arm="weighted", export__group="roll"))
+    with pytest.raises(UsageError, match=r"^export\.arm='magnitude' needs the table motion/clips"):
+        job.export(make_run("musubi", export__arm="magnitude", motion__of="all"))
 
 
 def test_weights_become_data_sets(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

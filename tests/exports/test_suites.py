@@ -136,7 +136,7 @@ def test_what_is_missing_is_said(make_run: MakeRun, tmp_path: Path) -> None:
         job.export(make_run("vmbench"))
     with pytest.raises(ConfigError, match="exactly 5 seconds"):
         job.export(make_run("physics-iq", export__suite="x.csv"))
-    with pytest.raises(MissingTableError, match="jobs[.]evaluate"):
+    with pytest.raises(MissingTableError, match=r"jobs\.evaluate"):
         job.export(make_run("videophy2", export__arm="all"))
     (tmp_path / "p.txt").write_text("another prompt\n")
     with pytest.raises(NothingUsableError, match="such as 'prompt 0'"):
