@@ -47,13 +47,14 @@ def musubi(source_frames: int, source_fps: float, model_fps: float, frames: int)
 
 
 def diffusion_pipe(source_frames: int, source_fps: float, model_fps: float, frames: int) -> Indices:
-    """Re-timed to the model's rate, nearest frames, from the beginning. The bucket must not be longer than the clip
-    then is; a shorter clip would go to the bucket of one frame, which videos never do."""
-    count = int(source_frames * model_fps / source_fps + 1e-9)
-    if count < frames:
+    """Re-timed to as many frames as the model's rate gives, evenly from the first to the last one and rounded down; of
+    these the first 4 n + 1 of the bucket. A clip that is shorter then would go to the bucket of one frame, which videos
+    never do."""
+    count = int(source_frames * model_fps / source_fps)
+    bucket = _multiple_plus_one(frames, 4)
+    if count < bucket or not count:
         return np.arange(0)
-    nearest: Indices = np.floor(np.arange(frames) * (source_fps / model_fps) + 0.5 - 1e-9).astype(np.int64)
-    return np.minimum(nearest, source_frames - 1)
+    return evenly(source_frames, source_fps, model_fps, count)[:bucket]
 
 
 def diffsynth(source_frames: int, source_fps: float, model_fps: float, frames: int) -> Indices:

@@ -47,12 +47,12 @@ _START = {
     "webdataset": "shards.txt lists the tar files. The members of a clip are KEY.mp4, KEY.txt (caption) and KEY.json.",
     "musubi": "--dataset_config {base}/dataset.toml",
     "diffusion-pipe": "dataset = '{base}/dataset.toml'    (in the configuration of the training)",
-    "diffsynth": "--dataset_base_path {base} --dataset_metadata_path {base}/metadata.csv --data_file_keys video\n"
+    "diffsynth": "--dataset_base_path {base} --dataset_metadata_path {base}/metadata.json --data_file_keys video\n"
     "--height {height} --width {width} --num_frames {frames}",
     "finetrainers": "--dataset_config {base}/training.json",
     "ai-toolkit": "Put the list `datasets` of datasets.yaml into the process of the configuration.",
     "simpletuner": "--data_backend_config {base}/multidatabackend.json",
-    "ltx-2": "process_dataset.py {base}/dataset.csv --resolution-buckets {width}x{height}x{frames}\n"
+    "ltx-2": "process_dataset.py {base}/dataset.json --resolution-buckets {width}x{height}x{frames}\n"
     "The trainer encodes each file once, so weights are lost. Where you export again, use --overwrite.",
     "fastvideo": "--preprocess.dataset_path {base} --preprocess.train_fps {fps} --preprocess.num_frames {frames}",
     "data-juicer": "dataset_path: {base}/clips.jsonl",

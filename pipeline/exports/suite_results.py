@@ -16,16 +16,17 @@ from pipeline.errors import InputError
 Row = Mapping[str, Any]  # of an export's provenance: file, arm, clip_id, seed, version, uri
 _PATHS = ("videopath", "video_path", "video", "path", "file")
 _SCORES = ("score", "value", "video_results")
+_PHYGROUND = ("SA", "PTV", "persistence")  # rated of every video; laws of physics of some, of which it has the mean
 AGREES = 4.0  # VideoPhy-2's joint score: both the caption and physics are rated 4 or more of 5
 
 
 def read_results(suite: str, files: Mapping[str, str], videos: Iterable[Row]) -> list[dict[str, Any]]:
     """Rows of evaluation/ from a suite's result files, by their names, for the videos of an export.
 
-    A CSV has a row for each video with its path and `score`; a JSON has {dimension: [mean, [{video_path,
-    video_results}]]}. A metric is called by the suite and the dimension, or the file. Where VideoPhy-2's ratings of
-    caption (sa) and physics (pc) are both given, `videophy2_joint` follows. Raises InputError for a video that is not
-    in the export, a score that is no number, and a file of another layout.
+    A CSV has a row for each video with its path and `score`; VBench-2.0's JSON has {dimension: [mean, [{video_path,
+    video_results}]]}, PhyGround's `results` a record for each video. A metric is called by the suite and the dimension,
+    or the file. Where VideoPhy-2's ratings of caption (sa) and physics (pc) are both given, `videophy2_joint` follows.
+    Raises InputError for a video that is not in the export, a score that is no number, and a file of another layout.
     """
     by_name = {row["file"]: row for row in videos}
     scores: dict[str, dict[str, float]] = {}
@@ -66,6 +67,8 @@ def _scores(suite: str, path: str, text: str) -> list[tuple[str, str, Any]]:
         return [(f"{suite}_{task}", row[file], row[score]) for row in rows]
     try:
         content = json.loads(text)
+        if suite == "phyground":
+            return [score for one in content["results"] for score in _of_phyground(one)]
         return [
             (f"{suite}_{dimension}", one["video_path"], one["video_results"])
             for dimension, (_, listed) in content.items()
@@ -76,6 +79,13 @@ def _scores(suite: str, path: str, text: str) -> list[tuple[str, str, Any]]:
             f"{path}: it is neither a table (.csv) of paths and scores, nor a JSON of dimensions, each with its "
             f"mean and the results of its videos ({type(error).__name__}: {error})."
         ) from error
+
+
+def _of_phyground(one: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The ratings of a video that were made."""
+    ratings = {dimension: one.get(dimension) for dimension in _PHYGROUND}
+    ratings["physical"] = (one.get("physical") or {}).get("avg")
+    return [(f"phyground_{name}", f"{one['video']}.mp4", value) for name, value in ratings.items() if value is not None]
 
 
 def _match(file: str, by_name: Mapping[str, Row]) -> str | None:

@@ -20,7 +20,7 @@ from pipeline.evaluation.comparison import LOSSES
 from pipeline.storage import stores
 
 _CAPTIONS = ("prompt_en", "prompt", "caption", "description", "text")
-_NAMES = ("generated_video_name", "video_name", "video", "index", "id", "name")
+_NAMES = ("id_stem", "generated_video_name", "video_name", "video", "index", "id", "name")
 _DIMENSIONS = ("dimension", "dimensions")
 _LONGEST = 180  # characters of a prompt in VBench-2.0's file names
 
@@ -107,7 +107,7 @@ def vmbench(arm: str, videos: Sequence[Video], prompts: Sequence[Prompt]) -> dic
 
 
 def phyground(arm: str, videos: Sequence[Video], prompts: Sequence[Prompt]) -> dict[str, Video]:
-    """videos/ARM/{name}.mp4; of several seeds the first."""
+    """videos/ARM/{id_stem}.mp4; of several seeds the first."""
     return {f"videos/{arm}/{_file(p)}": video for p in prompts for video in _of(p, videos)[:1]}
 
 

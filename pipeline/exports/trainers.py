@@ -6,8 +6,6 @@ takes them so; else they begin with `base`, where the export will lie for the tr
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import posixpath
 from collections.abc import Iterable, Mapping
@@ -128,9 +126,9 @@ def diffusion_pipe(clips: ExportedSet) -> Texts:
 
 
 def diffsynth(clips: ExportedSet) -> Texts:
-    """metadata.csv with `video` and `prompt`; a clip of more weight stands in more rows."""
-    rows = [{"video": row["file"], "prompt": row["caption"]} for row in clips.repeated()]
-    return {"metadata.csv": _csv(rows, ("video", "prompt"))}
+    """metadata.json with `video` and `prompt`; a clip of more weight stands in more rows. From a CSV an empty caption
+    would be read as no text at all."""
+    return {"metadata.json": _listed({"video": row["file"], "prompt": row["caption"]} for row in clips.repeated())}
 
 
 def finetrainers(clips: ExportedSet) -> Texts:
@@ -143,7 +141,7 @@ def finetrainers(clips: ExportedSet) -> Texts:
         "reshape_mode": "bicubic",
     }
     return {
-        "prompts.txt": "".join(f"{_one_line(row['caption'])}\n" for row in rows),
+        "prompts.txt": "".join(f"{one_line(row['caption'])}\n" for row in rows),
         "videos.txt": "".join(f"{row['file']}\n" for row in rows),
         "training.json": json.dumps({"datasets": [config]}, indent=2) + "\n",
     }
@@ -194,9 +192,8 @@ def simpletuner(clips: ExportedSet) -> Texts:
 
 
 def ltx_2(clips: ExportedSet) -> Texts:
-    """dataset.csv with `caption` and `video`. A file is encoded once, so a repeated row would count for nothing."""
-    rows = [{"caption": row["caption"], "video": row["file"]} for row in clips.rows]
-    return {"dataset.csv": _csv(rows, ("caption", "video"))}
+    """dataset.json with `caption` and `video`. A file is encoded once, so a repeated row would count for nothing."""
+    return {"dataset.json": _listed({"caption": row["caption"], "video": row["file"]} for row in clips.rows)}
 
 
 def fastvideo(clips: ExportedSet) -> Texts:
@@ -208,7 +205,7 @@ def fastvideo(clips: ExportedSet) -> Texts:
         "resolution": {"width": clips.width, "height": clips.height},
     }
     rows = [{"path": posixpath.basename(r["file"]), "cap": r["caption"], **facts} for r in clips.repeated()]
-    return {"videos2caption.json": json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
+    return {"videos2caption.json": _listed(rows)}
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -223,12 +220,9 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
-def _csv(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _listed(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A JSON list, a row a line."""
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
 def _quoted(text: str) -> str:
@@ -236,7 +230,8 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A caption without line breaks: some readers take each line of a text file for a caption of its own."""
     return " ".join(text.split())
 
 

@@ -14,6 +14,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.exports.formats import Format
+from pipeline.exports.trainers import one_line
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.video.cut_clips import encode_clip
@@ -60,7 +61,7 @@ class ExportWorker:
                 continue
             stem = row["file"].removesuffix(".mp4")
             if self.layout.captions:
-                stores.write_bytes(stores.join(self.folder, f"{stem}.txt"), row["caption"].encode())
+                stores.write_bytes(stores.join(self.folder, f"{stem}.txt"), one_line(row["caption"]).encode())
             stores.write_bytes(stores.join(self.folder, row["file"]), video)
             yield _cut(row, row["file"], video)
 

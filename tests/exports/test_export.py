@@ -156,7 +156,7 @@ def test_an_export_is_whole_or_goes_on(make_run: MakeRun, monkeypatch: pytest.Mo
         with pytest.raises(ZeroDivisionError):
             job.export(run)
     assert (home / "files" / destination.UNFINISHED).is_file()
-    assert not (home / "files" / "metadata.csv").exists(), "what a trainer reads comes last"
+    assert not (home / "files" / "metadata.json").exists(), "what a trainer reads comes last"
     (home / "files" / "clips" / "0-0.mp4").unlink()
     before = (home / "files" / "clips" / "1-0.mp4").stat().st_mtime_ns
     folder = whole(run)

@@ -53,9 +53,10 @@ def test_musubi_skips_frames_and_shows_none_twice() -> None:
 
 
 def test_diffusion_pipe_is_retimed_to_the_models_rate() -> None:
-    assert diffusion_pipe(12, 24, 16, 5).tolist() == [0, 1, 3, 4, 6]
+    assert diffusion_pipe(12, 24, 16, 5).tolist() == [0, 1, 3, 4, 6], "8 frames, 11/7 apart"
+    assert diffusion_pipe(12, 16, 16, 7).tolist() == [0, 1, 2, 3, 4], "4 n + 1"
     assert diffusion_pipe(81, 24, 16, 81).tolist() == [], "54 frames are no 81"
-    assert diffusion_pipe(5, 16, 24, 7).tolist() == [0, 1, 1, 2, 3, 3, 4]
+    assert diffusion_pipe(5, 16, 24, 5).tolist() == [0, 0, 1, 2, 2]
 
 
 def test_heads_and_squeezers() -> None:
@@ -71,7 +72,7 @@ def test_heads_and_squeezers() -> None:
 def test_the_difference_names_the_frames() -> None:
     reading = read_clip(diffusion_pipe, False, 81, 16.0, 24.0)
     sentence = difference(reading, 81)
-    assert sentence == "reads 81 frames (0, 1, 1, 2, 3, 3, ... 53) and not 0 to 80"
+    assert sentence == "reads 81 frames (0, 0, 1, 2, 2, 3, ... 53) and not 0 to 80"
     slow = read_clip(diffsynth, False, 81, 16.0, 24.0)
     assert np.array_equal(slow.indices, np.arange(81))
     assert "1.5 times as fast" in str(difference(slow, 81))

@@ -131,6 +131,17 @@ def test_results_of_dimensions() -> None:
             read_results("vbench2", {"r.json": json.dumps(text)}, videos)
 
 
+def test_results_of_phyground() -> None:
+    video = {"file": "videos/a/fall_1.mp4", "arm": "a", "clip_id": "q", "seed": 0, "version": "v", "uri": "u"}
+    record = {"video": "fall_1", "SA": 4, "PTV": 5, "persistence": None, "physical": {"avg": 3.5}}
+    rows = read_results("phyground", {"scores.json": json.dumps({"results": [record]})}, [video])
+    assert {row["metric"]: row["value"] for row in rows} == {
+        "phyground_SA": 4.0,
+        "phyground_PTV": 5.0,
+        "phyground_physical": 3.5,
+    }
+
+
 def test_what_is_missing_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"export\.suite"):
         job.export(make_run("vmbench"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import tomllib
 from typing import Any
@@ -68,10 +66,10 @@ def test_diffusion_pipe_has_a_folder_for_each_data_set() -> None:
     assert folders == [("/data/out/clips-0", 1), ("/data/out/clips-1", 2)]
 
 
-def test_diffsynth_repeats_rows_and_quotes_captions() -> None:
-    rows = list(csv.DictReader(io.StringIO(trainers.diffsynth(TWO)["metadata.csv"])))
+def test_diffsynth_repeats_rows_and_has_empty_captions() -> None:
+    rows = json.loads(trainers.diffsynth(TWO)["metadata.json"])
     assert [row["video"] for row in rows] == ["clips-0/c0.mp4", "clips-0/c1.mp4", "clips-1/c2.mp4", "clips-1/c2.mp4"]
-    assert [row["prompt"] for row in rows[:2]] == CAPTIONS[:2]
+    assert [row["prompt"] for row in rows[:3]] == CAPTIONS
 
 
 def test_finetrainers_has_a_line_for_each_clip() -> None:
@@ -96,7 +94,7 @@ def test_simpletuner_has_the_weights_as_probabilities() -> None:
 
 
 def test_the_others_read_back() -> None:
-    rows = list(csv.DictReader(io.StringIO(trainers.ltx_2(TWO)["dataset.csv"])))
+    rows = json.loads(trainers.ltx_2(TWO)["dataset.json"])
     assert [row["video"] for row in rows] == [row["file"] for row in TWO.rows], "a file is encoded once"
     videos = json.loads(
         trainers.fastvideo(exported(file=["videos/a.mp4", "videos/b.mp4", "videos/c.mp4"]))["videos2caption.json"]
