@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,7 +45,7 @@ def distances(run: Run, evaluation: pa.Table) -> dict[str, dict[contests.Key, fl
     taught = judge.taught(examples)
     for row in good:
         if row["kind"] == VIDEO and groups[row["clip_id"]] in taught.queries:
-            distance = taught.distance(groups[row["clip_id"]], row["description"])
+            distance = taught.distance(groups[row["clip_id"]], np.array(row["description"]))
             by_arm[row["arm"]][row["clip_id"], row["seed"]] = distance
     return by_arm
 

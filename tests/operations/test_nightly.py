@@ -196,7 +196,7 @@ def test_old_nights_go_but_not_the_model_in_use(three: dict[str, dict[str, Any]]
 def test_the_page_compares_the_nights_and_names_no_clip(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = world.parent / "root"
     page = (root / "nights" / THIRD / "index.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4  # both losses, what changed, drift
     assert f'href="../{SECOND}/index.html"' in page
     assert three[THIRD]["reason"] in page.replace("&#39;", "'")
     assert not re.search(r"\b(nan|None|undefined)\b", page)
