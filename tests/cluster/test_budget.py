@@ -66,8 +66,9 @@ def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
 
         return called
 
-    for name in ("rank_clips", "finetune", "evaluate", "report"):
+    for name in ("rank_clips", "evaluate", "report"):
         monkeypatch.setattr(curate, name, told_of(name))
+    monkeypatch.setattr(curate, "finetune_arms", told_of("finetune"))
     for name in ("attribute_queries", "index_data"):
         monkeypatch.setattr(curate.curation, name, told_of(name))
     monkeypatch.setattr(curate.two_stages, "clips", told_of("attribute"))
@@ -76,7 +77,8 @@ def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
         monkeypatch.setattr(module, name, lambda *_: None)
     with pytest.raises(SpentError):
         curate.curate(small_run(tmp_path))
-    assert [name for name in told if name in ("rank_clips", "report")] == ["rank_clips", "report"]
+    shown = ["report"] if where == "attribute" else ["report", "report"]  # after the ranking, and at the end
+    assert [name for name in told if name in ("rank_clips", "report")] == ["rank_clips", *shown]
     assert told[-1] == "report"
 
 
