@@ -1,17 +1,16 @@
-"""The benchmark of motion against looks: its yardsticks on answers that are known, and its short form."""
+"""The benchmark of motion against looks: its yardsticks on answers that are known, its rules."""
 
 from __future__ import annotations
 
-import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.looks import __main__ as job
-from jobs.benchmarks.looks import gradients, lift
+from jobs.benchmarks.looks import gradients, lift, rules
+from pipeline.motion import colours, judge
 from pipeline.synthetic import world
 
 NONE = np.empty(0, np.float32)
@@ -49,15 +48,46 @@ def test_a_score_that_knows_the_colour_has_its_lift() -> None:
     assert found["colour_lift"] > 3 > found["motion_lift"]
 
 
+def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
+    rng, known = np.random.default_rng(0), corpus()
+    n, q, k = len(known.clips), len(known.queries), 16
+    described = [
+        replace(
+            video,
+            description=rng.standard_normal(judge.NUMBERS).astype(np.float32),
+            colours=rng.dirichlet(np.ones(colours.NUMBERS)).astype(np.float32),
+        )
+        for video in (*known.clips, *known.queries)
+    ]
+    full = gradients.Corpus(
+        described[:n],
+        described[n:],
+        rng.standard_normal((2, 2, 2, n, k), dtype=np.float32),
+        rng.standard_normal((2, 2, q, k), dtype=np.float32),
+        rng.standard_normal((3, gradients.LOOKS, q, k), dtype=np.float32),
+    )
+    names = []
+    for name, scores in (*rules.rules(full), *rules.controls(full), rules.untrained(full)):
+        names.append(name)
+        assert scores.shape == (n, q), name
+        assert np.isfinite(scores).all(), name
+        found = lift.yardsticks(scores, full)
+        assert set(found) == set(lift.YARDSTICKS), name
+    assert len(set(names)) == len(names) == 18
+
+
 @pytest.mark.slow
-def test_the_short_form_compares_every_rule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["looks", "--quick", "--folder", str(tmp_path)])
-    monkeypatch.setattr(job, "SMALL", ((200, 210), 12, 1))
+def test_gradients_are_taken_in_every_look_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "LOOKS", 2)
-    job.main()
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
-    assert len(figures) > 15
-    assert all(len(of[key]) == 2 for of in figures.values() for key in lift.YARDSTICKS)
-    assert figures["control: words of the caption"]["motion_lift"][0] > 2
+    monkeypatch.setattr(world, "MOTIONS", world.MOTIONS[:2])
+    made = gradients.corpus(200, 6, 1, tmp_path)
+    n, q = len(made.clips), len(made.queries)
+    assert made.of_clips.shape == (2, 2, 2, n, gradients.DIM)
+    assert made.of_queries.shape == (2, 2, q, gradients.DIM)
+    assert made.of_looks.shape == (3, 2, q, gradients.DIM)
+    np.testing.assert_allclose(
+        made.of_looks[0, 0], made.of_queries[1, 1], rtol=1e-4, atol=1e-6
+    )  # look 0 is the query itself
+    monkeypatch.setattr(gradients, "_gradients", None)
+    again = gradients.corpus(200, 6, 1, tmp_path)
+    np.testing.assert_array_equal(again.of_clips, made.of_clips)
