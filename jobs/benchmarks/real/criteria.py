@@ -19,7 +19,8 @@ CRITERIA: Mapping[str, str] = {
     f"target's plain loss rises by more than {PLAIN_AT_MOST:.0%}",
     "search": "the best rule's tenth lowers the target's masked loss less than caption search does where clips have "
     "captions, or less than the nearest flow where they have none",
-    "halves": "matched halves by the best rule differ no more than matched halves by the clips' own loss",
+    "halves": "matched halves by the best rule differ no more than matched halves by the clips' own loss, whichever of "
+    "the latter is better",
 }
 ADDS = "Influence adds something on these data: no criterion of failure came true."
 NOTHING = "Use flow and captions; influence adds nothing on these data."
@@ -82,7 +83,7 @@ def verdicts(tables: Mapping[str, Sequence[Mapping[str, Any]]], captioned: bool,
 def _halves(halves: Mapping[str, Mapping[str, Any]], best: str) -> Verdict:
     if best not in halves or "own loss" not in halves:
         return Verdict("halves", None, "no cell of (action, person) has two clips")
-    ours, own = halves[best]["difference"], halves["own loss"]["difference"]
+    ours, own = halves[best]["difference"], abs(halves["own loss"]["difference"])
     return Verdict("halves", not ours > own, f"{ours:+.4f} against own loss {own:+.4f}")
 
 

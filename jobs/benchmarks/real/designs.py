@@ -45,7 +45,8 @@ def composition(labels: Sequence[npt.NDArray[np.str_]], members: Sequence[Rows])
 
 
 def ridge(features: Floats, gains: Floats) -> Floats:
-    """What a ridge on features [S, F] predicts of gains [S, T], each subset by one that was fitted to others."""
+    """What a ridge on features [S, F] predicts of gains [S, T], less their mean: each subset by one that was fitted to
+    others. What is the same for all subsets predicts zeros."""
     subsets = len(gains)
     predicted = np.zeros_like(gains)
     for fold in range(min(FOLDS, subsets)):
@@ -55,5 +56,6 @@ def ridge(features: Floats, gains: Floats) -> Floats:
         square = centre.T @ centre
         penalty = RIDGE * max(float(np.linalg.eigvalsh(square)[-1]), 1e-9)
         weights = np.linalg.solve(square + penalty * np.eye(len(square)), centre.T @ (y - y.mean(0)))
-        predicted[out] = (features[out] - x.mean(0)) @ weights + y.mean(0)
+        # Without the other subsets' mean, which is low where this fold's is high.
+        predicted[out] = (features[out] - x.mean(0)) @ weights
     return predicted

@@ -41,6 +41,7 @@ class Segment:
 
     clip_id: str
     uri: str
+    version: str
     start_frame: int
     action: str  # what the data say: of a wrong caption the wrong one
     person: str
@@ -69,8 +70,19 @@ class Footage:
 
 
 def segments(run: Run, videos: Sequence[Video], settings: Real) -> tuple[list[Segment], list[str]]:
-    """The segments of the videos, at most `settings.segments` of each, and a sentence for each video or stretch that
-    is left out: it cannot be decoded, is too short, or has a cut in it."""
+    """The segments of the videos, at most `settings.segments` of each, and a sentence for each video of which something
+    is left out: it cannot be decoded, is too short, or has cuts. They are kept in the run's folder."""
+    name = digest(run.data.model_dump(mode="json"), settings.segments, [asdict(video) for video in videos])
+    path = f"{run.root}/segments/{name}.json"
+    if not stores.exists(path):
+        rows, left_out = _indexed(run, videos, settings)
+        listing = {"segments": [asdict(row) for row in rows], "left_out": left_out}
+        stores.write_bytes(path, json.dumps(listing).encode())
+    listing = json.loads(stores.read_bytes(path))
+    return [Segment(**row) for row in listing["segments"]], listing["left_out"]
+
+
+def _indexed(run: Run, videos: Sequence[Video], settings: Real) -> tuple[list[Segment], list[str]]:
     rows: list[Segment] = []
     left_out: list[str] = []
     with Decoder(run.data.decode_timeout) as decoder:
@@ -109,7 +121,7 @@ def _spread(starts: Sequence[int], count: int) -> list[int]:
 
 def _segment(video: Video, start: int) -> Segment:
     clip_id = f"{video.relative}:{start}"
-    return Segment(clip_id, video.uri, start, video.action, video.person, video.scene, video.caption)
+    return Segment(clip_id, video.uri, video.version, start, video.action, video.person, video.scene, video.caption)
 
 
 def spoil(corpus: Sequence[Segment], share: float, seed: int = 0) -> list[Segment]:

@@ -37,6 +37,7 @@ class Video:
 
     uri: str
     relative: str
+    version: str
     action: str
     person: str
     scene: str
@@ -72,6 +73,7 @@ def listed(where: str, settings: Real, base: str | None = None) -> Listing:
             Video(
                 row["uri"],
                 row["relative"],
+                row["version"] or "",
                 labels["action"],
                 labels["person"],
                 labels.get("scene", ""),
@@ -193,7 +195,8 @@ def summary(listing: Listing) -> list[str]:
     written = sum(video.captioned for video in listing.videos)
     lines = [
         f"{len(listing.videos)} videos by layout {listing.layout}: {len(actions)} actions, {len(people)} persons, "
-        f"{len(scenes)} scenes; {written} captions, the others are made of the action",
+        f"{len(scenes)} scenes",
+        f"{written} videos have captions; the caption of another is made of its action",
         "actions: " + ", ".join(f"{name} {count}" for name, count in sorted(actions.items())),
         "persons: " + ", ".join(f"{name} {count}" for name, count in sorted(people.items())),
     ]

@@ -310,5 +310,6 @@ def _lds_row(design: str, name: str, masked: tuple[Floats, Floats], plain: tuple
     """LDS of predicted and measured gains by the masked loss, and the target-specific one by the plain loss."""
     by_plain = datamodel.lds(*plain, target_specific=True)
     row: dict[str, Any] = {"design": design, "score": name}
-    row |= {key.replace("plain", "all"): value for key, value in both_lds(*masked).items()}
-    return row | {"plain loss": by_plain.value, "plain loss_low": by_plain.low, "plain loss_high": by_plain.high}
+    row |= {key.replace("plain", "lds"): value for key, value in both_lds(*masked).items()}
+    ends = {"specific, plain loss_low": by_plain.low, "specific, plain loss_high": by_plain.high}
+    return row | {"specific, plain loss": by_plain.value, **ends}
