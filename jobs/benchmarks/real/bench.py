@@ -88,16 +88,16 @@ def taught(run: Run, settings: Real, sets: Sets, actions: Sequence[str]) -> str:
 
 
 def _teach(run: Run, steps: int, folders: Folders, actions: Sequence[str], folder: str) -> None:
-    known = footage.load(folders)
-    rows = np.flatnonzero(np.isin(known.clips.motions, actions))
+    of_base = footage.load(folders)
+    rows = np.flatnonzero(np.isin(of_base.clips.motions, actions))
     if not len(rows):
         raise InputError(
             f"real.base_actions={list(actions)}: the base people have no clip of these actions, so no base can be "
-            f"trained. They have {', '.join(sorted(set(known.clips.motions.tolist())))}."
+            f"trained. They have {', '.join(sorted(set(of_base.clips.motions.tolist())))}."
         )
     model = footage.opened(run.model)
     # Half of the steps' weights where there are few: the first ones are random.
-    net = base_model.taught(model, known.clips.latent[rows], known.clips.text[rows], steps, min(100, steps / 6))
+    net = base_model.taught(model, of_base.clips.latent[rows], of_base.clips.text[rows], steps, min(100, steps / 6))
     unfinished = f"{folder}.part"
     net.save_pretrained(unfinished)
     Path(unfinished).replace(folder)
@@ -139,7 +139,7 @@ def losses(model: VideoModel, of: Footage, strata: int) -> Losses:
     plain. No time is one of the settings', unless by chance."""
     model.transformer.eval()
     clips = of.clips
-    taken = np.zeros((len(clips), 2))
+    means = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
         here = slice(start, start + AT_A_TIME)
         latent, ids = clips.latent[here], clips.clip_ids[here]
@@ -148,9 +148,9 @@ def losses(model: VideoModel, of: Footage, strata: int) -> Losses:
             shape = tuple(latent.shape[1:])
             noise = torch.stack([own_noise(clip_id, FIRST_NOISE + index, shape) for clip_id in ids])
             errors = loss_map(model, latent, clips.text[here], moments[:, index], noise)
-            taken[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
-            taken[here, 1] += errors.mean((1, 2, 3)).numpy()
-    return taken / strata
+            means[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
+            means[here, 1] += errors.mean((1, 2, 3)).numpy()
+    return means / strata
 
 
 # --- a bench: one base, and what is measured on it --------------------------------------------------------------------
@@ -190,9 +190,9 @@ class Bench:
 
     # --- fine-tunings
 
-    def retrained(self, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
+    def retrained(self, title: str, tasks: Sequence[Retraining]) -> list[Losses]:
         """Held-out losses [N, 2] after each of these fine-tunings on rows of `joined`; on nothing, the base's."""
-        return self._measured(title, wanted, self.sets.held_out)
+        return self._measured(title, tasks, self.sets.held_out)
 
     @functools.cached_property
     def before(self) -> Losses:
@@ -203,13 +203,13 @@ class Bench:
         """Losses of the clips of `joined` themselves under the base."""
         return self._measured("own losses", [Retraining((), 0)], self.sets.corpus + self.sets.spoiled)[0]
 
-    def _measured(self, title: str, wanted: Sequence[Retraining], on: Folders) -> list[Losses]:
+    def _measured(self, title: str, tasks: Sequence[Retraining], on: Folders) -> list[Losses]:
         problem_name = footage.digest(
             base_digest(self.base), self.sets.corpus, self.sets.spoiled, on, self.settings.strata
         )
         recipe = self.settings.recipe
-        places = [f"{self.run.root}/retrained/{task.digest(recipe, problem_name)}.parquet" for task in wanted]
-        waiting = {place: (self, task, on, place) for place, task in zip(places, wanted, strict=True)}
+        places = [f"{self.run.root}/retrained/{task.digest(recipe, problem_name)}.parquet" for task in tasks]
+        waiting = {place: (self, task, on, place) for place, task in zip(places, tasks, strict=True)}
         each(title, _retrain, [given for place, given in waiting.items() if not Path(place).exists()])
         tables = [pq.read_table(place) for place in places]
         return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in tables]

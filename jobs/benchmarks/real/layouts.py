@@ -160,12 +160,12 @@ def _columns(row: Mapping[str, Any], settings: Real) -> Labels | None:
 
 
 def _folders(path: str, names: str) -> Labels | None:
-    wanted, above = names.split("/"), path.split("/")[:-1]
-    if not {"action", "person"} <= set(wanted):
+    levels, above = names.split("/"), path.split("/")[:-1]
+    if not {"action", "person"} <= set(levels):
         raise ConfigError(f"real.folders={names!r}: name action and person, as in action/person or person/action.")
-    if len(above) < len(wanted):
+    if len(above) < len(levels):
         return None
-    return dict(zip(wanted, above[-len(wanted) :], strict=True))
+    return dict(zip(levels, above[-len(levels) :], strict=True))
 
 
 def _marked(where: str) -> dict[str, Spans]:

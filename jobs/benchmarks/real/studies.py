@@ -51,7 +51,7 @@ class Studies:
             "halves": self.halves(),
             "first tenth": self.first_tenth(),
             "harm": self.harm(),
-            "harm told": self.harm_told(),
+            "spoiled or not": self.spoiled_or_not(),
             "removal": self.removal(),
         }
 
@@ -89,13 +89,13 @@ class Studies:
         tell the others."""
         settings, clips = self.settings, self.bench.corpus.clips
         members = datamodel.subsets(clips, design, settings.subsets, designs.SHARE)
-        wanted = [on(rows, seed) for seed in range(settings.draws) for rows in members]
-        losses = self.bench.retrained(f"LDS, {design}", wanted)
+        tasks = [on(rows, seed) for seed in range(settings.draws) for rows in members]
+        losses = self.bench.retrained(f"LDS, {design}", tasks)
         predicted = {name: datamodel.predicted(values, members) for name, values in self.clean.items()}
         gains: dict[str, Floats] = {}  # [draws, S, T]
         for yardstick in YARDSTICKS:
-            taken = np.array([self.gains(after, yardstick) for after in losses])
-            gains[yardstick] = taken.reshape(settings.draws, len(members), -1)
+            measured = np.array([self.gains(after, yardstick) for after in losses])
+            gains[yardstick] = measured.reshape(settings.draws, len(members), -1)
         masked, plain = (gains[yardstick].mean(0) for yardstick in YARDSTICKS)
         predicted |= self._ridges(members, masked)
         title = {"skewed": "skewed", "uniform": "random"}[design]
@@ -124,19 +124,19 @@ class Studies:
         is after the upper one."""
         of = self.bench.corpus
         cells = list(zip(of.clips.motions.tolist(), of.people.tolist(), strict=True))
-        wanted: dict[tuple[str, str, str, int], Retraining] = {}
+        tasks: dict[tuple[str, str, str, int], Retraining] = {}
         for name in HALVES:
             for column, target in enumerate(self.targets):
                 upper, lower = designs.matched_halves(self.clean[name][:, column], cells, of.clips.clip_ids)
                 for seed in range(self.settings.seeds if len(upper) else 0):
-                    wanted[name, target, "upper", seed] = on(upper, seed)
-                    wanted[name, target, "lower", seed] = on(lower, seed)
-        losses = self.bench.retrained("matched halves", list(wanted.values()))
-        after = dict(zip(wanted, losses, strict=True))
+                    tasks[name, target, "upper", seed] = on(upper, seed)
+                    tasks[name, target, "lower", seed] = on(lower, seed)
+        losses = self.bench.retrained("matched halves", list(tasks.values()))
+        after = dict(zip(tasks, losses, strict=True))
         table: Rows = []
-        for name in dict.fromkeys(key[0] for key in wanted):
-            keys = [(target, seed) for score, target, half, seed in wanted if (score, half) == (name, "upper")]
-            row: dict[str, Any] = {"score": name, "clips": len(wanted[name, keys[0][0], "upper", 0].weights)}
+        for name in dict.fromkeys(key[0] for key in tasks):
+            keys = [(target, seed) for score, target, half, seed in tasks if (score, half) == (name, "upper")]
+            row: dict[str, Any] = {"score": name, "clips": len(tasks[name, keys[0][0], "upper", 0].weights)}
             for title, yardstick in (("difference", "masked"), ("plain", "plain")):
                 values = [
                     self._gain_of(after[name, target, "upper", seed], target, yardstick)
@@ -155,25 +155,26 @@ class Studies:
     def first_tenth(self) -> Rows:
         """A tenth of the corpus by each arm, for every target and seed; the arm `random` draws anew for every seed."""
         clips = self.bench.corpus.clips
-        wanted = {
+        tasks = {
             (arm, target, seed): on(self._first(arm, column, seed), seed)
             for arm in ARMS
             for column, target in enumerate(self.targets)
             for seed in range(self.settings.seeds)
         }
-        losses = self.bench.retrained("first tenth", list(wanted.values()))
+        losses = self.bench.retrained("first tenth", list(tasks.values()))
         held_out, before = self.bench.held_out.clips, self.bench.before
-        taken = {key: changes(after, before, held_out, key[1]) for key, after in zip(wanted, losses, strict=True)}
+        measured = {key: changes(after, before, held_out, key[1]) for key, after in zip(tasks, losses, strict=True)}
         rows: Rows = []
         for arm in ARMS:
-            keys = [key for key in wanted if key[0] == arm]
+            keys = [key for key in tasks if key[0] == arm]
             labels = [target for _, target, _ in keys]
-            own = [clips.motions[row] == key[1] for key in keys for row, _ in wanted[key].weights]
+            own = [clips.motions[row] == key[1] for key in keys for row, _ in tasks[key].weights]
             row: dict[str, Any] = {"arm": arm, "own action": float(np.mean(own))}
             for name in ("masked_target", "plain_target", "masked_others", "plain_others"):
-                row |= _interval([taken[key][name] for key in keys], labels, name)
+                row |= _interval([measured[key][name] for key in keys], labels, name)
             against = [
-                taken[key]["masked_target"] - taken[scores.RANDOM, key[1], key[2]]["masked_target"] for key in keys
+                measured[key]["masked_target"] - measured[scores.RANDOM, key[1], key[2]]["masked_target"]
+                for key in keys
             ]
             rows.append(row | _interval(against, labels, "over_random"))
         return rows
@@ -220,18 +221,18 @@ class Studies:
             return np.array(sorted(others.tolist(), key=lambda row: order[ids[row]])[: len(self.originals)])
 
         rows = {"clean": lambda seed: self.originals, "spoiled": lambda seed: self.spoiled, "other": drawn}
-        wanted = {(name, seed): on(call(seed), seed) for name, call in rows.items()
+        tasks = {(name, seed): on(call(seed), seed) for name, call in rows.items()
                   for seed in range(self.settings.seeds)}  # fmt: skip
-        return self._changed("harm", "fine-tuned on", wanted, "clean")
+        return self._changed("harm", "fine-tuned on", tasks, "clean")
 
-    def harm_told(self) -> Rows:
+    def spoiled_or_not(self) -> Rows:
         """How well every score tells the spoiled clips from the others, of the action that the data say of each."""
         dirty = self.bench.joined
-        told = self.scored(self.dirty)
+        scored = self.scored(self.dirty)
         rows_by_way = {str(way): np.flatnonzero(dirty.ways[self.dirty] == way) for way in np.unique(dirty.ways)}
         named = np.isin(dirty.clips.motions[self.dirty], self.targets)
         rows: Rows = []
-        for name, values in told.items():
+        for name, values in scored.items():
             own = _of_own(values, dirty.clips.motions[self.dirty].tolist(), self.targets)
             usable = named & np.isfinite(own)
             good = np.intersect1d(rows_by_way[""], np.flatnonzero(usable))
@@ -247,12 +248,12 @@ class Studies:
 
     def removal(self) -> Rows:
         """The spoiled corpus: all of it, and without the spoiled clips, as many at random, as many by some scores."""
-        told, count = self.scored(self.dirty), len(self.spoiled)
+        scored, count = self.scored(self.dirty), len(self.spoiled)
         labels = self.bench.joined.clips.motions[self.dirty].tolist()
         ids = [self.bench.joined.clips.clip_ids[row] for row in self.dirty.tolist()]
 
         def without_last(name: str, seed: int) -> Places:
-            own = _of_own(told[name], labels, self.targets)
+            own = _of_own(scored[name], labels, self.targets)
             last = np.argsort(np.where(np.isfinite(own), own, np.inf), kind="stable")[:count]
             return np.delete(self.dirty, last)
 
@@ -268,18 +269,18 @@ class Studies:
             f"{ALL_BUT}the spoiled": lambda seed: np.setdiff1d(self.dirty, self.spoiled),
         }
         rows |= {f"{ALL_BUT}the last by {name}": partial(without_last, name) for name in REMOVERS}
-        wanted = {(name, seed): on(call(seed), seed) for name, call in rows.items()
+        tasks = {(name, seed): on(call(seed), seed) for name, call in rows.items()
                   for seed in range(self.settings.seeds)}  # fmt: skip
-        return self._changed("removal", "trained on", wanted, f"{ALL_BUT}random")
+        return self._changed("removal", "trained on", tasks, f"{ALL_BUT}random")
 
-    def _changed(self, title: str, column: str, wanted: Mapping[tuple[str, int], Retraining], reference: str) -> Rows:
+    def _changed(self, title: str, column: str, tasks: Mapping[tuple[str, int], Retraining], reference: str) -> Rows:
         """A row an arm: how its losses change over all targets, and its masked change less the reference's."""
-        losses = dict(zip(wanted, self.bench.retrained(title, list(wanted.values())), strict=True))
+        losses = dict(zip(tasks, self.bench.retrained(title, list(tasks.values())), strict=True))
         rows: Rows = []
-        for name in dict.fromkeys(name for name, _ in wanted):
-            seeds = [seed for n, seed in wanted if n == name]
+        for name in dict.fromkeys(name for name, _ in tasks):
+            seeds = [seed for n, seed in tasks if n == name]
             labels = list(self.targets) * len(seeds)
-            row: dict[str, Any] = {column: name, "clips": len(wanted[name, 0].weights)}
+            row: dict[str, Any] = {column: name, "clips": len(tasks[name, 0].weights)}
             for yardstick in YARDSTICKS:
                 values = [-gain for seed in seeds for gain in self.gains(losses[name, seed], yardstick)]
                 row |= _interval(values, labels, yardstick)
