@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
 
 from jobs.benchmarks.quality.problem import OUT, make
 from jobs.weights.training import timesteps, velocity_error
 from pipeline.config import load
-from pipeline.models import open_model
+from pipeline.models import VideoModel, open_model
 from pipeline.synthetic import world
 
 STEPS, WARM, DECAY, BATCH, RATE, SCENES, SEED = 2000, 100, 700, 32, 1e-3, 3000, 9_000_001
@@ -42,6 +44,14 @@ def train(steps: int, out: Path) -> None:
     scenes = seen()
     latents = torch.stack([model.encode(world.render(scene, height, width)) for scene in scenes])
     texts = torch.cat([model.text([s.caption for s in scenes[i : i + 100]]) for i in range(0, len(scenes), 100)])
+    taught(model, latents, texts, steps).save_pretrained(out)
+
+
+def taught(
+    model: VideoModel, latents: Tensor, texts: Tensor, steps: int, average_over: float = 100
+) -> WanTransformer3DModel:
+    """A new transformer, trained on latents [N, C, f, h, w] and texts [N, tokens, width] that are drawn alike: the
+    running average of its weights, over about so many steps."""
     empty = model.text([""])[0]
     torch.manual_seed(1)
     net = make(model)
@@ -64,11 +74,11 @@ def train(steps: int, out: Path) -> None:
         optimizer.step()
         with torch.no_grad():
             for a, b in zip(average.parameters(), net.parameters(), strict=True):
-                a.lerp_(b, 0.01)
+                a.lerp_(b, 1 / average_over)
         shown = 0.98 * shown + 0.02 * float(loss.detach())
         if (step + 1) % 100 == 0:
             print(f"step {step + 1} loss {shown / (1 - 0.98 ** (step + 1)):.4f}", flush=True)
-    average.save_pretrained(out)
+    return average
 
 
 def main() -> None:

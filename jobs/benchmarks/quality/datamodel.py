@@ -28,10 +28,11 @@ CONCENTRATION = 0.15  # of the Dirichlet distribution that the motions' shares a
 SHARE = {"skewed": 0.25, "uniform": 0.5}  # of the corpus in a subset
 
 
-def subsets(clips: Clips, design: Design, count: int) -> list[Rows]:
+def subsets(clips: Clips, design: Design, count: int, share: float | None = None) -> list[Rows]:
     """`uniform`: halves of the corpus. `skewed`: quarters in which some motions are many and others hardly there.
-    Subset n does not depend on `count`."""
-    size, named = round(SHARE[design] * len(clips)), sorted(set(clips.motions.tolist()) - {""})
+    Another `share` of the corpus may be asked for. Subset n does not depend on `count`."""
+    size = round((SHARE[design] if share is None else share) * len(clips))
+    named = sorted(set(clips.motions.tolist()) - {""})
     found = []
     for number in range(count):
         rng = np.random.default_rng([5, number, design == "skewed"])

@@ -61,9 +61,9 @@ def on(rows: npt.NDArray[np.int64], seed: int) -> Retraining:
     return Retraining(tuple((int(row), 1.0) for row in sorted(rows.tolist())), seed)
 
 
-def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe) -> VideoModel:
-    """The base, fine-tuned by the product's own loop."""
-    model = fresh()
+def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe, base: VideoModel | None = None) -> VideoModel:
+    """The base, fine-tuned by the product's own loop; another model where one is given, which is changed."""
+    model = fresh() if base is None else base
     rows: list[Row] = [{"clip_id": clips.clip_ids[n], "row": n, "weight": w} for n, w in task.weights]
     empty = {"text": model.text([""])[0]}
 

@@ -1,0 +1,96 @@
+"""Every way to score a clip for an action: the product's rules and the controls that they must beat.
+
+A score is [N, T], higher where more of the clip is wanted; NaN where a rule cannot score a clip.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.benchmarks.quality import influences
+from jobs.benchmarks.quality.influences import Method, Place
+from jobs.benchmarks.quality.kernels import Grams
+from jobs.benchmarks.quality.retraining import Losses
+from jobs.benchmarks.quality.tasks import PAPER
+from jobs.benchmarks.real.footage import Footage
+from pipeline.motion.judge import taught
+
+Floats = npt.NDArray[np.float64]
+Targets = tuple[str, ...]
+
+WHITEN = 0.01
+PAPERS, BEST, UNTRAINED = "paper: masked cosine", "best: queries masked, whitened", "untrained, as best"
+FLOW, CAPTION, OWN_LOSS = "nearest flow", "caption", "own loss"
+MAGNITUDE, LENGTH, RANDOM = "magnitude", "gradient length", "random"
+OVERLAP, RAW, SCENE = "mask overlap", "raw latents", "scene"
+CONTROLS = (UNTRAINED, CAPTION, FLOW, SCENE, OVERLAP, RAW, MAGNITUDE, OWN_LOSS, LENGTH, RANDOM)
+
+
+def scores(
+    of: Footage,
+    queries: Footage,
+    targets: Targets,
+    grams: Mapping[Place, Grams],
+    blank: Mapping[Place, Grams],
+    own: Losses,
+) -> dict[str, Floats]:
+    """Every score of these clips. `grams` are of them and the queries, `blank` the same of an untrained model, `own`
+    [N, 2] the clips' own losses under the base."""
+    clips = of.clips
+    places = tuple(grams)
+
+    def influence(products: Mapping[Place, Grams], method: Method) -> Floats:
+        return influences.by_motion(influences.values(products, method, clips), queries.clips, targets)
+
+    many = len(targets)
+    return {
+        PAPERS: influence(grams, Method((PAPER,), "motion", None)),
+        "masked, whitened": influence(grams, Method((PAPER,), "motion", WHITEN)),
+        BEST: influence(grams, Method(places, "crossed", WHITEN)),
+        UNTRAINED: influence(blank, Method(places, "crossed", WHITEN)),
+        CAPTION: captions(of, queries, targets),
+        FLOW: nearest_flow(of, queries, targets),
+        SCENE: scenes(of, queries, targets),
+        OVERLAP: influences.overlap(clips, queries.clips, targets),
+        RAW: influences.raw_latents(clips, queries.clips, targets),
+        MAGNITUDE: influences.magnitude(clips, targets),
+        OWN_LOSS: np.repeat(own[:, 1:], many, 1),
+        LENGTH: np.repeat(lengths(grams)[: len(clips), None], many, 1),
+        RANDOM: influences.chance(clips, targets),
+    }
+
+
+def lengths(grams: Mapping[Place, Grams]) -> Floats:
+    """The length of every plain gradient at the paper's place: [M]."""
+    squares: Floats = np.einsum("pii->i", grams[PAPER]["none"]).astype(np.float64)
+    return np.sqrt(np.maximum(squares, 0))
+
+
+def captions(of: Footage, queries: Footage, targets: Targets) -> Floats:
+    """How many words a caption shares with those of an action's queries, of all words of both: the mean over them."""
+    words = [_words(caption) for caption in of.captions.tolist()]
+    asked = [_words(caption) for caption in queries.captions.tolist()]
+    likeness = np.array([[len(a & b) / max(1, len(a | b)) for b in asked] for a in words], np.float64)
+    return influences.by_motion(likeness, queries.clips, targets)
+
+
+def _words(caption: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in re.findall(r"[^\W_]+", caption))
+
+
+def scenes(of: Footage, queries: Footage, targets: Targets) -> Floats:
+    """Which share of an action's queries is of the clip's scene. Of its person none is: nobody is in two parts."""
+    same = (of.scenes[:, None] == queries.scenes[None]).astype(np.float64)
+    return influences.by_motion(same, queries.clips, targets)
+
+
+def nearest_flow(of: Footage, queries: Footage, targets: Targets) -> Floats:
+    """Less the judge's distance of a clip's flow from that of the nearest query of an action; no gradient is in it."""
+    rows = np.flatnonzero(np.isin(queries.clips.motions, targets) & queries.clips.moving)
+    named = queries.clips.motions
+    judge = taught([(str(named[row]), queries.descriptions[row]) for row in rows.tolist()])
+    return np.stack([-judge.courses(target, of.descriptions).mean(1) for target in targets], 1)
