@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from diffusers import WanTransformer3DModel
 
-from jobs.benchmarks.quality import base_model, kernels, problem, retraining
+from jobs.benchmarks.quality import kernels, problem, retraining
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.retraining import AT_A_TIME, FIRST_NOISE, Losses, Recipe, Retraining
 from jobs.benchmarks.quality.tasks import PAPER, each
@@ -25,6 +25,7 @@ from jobs.benchmarks.real.footage import Footage, Segment
 from jobs.benchmarks.real.layouts import Video
 from jobs.benchmarks.real.options import Real
 from jobs.benchmarks.real.people import Part
+from jobs.weights.training import average_of_training
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import InputError
 from pipeline.models import VideoModel
@@ -97,7 +98,10 @@ def _teach(run: Run, steps: int, folders: Folders, actions: Sequence[str], folde
         )
     model = footage.opened(run.model)
     # Half of the steps' weights where there are few: the first ones are random.
-    net = base_model.taught(model, of_base.clips.latent[rows], of_base.clips.text[rows], steps, min(100, steps / 6))
+    torch.manual_seed(1)
+    empty, net = model.text([""])[0], problem.make(model)
+    latents, texts = of_base.clips.latent[rows], of_base.clips.text[rows]
+    net = average_of_training(net, empty, latents, texts, steps, min(100, steps / 6))
     unfinished = f"{folder}.part"
     net.save_pretrained(unfinished)
     Path(unfinished).replace(folder)
