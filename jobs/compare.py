@@ -99,7 +99,7 @@ def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
         print("every arm is trained and evaluated already")
         return
     seconds = costs.seconds_by_part(_pilot(run), pilot.AS_IT_IS)
-    passes = losses * len(run.evaluate.timesteps) * run.evaluate.noises
+    passes = losses * run.evaluate.passes
     arm_costs = costs.arms_of(run, len(missing), passes, videos, {part: sum(s) / len(s) for part, s in seconds.items()})
     print(f"\nstill to do, at most: {', '.join(missing) or 'no arm'} to train, {losses} losses, {videos} videos")
     pilots.print_table([*costs.table(arm_costs, run.prices), costs.total(arm_costs, run.prices)])
@@ -112,7 +112,7 @@ def _missing(run: Run, version_by_arm: dict[Arm, str]) -> tuple[int, int]:
     done = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
     rows = [r for r in ([] if done is None else done.to_pylist()) if version_by_arm.get(r["arm"]) == r["version"]]
     losses = {(r["arm"], r["clip_id"]) for r in rows if r["metric"] == "masked_loss"}
-    videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if r["metric"] not in comparison.LOSSES}
+    videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if not comparison.is_loss(r["metric"])}
     held_out = tables.read(join(run.root, "held_out"), ["error"]) if e.videos else None
     clips = 0 if held_out is None else held_out.column("error").null_count
     captions = _captions(run)
@@ -165,7 +165,7 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
         verdicts=judged,
         tallies=contests.tallies(judged),
         distances=distances,
-        videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if r["metric"] not in comparison.LOSSES},
+        videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if not comparison.is_loss(r["metric"])},
     )
 
 

@@ -90,7 +90,7 @@ def evaluation(run: Run) -> Fingerprint:
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,
         "data.size": [run.data.height, run.data.width],
-        "evaluate.timesteps": list(e.timesteps),
+        "evaluate.timesteps": e.timesteps if e.timesteps == "drawn" else list(e.timesteps),
         "evaluate.noises": f"{e.noises} of each clip's own",
         "evaluate.steps": e.steps,
         "evaluate.guidance": e.guidance,

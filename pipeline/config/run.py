@@ -231,14 +231,21 @@ class Evaluate(Model):
         None, min_length=1, description="held-out videos, disjoint from data and queries; null: none"
     )
     arms: tuple[Arm, ...] = Field(("base", "random", "motive_whitened"), description="the arms that are held together")
-    timesteps: tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field(
-        (251, 501, 751), min_length=1, description="of 1000, at which held-out losses are taken"
+    timesteps: Literal["drawn"] | tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field(
+        "drawn",
+        min_length=1,
+        description="of held-out losses; drawn: as training draws them, others for each clip and noise",
     )
-    noises: int = Field(2, ge=1, description="noises per timestep, the same for every arm")
+    noises: int = Field(6, ge=1, description="noises per clip and timestep, the same for every arm")
     generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), description="of generated videos: one each a caption")
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance: float = Field(5.0, ge=1, description="classifier-free guidance of generated videos")
+
+    @property
+    def passes(self) -> int:
+        """Forward passes for the held-out losses of a clip and an arm."""
+        return self.noises if self.timesteps == "drawn" else self.noises * len(self.timesteps)
 
 
 class Run(Model):

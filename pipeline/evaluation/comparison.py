@@ -16,6 +16,7 @@ from pipeline.statistics import intervals
 BASE = "base"
 LOWER = "lower is better"
 LOSSES = ("masked_loss", "plain_loss")
+BANDS = ("little noise", "some noise", "much noise")  # thirds of the timesteps that training draws
 DIRECTION = {"masked_loss": LOWER, "plain_loss": LOWER, "vbench_dynamic_degree": "higher means more motion"}
 ORDER = ("masked_loss", "plain_loss", "vbench_dynamic_degree", "vbench_dynamic_margin", "temporal_flickering")
 ARMS = (
@@ -58,13 +59,27 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
         else:
             values[row["clip_id"], row["seed"]].append(row["value"])
     records = []
-    for metric in sorted(by_metric, key=lambda m: (_place(m, ORDER), m)):
+    for metric in sorted(by_metric, key=lambda m: (_of_a_band(m), _place(m, ORDER), m)):
         arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in by_metric[metric].items()}
         for arm in sorted(arms, key=lambda a: (_place(a, ARMS), a)):
             against = _difference(arms[arm], arms.get(BASE, {})) if arm != BASE else _difference({}, {})
             stats = _mean(arms[arm])
             records.append({"metric": metric, "arm": arm, **stats, "missing": missing[metric, arm], **against})
     return records
+
+
+def banded(metric: str, band: str) -> str:
+    """The name of a loss at the timesteps of one band alone."""
+    return f"{metric} ({band})"
+
+
+def _of_a_band(metric: str) -> bool:
+    return metric in {banded(loss, band) for loss in LOSSES for band in BANDS}
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is of held-out clips; the others are of generated videos."""
+    return plain(metric) in LOSSES
 
 
 def plain(metric: str) -> str:
@@ -114,7 +129,7 @@ def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, 
     """The generated videos of the first seed: the arms, and (clip_id, arm -> uri) for up to `clips` captions."""
     offers: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for row in table.select(["arm", "clip_id", "seed", "uri", "metric"]).to_pylist():
-        if row["uri"] and row["metric"] not in LOSSES:  # a loss is of a held-out video, not of a generated one
+        if row["uri"] and not is_loss(row["metric"]):  # a loss is of a held-out video, not of a generated one
             offer = (row["seed"] if row["seed"] is not None else -1, row["uri"])
             offers[row["clip_id"]][row["arm"]] = min(offer, offers[row["clip_id"]].get(row["arm"], offer))
     shown = sorted(offers)[:: max(1, len(offers) // clips)][:clips]

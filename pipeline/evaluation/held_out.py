@@ -18,11 +18,12 @@ from torch import Tensor
 from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.evaluation.comparison import BANDS, LOSSES, banded
 from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import VideoModel, open_model
 from pipeline.models.captions import Captions
 from pipeline.models.device import device_for
-from pipeline.models.loss import loss_map, masked_mean, own_noise
+from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.models.trained_weights import load_weights
 from pipeline.storage import stores
 from pipeline.tables import schemas
@@ -134,23 +135,36 @@ class EvaluationWorker:
 
     @torch.no_grad()
     def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
-        """Mean masked and plain loss over the timesteps and the clip's noises, which are every arm's."""
+        """Mean masked and plain loss over the clip's timesteps and noises, which are every arm's. Where timesteps are
+        drawn, their thirds, from little noise to much, have lines of their own."""
         model, text = self.model(row["weights"])
         latent = model.encode(frames)
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
-        losses = [
-            (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
-            for errors in self._errors(model, row["clip_id"], latent, text(row["caption"] or ""))
-        ]
-        masked, plain = np.mean(losses, axis=0).tolist()
-        return [_line(row, row["uri"], "masked_loss", masked), _line(row, row["uri"], "plain_loss", plain)]
+        losses = np.array(
+            [
+                (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
+                for errors in self._errors(model, row["clip_id"], latent, text(row["caption"] or ""))
+            ]
+        )
+        means = dict(zip(LOSSES, losses.mean(axis=0).tolist(), strict=True))
+        if self.run.evaluate.timesteps == "drawn" and len(losses) >= len(BANDS):
+            for band, part in zip(BANDS, np.array_split(losses, len(BANDS)), strict=True):
+                means |= {banded(name, band): float(part[:, n].mean()) for n, name in enumerate(LOSSES)}
+        return [_line(row, row["uri"], metric, value) for metric, value in means.items()]
 
     def _errors(self, model: VideoModel, clip_id: str, latent: Tensor, text: Tensor) -> Iterable[Tensor]:
-        for timestep in self.run.evaluate.timesteps:
+        name = f"{self.run.seed} {clip_id}"
+        for timestep, n in self._places(model, name):
+            noise = own_noise(name, FIRST_NOISE + n, tuple(latent.shape))
             t = torch.full((1,), timestep, device=self.device)
-            for n in range(self.run.evaluate.noises):
-                noise = own_noise(f"{self.run.seed} {clip_id}", FIRST_NOISE + n, tuple(latent.shape))
-                yield loss_map(model, latent[None], text, t, noise.to(self.device)[None])
+            yield loss_map(model, latent[None], text, t, noise.to(self.device)[None])
+
+    def _places(self, model: VideoModel, name: str) -> list[tuple[float, int]]:
+        """The timesteps of a clip, on the 1000-step scale, each with the number of its noise."""
+        timesteps, noises = self.run.evaluate.timesteps, self.run.evaluate.noises
+        if timesteps == "drawn":
+            return [(t, n) for n, t in enumerate(model.shifted(drawn_uniforms(name, noises)).tolist())]
+        return [(t, n) for t in timesteps for n in range(noises)]
 
     def _video(self, row: Row) -> list[Row]:
         """Generate, write in VBench's custom-input layout (the prompt is the file's name), and measure."""

@@ -34,6 +34,13 @@ def own_noise(name: str, index: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(drawn)
 
 
+def drawn_uniforms(name: str, count: int) -> Tensor:
+    """Uniform numbers of the clip of that name alone, float32 [count], the n-th from the n-th of `count` equal parts of
+    [0, 1]: with the model's `shifted`, timesteps as training draws them, low ones and high ones in its shares."""
+    places = named_generator(f"times {name}").random(count)
+    return torch.from_numpy((np.arange(count) + places) / count).float()
+
+
 def named_generator(name: str) -> np.random.Generator:
     """Random numbers that belong to a name; NumPy's, because PyTorch's depend on the processor's vector width."""
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")

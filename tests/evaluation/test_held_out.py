@@ -1,13 +1,23 @@
-"""The names of generated videos, and which captions are generated."""
+"""The names of generated videos, which captions are generated, and the times of held-out losses."""
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePosixPath
 
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.held_out import Trained, video_place, video_tasks
+from pipeline import config
+from pipeline.evaluation.comparison import BANDS, LOSSES, banded, comparison, direction, is_loss
+from pipeline.evaluation.held_out import EvaluationWorker, Trained, video_place, video_tasks
+from pipeline.models.loss import drawn_uniforms
+from pipeline.synthetic import world
+from pipeline.tables import schemas
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -53,3 +63,45 @@ def test_queries_without_a_group_are_generated_with_the_others() -> None:
     ]
     tasks = video_tasks([Trained("base", "base", "")], rows, 3, [0])
     assert [task["clip_id"] for task in tasks] == ["b", "a", "c"]
+
+
+@given(st.text(min_size=1), st.integers(1, 12))
+def test_drawn_times_are_one_from_each_equal_part_and_the_clips_own(name: str, count: int) -> None:
+    uniforms = drawn_uniforms(name, count)
+    assert [math.floor(u * count - 1e-5) in (n - 1, n) for n, u in enumerate(uniforms.tolist())] == [True] * count
+    assert torch.equal(uniforms, drawn_uniforms(name, count))
+    assert not torch.equal(uniforms, drawn_uniforms(name + "'", count))
+
+
+@pytest.fixture(scope="module")
+def lines() -> dict[tuple[str, str], float]:
+    """What the demo's model loses on two clips, by clip and metric."""
+    run = config.load("demo")
+    worker, mask = EvaluationWorker(run), np.full((5, 8, 8), 255, np.uint8)
+    mask[:, :4] = 0
+    scenes = world.queries(5, 1, run.data.frames)[:2]
+    values = {}
+    for scene in scenes:
+        row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "uri": "", "seed": 0}
+        row |= {"caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
+        for line in worker._losses(row, world.render(scene, run.data.height, run.data.width)):
+            values[scene.name, line["metric"]] = line["value"]
+    return values
+
+
+def test_a_loss_at_drawn_times_is_the_mean_of_its_bands(lines: dict[tuple[str, str], float]) -> None:
+    assert len({clip for clip, _ in lines}) == 2
+    for (clip, metric), value in lines.items():
+        if metric in LOSSES:
+            parts = [lines[clip, banded(metric, band)] for band in BANDS]
+            assert value == pytest.approx(np.mean(parts), rel=1e-6)
+            assert len({round(part, 6) for part in parts}) == len(BANDS)
+
+
+def test_bands_of_a_loss_follow_the_losses(lines: dict[tuple[str, str], float]) -> None:
+    columns = {"arm": "base", "version": "base", "uri": "", "seed": 0}
+    rows = [{**columns, "clip_id": clip, "metric": metric, "value": v} for (clip, metric), v in lines.items()]
+    metrics = [r["metric"] for r in comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))]
+    assert metrics[:2] == list(LOSSES)
+    assert len(metrics) == 8
+    assert all(is_loss(metric) and direction(metric) == "lower is better" for metric in metrics)

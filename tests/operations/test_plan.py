@@ -44,7 +44,7 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
     found = {cost.what: cost for cost in costs.stages(run, SIZE, parts, attributed)}
     assert found["finetune, 2 arms"].count == 2 * run.finetune.steps
     e = run.evaluate
-    assert found["evaluate, held-out losses"].count == 3 * 10 * len(e.timesteps) * e.noises
+    assert found["evaluate, held-out losses"].count == 3 * 10 * e.passes
     assert found["evaluate, held-out losses"].seconds == 0.25  # guidance takes two forward passes a step
     assert found["evaluate, videos"].seconds == 2.0 + e.steps * 0.5
     lora = run.model_copy(update={"finetune": run.finetune.model_copy(update={"lora_rank": 4})})

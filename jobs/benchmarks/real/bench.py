@@ -29,7 +29,7 @@ from jobs.weights.training import average_of_training
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import InputError
 from pipeline.models import VideoModel
-from pipeline.models.loss import loss_map, masked_mean, named_generator, own_noise
+from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.storage import stores
 
 CHUNK = 25  # segments that one task encodes
@@ -133,8 +133,7 @@ def base_digest(folder: str) -> str:
 def times(model: VideoModel, clip_id: str, strata: int) -> torch.Tensor:
     """Timesteps at which a clip's loss is taken, drawn as training draws them, one from each of `strata` equal parts:
     [strata]. They belong to the clip and are the same for every model."""
-    places = named_generator(f"times {clip_id}").random(strata)
-    return model.shifted(torch.from_numpy((np.arange(strata) + places) / strata).float())
+    return model.shifted(drawn_uniforms(clip_id, strata))
 
 
 @torch.no_grad()
