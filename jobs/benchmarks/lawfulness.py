@@ -3,36 +3,45 @@
 A cartoon has the looks of a real clip and breaks one law of its motion. The score of a clip is the distance of its
 movement from the nearest of five queries of the motion that its caption names. Beside it stand scores that need no
 query: more motion, less motion and more jerk. An AUC is of one motion and corpus, its mean over motions is of a corpus,
-and the interval is Student's of 95 % over corpora. The corpora are none that the rule was made with. The last line is
-JSON.
+and the interval is Student's of 95 % over corpora. The corpora are none that the rule was made with. Then real clips
+are spoiled on purpose, written as H.264, and looked at for flaws. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import av
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from jobs.benchmarks.quality.retrieval import auc
 from pipeline import config, motion
 from pipeline.config import Run
-from pipeline.motion import judge, movement
+from pipeline.motion import flaws, judge, movement
+from pipeline.motion.flaws import FLAWS
 from pipeline.motion.judge import COURSES, STRETCHES, Floats
 from pipeline.ranking import lawfulness
 from pipeline.statistics.intervals import student
 from pipeline.synthetic import world
 from pipeline.synthetic.world import Scene
+from pipeline.video.frames import write_mp4
+from pipeline.video.looks import twin
 
 SEEDS = (70, 80, 90, 100)
 CLIPS, QUERIES = 200, 5
 QUANTILE = 0.05
 SCORES = ("distance", "more_motion", "less_motion", "more_jerk")
 
+WAYS = ("as it is", "frozen", "stuttering", "shuffled", "spliced")
+
+Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
 Describe = Callable[[Scene], Floats]
 
 
@@ -75,6 +84,38 @@ def corpus_scores(seed: int, clips: int, run: Run, describe: Describe) -> list[d
     return rows
 
 
+def with_flaws(seed: int, clips: int, run: Run) -> dict[str, list[float]]:
+    """Of a corpus' clips with real motion, spoiled in each of WAYS: the share with each flaw, and with any."""
+
+    def measured(scenes: Sequence[Scene], way: str) -> Floats:
+        return np.array([flaws.flaws(_coded(_spoiled(scenes, n, way, run), run.data.fps)) for n in range(len(scenes))])
+
+    queries = measured(world.queries(seed + 2, QUERIES, run.data.frames), WAYS[0])
+    real = [scene for scene in world.corpus(seed + 1, clips, run.data.frames) if scene.kind == "real"]
+    shares = {}
+    for way in WAYS:
+        spoils = flaws.spoils(measured(real, way), queries)
+        shares[way] = [*spoils.mean(0).tolist(), float(spoils.any(1).mean())]
+    return shares
+
+
+def _spoiled(scenes: Sequence[Scene], number: int, way: str, run: Run) -> Frames:
+    frames = world.render(scenes[number], run.data.height, run.data.width)
+    if way == "spliced":
+        other = world.render(scenes[(number + 1) % len(scenes)], run.data.height, run.data.width)
+        half = len(frames) // 2
+        return np.concatenate([frames[:-half], other[-half:]])
+    return frames if way == WAYS[0] else twin(frames, way, scenes[number].name)
+
+
+def _coded(frames: Frames, fps: float) -> Frames:
+    """As a decoder gives them back."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_mp4(f"{folder}/video.mp4", frames, fps)
+        with av.open(f"{folder}/video.mp4") as container:
+            return np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)])
+
+
 def by_motion(rows: Sequence[dict[str, Any]], score: str) -> dict[str, float]:
     """The AUC of cartoons above real clips, for each motion that has both."""
     areas = {}
@@ -104,11 +145,15 @@ def main() -> None:
         ["corpus", "named", "cartoons", f"quantile at most {QUANTILE:g}", "cartoons of them"],
         [[f"{seed}", *(f"{n}" for n in called(rows))] for seed, rows in corpora.items()],
     )
+    spoiled = {seed: with_flaws(seed, clips, run) for seed in seeds}
+    print_table(
+        ["real clips", *FLAWS, "any flaw", "least to most over corpora"], [_flaws(spoiled, way) for way in WAYS]
+    )
     seconds = round(time.monotonic() - start, 1)
     called_by_corpus = {seed: called(rows) for seed, rows in corpora.items()}
     print_json(
         {"benchmark": "lawfulness", "machine": hardware, "seconds": seconds, "auc": areas}
-        | {"called": called_by_corpus}
+        | {"called": called_by_corpus, "flaws": spoiled}
     )
 
 
@@ -125,6 +170,12 @@ def _line(score: str, areas: dict[int, dict[str, float]]) -> list[str]:
     interval = student(means)
     mean = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
     return [score.replace("_", " "), *(f"{value:.2f}" for value in means), mean]
+
+
+def _flaws(spoiled: dict[int, dict[str, list[float]]], way: str) -> list[str]:
+    shares = np.array([of_corpus[way] for of_corpus in spoiled.values()])
+    ends = f"{shares[:, -1].min():.0%} to {shares[:, -1].max():.0%}"
+    return [way, *(f"{share:.0%}" for share in shares.mean(0)), ends]
 
 
 def _motions(areas: dict[int, dict[str, float]]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from pipeline.attribution.gradients import manifest, manifest_hash
 from pipeline.config import NUMERICS, Motion, Run
 from pipeline.errors import ConfigError
 from pipeline.models.promoted import promoted
-from pipeline.motion import judge, weights_file
+from pipeline.motion import flaws, judge, weights_file
 
 Fingerprint = dict[str, Any]
 GENERATED = 16  # of whose multiples diffusers' WanPipeline generates videos, whatever the transformer takes
@@ -38,7 +38,8 @@ def motion(run: Run) -> Fingerprint:
 def movement(run: Run) -> Fingerprint:
     m = run.motion
     settings = {f"motion.{key}": getattr(m, key) for key in ("flow", "height", "width", "updates", "dtype")}
-    return {**clips(run), **_geometry(run), **settings, "motion.weights": flow_hash(m), "judge": judge.VERSION}
+    versions = {"judge": judge.VERSION, "flaws": flaws.VERSION}
+    return {**clips(run), **_geometry(run), **settings, "motion.weights": flow_hash(m), **versions}
 
 
 def features(run: Run) -> Fingerprint:

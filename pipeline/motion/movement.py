@@ -1,4 +1,4 @@
-"""A clip's movement and the colours of what moves, as the rows of movement/ have them."""
+"""A clip's movement, what breaks it and the colours of what moves, as the rows of movement/ have them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.motion import colours, judge
+from pipeline.motion.flaws import FLAWS, flaws
 from pipeline.tables import schemas
 
 SIDE = 128  # of the flow's longer side, in points: a description of what moves needs no more
-SCHEMA = schemas.movement_schema(judge.NUMBERS, colours.NUMBERS)
+SCHEMA = schemas.movement_schema(judge.NUMBERS, len(FLAWS), colours.NUMBERS)
+UNBROKEN = [0.0] * len(FLAWS)  # of a clip in which nothing moves
 
 
 def movement(frames: npt.NDArray[np.uint8], flow: Tensor) -> dict[str, Any]:
-    """The columns `description` and `colours` of a clip: frames [F, H, W, 3], flow [F-1, 2, h, w] without the
-    camera's."""
+    """The columns `description`, `flaws` and `colours` of a clip: frames [F, H, W, 3], flow [F-1, 2, h, w] without
+    the camera's."""
     return {
         "description": judge.description(_coarse(flow).cpu().numpy()).tolist(),
+        "flaws": flaws(frames).tolist(),
         "colours": colours.moving_colours(frames, flow).tolist(),
     }
 

@@ -29,7 +29,7 @@ class MotionWorker:
     def measure(self, row: Row, frames: Frames | ClipError) -> Row:
         """The row of the motion table, with the columns of movement/ beside; a clip's own error is kept."""
         row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
-        row |= {"description": None, "colours": None}
+        row |= {"description": None, "flaws": None, "colours": None}
         if isinstance(frames, ClipError):
             return {**row, "error": str(frames)}
         flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
@@ -45,7 +45,7 @@ class MotionWorker:
         mask = motion.motion_mask(flow, self.run.motion, grid, self.temporal)
         if mask is None:
             still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
-            return {**row, "error": str(ClipError("no_motion", still))}
+            return {**row, "flaws": movement.UNBROKEN, "error": str(ClipError("no_motion", still))}
         row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
         return row
 

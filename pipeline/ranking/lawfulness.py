@@ -3,13 +3,15 @@
 A clip's group is the motion that its caption names, or that a column of the manifest says; of a clip whose motion
 nobody names it is the one whose queries move most alike. How far is too far, the queries themselves say: each of them
 is held against the others of its group, and a clip's quantile is its place among those distances, of all groups
-together. Only a clip whose motion is named can be called unlawful: one that shows another motion is no spoiled one.
+together. Only a clip whose motion is named can be called unlawful by it: one that shows another motion is no
+spoiled one. A flaw, such as frames that are shown again, spoils any clip (`motion/flaws.py`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,8 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.motion import flaws
+from pipeline.motion.flaws import FLAWS
 from pipeline.motion.judge import COURSES, Floats, Judge, taught
 from pipeline.ranking import shortlist
 from pipeline.storage.stores import join
@@ -71,11 +75,11 @@ def lawfulness(run: Run) -> Iterator[pa.Table]:
     folder = join(shortlist.motion_root(run), "movement", "clips")
     if judge is None or not tables.parts(folder):
         return
-    measure = _Measure(judge)
+    measure = _Measure(judge, _flaws_of_queries(run))
     ids, codes = _named(run, measure.groups)
     by = COLUMN if run.ranking.group_column else CAPTION
     listed = np.zeros(len(ids), bool)
-    for block in scanning.blocks(folder, ["clip_id", "description"]):
+    for block in scanning.blocks(folder, ["clip_id", "description", "flaws"]):
         places = ids.find(block.column("clip_id"))
         first = np.zeros(len(places), bool)
         first[np.unique(places, return_index=True)[1]] = True
@@ -89,9 +93,11 @@ def lawfulness(run: Run) -> Iterator[pa.Table]:
 
 
 class _Measure:
-    """The queries as a measure of clips: their groups, their own distances, and how far a course is off usually."""
+    """The queries as a measure of clips: their groups, their own distances, their flaws, and how far a course is off
+    usually."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, flaws_of_queries: Floats) -> None:
+        self.flaws_of_queries = flaws_of_queries
         self.judge, self.groups = judge, list(judge.queries)
         self.among, self.typical = leave_one_out(judge), _typical_courses(judge)
 
@@ -113,8 +119,17 @@ class _Measure:
             pa.array(quantiles(distances, self.among), pa.float64()) if known else pa.nulls(len(videos), pa.float64()),
             pa.array([COURSES[law] for law in laws.tolist()], pa.string()),
             pa.array(np.where(named, by, FLOW).tolist(), pa.string()),
+            *self._flaws(tables.matrix(clips, "flaws").astype(np.float64)),
         ]
         return pa.table(columns, schema=schemas.LAWFULNESS)
+
+    def _flaws(self, measures: Floats) -> tuple[pa.Array, pa.Array]:
+        """Which flaw each clip has, the first where it has several, and its measure; nulls where it has none."""
+        spoils = flaws.spoils(measures, self.flaws_of_queries)
+        which, whole = spoils.argmax(1), ~spoils.any(1)
+        names = pa.array(np.array(FLAWS)[which].tolist(), pa.string())
+        measured = pa.array(measures[np.arange(len(measures)), which], pa.float64())
+        return tuple(pc.if_else(pa.array(whole), None, values) for values in (names, measured))
 
     def _nearest_groups(self, videos: Floats) -> Codes:
         distances = np.stack([self.judge.courses(group, videos).mean(1) for group in self.groups])
@@ -123,21 +138,27 @@ class _Measure:
 
 
 def unlawful(rows: pa.Table, quantile: float) -> pa.Table:
-    """Those of some rows of lawfulness/ that move unlike the real clips of the motion that they are named for: their
-    quantile is at most this one."""
+    """Those of some rows of lawfulness/ that have a flaw, or that move unlike the real clips of the motion that they
+    are named for: their quantile is at most this one."""
     far = pc.fill_null(pc.less_equal(rows.column("quantile"), quantile), False)
-    return rows.filter(pc.and_(far, pc.not_equal(rows.column("named_by"), FLOW)))
+    unlike = pc.and_(far, pc.not_equal(rows.column("named_by"), FLOW))
+    return rows.filter(pc.or_(unlike, pc.is_valid(rows.column("flaw"))))
 
 
 def reasons(rows: pa.Table) -> pa.Table:
     """Columns clip_id and reason of rows of lawfulness/, the least lawful first."""
     rows = rows.sort_by([("distance", "descending"), ("clip_id", "ascending")])
-    sentences = [
+    sentences = [_reason(row) for row in rows.to_pylist()]
+    return pa.table({"clip_id": rows.column("clip_id"), "reason": pa.array(sentences, pa.string())})
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    if row["flaw"] is not None:
+        return flaws.sentence(row["flaw"], row["flaw_measure"])
+    return (
         f"moves unlike the real clips of {row['group']!r}, most by its {row['law']}: distance {row['distance']:.2f}, "
         f"as far as {row['quantile']:.1%} of lawful ones"
-        for row in rows.to_pylist()
-    ]
-    return pa.table({"clip_id": rows.column("clip_id"), "reason": pa.array(sentences, pa.string())})
+    )
 
 
 # --- what it is held against ------------------------------------------------------------------------------------------
@@ -153,6 +174,14 @@ def _judge(run: Run) -> Judge | None:
     described = table.filter(pc.is_valid(table.column("description")))
     rows = [row for row in described.to_pylist() if row["clip_id"] in groups]
     return taught([(groups[r["clip_id"]], np.array(r["description"], np.float64)) for r in rows]) if rows else None
+
+
+def _flaws_of_queries(run: Run) -> Floats:
+    """Of every query whose movement is known: [Q, FLAWS]."""
+    table = tables.read(join(shortlist.motion_root(run), "movement", "queries"), ["flaws"])
+    assert table is not None, "the judge was made of the same table"
+    known = table.filter(pc.is_valid(table.column("flaws")))
+    return tables.matrix(known, "flaws").astype(np.float64)
 
 
 def _typical_courses(judge: Judge) -> Floats:

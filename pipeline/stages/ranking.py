@@ -47,8 +47,8 @@ def rank_clips(run: Run) -> None:
 
 
 def measure_lawfulness(run: Run, fingerprint: Fingerprint) -> pa.Table:
-    """Write lawfulness/, and return which clips move unlike the real ones of their motion, and why: columns clip_id and
-    reason, the least lawful first."""
+    """Write lawfulness/, and return which clips have a flaw or move unlike the real ones of their motion, and why:
+    columns clip_id and reason, the least lawful first."""
     spoiled, counts = [schemas.LAWFULNESS.empty_table()], Counter[str]()
 
     def noted() -> Iterator[pa.Table]:
@@ -59,10 +59,13 @@ def measure_lawfulness(run: Run, fingerprint: Fingerprint) -> pa.Table:
 
     tables.replace_streamed(join(run.root, "lawfulness"), schemas.LAWFULNESS, noted(), fingerprint)
     rows, named = pa.concat_tables(spoiled), counts.total() - counts[lawfulness.FLOW]
+    with_flaws = len(rows) - rows.column("flaw").null_count
+    if counts.total():
+        print(f"lawfulness: {with_flaws} of {counts.total()} clips stand still, repeat frames or jump as no query does")
     if not named:
-        print("lawfulness: no clip is known to show a motion of the queries, so none can be called harmful")
+        print("lawfulness: no clip is known to show a motion of the queries, so none can be held against them")
     else:
-        print(f"lawfulness: {rows.num_rows} of {named} clips whose motion is named move unlike its queries")
+        print(f"lawfulness: {len(rows) - with_flaws} of {named} clips whose motion is named move unlike its queries")
     return lawfulness.reasons(rows)
 
 

@@ -50,6 +50,9 @@ MOVEMENT: Meanings = {
     "version": _VERSION,
     "description": "The numbers that the judge compares: six courses (amount, timing, acceleration, jerk, spreading, "
     "turning) in eight equal parts of the clip, by the flow without the camera's.",
+    "flaws": "What breaks the motion: the longest stretch in which the picture stands while the rest moves, and the "
+    "other steps that show a frame again, as shares of the clip's steps; the largest change of the picture over the "
+    "median one.",
     "colours": "The share of each colour in what moves: four steps of red, green and blue.",
     "error": f"{_ERROR} A still clip has its movement.",
 }
@@ -91,6 +94,9 @@ LAWFULNESS: Meanings = {
     "`spreading` or `turning`.",
     "named_by": "What says that the clip shows this motion: its `caption`, a `column` of the manifest, or, where "
     "nobody names it, the nearest queries' `flow`.",
+    "flaw": "What spoils the clip whatever it shows: it is `frozen`, `repeats` frames, or has a `cut`. Null: nothing.",
+    "flaw_measure": "How much of it: a share of the clip's steps, or of a cut the change of the picture over the usual "
+    "one.",
 }
 SELECTION: Meanings = {
     "clip_id": _CLIP_ID,

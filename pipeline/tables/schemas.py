@@ -67,6 +67,8 @@ LAWFULNESS = pa.schema(
         ("quantile", pa.float64()),
         ("law", pa.string()),
         ("named_by", pa.string()),
+        ("flaw", pa.string()),
+        ("flaw_measure", pa.float64()),
     ]
 )
 CHOSEN = pa.schema(
@@ -261,13 +263,15 @@ def motion_schema(clips: pa.Schema) -> pa.Schema:
     return pa.schema([*columns, *(pa.field(*f) for f in _MOTION), pa.field("error", pa.string())])
 
 
-def movement_schema(numbers: int, colours: int) -> pa.Schema:
-    """How a clip moves, in the `numbers` numbers that the judge compares, and the colours of what moves."""
+def movement_schema(numbers: int, flaws: int, colours: int) -> pa.Schema:
+    """How a clip moves, in the `numbers` numbers that the judge compares, what breaks it, and the colours of what
+    moves."""
     return pa.schema(
         [
             ("clip_id", pa.string()),
             ("version", pa.string()),
             ("description", pa.list_(pa.float32(), numbers)),
+            ("flaws", pa.list_(pa.float32(), flaws)),
             ("colours", pa.list_(pa.float32(), colours)),
             ("error", pa.string()),
         ]

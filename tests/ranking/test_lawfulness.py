@@ -13,6 +13,7 @@ from pipeline import config, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.motion import colours, judge
+from pipeline.motion.flaws import FLAWS
 from pipeline.ranking import lawfulness
 from pipeline.stages.ranking import measure_lawfulness
 from pipeline.storage import stores
@@ -20,7 +21,7 @@ from pipeline.synthetic import world
 from pipeline.tables import schemas
 
 GROUPS = ["bounce", "free_fall", "roll", "slide", "spin", "swing"]
-SCHEMA = schemas.movement_schema(judge.NUMBERS, colours.NUMBERS)
+SCHEMA = schemas.movement_schema(judge.NUMBERS, len(FLAWS), colours.NUMBERS)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def described(scene: world.Scene) -> list[float]:
 
 
 def table(scenes: dict[str, world.Scene]) -> pa.Table:
-    blank = {"version": "v", "colours": [1 / colours.NUMBERS] * colours.NUMBERS}
+    blank = {"version": "v", "flaws": [0.0] * len(FLAWS), "colours": [1 / colours.NUMBERS] * colours.NUMBERS}
     rows = [{"clip_id": name, "description": described(scene), **blank} for name, scene in scenes.items()]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
@@ -103,6 +104,7 @@ def test_what_is_unlawful_is_written_and_says_why(run: Run, capsys: pytest.Captu
     assert all(row["quantile"] <= run.ranking.unlawful for row in unlawful)
     distances = [row["distance"] for row in unlawful]
     assert distances == sorted(distances, reverse=True), "the least lawful come first"
+    assert all(row["flaw"] is None and row["flaw_measure"] is None for row in rows.values())
     law = unlawful[0]["law"]
     assert reasons.column("reason")[0].as_py().startswith(f"moves unlike the real clips of {unlawful[0]['group']!r}, ")
     assert f"most by its {law}" in reasons.column("reason")[0].as_py()
@@ -128,6 +130,31 @@ def test_a_clip_whose_motion_nobody_names_is_never_called_unlawful(run: Run, tmp
         list(lawfulness.lawfulness(nameless.model_copy(update={"ranking": ranking})))
 
 
+def test_a_flaw_spoils_a_clip_whose_motion_nobody_names(run: Run, tmp_path: Path) -> None:
+    flawed = run.model_copy(update={"root": str(tmp_path)})
+    for name in ("queries", "movement/queries", "clips", "movement/clips"):
+        rows = tables.read(stores.join(run.root, name))
+        assert rows is not None
+        rows = rows.slice(0, 5) if name.endswith("clips") else rows
+        if name == "clips":
+            column = rows.schema.get_field_index("caption")
+            rows = rows.set_column(column, "caption", pa.array(["a thing"] * 5, pa.string()))
+        if name == "movement/clips":
+            measures = [[0.0, 0.5, 1.0], [0.0, 0.0, 1.0], [0.5, 0.5, 1.0], [0.1, 0.1, 3.0], [0.0, 0.0, 9.0]]
+            column = rows.schema.get_field_index("flaws")
+            rows = rows.set_column(
+                column, rows.schema.field("flaws"), pa.array(measures, rows.schema.field("flaws").type)
+            )
+        tables.append(stores.join(str(tmp_path), name), rows, {})
+    ids = tables.read(stores.join(str(tmp_path), "movement/clips")).column("clip_id").to_pylist()  # type: ignore[union-attr]
+    why = {row["clip_id"]: row["reason"] for row in measure_lawfulness(flawed, {}).to_pylist()}
+    assert why == {
+        ids[0]: "50% of its frames are shown again, which no query does",
+        ids[2]: "its picture stands still for 50% of the clip, which no query does",
+        ids[4]: "it jumps: a change 9.0 times the usual one, which no query does",
+    }
+
+
 def test_without_movement_nothing_is_known(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not measure_lawfulness(run.model_copy(update={"root": str(tmp_path)}), {}).num_rows
-    assert "none can be called harmful" in capsys.readouterr().out
+    assert "none can be held against them" in capsys.readouterr().out

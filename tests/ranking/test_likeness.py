@@ -11,19 +11,26 @@ import pytest
 
 from pipeline import tables
 from pipeline.motion import colours, judge
+from pipeline.motion.flaws import FLAWS
 from pipeline.pages import sections
 from pipeline.ranking.likeness import likenesses
 from pipeline.storage import stores
 from pipeline.tables import schemas
 
-SCHEMA = schemas.movement_schema(judge.NUMBERS, colours.NUMBERS)
+SCHEMA = schemas.movement_schema(judge.NUMBERS, len(FLAWS), colours.NUMBERS)
 
 
 def row(name: str, moves: float, colour: int) -> dict[str, Any]:
     histogram = np.full(colours.NUMBERS, 0.1 / colours.NUMBERS)
     histogram[colour] += 0.9
     description = [moves] * judge.NUMBERS
-    return {"clip_id": name, "version": "v", "description": description, "colours": histogram.tolist()}
+    return {
+        "clip_id": name,
+        "version": "v",
+        "description": description,
+        "flaws": [0.0] * len(FLAWS),
+        "colours": histogram.tolist(),
+    }
 
 
 def write(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
