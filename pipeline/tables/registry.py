@@ -97,7 +97,7 @@ MOVEMENT = Table(
     key=("clip_id",),
     error="error",
     ids=("clip_id",),
-    sizes={"description": "numbers", "colours": "colours"},
+    sizes={"description": "numbers", "flaws": "flaws", "colours": "colours"},
 )
 FEATURES = Table(
     folders=("features/clips", "features/queries"),
