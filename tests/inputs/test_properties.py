@@ -55,7 +55,7 @@ def file_names() -> st.SearchStrategy[str]:
 
 def column_names() -> st.SearchStrategy[str]:
     reserved = st.sampled_from(
-        sorted(schemas.RESERVED - {"caption", "captions", "source", "group", "id", "version", "size"})
+        sorted(schemas.RESERVED - {"caption", "captions", "source", "group", "id", "version", "size", "span"})
     )
     return st.one_of(NAME, st.sampled_from(["a.b", "two\nlines", "Weight", "SCORE", "select", "x y"]), reserved)
 
