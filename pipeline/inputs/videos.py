@@ -21,7 +21,7 @@ from pipeline.inputs.file_tree import MAGIC
 from pipeline.inputs.folders import Row
 from pipeline.inputs.locations import located, root_of
 from pipeline.inputs.manifests import reader, span_columns
-from pipeline.inputs.manifests.columns import Columns, columns
+from pipeline.inputs.manifests.columns import LISTED_PATHS, Columns, columns
 from pipeline.inputs.manifests.json_blocks import FAULT, LINE
 from pipeline.inputs.manifests.span_columns import SPAN
 from pipeline.inputs.shards import members
@@ -37,6 +37,7 @@ FILES = pa.schema(
     [*(VIDEOS.field(n) for n in ("uri", "relative", "version", "size", "error")), ("folder", pa.string())]
 )
 _CAPTIONS = pa.list_(pa.string())
+_MARKS = r"<__dj__\w+>|<\|__dj__\w+\|>"
 
 
 def videos(
@@ -134,7 +135,7 @@ def _manifest(
     """The files that a manifest lists, and what it says of each: its columns but for the paths."""
     file = file or reader.read(fs, bare, asked.where, asked.key)
     file.check_columns()
-    table = file.table()
+    table = _without_marks(file.table(), file.columns)
     try:
         columns_of_spans = span_columns.span_columns(table)
         table = span_columns.one_a_row(table, columns_of_spans)
@@ -158,6 +159,17 @@ def _manifest(
             row["error"] = f"refused: {place_word} {number}: {span_fault}"
     table = _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
     return files, table if columns_of_spans is None else table.append_column(SPAN, spans)
+
+
+def _without_marks(table: pa.Table, named: Columns) -> pa.Table:
+    """Rows without the marks that data-juicer puts around captions: `<__dj__video>` and `<|__dj__eoc|>`."""
+    if str(named.path).strip().casefold() not in LISTED_PATHS or named.caption is None:
+        return table
+    column = table.column(named.caption)
+    if not pa.types.is_string(column.type):
+        return table
+    plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, _MARKS, ""))
+    return table.set_column(table.column_names.index(named.caption), named.caption, plain)
 
 
 def paths_of(table: pa.Table, named: Columns) -> pa.Array:

@@ -1,4 +1,4 @@
-"""Rows that are about a stretch of a video: segments lie inside it, the id holds it, and what is no span is an error."""
+"""Rows that are about a stretch of a video: segments lie inside it, ids hold it, and what is no span is an error."""
 
 from __future__ import annotations
 
