@@ -77,6 +77,7 @@ def small_run(small_world: Path) -> Callable[..., Run]:
         values = {
             "root": str(root),
             "data.videos": str(small_world / "clips"),
+            "data.empty_captions": 1.0,  # some tests copy videos without their captions
             "queries.videos": str(small_world / "queries"),
             "evaluate.videos": str(small_world / "held_out"),
             "attribution.settings": SETTINGS,

@@ -70,7 +70,18 @@ MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by thei
 
 class Data(Model):
     videos: str = Field(
-        min_length=1, description="folder, glob, manifest (.jsonl, .csv, .tsv, .parquet) or shards; local or s3://"
+        min_length=1,
+        description="folder, glob, manifest (.jsonl, .json, .csv, .tsv, .parquet), a trainer's configuration, or "
+        "shards; local or s3://",
+    )
+    files: str | None = Field(
+        None, min_length=1, description="the folder of a manifest's relative paths; null: that of the manifest"
+    )
+    camera: str | None = Field(
+        None, min_length=1, description="of a robot's cameras (LeRobot), the one whose videos are used"
+    )
+    empty_captions: float = Field(
+        0.5, ge=0, le=1, description="videos are refused if a larger share of them than this has no caption"
     )
     base: str | None = Field(None, description="videos outside this folder or prefix, links followed, are refused")
     frames: int = Field(81, ge=2, description="frames of a segment")
@@ -94,6 +105,7 @@ class Queries(Model):
     videos: str | None = Field(
         None, min_length=1, description="as data.videos; the group is the manifest's `group` or the folder"
     )
+    files: str | None = Field(None, min_length=1, description="as data.files, for queries.videos")
     prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
     sample: int | None = Field(
         None,
@@ -230,6 +242,7 @@ class Evaluate(Model):
     videos: str | None = Field(
         None, min_length=1, description="held-out videos, disjoint from data and queries; null: none"
     )
+    files: str | None = Field(None, min_length=1, description="as data.files, for evaluate.videos")
     arms: tuple[Arm, ...] = Field(("base", "random", "motive_whitened"), description="the arms that are held together")
     timesteps: Literal["drawn"] | tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field(
         "drawn",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.errors import InputError
-from pipeline.inputs import video_ids, videos
+from pipeline.inputs import folders, video_ids, videos
 from pipeline.inputs.manifests import versioned
+from pipeline.inputs.shards import members
+from pipeline.inputs.video_set import VideoSet
 from pipeline.tables import retries
 from pipeline.tables.ids import Flags, IdList, IdSet
+from pipeline.tables.schemas import CAPTIONS
 
 BLOCK = 100_000  # videos in memory at a time
 
@@ -24,21 +29,36 @@ class Listing:
     Raises InputError, naming `key`.
     """
 
-    def __init__(self, where: str, key: str, base: str | None) -> None:
-        self.schema, blocks = _read(where, key, base)
+    def __init__(
+        self,
+        where: str,
+        key: str,
+        base: str | None,
+        files: str | None = None,
+        camera: str | None = None,
+        empty_captions: float = 1.0,
+    ) -> None:
+        asked = VideoSet(where, key, base, files, camera)
+        self.schema, blocks = _read(asked)
         self._own = False  # whether videos have ids of their own
-        versions, of_segments = IdList(), IdList()
+        self.captions = CaptionShare()
+        versions, of_segments, ids_of_spans = IdList(), IdList(), IdList()
 
         def named() -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
             for block in blocks:
                 own = block.column("id")
                 self._own = self._own or own.null_count < len(own)
+                self.captions.add(block)
                 versions.add(_versions(block))
                 of_segments.add(video_ids.videos_of(own.combine_chunks()))
+                if "span" in self.schema.names:
+                    ids_of_spans.add(own.drop_null())
                 yield block, _names(block)
 
         self.videos = tables.shuffled(self.schema, named())
+        self.captions.check(asked, empty_captions)
         self._check_names(where, key)
+        self._check_ids_of_spans(ids_of_spans.to_set(), where, key)
         self._check_segments(of_segments.to_set(), where, key)
         self._versions = versions.to_set()
 
@@ -54,6 +74,22 @@ class Listing:
         raise InputError(
             f"{key}={where!r}: in the manifest, {', '.join(sorted(repeated)[:10])}{more} is listed more than once. "
             "List every file once, or give its rows ids of their own in a column `id`; every id must be its own."
+        )
+
+    def _check_ids_of_spans(self, ids: IdSet, where: str, key: str) -> None:
+        """Raise InputError where several rows with spans have one id."""
+        repeated = (ids.digests[1:] == ids.digests[:-1]).all(axis=1)
+        if not repeated.any():
+            return
+        twice = ids.subset(np.append(repeated, False))
+        names = set[str]()
+        for rows in self.videos:
+            own = rows.column("id").drop_null()
+            names |= set(own.filter(pa.array(twice.has(own))).to_pylist())
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise InputError(
+            f"{key}={where!r}: in the manifest, {', '.join(sorted(names)[:10])}{more} is the id of more than one row. "
+            "Every span of a video needs an id of its own; correct them, or leave the column `id` out."
         )
 
     def _check_segments(self, of_segments: IdSet, where: str, key: str) -> None:
@@ -76,17 +112,17 @@ class Listing:
         of videos that are not listed any more, and errors worth another try, are dropped from it, but for the errors of
         clips that are tried for the last time, which are returned."""
         done, last_tries = IdList(), set[str]()
-        columns = ("uri", "clip_id") if self._own else ("uri",)
 
         def gives_way(rows: pa.Table) -> pa.Array:
             stands, last = self._stands(rows)
             finished = rows.filter(pa.array(stands))
-            for column in columns:
-                done.add(finished.column(column))
+            done.add(_addresses(finished))
+            if self._own:
+                done.add(finished.column("clip_id"))
             last_tries.update(rows.column("clip_id").filter(pa.array(last)).to_pylist())
             return pa.array(~stands & ~last)
 
-        tables.drop_where(folder, gives_way, ["clip_id", "uri", "version", "error"])
+        tables.drop_where(folder, gives_way, ["clip_id", "uri", "version", "error", "span"])
         self._versions = IdSet.of([])  # they have served, and are large
         self.videos.drop(done.to_set())
         return last_tries
@@ -100,26 +136,86 @@ class Listing:
 
 
 def _names(videos: pa.Table) -> pa.ChunkedArray:
-    """Each video's id of its own, else its address."""
-    return pc.coalesce(videos.column("id"), videos.column("uri"))
+    """What tells each video from the others: the address of one with a span, else its own id, else its address. (The
+    first clip of a span is not called as its row is.)"""
+    own = pc.coalesce(videos.column("id"), videos.column("uri"))
+    if "span" not in videos.column_names:
+        return own
+    return pc.if_else(pc.is_valid(videos.column("span")), _addresses(videos), own)
+
+
+def _addresses(rows: pa.Table) -> pa.ChunkedArray:
+    """Each video's address, with the span that a row of it is about."""
+    uri = rows.column("uri")
+    if "span" not in rows.column_names:
+        return uri
+    span = rows.column("span").cast(pa.string())
+    return pc.coalesce(pc.binary_join_element_wise(uri, span, " "), uri)
 
 
 def _versions(rows: pa.Table) -> pa.ChunkedArray:
     """Each video's address and version as one text."""
-    return pc.binary_join_element_wise(rows.column("uri"), pc.fill_null(rows.column("version"), ""), "\0")
+    return pc.binary_join_element_wise(_addresses(rows), pc.fill_null(rows.column("version"), ""), "\0")
 
 
-def check(where: str, key: str, base: str | None) -> pa.Schema:
-    """Read a listing to its end, for its columns. Raises InputError."""
-    schema, blocks = _read(where, key, base)
-    for _ in blocks:
-        pass
+class CaptionShare:
+    """How many of the videos that can be used have no caption."""
+
+    def __init__(self) -> None:
+        self.empty, self.videos = 0, 0
+
+    def add(self, rows: pa.Table) -> None:
+        captions = rows.column("caption").filter(pc.is_null(rows.column("error")))
+        self.videos += len(captions)
+        self.empty += pc.sum(pc.equal(captions, "")).as_py() or 0
+
+    def sentence(self) -> str:
+        share = self.empty / self.videos if self.videos else 0.0
+        return f"without a caption: {self.empty} of {self.videos} videos ({share:.1%})"
+
+    def check(self, asked: VideoSet, most: float) -> None:
+        """Raise InputError where their share is above `most`."""
+        if self.empty <= most * self.videos:
+            return
+        raise InputError(
+            f"{asked.named}: {self.sentence()}, more than data.empty_captions={most:g} allows. Looked for were "
+            f"{looked_for(asked.where)}. Correct the names, or set data.empty_captions=1 if these videos have no "
+            "captions: empty ones are used then."
+        )
+
+
+def looked_for(where: str) -> str:
+    """Where captions are looked for at a place, in words."""
+    columns = f"a column {' | '.join(CAPTIONS)} | captions"
+    end = posixpath.splitext(where.lower())[1]
+    if end in videos.MANIFESTS:
+        return columns
+    if end in members.EXTENSIONS:
+        return f"{', '.join(members.CAPTION_MEMBERS)} beside each video in its shard, and {columns}"
+    return f"NAME.txt beside each video, {', '.join(folders.METADATA)} with {columns}"
+
+
+def check(
+    where: str,
+    key: str,
+    base: str | None,
+    files: str | None = None,
+    camera: str | None = None,
+    empty_captions: float = 1.0,
+) -> pa.Schema:
+    """Read a listing to its end, for its columns and captions. Raises InputError."""
+    asked = VideoSet(where, key, base, files, camera)
+    schema, blocks = _read(asked)
+    captions = CaptionShare()
+    for block in blocks:
+        captions.add(block)
+    captions.check(asked, empty_captions)
     return schema
 
 
-def _read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]]:
-    manifest = versioned.read(where, key, base)
+def _read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    manifest = versioned.read(asked)
     if manifest is not None:
         return manifest
-    table = videos.videos(where, key, base)
+    table = videos.videos(asked.where, asked.key, asked.base, asked.files, asked.camera)
     return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

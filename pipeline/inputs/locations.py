@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import posixpath
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,16 @@ from typing import Any
 import fsspec
 
 from pipeline.config import credentials
+from pipeline.errors import ConfigError
 from pipeline.inputs import folders, refusals
 from pipeline.inputs.folders import Row, relative
+from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join, place
 
 log = logging.getLogger(__name__)
+
+FOLDERS = ("video", "videos")  # beside a manifest whose paths do not name them, as OpenVid-1M's and FastVideo's
+SOME = 5  # paths that are looked for before the others
 
 
 def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str | None) -> list[Row]:
@@ -51,6 +57,31 @@ def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: st
             else:
                 files[at]["error"] = "read: it is not there, or may not be read"
     return files
+
+
+def root_of(
+    fs: fsspec.AbstractFileSystem, folder: str, paths: list[str], asked: VideoSet
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The folder that a manifest's relative paths begin in: `files` of the configuration, else that of the manifest,
+    or the folder `video` or `videos` in it where only there the first of them are. Raises ConfigError."""
+    if asked.files is not None:
+        key = f"{asked.section}.files"
+        files_fs, root = place(os.path.expanduser(asked.files))
+        if "file" in files_fs.protocol and not files_fs.isdir(root):
+            raise ConfigError(f"{key}={asked.files!r}: there is no such folder. Check the path.")
+        return files_fs, root.rstrip("/") or "/"
+    some = [path for path in paths[:SOME] if path and not path.startswith("/") and "://" not in path]
+    for root in (folder, *(join(folder, name) for name in FOLDERS)):
+        if any(_is_there(fs, join(root, path)) for path in some):
+            return fs, root
+    return fs, folder
+
+
+def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    try:
+        return bool(fs.exists(path))
+    except (PermissionError, ValueError):
+        return False
 
 
 def _refused(path: str, why: str) -> Row:

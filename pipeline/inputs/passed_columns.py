@@ -75,7 +75,11 @@ def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequenc
 
 
 def _video(rows: pa.Table) -> pa.ChunkedArray:
-    return rows.column("uri")
+    """Each row's video, or the span of it that the row is about."""
+    uri = rows.column("uri")
+    if "span" not in rows.column_names:
+        return uri
+    return pc.binary_join_element_wise(uri, pc.fill_null(rows.column("span").cast(pa.string()), ""), "\x1d")
 
 
 def _captioned(rows: pa.Table) -> pa.ChunkedArray:

@@ -50,12 +50,15 @@ def check(videos: pa.Table, where: str, key: str) -> None:
     """Raise InputError, naming them, for ids or files that more than one row has, and ids that segments may have."""
     own = videos.column("id")
     ids = own.drop_null().to_pylist()
-    files = videos.column("relative").filter(pc.is_null(own)).to_pylist()
-    for names, remedy in (
+    names = videos.column("relative")
+    if "span" in videos.column_names:
+        names = pc.coalesce(pc.binary_join_element_wise(names, videos.column("span"), " "), names)
+    files = names.filter(pc.is_null(own)).to_pylist()
+    for listed, remedy in (
         (ids, "the id of more than one row: every id must be its own; correct them or leave the column out"),
         (files, "listed more than once: list every file once, or give its rows ids of their own in a column `id`"),
     ):
-        twice = [name for name, count in Counter(names).items() if count > 1]
+        twice = [name for name, count in Counter(listed).items() if count > 1]
         if twice:
             more = f" and {len(twice) - _SHOWN} more" if len(twice) > _SHOWN else ""
             raise InputError(f"{key}={where!r}: in the manifest, {', '.join(twice[:_SHOWN])}{more} is {remedy}.")

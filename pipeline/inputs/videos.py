@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import posixpath
@@ -18,11 +19,13 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.inputs import folders, refusals, video_ids
 from pipeline.inputs.file_tree import MAGIC
 from pipeline.inputs.folders import Row
-from pipeline.inputs.locations import located
-from pipeline.inputs.manifests import reader
-from pipeline.inputs.manifests.columns import Columns, columns
+from pipeline.inputs.locations import located, root_of
+from pipeline.inputs.manifests import reader, span_columns
+from pipeline.inputs.manifests.columns import LISTED_PATHS, Columns, columns
 from pipeline.inputs.manifests.json_blocks import FAULT, LINE
+from pipeline.inputs.manifests.span_columns import SPAN
 from pipeline.inputs.shards import members
+from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join, place
 from pipeline.tables.schemas import VIDEOS
 
@@ -34,29 +37,40 @@ FILES = pa.schema(
     [*(VIDEOS.field(n) for n in ("uri", "relative", "version", "size", "error")), ("folder", pa.string())]
 )
 _CAPTIONS = pa.list_(pa.string())
+_MARKS = r"<__dj__\w+>|<\|__dj__\w+\|>"
 
 
-def videos(where: str, key: str = "data.videos", base: str | None = None) -> pa.Table:
-    """The videos of a folder (all below it, or what its metadata.jsonl, .csv, .tsv or .parquet lists), a glob, or a
-    manifest; tar and Parquet shards (see `pipeline.inputs.shards.members`) count as the videos in them.
+def videos(
+    where: str,
+    key: str = "data.videos",
+    base: str | None = None,
+    files: str | None = None,
+    camera: str | None = None,
+) -> pa.Table:
+    """The videos of a folder (all below it, or what its metadata lists), a glob, or a manifest; tar and Parquet shards
+    (see `pipeline.inputs.shards.members`) count as the videos in them.
+
+    `files` is the folder that a manifest's relative paths begin in, where it is not the manifest's own; `camera` names
+    one of a robot's cameras.
 
     Columns: `uri`, `relative` (path below the data root), `version` (etag, or size and modification time), `size`,
     `source` and `group` (the manifest's, else the folder; the group of the data root itself is `all`), `caption`, `id`
     (the manifest's or null), `error` (set for what is listed and may not or cannot be read), `captions` list<string>
     where videos may have several, then the other columns of manifest or shards; one whose name the tables use for
-    something else (`fps`, `mask`, ...) becomes `manifest_NAME`. What lies outside `base` (data.base), links followed,
-    is a row with the error `refused: ...`.
+    something else (`fps`, `mask`, ...) becomes `manifest_NAME`. Where rows are about stretches of their videos, `span`
+    has the text of each (see `pipeline.inputs.spans`; null: the whole video). What lies outside `base` (data.base),
+    links followed, is a row with the error `refused: ...`.
 
     Raises UsageError, naming `key`: ConfigError for a place that is not there, InputError for what is wrong in it.
     """
     fs, bare = place_of(where, key)
     try:
-        files, listing = _listed(fs, bare, where, key, base)
+        rows, listing = _listed(fs, bare, VideoSet(where, key, base, files, camera))
     except PermissionError as error:
         raise InputError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     try:
-        named = columns(listing.column_names, with_paths=False)
-        table = described(files_table(files), listing, named, where, key)
+        named = columns([name for name in listing.column_names if name != SPAN], with_paths=False)
+        table = described(files_table(rows), listing, named, where, key)
     except (ValueError, pa.ArrowException) as error:
         raise InputError(f"{key}={where!r}: what it says of its videos cannot be used: {error}.") from error
     empty = pc.equal(table.column("caption"), "")
@@ -81,21 +95,21 @@ def place_of(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, bare.rstrip("/") or "/"
 
 
-def _listed(fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None) -> folders.Found:
+def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folders.Found:
     if fs.exists(bare):
         manifest = manifest_of(fs, bare)
         if manifest is not None:
             if manifest != bare:
                 others = folders.metadata_below(fs, bare)
-                folders.say_other_metadata(f"{key}={where!r}", posixpath.basename(manifest), others)
-            return _manifest(fs, manifest, where, key, base)
-        return folders.found(fs, bare, where, key, base, partial(_metadata, fs, where, key, base))
+                folders.say_other_metadata(asked.named, posixpath.basename(manifest), others)
+            return _manifest(fs, manifest, asked)
+        return folders.found(fs, bare, asked.where, asked.key, asked.base, partial(_metadata, fs, asked))
     if any(c in bare for c in MAGIC):
-        return folders.found(fs, bare, where, key, base, partial(_metadata, fs, where, key, base))
+        return folders.found(fs, bare, asked.where, asked.key, asked.base, partial(_metadata, fs, asked))
     if bare.lower().endswith(MANIFESTS):
-        raise ConfigError(f"{key}={where!r}: there is no such manifest. Check the path.")
+        raise ConfigError(f"{asked.named}: there is no such manifest. Check the path.")
     raise ConfigError(
-        f"{key}={where!r}: there is no such file or folder. Name a folder of videos or shards, a glob, or a manifest "
+        f"{asked.named}: there is no such file or folder. Name a folder of videos or shards, a glob, or a manifest "
         f"({', '.join(MANIFESTS)})."
     )
 
@@ -116,28 +130,59 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
 
 
 def _manifest(
-    fs: fsspec.AbstractFileSystem,
-    bare: str,
-    where: str,
-    key: str,
-    base: str | None,
-    file: reader.ManifestFile | None = None,
+    fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, file: reader.ManifestFile | None = None
 ) -> folders.Found:
     """The files that a manifest lists, and what it says of each: its columns but for the paths."""
-    file = file or reader.read(fs, bare, where, key)
+    file = file or reader.read(fs, bare, asked.where, asked.key)
     file.check_columns()
-    table = file.table()
-    paths = texts(table.column(str(file.columns.path))).to_pylist()
+    table = _without_marks(file.table(), file.columns)
     try:
-        files = located(fs, posixpath.dirname(bare), [path or "" for path in paths], base)
+        columns_of_spans = span_columns.span_columns(table)
+        table = span_columns.one_a_row(table, columns_of_spans)
+        spans, span_faults = span_columns.spans_of(table, columns_of_spans)
+        paths = [path or "" for path in paths_of(table, file.columns).to_pylist()]
+    except (ValueError, pa.ArrowException) as error:
+        raise InputError(f"{asked.named}: the manifest {posixpath.basename(bare)}: {error}.") from error
+    if columns_of_spans is not None:
+        log.warning("%s: rows are stretches of their videos, by %s.", asked.named, columns_of_spans.shown())
+    try:
+        root_fs, root = root_of(fs, posixpath.dirname(bare), paths, asked)
+        files = located(root_fs, root, paths, asked.base)
     except ImportError as error:
-        raise InputError(f"{key}={where!r}: some of its videos lie where nothing here can read: {error}.") from error
+        raise InputError(f"{asked.named}: some of its videos lie where nothing here can read: {error}.") from error
     faults, places = table.column(FAULT).to_pylist(), table.column(LINE).to_pylist()
-    place_word = "row" if bare.lower().endswith(".parquet") else "line"
-    for row, fault, number in zip(files, faults, places, strict=True):
+    place_word = {".parquet": "row", ".json": "entry"}.get(posixpath.splitext(bare.lower())[1], "line")
+    for row, fault, span_fault, number in zip(files, faults, span_faults, places, strict=True):
         row["error"] = row["error"] if fault is None else f"refused: {fault}"
         row["origin"] = f"{place_word} {number}"
-    return files, _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
+        if row["error"] is None and span_fault is not None:
+            row["error"] = f"refused: {place_word} {number}: {span_fault}"
+    table = _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
+    return files, table if columns_of_spans is None else table.append_column(SPAN, spans)
+
+
+def _without_marks(table: pa.Table, named: Columns) -> pa.Table:
+    """Rows without the marks that data-juicer puts around captions: `<__dj__video>` and `<|__dj__eoc|>`."""
+    if str(named.path).strip().casefold() not in LISTED_PATHS or named.caption is None:
+        return table
+    column = table.column(named.caption)
+    if not pa.types.is_string(column.type):
+        return table
+    plain = pc.utf8_trim_whitespace(pc.replace_substring_regex(column, _MARKS, ""))
+    return table.set_column(table.column_names.index(named.caption), named.caption, plain)
+
+
+def paths_of(table: pa.Table, named: Columns) -> pa.Array:
+    """The paths of a manifest's rows. Raises ValueError for a list of other than one."""
+    column = table.column(str(named.path)).combine_chunks()
+    if not _is_list(column.type):
+        return texts(pa.chunked_array([column]))
+    paths = []
+    for row, value in enumerate(column.to_pylist(), 1):
+        if value is not None and len(value) != 1:
+            raise ValueError(f"row {row}: its `{named.path}` lists {len(value)} videos; a row is about one")
+        paths.append(None if value is None else str(value[0]).strip())
+    return pa.array(paths, pa.string())
 
 
 def _with_plain_names(table: pa.Table, named: Columns) -> pa.Table:
@@ -190,6 +235,9 @@ def described(files: pa.Table, known: pa.Table, named: Columns, where: str, key:
     }
     rows["error"] = _faults(rows, known)
     fields = [*VIDEOS, *([] if own is None else [pa.field("captions", _CAPTIONS)])]
+    if SPAN in known.column_names:
+        rows["span"] = known.column(SPAN)
+        fields.append(pa.field("span", pa.string()))
     for name, new in named.others.items():
         kind = storable(known.schema.field(name).type)
         if not pa.types.is_null(kind):  # it says nothing, not even its type
@@ -329,8 +377,8 @@ def storable(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _metadata(fs: fsspec.AbstractFileSystem, where: str, key: str, base: str | None, path: str) -> folders.Found | None:
+def _metadata(fs: fsspec.AbstractFileSystem, asked: VideoSet, path: str) -> folders.Found | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
-    at = f"{where}: {path}"
-    file = reader.read(fs, path, at, key, typed=False)
-    return None if file.columns.path is None else _manifest(fs, path, at, key, base, file)
+    of_file = dataclasses.replace(asked, where=f"{asked.where}: {path}", files=None)
+    file = reader.read(fs, path, of_file.where, asked.key, typed=False)
+    return None if file.columns.path is None else _manifest(fs, path, of_file, file)

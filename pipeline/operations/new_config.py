@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import RECIPES
+from pipeline.config import RECIPES, Data
 from pipeline.operations.survey import Machine, Survey
 
 SHORT = 0.2  # share of the opened videos that may be shorter than a segment
@@ -87,9 +87,14 @@ def text(root: str, data: str, queries: str | None, found: Survey, machine: Mach
 def _videos(root: str, data: str, queries: str | None, survey: Survey) -> dict[str, Value]:
     sample = min(20, max(5, survey.count // 5))
     where = "better than a sample: videos of the motions that you look for, one folder a motion"
+    bare = survey.count - survey.captioned
+    captions = {}
+    if bare > survey.count * Data.model_fields["empty_captions"].default:
+        captions["data.empty_captions"] = Value(1.0, f"{bare} of {survey.count} videos have no caption: empty ones")
     return {
         "root": Value(root, "all tables, models and pages of this run; local or s3://"),
         "data.videos": Value(data),
+        **captions,
         "queries.videos": Value(queries, where if queries is None else ""),
         "queries.sample": Value(sample if queries is None else None, "so many moving clips are provisional queries"),
         "evaluate.videos": Value(None, "held-out videos, neither data nor queries; without them no held-out loss"),

@@ -29,6 +29,7 @@ def index(run: Run, name: str) -> Counted:
     folder = stores.join(run.root, name)
     merge(folder)
     listed = Listing(*video_sets.listed(run, name))
+    print(f"{name}: {listed.captions.sentence()}")
     others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
     columns = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]

@@ -319,6 +319,7 @@ def descriptions_schema(numbers: int) -> pa.Schema:
 # What code adds to rows on their way, beside the tables' own columns.
 _ADDED = (
     "captions",
+    "span",
     "part",
     "row",
     "settings",

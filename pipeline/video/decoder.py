@@ -59,9 +59,13 @@ class Decoder:
         self._fetched: tuple[str, str] | None = None  # the last remote file: its uri and its local copy
         self._read: str | None = None  # the last file that was counted as read
 
-    def index(self, uri: str, frames: int, fps: float, stride: int | None = None) -> list[dict[str, Any]]:
-        """`video.segments` of a local or remote file."""
-        arguments = {"frames": frames, "fps": fps, "stride": stride}
+    def index(
+        self, uri: str, frames: int, fps: float, stride: int | None = None, span: str | None = None
+    ) -> list[dict[str, Any]]:
+        """`video.segments` of a local or remote file, or of a span of it."""
+        arguments: dict[str, Any] = {"frames": frames, "fps": fps, "stride": stride}
+        if span is not None:
+            arguments["span"] = span
         rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, arguments).result()
         return rows
 

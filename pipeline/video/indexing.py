@@ -19,11 +19,16 @@ _OWN = ("relative", "size", "id")  # columns of a video that its clips do not ha
 
 def clip_id(video: Mapping[str, Any], start_frame: int) -> str:
     """The manifest's own id, with the start frame where a segment starts later; else a hash of relative path, size and
-    start frame: neither the place of the data nor the number of segments changes it."""
+    start frame: neither the place of the data nor the number of segments changes it. A span is part of the hash, as two
+    of them may share a start."""
     if video.get("id") is not None:
         return f"{video['id']}-{start_frame}" if start_frame else str(video["id"])
-    name = "\0".join([str(video["relative"]), str(video["size"]), str(start_frame)])
+    name = "\0".join([str(video["relative"]), str(video["size"]), str(start_frame), *_span(video)])
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def _span(video: Mapping[str, Any]) -> tuple[str, ...]:
+    return (str(video["span"]),) if video.get("span") else ()
 
 
 def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
@@ -46,7 +51,7 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
         if video.get("error"):
             code, _, sentence = str(video["error"]).partition(": ")
             raise ClipError(code, sentence)
-        segments = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride)
+        segments = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride, *_span(video))
         _check_starts([segment["start_frame"] for segment in segments])
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}

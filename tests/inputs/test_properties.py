@@ -54,9 +54,8 @@ def file_names() -> st.SearchStrategy[str]:
 
 
 def column_names() -> st.SearchStrategy[str]:
-    reserved = st.sampled_from(
-        sorted(schemas.RESERVED - {"caption", "captions", "source", "group", "id", "version", "size"})
-    )
+    read = {"caption", "captions", "source", "group", "id", "version", "size", "span", "start_frame"}
+    reserved = st.sampled_from(sorted(schemas.RESERVED - read))
     return st.one_of(NAME, st.sampled_from(["a.b", "two\nlines", "Weight", "SCORE", "select", "x y"]), reserved)
 
 

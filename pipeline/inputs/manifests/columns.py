@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.tables.schemas import CAPTIONS, RESERVED, caption_column
 
-PATHS = ("file_name", "path", "video", "video_path", "url", "uri", "file")
+PATHS = ("file_name", "path", "video", "video_path", "url", "uri", "file", "media_path", "videos")
+LISTED_PATHS = ("videos",)  # lists of one, as data-juicer writes them
 
 _UNUSABLE = re.compile(r"[.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -39,7 +40,8 @@ class Columns:
     @property
     def lists(self) -> tuple[str, ...]:
         """The columns that may hold several texts a row."""
-        return tuple(name for name in (self.caption, self.captions) if name is not None)
+        listed = self.path if str(self.path).strip().casefold() in LISTED_PATHS else None
+        return tuple(name for name in (self.caption, self.captions, listed) if name is not None)
 
 
 def columns(names: Sequence[str], with_paths: bool = True) -> Columns:

@@ -86,14 +86,15 @@ def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
     for text in text_blocks(file):
         with collection_paused():
             rows, lines = _rows(text, line)
-            block = _block(rows, lines, kinds) if rows else None
+            block = block_of(rows, lines, kinds) if rows else None
             del rows
         line += text.count("\n")
         if block is not None:
             yield block
 
 
-def _block(rows: list[dict[str, Any]], lines: list[int], kinds: Kinds) -> pa.Table:
+def block_of(rows: list[dict[str, Any]], lines: list[int], kinds: Kinds) -> pa.Table:
+    """Objects as a block of rows. Raises ValueError, naming line and column."""
     names = list(dict.fromkeys(chain.from_iterable(rows)))
     faults: list[str | None] = [None] * len(rows)
     arrays: dict[str, pa.Array] = {}

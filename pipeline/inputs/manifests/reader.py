@@ -1,6 +1,6 @@
-"""The one reader of manifests: JSON lines, CSV, TSV and Parquet as typed rows, in bounded blocks.
+"""The one reader of manifests: JSON lines, CSV, TSV and Parquet as typed rows, in bounded blocks; and JSON, whole.
 
-JSON lines and Parquet have types. CSV and TSV have none: what passes through is a number or a truth value where every
+JSON and Parquet have types. CSV and TSV have none: what passes through is a number or a truth value where every
 value of its column is one, and else text, as it was typed. Ids, captions, groups and sources are texts, also those that
 look like dates or numbers. A column has one type in the whole file; since its last line may tell what that is, rows
 wait on the local disk until the file is read.
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError, UsageError
-from pipeline.inputs.manifests import csv_blocks, json_blocks
+from pipeline.inputs.manifests import csv_blocks, json_blocks, json_documents
 from pipeline.inputs.manifests.columns import Columns, check_described, columns
 from pipeline.inputs.manifests.json_blocks import FAULT, LINE
 from pipeline.inputs.manifests.numbers import CellTypes
@@ -28,7 +28,7 @@ from pipeline.storage.stores import writable
 from pipeline.tables.schemas import check_plain, without_views
 
 BLOCK = 100_000  # rows of Parquet
-ENDS = (".jsonl", ".csv", ".tsv", ".parquet")
+ENDS = (".jsonl", ".csv", ".tsv", ".parquet", ".json")
 UNTYPED = (".csv", ".tsv")
 
 
@@ -98,7 +98,8 @@ def _opened(
     with fs.open(path, "rb") as file:
         spool = _Spool()
         kinds = json_blocks.Kinds()
-        for block in json_blocks.blocks(file, kinds):
+        read = json_documents.blocks if end == ".json" else json_blocks.blocks
+        for block in read(file, kinds):
             spool.put(block)
     schema = pa.schema([*kinds.schema(), (LINE, pa.int64()), (FAULT, pa.string())])
     return schema, lambda: (kinds.cast(block, schema) for block in spool)

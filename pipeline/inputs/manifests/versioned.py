@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError, UsageError
 from pipeline.inputs import refusals, videos
 from pipeline.inputs.folders import relative
-from pipeline.inputs.locations import resolved
-from pipeline.inputs.manifests import reader
+from pipeline.inputs.locations import resolved, root_of
+from pipeline.inputs.manifests import reader, span_columns
 from pipeline.inputs.manifests.json_blocks import LINE
 from pipeline.inputs.manifests.reader import ManifestFile
+from pipeline.inputs.manifests.span_columns import SPAN
+from pipeline.inputs.video_set import VideoSet
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +33,31 @@ _PLAIN = r"^/?([^/:#\\\x00-\x1f]+/)*[^/:#\\\x00-\x1f]+$"
 _ODD = rf"(?i)(^|/)\.\.?(/|$)|\.({_ENDS})(\?|$)"
 
 
-def read(where: str, key: str, base: str | None) -> tuple[pa.Schema, Iterator[pa.Table]] | None:
+def read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]] | None:
     """The schema and blocks of `videos.videos`; None for anything but a manifest that tells versions."""
-    fs, bare = videos.place_of(where, key)
+    fs, bare = videos.place_of(asked.where, asked.key)
     path = videos.manifest_of(fs, bare)
     if path is None:
         return None
-    file = reader.read(fs, path, where, key)
-    file.check_columns()
+    file = reader.read(fs, path, asked.where, asked.key)
     if file.columns.version is None:
         return None
-    described = _Described(fs, posixpath.dirname(path), file, where, key, base)
+    file.check_columns()
+    root_fs, root = root_of(fs, posixpath.dirname(path), [], asked)
+    described = _Described(root_fs, root, file, asked)
     return described.block(file.schema.empty_table()).schema, described.blocks()
 
 
 class _Described:
     """What a block of a manifest says, in the columns of `videos.videos`."""
 
-    def __init__(
-        self, fs: fsspec.AbstractFileSystem, root: str, file: ManifestFile, where: str, key: str, base: str | None
-    ) -> None:
-        self.fs, self.file, self.base = fs, file, base
-        self.where, self.key = where, key
+    def __init__(self, fs: fsspec.AbstractFileSystem, root: str, file: ManifestFile, asked: VideoSet) -> None:
+        self.fs, self.file, self.base = fs, file, asked.base
+        self.where, self.key = asked.where, asked.key
+        try:
+            self.span_columns = span_columns.span_columns(next(file.blocks()), is_whole=False)
+        except ValueError as error:
+            raise InputError(f"{asked.named}: the manifest {posixpath.basename(asked.where)}: {error}.") from error
         self.local = "file" in fs.protocol
         self.root = posixpath.normpath(root) if self.local else root
         self.scheme = "" if self.local else fs.unstrip_protocol("")
@@ -73,11 +78,21 @@ class _Described:
             version = videos.texts(rows.column(str(named.version)))
             files = pa.table([uri, below, version, _sizes(rows, named.size), error], names=videos.FILES.names[:-1])
             files = files.append_column("folder", pa.nulls(len(rows), pa.string()))
+            files, rows = self._with_spans(files, rows)
             return videos.described(files, rows, named, self.where, self.key)
         except (ValueError, pa.ArrowException) as error:
             if isinstance(error, UsageError):
                 raise
             raise InputError(f"{self.key}={self.where!r}: the manifest cannot be read: {error}.") from error
+
+    def _with_spans(self, files: pa.Table, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+        if self.span_columns is None:
+            return files, rows
+        spans, faults = span_columns.spans_of(rows, self.span_columns)
+        lines = zip(faults, rows.column(LINE).to_pylist(), strict=True)
+        sentences = [None if fault is None else f"refused: row or line {line}: {fault}" for fault, line in lines]
+        error = pc.coalesce(files.column("error"), pa.array(sentences, pa.string()))
+        return files.set_column(files.schema.get_field_index("error"), "error", error), rows.append_column(SPAN, spans)
 
     def _placed(self, paths: pa.Array) -> tuple[pa.Array, pa.Array, pa.Array]:
         """Uri, path below the root, and error of listed paths: at once for plain ones, the others one by one."""

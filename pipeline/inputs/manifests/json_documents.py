@@ -1,0 +1,72 @@
+"""A manifest that is one document of JSON: a list of objects, or an object with a caption for each file.
+
+DiffSynth, finetrainers, LTX-2 and FastVideo write such lists; diffusion-pipe and ai-toolkit write the other form, where
+a file's value is its caption, a list of captions, or an object with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline.config.texts import decode_text
+from pipeline.inputs import extensions
+from pipeline.inputs.manifests.json_blocks import Kinds, block_of, distinct
+from pipeline.inputs.manifests.text_blocks import collection_paused
+
+LARGEST = 1 << 30  # bytes: a document is in memory as a whole
+ROWS = 50_000  # of a block
+
+
+def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
+    """Blocks of rows as `json_blocks.blocks` gives them; LINE counts the entries from 1. Raises ValueError."""
+    data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST} bytes, all of which would be in memory; write it as .jsonl")
+    with collection_paused():
+        rows = rows_of(document(data))
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        yield block_of(part, list(range(start + 1, start + len(part) + 1)), kinds)
+
+
+def document(data: bytes) -> Any:
+    """A document of JSON. Raises ValueError."""
+    try:
+        return json.loads(decode_text(data), object_pairs_hook=distinct)
+    except RecursionError:
+        raise ValueError("its values lie too deep within each other") from None
+
+
+def rows_of(listed: Any) -> list[dict[str, Any]]:
+    """The rows of a list of objects, or of an object whose keys are files. Raises ValueError for anything else."""
+    if is_map(listed):
+        return [{"file_name": name, **_said(name, value)} for name, value in listed.items()]
+    if not isinstance(listed, list):
+        raise ValueError("it is neither a list of objects, one a video, nor an object with a caption for each file")
+    for place, row in enumerate(listed, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"entry {place} of its list is no object but {json.dumps(row)[:40]}")
+    return listed
+
+
+def is_map(listed: Any) -> bool:
+    """Whether a document is an object whose keys are the names of video files."""
+    return isinstance(listed, dict) and bool(listed) and all(is_video(name) for name in listed)
+
+
+def is_video(name: str) -> bool:
+    return name.lower().endswith(extensions.VIDEOS)
+
+
+def _said(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list):
+        return {"captions": value}
+    if value is None or isinstance(value, str):
+        return {"caption": value}
+    raise ValueError(f"the value of {name!r} is {json.dumps(value)[:40]}; it must be a caption, or a list of captions")
