@@ -29,7 +29,7 @@ from pipeline.operations import in_use, nights, promotion, reattribution, webhoo
 from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import DECISION, RECORD, Record
 from pipeline.pages import night as night_page
-from pipeline.ranking import shortlist
+from pipeline.ranking import decisions, shortlist
 from pipeline.stages import attribution, held_out, indexing, run_record, two_stages, video_sets
 from pipeline.stages.curation import STAGES, attribute_queries, index_data
 from pipeline.stages.evaluation import trained
@@ -182,6 +182,11 @@ def finish(run: Run, night: str, history: Sequence[Record]) -> None:
     now = in_use.in_use(run.root)
     here = nights.folder(run.root, night)
     selection = nights.selection_of(run.root, run.finetune.group)
+    if run.finetune.arm == "curated":
+        chosen = arms.training_set(run)
+        assert chosen is not None, "it is not the base"
+        verdicts = decisions.run_verdicts(run.root, run.finetune.group)
+        selection = nights.with_people(selection, chosen.column("clip_id").combine_chunks(), verdicts)
     tables.replace(stores.join(here, "selection"), selection, fingerprints.features(run))
     last = stores.join(nights.folder(run.root, history[-1]["date"]), "selection") if history else None
     before = None if last is None else tables.read(last)

@@ -59,6 +59,7 @@ Arm = Literal[
     "motive",
     "motive_whitened",
     "selected",
+    "curated",
     "oracle",
 ]
 

@@ -23,6 +23,7 @@ ARMS = (
     "base",
     "motive_whitened",
     "selected",
+    "curated",
     "motive",
     "no_mask",
     "mask_overlap",

@@ -134,7 +134,28 @@ def selection_of(root: str, group: str) -> pa.Table:
     at = pc.index_in(table.column("clip_id"), clips.column("clip_id").combine_chunks())
     for name in ("uri", "version"):
         table = table.append_column(name, clips.column(name).take(at))
+    table = table.append_column("by", pa.repeat(pa.scalar("ranking"), table.num_rows))
     return table.select(SELECTION.names).cast(SELECTION).sort_by("clip_id")
+
+
+def with_people(selection: pa.Table, chosen: pa.Array, verdicts: pa.Table) -> pa.Table:
+    """A night's selection after people's word: `chosen` are the clips of the arm `curated`, `verdicts` as
+    `decisions.verdicts` has them. A clip that people neither keep nor stop, and that is chosen no more, is neutral."""
+    at = pc.index_in(selection.column("clip_id"), verdicts.column("clip_id").combine_chunks())
+    verdict, by = (verdicts.column(name).take(at) for name in ("verdict", "by"))
+    stopped = pc.case_when(
+        pc.make_struct(
+            pc.fill_null(pc.equal(verdict, "drop"), False), pc.fill_null(pc.equal(verdict, "disputed"), False)
+        ),
+        "dropped",
+        "disputed",
+    )
+    machine = selection.column("decision")
+    rest = pc.coalesce(stopped, pc.if_else(pc.equal(machine, "selected"), "neutral", machine))
+    decision = pc.if_else(pc.is_in(selection.column("clip_id"), chosen), "selected", rest)
+    for name, column in (("decision", decision), ("by", pc.coalesce(by, "ranking"))):
+        selection = selection.set_column(selection.column_names.index(name), name, column)
+    return selection.cast(SELECTION)
 
 
 def arrivals(before: pa.Table | None, now: pa.Table) -> dict[str, int]:

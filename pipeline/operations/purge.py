@@ -80,6 +80,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
             _remove(fs, bare, path, removed)
         if path.endswith(tuple(f"/{name}" for name in CURATED)):
             _from_list(fs, bare, path, ids, removed)
+    _packs(fs, bare, parts, ids, removed)
     homes = _exports(fs, bare, parts, ids, removed)
     videos = set[str]()
     for part in parts:
@@ -226,6 +227,21 @@ def _exports(
                 removed.files[posixpath.dirname(_relative(path, bare))] += 1
             fs.rm_file(path)
     return homes
+
+
+def _packs(
+    fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Collection[str], removed: Removed
+) -> None:
+    """Remove every pack of previews that holds a film of one of the clips, as a whole: films of others are made again
+    when somebody looks at them. Their rows that are left name a pack that is not there, which counts as no preview."""
+    id_array, names = pa.array(sorted(ids), pa.string()), set[str]()
+    for part in parts:
+        if part.table is registry.PREVIEWS:
+            for batch in _batches(fs, part, ("clip_id", "pack")):
+                names.update(batch.column("pack").filter(_gone(batch, ("clip_id",), id_array)).to_pylist())
+    for path in _files(fs, stores.join(bare, "previews", "packs")):
+        if posixpath.basename(path) in names:
+            _remove(fs, bare, path, removed)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

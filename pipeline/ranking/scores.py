@@ -310,10 +310,10 @@ def select(
     names = {"clip_id": list(unlawful or {}), "reason": list((unlawful or {}).values())}
     spoiled = pa.table(names, schema=pa.schema([("clip_id", pa.string()), ("reason", pa.string())]))
     votes_of = _votes(values, vote_fraction)
-    return pa.concat_tables(decisions(_mean(values), votes_of, ids, values.shape[1], rule, unlawful=spoiled))
+    return pa.concat_tables(selection_blocks(_mean(values), votes_of, ids, values.shape[1], rule, unlawful=spoiled))
 
 
-def decisions(
+def selection_blocks(
     mean: Array,
     votes: Counts,
     clip_ids: pa.Array,

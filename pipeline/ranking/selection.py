@@ -17,7 +17,18 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config import Ranking, Run
 from pipeline.errors import ConfigError, NothingUsableError
-from pipeline.ranking import CHUNK, Counts, Population, Rows, decisions, placed, share, shortlist, unit_settings
+from pipeline.ranking import (
+    CHUNK,
+    Counts,
+    Population,
+    Rows,
+    Sums,
+    placed,
+    selection_blocks,
+    share,
+    shortlist,
+    unit_settings,
+)
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
@@ -81,6 +92,19 @@ class Ranked:
             total += column
             votes += column >= marks.votes_from[query]
         return (total / len(queries)).astype(np.float32), votes
+
+    def weighted_mean(self, group: str, weights: Sums) -> Array:
+        """The sum of weight times influence over a group's queries, over the sum of the weights' sizes: [N]."""
+        total = np.zeros(len(self.clip_ids))
+        for query, weight in zip(self.of(group), weights.tolist(), strict=True):
+            if weight:
+                total += weight * self.influence[query]
+        mean: Array = (total / np.abs(weights).sum()).astype(np.float32)
+        return mean
+
+    def weighted_order(self, group: str, weights: Sums) -> pa.LargeStringArray:
+        """The clips' ids from best to worst by `weighted_mean`."""
+        return self.clip_ids.take(pa.array(placed(self.weighted_mean(group, weights), None, self.clip_ids)))
 
     def order(self, group: str, by: Literal["mean", "votes"], vote_fraction: float) -> pa.LargeStringArray:
         """The clips' ids from best to worst for a group."""
@@ -225,7 +249,7 @@ def selection_tables(
     for group in ranked.all_groups:
         mean, votes = ranked.score(group, marks)
         queries = len(ranked.of(group))
-        for table in decisions(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful):
+        for table in selection_blocks(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):
             yield _not_ranked(others.slice(start, CHUNK), group)

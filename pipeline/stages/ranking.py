@@ -19,10 +19,13 @@ from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
 from pipeline.storage.stores import join
 from pipeline.tables import schemas
+from pipeline.tables.merging import merge
 
 
 def rank_clips(run: Run) -> None:
     fingerprint = fingerprints.ranking(run)
+    for name in ("decisions", "query_weights", "likes"):  # a part for every keystroke
+        merge(join(run.root, name))
     for name in ("clips", "queries"):
         tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
     report = Progress("rank_clips")

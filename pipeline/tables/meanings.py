@@ -171,7 +171,8 @@ NIGHT_SELECTION: Meanings = {
     "version": _VERSION,
     "mean_influence": "Mean influence over the queries of the group that is trained for; null: not ranked.",
     "rank": "Place in the ranking, from 0; null: not ranked.",
-    "decision": "`selected`, `harmful` or `neutral`.",
+    "decision": "`selected`, `harmful` or `neutral`; with `finetune.arm: curated` also `dropped` or `disputed`.",
+    "by": "Who decided: `ranking`, or the people whose word it is.",
 }
 EXPLAINED_QUERIES: Meanings = {
     "clip_id": "The explained clip.",
@@ -218,6 +219,56 @@ EXPORTS: Meanings = {
     "file": "The clip's file, or the tar file that holds it, relative to the folder that the export writes.",
     "bytes": "Size of the clip's video.",
     "problem": _ERROR,
+}
+_BATCH = "Names what was said at once; the page makes it, so that a batch that is sent twice is one."
+_BY = "Who said it."
+_AT = "When the server wrote it down, in UTC."
+DECISIONS: Meanings = {
+    "batch": _BATCH,
+    "clip_id": _CLIP_ID,
+    "version": "The state of the video file that was decided on; on another state the decision does not count.",
+    "group": "The motion that it is about, or `all`.",
+    "say": "`keep`, `drop`, or `clear`: what this person said before counts no more.",
+    "note": "What the person wrote; null for nothing.",
+    "by": _BY,
+    "at": _AT,
+    "blind": "Whether rank and machine's decision were hidden.",
+    "seen_rank": "The clip's rank in the group when it was said; null: not ranked.",
+    "seen_decision": "The machine's decision then.",
+    "ranking": "Digest of the ranking that was shown.",
+}
+QUERY_WEIGHTS: Meanings = {
+    "batch": _BATCH,
+    "query_id": _QUERY_ID,
+    "weight": "What the query counts, -1 to 1.",
+    "by": _BY,
+    "at": _AT,
+}
+LIKES: Meanings = {
+    "batch": _BATCH,
+    "clip_id": "The clip that others are to be like.",
+    "group": "The motion that it is about, or `all`.",
+    "sign": "1: more like this; -1: not like this; 0: taken back.",
+    "by": _BY,
+    "at": _AT,
+    "state": "`approximate`: by the clip's own feature. `attributed`: by a gradient of its own as a query.",
+}
+DUPLICATES: Meanings = {
+    "batch": "Names the search that found them.",
+    "group": "Names the group of clips that resemble one another.",
+    "clip_id": _CLIP_ID,
+    "kind": "`feature`: their features lie close.",
+    "similarity": "Cosine of its feature with that of the group's best.",
+    "best": "Whether it is the one to keep: the best rank, then the largest picture, then the id.",
+}
+PREVIEWS: Meanings = {
+    "clip_id": "Names the clip or the query.",
+    "version": _VERSION,
+    "pack": "The file below `previews/packs/` that holds the film.",
+    "offset": "Where it begins there.",
+    "bytes": "How long it is.",
+    "frames": "Frames of the film.",
+    "fps": "Frames a second.",
 }
 JUDGEMENTS: Meanings = {
     "person": "Who answered.",

@@ -35,6 +35,7 @@ class Table:
     replaced: bool = False  # written as a whole every time, so that no row can be there twice
     passes_columns: bool = False  # whether a manifest's other columns come along
     sizes: Mapping[str, str] = field(default_factory=dict)
+    named_by: str | None = None  # a column whose values name a part; null: the columns that rows.py lists
 
     @property
     def holds_clips(self) -> bool:
@@ -262,6 +263,51 @@ EXPORTS = Table(
     error="problem",
     ids=("clip_id",),
 )
+DECISIONS = Table(
+    folders=("decisions",),
+    row="a person's word on a clip",
+    schema=schemas.DECISIONS,
+    columns=meanings.DECISIONS,
+    key=("batch", "group", "clip_id"),
+    ids=("clip_id",),
+    named_by="batch",
+)
+QUERY_WEIGHTS = Table(
+    folders=("query_weights",),
+    row="the weight that a person gave a query",
+    schema=schemas.QUERY_WEIGHTS,
+    columns=meanings.QUERY_WEIGHTS,
+    key=("batch", "query_id"),
+    ids=("query_id",),
+    named_by="batch",
+)
+LIKES = Table(
+    folders=("likes",),
+    row="a clip that a person wants more of, or less",
+    schema=schemas.LIKES,
+    columns=meanings.LIKES,
+    key=("batch", "group", "clip_id"),
+    ids=("clip_id",),
+    named_by="batch",
+)
+DUPLICATES = Table(
+    folders=("duplicates",),
+    row="a clip of a group that resemble one another",
+    schema=schemas.DUPLICATES,
+    columns=meanings.DUPLICATES,
+    key=("batch", "group", "clip_id"),
+    ids=("clip_id",),
+    named_by="batch",
+)
+PREVIEWS = Table(
+    folders=("previews",),
+    row="a film of a clip or a query, in a pack of them",
+    schema=schemas.PREVIEWS,
+    columns=meanings.PREVIEWS,
+    key=("clip_id", "version", "pack"),
+    ids=("clip_id",),
+    named_by="pack",
+)
 JUDGEMENTS = Table(
     folders=("study/judgements",),
     row="a person's answer to a pair of videos of two arms",
@@ -284,6 +330,7 @@ TABLES = (
     *(CLIPS, QUERIES, MOTION, MOVEMENT, FEATURES, CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),
+    *(DECISIONS, QUERY_WEIGHTS, LIKES, DUPLICATES, PREVIEWS),
 )
 FILES = (
     Files("canary", "the feature of one clip, against which every actor checks its own"),
@@ -295,6 +342,7 @@ FILES = (
     Files("exports/*/files", "what an export wrote, where `export.to` names no other folder"),
     Files("nights/*", "the page and the record of a night; `model/` is its model, if it was promoted"),
     Files("plan", "`plan.json`: what the recipe costs on these videos"),
+    Files("previews/packs", "films of clips, many in a file; `previews/` says where each one lies"),
     Files("report", "the page of the run"),
     Files("study", "the handout, the answers and the results of a blind study"),
 )

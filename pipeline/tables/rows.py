@@ -57,17 +57,19 @@ def _encoded(table: pa.Table, fingerprint: Fingerprint, metadata: Mapping[str, A
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _part_name(table: pa.Table) -> str:
+def _part_name(table: pa.Table, of: Table) -> str:
     """A name that the rows' keys determine. A result and an error of one clip have different names, so that writing
-    one never takes the other away."""
-    columns = [table.column(name).to_pylist() for name in table.column_names if name in _NAMED_BY]
+    one never takes the other away; where a table says by which column its parts are named, by the rows' key and that.
+    """
+    named_by = _NAMED_BY if of.named_by is None else (*of.key, of.named_by)
+    columns = [table.column(name).to_pylist() for name in table.column_names if name in named_by]
     rows = sorted(map(str, zip(*columns, strict=True)))
     return f"part-{hashlib.blake2b(chr(0).join(rows).encode(), digest_size=12).hexdigest()}.parquet"
 
 
 def part(folder: str, table: pa.Table) -> str:
     """The file to which `append` writes these rows."""
-    return join(folder, _part_name(table))
+    return join(folder, _part_name(table, registry.table_of(folder, table.column_names)))
 
 
 def append(folder: str, table: pa.Table, fingerprint: Fingerprint, **metadata: Any) -> None:

@@ -102,6 +102,7 @@ NIGHT_SELECTION = pa.schema(
         ("mean_influence", pa.float32()),
         ("rank", pa.int64()),
         ("decision", pa.string()),
+        ("by", pa.string()),
     ]
 )
 STANDING = pa.schema(
@@ -207,6 +208,64 @@ EXPORTS = pa.schema(
         ("file", pa.string()),
         ("bytes", pa.int64()),
         ("problem", pa.string()),
+    ]
+)
+# What curators say, a row for each word of a person; nothing of it is ever changed.
+DECISIONS = pa.schema(
+    [
+        ("batch", pa.string()),
+        ("clip_id", pa.string()),
+        ("version", pa.string()),
+        ("group", pa.string()),
+        ("say", pa.string()),
+        ("note", pa.string()),
+        ("by", pa.string()),
+        ("at", pa.timestamp("us", "UTC")),
+        ("blind", pa.bool_()),
+        ("seen_rank", pa.int64()),
+        ("seen_decision", pa.string()),
+        ("ranking", pa.string()),
+    ]
+)
+QUERY_WEIGHTS = pa.schema(
+    [
+        ("batch", pa.string()),
+        ("query_id", pa.string()),
+        ("weight", pa.float32()),
+        ("by", pa.string()),
+        ("at", pa.timestamp("us", "UTC")),
+    ]
+)
+LIKES = pa.schema(
+    [
+        ("batch", pa.string()),
+        ("clip_id", pa.string()),
+        ("group", pa.string()),
+        ("sign", pa.int8()),
+        ("by", pa.string()),
+        ("at", pa.timestamp("us", "UTC")),
+        ("state", pa.string()),
+    ]
+)
+DUPLICATES = pa.schema(
+    [
+        ("batch", pa.string()),
+        ("group", pa.string()),
+        ("clip_id", pa.string()),
+        ("kind", pa.string()),
+        ("similarity", pa.float32()),
+        ("best", pa.bool_()),
+    ]
+)
+PREVIEWS = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("version", pa.string()),
+        ("pack", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("frames", pa.int32()),
+        ("fps", pa.float32()),
     ]
 )
 JUDGEMENTS = pa.schema(

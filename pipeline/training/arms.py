@@ -15,10 +15,12 @@ no_mask             cosine of unmasked features, votes, then mean: the paper's c
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
 selected            by the recipe's own ranking and not harmful, as selection/ has it
+curated             the same after people's word: what they keep, filled up by rank without what they drop or dispute;
+                    ranked by the weights that they gave the queries, where they gave some
 oracle              whose column `data.oracle` names the queries' motion
 
-With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened and selected are of the shortlist, and
-magnitude, mask_overlap and lawful see every clip at the cheaper variant's geometry.
+With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened, selected and curated are of the shortlist (but
+for clips that people keep), and magnitude, mask_overlap and lawful see every clip at the cheaper variant's geometry.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from pipeline import tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
-from pipeline.ranking import lawfulness, mask_overlap, placed, share, shortlist
+from pipeline.ranking import decisions, lawfulness, mask_overlap, placed, query_weights, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import rank, recorded
 from pipeline.storage import stores
@@ -51,7 +53,7 @@ WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
 PICKING = (
     *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss"),
-    *("no_mask", "motive", "motive_whitened", "selected", "oracle"),
+    *("no_mask", "motive", "motive_whitened", "selected", "curated", "oracle"),
 )
 
 
@@ -159,6 +161,9 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
     if arm == "selected":
         ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by)
         return ordered.filter(pc.invert(pc.is_in(ordered, _harmful(run).cast(ordered.type))))
+    if arm == "curated":
+        verdicts = decisions.run_verdicts(run.root, run.finetune.group)
+        return decisions.curated_order(_weighted(run), _harmful(run), verdicts)
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 
@@ -177,6 +182,16 @@ def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array
 def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> pa.Array:
     ranked = recorded(run, mask, whiten) or rank(run, mask, whiten)
     return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction)
+
+
+def _weighted(run: Run) -> pa.Array:
+    """Clips by the recipe's ranking, or by mean influence on the queries as people weigh them."""
+    r = run.ranking
+    ranked = recorded(run, r.mask, r.whiten) or rank(run, r.mask, r.whiten)
+    group = _known_group(run, ranked.groups)
+    query_ids = [ranked.query_ids[query] for query in ranked.of(group)]
+    weights = query_weights.of_queries(query_weights.weights(query_weights.read(run.root)), query_ids, group)
+    return ranked.order(group, r.by, r.vote_fraction) if weights is None else ranked.weighted_order(group, weights)
 
 
 def _lawful(run: Run) -> pa.Array:

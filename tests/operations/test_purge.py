@@ -77,6 +77,15 @@ def root(tmp_path: Path) -> Path:
     for page in (f"explain/{CLIPS[0]}/index.html", "comparison/index.html"):
         stores.write_bytes(str(at / page), f"it stands beside {GONE}".encode())
     in_use.put(str(at), "2026-01-02", "x")
+    words = [{"batch": f"b{i}", "clip_id": i, "say": "keep", "note": f"about {i}"} for i in CLIPS]
+    for word in words:
+        put("decisions", [word], schemas.DECISIONS)
+        put("likes", [{k: word[k] for k in ("batch", "clip_id")}], schemas.LIKES)
+    put("query_weights", [{"batch": q, "query_id": q, "weight": 0.5} for q in QUERIES], schemas.QUERY_WEIGHTS)
+    put("duplicates", [{"batch": "d", "group": "g", "clip_id": i} for i in CLIPS], schemas.DUPLICATES)
+    for pack, ids in (("one", CLIPS[:4]), ("two", CLIPS[4:])):
+        put("previews", [{"clip_id": i, "version": "1", "pack": pack} for i in ids], schemas.PREVIEWS)
+        stores.write_bytes(str(at / "previews" / "packs" / pack), f"films of {ids}".encode())
     return at
 
 
@@ -101,7 +110,12 @@ def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
         "neighbors": 2,
         "selection": 1,
         "nights/2026-01-02/selection": 1,
+        "decisions": 1,
+        "likes": 1,
+        "duplicates": 1,
+        "previews": 1,
     }
+    assert [path.name for path in (root / "previews" / "packs").iterdir()] == ["two"], "a pack has its film"
     after = {name: tables.read(str(root / name)).num_rows for name in before}
     assert {name: before[name] - after[name] for name in before} == {name: found.rows[name] for name in before}
     assert tables.metadata(str(root / "influence"))["query_ids"] == QUERIES
@@ -150,11 +164,11 @@ def test_a_purged_query_takes_its_column_and_its_generated_video(root: Path) -> 
 def test_a_table_that_nobody_registered_stops_a_purge(root: Path) -> None:
     """Which of its columns name clips nobody can tell."""
     there = pa.table({"name": [GONE]})
-    (root / "previews").mkdir()
-    pq.write_table(there, root / "previews" / "part-0.parquet")
+    (root / "snippets").mkdir()
+    pq.write_table(there, root / "snippets" / "part-0.parquet")
     before = texts(root)
     for ask in (purge.known, purge.purge):
-        with pytest.raises(ValueError, match=r"previews: no table.*registry\.py"):
+        with pytest.raises(ValueError, match=r"snippets: no table.*registry\.py"):
             ask(str(root), {GONE})
     assert texts(root) == before, "a purge that was refused changed something"
 

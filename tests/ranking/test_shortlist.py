@@ -17,10 +17,10 @@ from pipeline.errors import ConfigError, MissingTableError
 from pipeline.ranking import (
     Population,
     choosing,
-    decisions,
     own_part,
     second_moment,
     selection,
+    selection_blocks,
     shortlist,
     unit_settings,
     whitened,
@@ -271,10 +271,10 @@ def test_the_share_of_the_harmful_is_of_all_clips_and_not_of_the_chosen() -> Non
     rule, votes = Ranking(fraction=0.1, harmful=0.1), np.zeros(8, np.int32)
     unlawful = pa.table({"clip_id": ids(8)[4:], "reason": ["law"] * 4})
     population = Population(20, np.array([1, 1, 1, 1, 7, 7, 1, 1.0]))
-    table = pa.concat_tables(decisions(mean, votes, names, 1, rule, population, unlawful))
+    table = pa.concat_tables(selection_blocks(mean, votes, names, 1, rule, population, unlawful))
     expected = ["selected"] * 2 + ["neutral"] * 2 + ["harmful"] * 2 + ["neutral"] * 2
     assert table.column("decision").to_pylist() == expected
-    alone = pa.concat_tables(decisions(mean, votes, names, 1, rule, None, unlawful))
+    alone = pa.concat_tables(selection_blocks(mean, votes, names, 1, rule, None, unlawful))
     assert alone.column("decision").to_pylist().count("harmful") == 1
 
 

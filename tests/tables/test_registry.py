@@ -51,7 +51,7 @@ def test_a_root_that_is_called_like_a_page_has_its_own_tables() -> None:
     assert table_of("/explain/demo/queries", schemas.EXPLAINED_QUERIES.names) is registry.EXPLAINED_QUERIES
 
 
-@pytest.mark.parametrize("name", ["previews", "featuers/clips2", "motion"])
+@pytest.mark.parametrize("name", ["snippets", "featuers/clips2", "motion"])
 def test_a_folder_of_no_table_is_not_written_to(tmp_path: Path, name: str) -> None:
     folder = str(tmp_path / name)
     for write in (tables.append, tables.replace):
@@ -69,9 +69,9 @@ def test_rows_without_what_tells_them_apart_are_not_written(tmp_path: Path) -> N
 
 def test_a_part_of_no_table_is_not_read_as_one(tmp_path: Path) -> None:
     tables.append(str(tmp_path / "clips"), clips("a"), {})
-    (tmp_path / "clips").rename(tmp_path / "previews")
-    with pytest.raises(ValueError, match=r"previews: no table.*registry\.py"):
-        tables.read(str(tmp_path / "previews"))
+    (tmp_path / "clips").rename(tmp_path / "snippets")
+    with pytest.raises(ValueError, match=r"snippets: no table.*registry\.py"):
+        tables.read(str(tmp_path / "snippets"))
 
 
 def test_folders_of_no_table_and_no_files_are_found(tmp_path: Path) -> None:
@@ -124,21 +124,21 @@ def test_rows_without_a_key_are_all_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "name"),
+    ("folder", "schema", "name"),
     [
-        (schemas.CLIPS, "part-1cba7393daa6010302f4b555.parquet"),
-        (schemas.EVALUATION, "part-8feecdfe654cddb5da1ef62e.parquet"),
-        (schemas.PILOT, "part-f9150f72e861d4341b4ce74e.parquet"),
-        (schemas.descriptions_schema(3), "part-53d8a01c7ddf08cc1e5ab36f.parquet"),
-        (schemas.SELECTION, "part-88d128b1bcff9f607951b63b.parquet"),
+        ("clips", schemas.CLIPS, "part-1cba7393daa6010302f4b555.parquet"),
+        ("evaluation", schemas.EVALUATION, "part-8feecdfe654cddb5da1ef62e.parquet"),
+        ("plan/pilot", schemas.PILOT, "part-f9150f72e861d4341b4ce74e.parquet"),
+        ("comparison/motion", schemas.descriptions_schema(3), "part-53d8a01c7ddf08cc1e5ab36f.parquet"),
+        ("selection", schemas.SELECTION, "part-88d128b1bcff9f607951b63b.parquet"),
     ],
     ids=["clips", "evaluation", "pilot", "descriptions", "selection"],
 )
-def test_the_names_of_parts_stay(schema: pa.Schema, name: str) -> None:
+def test_the_names_of_parts_stay(folder: str, schema: pa.Schema, name: str) -> None:
     """A job of a later version that goes on after a kill writes the same batch to the same file."""
 
     def value(kind: pa.DataType, row: int) -> str | int | None:
         return f"a{row}" if kind == pa.string() else row if pa.types.is_integer(kind) else None
 
     rows = [{field.name: value(field.type, row) for field in schema} for row in range(3)]
-    assert tables.part("root", pa.Table.from_pylist(rows, schema=schema)) == f"root/{name}"
+    assert tables.part(f"root/{folder}", pa.Table.from_pylist(rows, schema=schema)) == f"root/{folder}/{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -283,6 +284,53 @@ def test_oracle_takes_the_true_group(root: Path) -> None:
     assert chosen(root, "oracle", finetune__group="fall", finetune__arm="oracle") == sorted(drawn(fall)[:4])
     either = [i for i in DECODABLE if int(i[1:]) % 3 != 2]
     assert chosen(root, "oracle") == sorted(drawn(either)[:4])
+
+
+def decide(root: Path, tmp_path: Path, words: dict[str, str], **more: Any) -> Path:
+    """A copy of the run in which one person has spoken."""
+    copy = tmp_path / "run"
+    shutil.copytree(root, copy)
+    empty = dict.fromkeys(schemas.DECISIONS.names) | {"batch": "b", "group": "all", "by": "ann", "version": "1"}
+    at = datetime.datetime(2026, 11, 28, tzinfo=datetime.UTC)
+    rows = [{**empty, "clip_id": i, "say": say, "at": at, **more} for i, say in words.items()]
+    tables.append(stores.join(str(copy), "decisions"), pa.Table.from_pylist(rows, schema=schemas.DECISIONS), {})
+    return copy
+
+
+def test_curated_is_the_selected_where_nobody_has_spoken(root: Path) -> None:
+    assert chosen(root, "curated") == chosen(root, "selected")
+
+
+def test_curated_follows_people_and_is_filled_up_to_the_same_size(root: Path, tmp_path: Path) -> None:
+    ids, found = expected(0, 0.01, [0, 1, 2, 3])
+    ranked = [ids[i] for i in order(found, ids, "mean", 0.1) if ids[i] not in harmful(root)]
+    worst, bad = ranked[-1], sorted(harmful(root))[0]
+    copy = decide(root, tmp_path, {ranked[0]: "drop", worst: "keep", bad: "keep", STILL: "keep", UNREAD: "keep"})
+    assert chosen(copy, "curated") == sorted([worst, bad, STILL, ranked[1]]), "what cannot be decoded is not trained on"
+    assert chosen(copy, "selected") == chosen(root, "selected"), "selected stays the machine's"
+
+
+def test_curated_of_a_group_follows_words_on_it_and_on_all(root: Path, tmp_path: Path) -> None:
+    first = chosen(root, "curated", finetune__group="fall")
+    copy = decide(root, tmp_path, {first[0]: "drop"}, group="fall")
+    assert first[0] not in chosen(copy, "curated", finetune__group="fall")
+    assert chosen(copy, "curated") == chosen(root, "curated"), "a word on one motion is none on all"
+    assert len(chosen(copy, "curated", finetune__group="fall")) == len(first)
+
+
+def test_curated_ranks_by_the_weights_of_queries(root: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(root, copy)
+    at = datetime.datetime(2026, 11, 28, tzinfo=datetime.UTC)
+    weights = {"q0": 1.0, "q1": -1.0, "q2": 0.0, "q3": 0.5}
+    rows = [{"batch": "b", "query_id": q, "weight": w, "by": "ann", "at": at} for q, w in weights.items()]
+    table = pa.Table.from_pylist(rows, schema=schemas.QUERY_WEIGHTS)
+    tables.append(stores.join(str(copy), "query_weights"), table, {})
+    ids, found = expected(0, 0.01, [0, 1, 2, 3])
+    mean = found @ np.array(list(weights.values())) / 2.5
+    best = [ids[i] for i in np.argsort(-mean) if ids[i] not in harmful(root)][:4]
+    assert chosen(copy, "curated") == sorted(best)
+    assert chosen(copy, "selected") == chosen(root, "selected")
 
 
 def test_every_picking_arm_gets_the_same_number(root: Path) -> None:
