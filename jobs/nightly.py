@@ -77,7 +77,7 @@ def check(run: Run, history: Sequence[Record]) -> None:
     if run.finetune.arm == BASE:
         raise ConfigError("finetune.arm='base' trains nothing, so there is nothing to promote; name another arm.")
     arms.check(run, [run.finetune.arm])
-    in_use.check_base(run.root, models.weights_hash(models.folder(run.model.id)))
+    in_use.check_base(run.root, models.weights_hash(run.model))
     reattribute(run, history)
     attribution.check(run, "index_clips", video_sets.names(run))
 
@@ -129,7 +129,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
         verdict = promotion.judge(new_losses[rule.metric], old_losses[rule.metric], rule)
         verdict = promotion.spare_the_rest(verdict, new_losses["plain_loss"], old_losses["plain_loss"], rule)
     if verdict.better:
-        base = models.weights_hash(models.folder(run.model.id))
+        base = models.weights_hash(run.model)
         in_use.keep(run.root, night, new.weights, new.version, base)
     decision = {
         "promoted": verdict.better,

@@ -72,12 +72,11 @@ def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
 
 def _size(run: Run, videos: int, segments: float) -> costs.Size:
     """What there is to do. The held-out videos are listed; of clips, a video has as many as one of the pilot's."""
-    path = models.folder(run.model.id)
-    module = models.skeleton(path)
-    temporal, spatial = models.strides(path)
+    family = models.family(run.model)
+    module = family.skeleton()
 
     def grid(frames: int, height: int, width: int) -> int:
-        return prod(((frames - 1) // temporal + 1, height // spatial, width // spatial))
+        return prod(models.grid_of(family, frames, height, width).shape)
 
     d, (frames, _, height, width) = run.data, run.geometry
     held_out, cheaper = run.evaluate.videos, shortlist.variant(run)
@@ -87,7 +86,7 @@ def _size(run: Run, videos: int, segments: float) -> costs.Size:
         clips=videos * segments,
         held_out=manifest.videos(*video_sets.listed(run, "held_out")[:5]).num_rows if held_out else 0,
         parameters=sum(p.numel() for p in module.parameters()),
-        latent_numbers=int(module.config["in_channels"]) * grid(d.frames, d.height, d.width),  # type: ignore[index]
+        latent_numbers=family.channels * grid(d.frames, d.height, d.width),
         mask_numbers=grid(frames, height, width),
         cheaper_mask_numbers=None if other is None else grid(other[0], *other[2:]),
     )

@@ -68,11 +68,14 @@ NAMES = (
     # The class that a folder's model is of, in its config.json and model_index.json.
     PrivateName(
         "diffusers.ConfigMixin.to_json_string",
-        ("pipeline/models/contract.py", "pipeline/training/loop.py"),
+        (
+            "pipeline/models/diffusers_family.py",
+            "pipeline/models/registry.py",
+            "pipeline/models/schedule.py",
+            "pipeline/training/loop.py",
+        ),
         keys=("_class_name",),
     ),
-    # The transformer's blocks, by which it is sharded.
-    PrivateName("diffusers.WanTransformer3DModel._repeated_blocks", ("pipeline/training/sharding.py",)),
     # The adapters' settings in the file of their weights.
     PrivateName(
         "diffusers.training_utils._collate_lora_metadata", ("pipeline/training/loop.py",), ("modules_to_save",)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from jobs.benchmarks import ceilings, measured_models
 from pipeline.config import Motion, load
 from pipeline.errors import ClipError
-from pipeline.models.wan import Wan
+from pipeline.models import Grid
+from pipeline.models.adapters.wan import Wan
 from pipeline.motion import estimate, load_raft, motion_mask
 from pipeline.synthetic import world
 from pipeline.video.frames import decode
@@ -59,7 +60,7 @@ def masks(
     found: list[Tensor | None] = []
     for frames in clips:
         flow = estimate(frames, raft, config, device)
-        mask = motion_mask(flow, config, ((len(frames) - 1) // stride + 1, *grid), stride)
+        mask = motion_mask(flow, config, _grid(len(frames), grid, stride))
         found.append(None if mask is None else mask.cpu())
     return found
 
@@ -71,8 +72,13 @@ def exact_masks(
     found = []
     for scene in scenes:
         flow = torch.from_numpy(world.flow(scene, size, size)).permute(0, 3, 1, 2)
-        found.append(motion_mask(flow, config, (len(flow) // stride + 1, *grid), stride))
+        found.append(motion_mask(flow, config, _grid(len(flow) + 1, grid, stride)))
     return found
+
+
+def _grid(frames: int, cells: tuple[int, int], stride: int) -> Grid:
+    """Latent cells of an autoencoder that folds `stride` frames into one after the first."""
+    return Grid((1, *[stride] * ((frames - 1) // stride)), *cells)
 
 
 def sizes(
@@ -109,10 +115,10 @@ def latents(clips: Sequence[Frames], model: Wan) -> dict[str, float]:
     """Relative L2 difference and cosine of the autoencoder's latents in bfloat16 against float32. The model's
     autoencoder is left in float32."""
     nn.Module.to(model.vae, torch.float32)
-    expected = [model.encode(frames).flatten() for frames in clips]
+    expected = [model.encode(frames, 8.0)["latent"].flatten() for frames in clips]
     nn.Module.to(model.vae, torch.bfloat16)
     try:
-        found = [model.encode(frames).flatten() for frames in clips]
+        found = [model.encode(frames, 8.0)["latent"].flatten() for frames in clips]
     finally:
         nn.Module.to(model.vae, torch.float32)
     pairs = list(zip(found, expected, strict=True))

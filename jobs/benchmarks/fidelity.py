@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from pipeline import config, motion
+from pipeline import config, models, motion
 from pipeline.config import Run
 from pipeline.config.attribution import Kind
 from pipeline.models import VideoModel, open_model
+from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 from pipeline.ranking import influence
@@ -34,7 +35,7 @@ def gradients(run: Run, scenes: list[world.Scene]) -> Tensor:
     """The masked loss's whole gradients of rendered clips that move: [clips, D] float32."""
     device = torch.device("cpu")
     model, raft = open_model(run.model, device), motion.load_raft(run.motion, device)
-    parameters = list(model.transformer.parameters())
+    parameters = list(model.trained.parameters())
     found = []
     for scene in scenes:
         loss = masked_loss(run, model, raft, scene)
@@ -46,15 +47,15 @@ def gradients(run: Run, scenes: list[world.Scene]) -> Tensor:
 def masked_loss(run: Run, model: VideoModel, raft: torch.nn.Module, scene: world.Scene) -> Tensor | None:
     _, _, height, width = run.geometry
     clip = world.render(scene, height, width)
-    latent = model.encode(clip)
+    latent, given = split(model.encode(clip, run.geometry[1]))
     flow = motion.estimate(clip, raft, run.motion, torch.device("cpu"))
-    _, f, h, w = latent.shape
-    mask = motion.motion_mask(flow, run.motion, (f, h, w), model.temporal_stride)
+    mask = motion.motion_mask(flow, run.motion, models.grid(run))
     if mask is None:
         return None
     setting = run.attribution.settings[0]
     noise = shared_noise(run.seed, setting.noise, tuple(latent.shape))  # type: ignore[arg-type]
-    errors = loss_map(model, latent[None], model.text([scene.caption]), torch.tensor([setting.timestep]), noise[None])
+    conditioning = batched([{**given, **model.text(scene.caption)}])
+    errors = loss_map(model, latent[None], conditioning, torch.tensor([setting.timestep]), noise[None])
     return masked_mean(errors, mask[None])
 
 

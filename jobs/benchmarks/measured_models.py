@@ -5,7 +5,9 @@ The large model has the published configuration and random weights: for speed an
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipeline import config
+from pipeline import config, models
 from pipeline.config import Run, VideoModelConfig
 from pipeline.config.attribution import Setting
-from pipeline.models import open_model
-from pipeline.models.wan import Wan
+from pipeline.models import Grid
+from pipeline.models.adapters.wan import Wan, WanFamily
 from pipeline.motion import load_raft
 from pipeline.synthetic import world
 
@@ -66,11 +68,10 @@ class Subject:
     frames: npt.NDArray[np.uint8]
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns."""
+    def grid(self) -> Grid:
+        """The latent grid of a clip."""
         frames, _, height, width = self.run.geometry
-        stride = self.model.spatial_stride
-        return (frames - 1) // self.model.temporal_stride + 1, height // stride, width // stride
+        return models.grid_of(self.model.family, frames, height, width)
 
     @property
     def caption(self) -> Tensor:
@@ -91,7 +92,7 @@ def demo(device: torch.device) -> Subject:
     """The demo recipe with its shipped weights, as it runs on one core."""
     run = config.load("demo")
     frames, _, height, width = run.geometry
-    model = open_model(run.model, device)
+    model = models.open_model(run.model, device)
     assert isinstance(model, Wan)
     raft = load_raft(run.motion, device)
     a = run.attribution
@@ -133,7 +134,11 @@ def random_wan(config: VideoModelConfig, device: torch.device) -> Wan:
         transformer=transformer,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )
-    return Wan(pipeline, config, device)
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.save_config(folder)
+        for part in ("vae", "transformer", "scheduler"):
+            getattr(pipeline, part).save_config(Path(folder, part))
+        return Wan(WanFamily(Path(folder)), pipeline, config, device)
 
 
 def _text_encoder(device: torch.device) -> nn.Module:

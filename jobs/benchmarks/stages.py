@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ from jobs.benchmarks.measured_models import Subject
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Motion
 from pipeline.config.attribution import Setting
+from pipeline.models import Conditioning
 from pipeline.models.attention import fastest_attention
+from pipeline.models.conditioning import batched
+from pipeline.models.diffusers_model import channels_last
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
-from pipeline.models.wan import channels_last
 from pipeline.motion import camera_motion, encode_mask, estimate, motion_mask, statistics
 from pipeline.projection import Projection
 from pipeline.video.decoder import Decoder
@@ -203,7 +206,7 @@ def masks(subject: Subject, rates: Rates) -> list[Figure]:
     def call() -> None:
         moved = flow - camera_motion(flow)
         statistics(moved)
-        mask = motion_mask(moved, own, subject.grid, subject.model.temporal_stride)
+        mask = motion_mask(moved, own, subject.grid)
         if mask is not None:
             encode_mask(mask)
 
@@ -232,8 +235,8 @@ def _autoencoder(subject: Subject, rates: Rates, dtype: str, last: bool, what: s
     model.vae = copy.deepcopy(model.vae)
     nn.Module.to(model.vae, getattr(torch, dtype))
     channels_last(model.vae, last)
-    work = flops(lambda: model.encode(subject.frames))
-    seconds, details = clock(lambda: model.encode(subject.frames), subject.device, warmup=0)
+    work = flops(lambda: model.encode(subject.frames, subject.run.geometry[1]))
+    seconds, details = clock(lambda: model.encode(subject.frames, subject.run.geometry[1]), subject.device, warmup=0)
     counts = dtype == subject.run.model.vae_dtype and last == (subject.device.type == "cuda")
     return worked("vae", what, seconds, work, rates, getattr(torch, dtype), counts, details)
 
@@ -254,17 +257,17 @@ class Inputs:
     """What a gradient takes: random latents and masks stand for a clip's."""
 
     latent: Tensor  # [C, f, h, w]
-    text: Tensor  # [1, tokens, width]
+    conditioning: Conditioning
     mask: Tensor  # [f, h, w]
 
 
 def _inputs(subject: Subject, grid: tuple[int, int, int]) -> Inputs:
-    channels = int(subject.model.transformer.config.in_channels)
+    channels = subject.model.family.channels
     latent = shared_noise(1, 0, (channels, *grid)).to(subject.device)
     mask = torch.rand(grid, generator=torch.Generator().manual_seed(0)).to(subject.device)
-    width = int(subject.model.transformer.config.text_dim)
-    text = torch.randn(1, subject.model.text_tokens, width, generator=torch.Generator().manual_seed(0))
-    return Inputs(latent, text.to(subject.device, subject.model.transformer.dtype), mask)
+    width = subject.model.family.number("transformer", "text_dim")
+    text = torch.randn(subject.model.text_tokens, width, generator=torch.Generator().manual_seed(0))
+    return Inputs(latent, {"text": text.to(subject.device, subject.model.dtype)}, mask)
 
 
 @contextmanager
@@ -286,7 +289,7 @@ def _losses(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> Ite
     """The losses of settings that share one forward pass."""
     t = torch.full((1,), settings[0].timestep, device=subject.device)
     noise = shared_noise(0, settings[0].noise, tuple(given.latent.shape)).to(subject.device)  # type: ignore[arg-type]
-    errors = loss_map(subject.model, given.latent[None], given.text, t, noise[None])
+    errors = loss_map(subject.model, given.latent[None], batched([given.conditioning]), t, noise[None])
     for setting in settings:
         yield masked_mean(errors, given.mask[None] if setting.mask == "motion" else None)
 
@@ -302,7 +305,7 @@ def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
 
 def gradients(subject: Subject, rates: Rates) -> list[Figure]:
     """Loss and backward, what projecting adds by kind, and on a GPU the cheaper geometries and parameters."""
-    given, what = _inputs(subject, subject.grid), f"{len(subject.settings)} setting(s)"
+    given, what = _inputs(subject, subject.grid.shape), f"{len(subject.settings)} setting(s)"
     found = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, True))]
     bare = found[0].seconds
     if bare is not None:
@@ -313,7 +316,8 @@ def gradients(subject: Subject, rates: Rates) -> list[Figure]:
 
 
 def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
-    model, small = subject.model.transformer, _inputs(subject, (11, 30, 52))
+    model: Any = subject.model.trained
+    small = _inputs(subject, (11, 30, 52))
     both, what = (Setting(mask="motion"), Setting(mask="none")), "motion mask and none"
     found = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, settings=both))]
     what = "41x240x416"
@@ -345,10 +349,10 @@ def _gradient(
     taken = subject.settings if settings is None else settings
     with torch.no_grad():
         forward = flops(lambda: list(_losses(subject, given, taken))) if counts else 0.0
-    with _dropped(subject.model.transformer):
+    with _dropped(subject.model.trained):
         executed = flops(lambda: _bare(subject, given, taken))
         seconds, details = clock(lambda: _bare(subject, given, taken), subject.device, warmup=0)
-    dtype = subject.model.transformer.dtype
+    dtype = subject.model.dtype
     details["of matmul rate"] = executed / seconds / rates.product(dtype)
     if counts:  # elsewhere not every block has a backward
         asked = forward * (1 + 2 * len(taken))
@@ -362,20 +366,20 @@ def _projection(subject: Subject, rates: Rates, given: Inputs, kind: str, bare: 
     a = subject.run.attribution.projection
     projection = Projection(kind, a.dim, a.seed)  # type: ignore[arg-type]
     hold = subject.hold if projection.dense else 1
-    gradients = ProjectedGradients(subject.model.transformer, projection, hold)
+    gradients = ProjectedGradients(subject.model.trained, projection, hold)
     clips = max(1, subject.hold // len(subject.settings))
 
     def call() -> None:
         for _ in range(clips):
-            take_clip(gradients, subject.model, subject.settings, given.latent, given.text, given.mask, 0)
+            take_clip(gradients, subject.model, subject.settings, given.latent, given.conditioning, given.mask, 0)
         gradients.collect()
 
     try:
         seconds, details = clock(call, subject.device)
     finally:
         gradients.close()
-    size = sum(p.numel() for p in subject.model.transformer.parameters())
-    width = next(iter(subject.model.transformer.parameters())).element_size()
+    size = sum(p.numel() for p in subject.model.trained.parameters())
+    width = next(iter(subject.model.trained.parameters())).element_size()
     floor = len(subject.settings) * size * width / rates.copied  # every gradient is read once
     if kind == "gaussian":  # twelve random bits to an entry, once for all the gradients that are held together
         floor = max(floor, size * a.dim * 1.5 / rates.limits["random_bytes_per_s"] / clips)

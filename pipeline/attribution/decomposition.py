@@ -8,7 +8,7 @@ features P g_fl, and the influence phi . w on a query w (whitened or not) is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from pipeline.attribution.workers import FeatureWorker
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, mask_of
 from pipeline.errors import ClipError
-from pipeline.models import VideoModel
+from pipeline.models import Conditioning, VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import loss_map, masked, shared_noise
 from pipeline.projection import Projection
 from pipeline.tables import schemas
@@ -36,8 +37,14 @@ Sums = npt.NDArray[np.float64]
 ALL = "all"  # the layer's name where layers are not told apart
 
 
-def layer(parameter: str) -> str:
-    """The layer of a parameter by its name: a numbered block, or whatever else its name begins with."""
+def layer(parameter: str, transformers: Collection[str] = ()) -> str:
+    """The layer of a parameter by its name: a numbered block, or whatever else its name begins with.
+
+    `transformers` are the names of a model's experts, if it has some: a layer is one expert's.
+    """
+    expert, _, rest = parameter.partition(".")
+    if expert in transformers:
+        return f"{expert}.{layer(rest)}"
     first, second, *_ = [*parameter.split("."), "", ""]
     return f"{first}.{second}" if second.isdigit() else first
 
@@ -50,7 +57,8 @@ class LayeredGradient:
 
     def __init__(self, module: nn.Module, projection: Projection, layers: bool) -> None:
         counted = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        named = {name: layer(name) if layers else ALL for name in counted}
+        experts = tuple(module) if isinstance(module, nn.ModuleDict) else ()
+        named = {name: layer(name, experts) if layers else ALL for name in counted}
         self.names = list(dict.fromkeys(named.values()))
         self.projection = projection
         self._sums = projection.zeros(len(self.names), next(iter(counted.values())).device)
@@ -84,7 +92,7 @@ def by_frame(
     model: VideoModel,
     setting: Setting,
     latent: Tensor,
-    text: Tensor,
+    conditioning: Conditioning,
     mask: Tensor | None,
     seed: int,
 ) -> list[tuple[float, Tensor]]:
@@ -96,9 +104,10 @@ def by_frame(
     t = torch.full((1,), setting.timestep, device=latent.device)
     weights = mask[None] if setting.mask == "motion" and mask is not None else None
     frames, shared, parts = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()
+    given = batched([conditioning])
     for frame in range(frames):
         if frame == 0 or not shared:  # under checkpointing a kept graph would hold all that it computes again
-            losses = masked(loss_map(model, latent[None], text, t, noise[None]), weights)
+            losses = masked(loss_map(model, latent[None], given, t, noise[None]), weights)
         loss = losses[:, frame].sum() / losses.numel()
         parts.append((float(loss.detach()), gradient.take(loss, keep_graph=shared and frame + 1 < frames)))
     return parts
@@ -115,25 +124,26 @@ class DecompositionWorker:
         self.worker.gradients.close()
         a = run.attribution
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        self.gradient = LayeredGradient(self.worker.model.transformer, projection, run.explain.layers)
+        self.gradient = LayeredGradient(self.worker.model.trained, projection, run.explain.layers)
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for row, frames in decoded(self.worker.decoder, self.run, clips.to_pylist()):
             if isinstance(frames, ClipError):
                 yield self._table([self._failed(row, frames)])
             else:
-                yield self._table(list(self._parts(row, self.worker.model.encode(frames))))
+                yield self._table(list(self._parts(row, self.worker.encode(frames))))
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return self._table([self._failed(row, error) for row in clips.to_pylist()])
 
-    def _parts(self, row: Row, latent: Tensor) -> Iterator[Row]:
+    def _parts(self, row: Row, encoded: Conditioning) -> Iterator[Row]:
+        latent, given = split(encoded)
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
-        text, settings = self.worker.caption(row), self.run.attribution.settings
+        conditioning, settings = {**given, **self.worker.caption(row)}, self.run.attribution.settings
         for i, setting in enumerate(settings):
             if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue
-            frame_parts = by_frame(self.gradient, self.worker.model, setting, latent, text, mask, self.run.seed)
+            frame_parts = by_frame(self.gradient, self.worker.model, setting, latent, conditioning, mask, self.run.seed)
             for frame, (loss, features) in enumerate(frame_parts):
                 for name, feature in zip(self.gradient.names, features.tolist(), strict=True):
                     place = {"clip_id": row["clip_id"], "setting": i, "latent_frame": frame, "layer": name}

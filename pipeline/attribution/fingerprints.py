@@ -17,7 +17,6 @@ from pipeline.models.promoted import promoted
 from pipeline.motion import flaws, judge, weights_file
 
 Fingerprint = dict[str, Any]
-GENERATED = 16  # of whose multiples diffusers' WanPipeline generates videos, whatever the transformer takes
 
 
 def clips(run: Run) -> Fingerprint:
@@ -31,7 +30,7 @@ def motion(run: Run) -> Fingerprint:
         f"motion.{key}": getattr(m, key)
         for key in ("flow", "height", "width", "updates", "camera", "normalise", "quantile", "still", "dtype")
     }
-    strides = models.strides(models.folder(run.model.id))
+    strides = models.family(run.model).strides
     return {**clips(run), **_geometry(run), **settings, "motion.weights": flow_hash(m), "model.strides": list(strides)}
 
 
@@ -43,20 +42,21 @@ def movement(run: Run) -> Fingerprint:
 
 
 def features(run: Run) -> Fingerprint:
-    path, a = models.folder(run.model.id), run.attribution
+    family, a = models.family(run.model), run.attribution
     return {
         **motion(run),
         "seed": run.seed,
-        "model.weights": models.weights_hash(path),
+        "model.weights": models.weights_hash(run.model),
         "attribution.weights": None if a.weights is None else promoted(a.weights)["weights"],
         "model.dtype": run.model.dtype,
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,
-        "model.parameters": manifest_hash(manifest(models.skeleton(path))),
+        "model.parameters": manifest_hash(manifest(family.skeleton())),
         "attribution.settings": [setting.record() for setting in a.settings],
         "attribution.parameters": a.parameters,
         "attribution.projection": a.projection.model_dump(),
         **_unusual(run),
+        **family.record(run.model),
     }
 
 
@@ -86,7 +86,7 @@ def evaluation(run: Run) -> Fingerprint:
     return {
         **motion(run),
         "seed": run.seed,
-        "model.weights": models.weights_hash(models.folder(run.model.id)),
+        "model.weights": models.weights_hash(run.model),
         "model.dtype": run.model.dtype,
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,
@@ -95,6 +95,7 @@ def evaluation(run: Run) -> Fingerprint:
         "evaluate.noises": f"{e.noises} of each clip's own",
         "evaluate.steps": e.steps,
         "evaluate.guidance": e.guidance,
+        **models.family(run.model).record(run.model),
     }
 
 
@@ -109,24 +110,20 @@ def flow_hash(config: Motion) -> str:
 def check_geometry(run: Run, key: str = "attribution") -> None:
     """Raise ConfigError for frames or sides that the model's strides cannot take; those of `run.geometry` under `key`
     of the configuration."""
-    path = models.folder(run.model.id)
-    temporal, spatial = models.strides(path)
-    _, rows, columns = models.patch(path)
+    family = models.family(run.model)
     frames, _, height, width = run.geometry
     for name, count in (("data.frames", run.data.frames), (f"{key}.frames", frames)):
-        if (count - 1) % temporal:
-            below = (count - 1) // temporal * temporal + 1
-            raise ConfigError(
-                f"{name}={count}: the model's autoencoder folds {temporal} frames into one after the first, so frames "
-                f"must be {temporal} n + 1; use {below} or {below + temporal}."
-            )
+        try:
+            family.folds(count)
+        except ConfigError as error:
+            raise ConfigError(f"{name}={count}: {error}") from error
+    rows, columns = family.sides
     sides = {"data.height": (run.data.height, rows), "data.width": (run.data.width, columns)}
     sides |= {f"{key}.height": (height, rows), f"{key}.width": (width, columns)}
     generates = bool(run.evaluate.generate or run.queries.prompts)
-    for name, (side, tokens) in sides.items():
-        step = spatial * tokens
+    for name, (side, step) in sides.items():
         if generates and name.startswith("data."):
-            step = lcm(step, GENERATED)
+            step = lcm(step, family.generates)
         if side % step:
             raise ConfigError(f"{name}={side}: the model takes multiples of {step}; use {_near(side, step)}.")
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.config.attribution import Setting
 from pipeline.errors import ConfigError
-from pipeline.models import VideoModel
+from pipeline.models import Conditioning, VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.conditioning import batched
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 
@@ -43,13 +44,15 @@ def manifest_hash(placed: Sequence[Placed]) -> str:
     return hashlib.blake2b(repr([(p.name, p.shape, p.offset) for p in placed]).encode(), digest_size=8).hexdigest()
 
 
-def restrict(module: nn.Module, pattern: str) -> int:
+def restrict(module: nn.Module, pattern: str, idle: str | None = None) -> int:
     """Let only the parameters count whose name the pattern finds; the others' gradients are not computed at all.
 
-    Returns how many numbers count. Raises ConfigError if the pattern finds none.
+    `idle` finds those that no loss of the family reaches, and which never count. Returns how many numbers count. Raises
+    ConfigError if the pattern finds none.
     """
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(re.search(pattern, name) is not None)
+        unreached = idle is not None and re.search(idle, name) is not None
+        parameter.requires_grad_(re.search(pattern, name) is not None and not unreached)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if not count:
         some = ", ".join(name for name, _ in list(module.named_parameters())[:5])
@@ -208,16 +211,18 @@ def take_clip(
     model: VideoModel,
     settings: Sequence[Setting],
     latent: Tensor,
-    text: Tensor,
+    conditioning: Conditioning,
     mask: Tensor | None,
     seed: int,
 ) -> dict[int, float]:
-    """Take a clip's losses: latent [C, f, h, w], text [1, tokens, width], mask [f, h, w] or None for a still clip.
+    """Take a clip's losses: latent [C, f, h, w], what it is conditioned by without a batch, mask [f, h, w] or None
+    for a still clip.
 
     Returns each setting's loss by its index, in the order taken; settings under the motion mask are left out where
     there is no mask. Losses of one timestep and noise share a forward pass, but under gradient checkpointing.
     """
     losses: dict[int, float] = {}
+    given = batched([conditioning])
     for timestep, noise_index, members in passes(settings):
         indices = [i for i in members if settings[i].mask == "none" or mask is not None]
         if not indices:
@@ -229,7 +234,7 @@ def take_clip(
         shared = not model.checkpointing
         for i in indices:
             if i == indices[0] or not shared:
-                errors = loss_map(model, latent[None], text, t, noise[None])
+                errors = loss_map(model, latent[None], given, t, noise[None])
             loss = masked_mean(errors, mask[None] if settings[i].mask == "motion" and mask is not None else None)
             losses[i] = float(loss.detach())
             gradients.take(loss, keep_graph=shared and i != indices[-1])

@@ -24,8 +24,8 @@ from pipeline.attribution.gradients import ProjectedGradients, restrict, take_cl
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.errors import ClipError
-from pipeline.models import VideoModel, open_model
-from pipeline.models.captions import Captions
+from pipeline.models import Conditioning, Grid, VideoModel, open_model
+from pipeline.models.conditioning import Captions, split
 from pipeline.models.device import device_for
 from pipeline.models.loss import shared_noise
 from pipeline.models.trained_weights import load_weights
@@ -55,9 +55,9 @@ class FeatureWorker:
         self.model: VideoModel = open_model(run.model, self.device)
         if a.weights is not None:
             load_weights(self.model, a.weights, merge=True)
-        restrict(self.model.transformer, a.parameters)
+        restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        self.gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
+        self.gradients = ProjectedGradients(self.model.trained, projection, a.hold)
         self.text = Captions(self.model.text)
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
@@ -65,8 +65,8 @@ class FeatureWorker:
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
 
     def _motion_worker(self) -> MotionWorker:
-        pool, strides = self.run.resources.extract_features, models.strides(models.folder(self.run.model.id))
-        return MotionWorker(self.run, strides, pool.gpus, pool.cpus)
+        pool = self.run.resources.extract_features
+        return MotionWorker(self.run, models.grid(self.run), pool.gpus, pool.cpus)
 
     def _check_canary(self, name: str) -> None:
         """Hold this actor's feature of one clip, the same for all, against the first's. RuntimeError if they differ.
@@ -76,10 +76,19 @@ class FeatureWorker:
         c = self.run
         frames, _, height, width = c.geometry
         video = shared_noise(c.seed, CANARY, (3, 1, height, width)).permute(1, 2, 3, 0)
-        latent = self.model.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0))
-        take_clip(self.gradients, self.model, [Setting(mask="none")], latent, self.text(""), None, c.seed)
+        latent, given = split(self.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0)))
+        conditioning = {**given, **self.text("")}
+        take_clip(self.gradients, self.model, [self._canary_setting()], latent, conditioning, None, c.seed)
         feature = self.gradients.collect()[0][0]
         check_canary(stores.join(c.root, "canary", f"{name}.json"), feature)
+
+    def _canary_setting(self) -> Setting:
+        """A time that the counted parameters see."""
+        return Setting(mask="none")
+
+    def encode(self, frames: Frames) -> Conditioning:
+        """A clip's latent, and what else the transformer is told of it."""
+        return self.model.encode(frames, self.run.geometry[1])
 
     def take(self, row: Row, frames: Frames | ClipError) -> Row:
         """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
@@ -99,13 +108,14 @@ class FeatureWorker:
             return {**columns, "error": str(error), "losses": {}}
         losses: dict[Place, float] = {}
         for place, video, video_mask in videos:
-            latent = self.model.encode(video)
-            of_video = take_clip(self.gradients, self.model, settings, latent, text, video_mask, self.run.seed)
+            latent, given = split(self.encode(video))
+            conditioning = {**given, **text}
+            of_video = take_clip(self.gradients, self.model, settings, latent, conditioning, video_mask, self.run.seed)
             losses |= {(*place, setting): loss for setting, loss in of_video.items()}
         return {**columns, "error": None, "losses": losses}
 
-    def caption(self, row: Row) -> Tensor:
-        """The embedding of the caption under which a clip is attributed: [1, tokens, width]."""
+    def caption(self, row: Row) -> Conditioning:
+        """The embedding of the caption under which a clip is attributed."""
         return self.text((row["caption"] or "") if self.run.attribution.captions == "own" else "")
 
     def _videos(
@@ -200,13 +210,13 @@ class AttributionWorker:
     def __init__(
         self,
         run: Run,
-        strides: tuple[int, int],
+        grid: Grid,
         fingerprint: Mapping[str, Any],
         sample: Collection[str] | None = None,
     ) -> None:
         self.sample = sample
         pool = run.resources.extract_features
-        self.motion = MotionWorker(run, strides, pool.gpus, pool.cpus)
+        self.motion = MotionWorker(run, grid, pool.gpus, pool.cpus)
         self.features = FeatureWorker(run, fingerprint, self.motion)
 
     def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None]:

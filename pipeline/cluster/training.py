@@ -72,7 +72,7 @@ def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
 
 def version(run: Run, rows: pa.Table) -> str:
     """The name of an arm's training on these rows, as `finished` tells it once it is done."""
-    return _name(run, rows, models.weights_hash(models.folder(run.model.id)))
+    return _name(run, rows, models.weights_hash(run.model))
 
 
 def _name(run: Run, rows: pa.Table, model_hash: str) -> str:
@@ -80,7 +80,10 @@ def _name(run: Run, rows: pa.Table, model_hash: str) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    settings = run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    if settings["expert"] == "both":  # what arms of before there was the key have
+        del settings["expert"]
+    return settings
 
 
 def finished(run: Run, arm: Arm) -> str | None:
@@ -93,7 +96,11 @@ def finished(run: Run, arm: Arm) -> str | None:
 
 def _encoded_as(run: Run, model_hash: str) -> list[Any]:
     d, m = run.data, run.model
-    return [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
+    named = [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
+    if m.vae_dtype != "float32":  # what arms of before there was the key have
+        named.append(m.vae_dtype)
+    record = models.family(m).record(m)
+    return [*named, record] if record else named
 
 
 def finetune(
@@ -108,7 +115,7 @@ def finetune(
     """
     root = _absolute(run.root)
     folder = stores.join(root, "finetuned", run.finetune.arm)
-    model_hash = models.weights_hash(models.folder(run.model.id))
+    model_hash = models.weights_hash(run.model)
     name = _name(run, rows, model_hash)
     storage = stores.join(root, "finetuned", ".train")
     lease.check(root)
@@ -205,7 +212,7 @@ def _worker(task: dict[str, Any]) -> None:
     device = _device(run.resources.finetune.gpus)
     model = models.open_model(run.model, device)
     needed = [rows[i] for i in drawn(rows, config, run.seed)]
-    encode_set(model, needed[rank::workers], task["frames"](run), task["cache"])
+    encode_set(model, needed[rank::workers], task["frames"](run), task["cache"], run.data.fps)
     dist.barrier()
 
     training = loop.begin(model, config, run.seed)
@@ -214,7 +221,9 @@ def _worker(task: dict[str, Any]) -> None:
         checkpoints = Checkpoints(training, config, task["checkpoints"], task["folder"], scratch, task["permission"])
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
-            training.objective = DistributedDataParallel(training.objective)
+            # A step trains one expert: the other one gets no gradient.
+            several = len(training.experts) > 1
+            training.objective = DistributedDataParallel(training.objective, find_unused_parameters=several)
         for line in loop.train(training, clips, config, run.seed, rank, workers, _mean):
             checkpoints.lines += line.json() + "\n"
             if checkpoints.due(line.step):

@@ -167,6 +167,11 @@ class VideoModelConfig(Model):
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
+    adapter: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        description="an in-house family, `package.module:Family`; null: the one that the folder needs",
+    )
     gradient_checkpointing: bool = Field(True, description="less memory, more time: backward computes blocks again")
 
 
@@ -224,6 +229,9 @@ class Finetune(Model):
     learning_rate: float = Field(1e-5, gt=0, description="of AdamW")
     schedule: Literal["constant", "linear"] = Field("constant", description="linear: it falls to 0 over the steps")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    expert: Literal["high", "low", "both"] = Field(
+        "both", description="of a model with two experts by noise level, which is trained; others have one"
+    )
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of the clips that train with an empty caption")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: each worker holds its rows of the parameters")

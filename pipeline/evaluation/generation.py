@@ -48,7 +48,7 @@ class GenerationWorker:
         d, e = self.run.data, self.run.evaluate
         for row in rows.to_pylist():
             size = (d.frames, d.height, d.width)
-            frames = self.model.generate(row["caption"], size, row["seed"], e.steps, e.guidance)
+            frames = self.model.generate(row["caption"], size, d.fps, row["seed"], e.steps, e.guidance)
             write_mp4(stores.join(self.folder, row["file_name"]), frames, d.fps)
             yield {}  # a video is a file of its own, no row of a table
 

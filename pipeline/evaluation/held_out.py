@@ -20,8 +20,8 @@ from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.evaluation.comparison import BANDS, LOSSES, banded
 from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
-from pipeline.models import VideoModel, open_model
-from pipeline.models.captions import Captions
+from pipeline.models import Conditioning, VideoModel, open_model
+from pipeline.models.conditioning import Captions, batched, split
 from pipeline.models.device import device_for
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.models.trained_weights import load_weights
@@ -110,7 +110,7 @@ class EvaluationWorker:
             model = open_model(self.run.model, self.device)
             if weights:
                 load_weights(model, weights)
-            model.transformer.eval()
+            model.trained.eval()
             self._loaded = (weights, model, Captions(model.text))
         return self._loaded[1:]
 
@@ -138,12 +138,13 @@ class EvaluationWorker:
         """Mean masked and plain loss over the clip's timesteps and noises, which are every arm's. Where timesteps are
         drawn, their thirds, from little noise to much, have lines of their own."""
         model, text = self.model(row["weights"])
-        latent = model.encode(frames)
+        latent, given = split(model.encode(frames, self.run.geometry[1]))
+        conditioning = batched([{**given, **text(row["caption"] or "")}])
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
         losses = np.array(
             [
                 (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
-                for errors in self._errors(model, row["clip_id"], latent, text(row["caption"] or ""))
+                for errors in self._errors(model, row["clip_id"], latent, conditioning)
             ]
         )
         means = dict(zip(LOSSES, losses.mean(axis=0).tolist(), strict=True))
@@ -152,25 +153,27 @@ class EvaluationWorker:
                 means |= {banded(name, band): float(part[:, n].mean()) for n, name in enumerate(LOSSES)}
         return [_line(row, row["uri"], metric, value) for metric, value in means.items()]
 
-    def _errors(self, model: VideoModel, clip_id: str, latent: Tensor, text: Tensor) -> Iterable[Tensor]:
+    def _errors(self, model: VideoModel, clip_id: str, latent: Tensor, conditioning: Conditioning) -> Iterable[Tensor]:
         name = f"{self.run.seed} {clip_id}"
-        for timestep, n in self._places(model, name):
+        for timestep, n in self._places(model, name, latent[0].numel()):
             noise = own_noise(name, FIRST_NOISE + n, tuple(latent.shape))
             t = torch.full((1,), timestep, device=self.device)
-            yield loss_map(model, latent[None], text, t, noise.to(self.device)[None])
+            yield loss_map(model, latent[None], conditioning, t, noise.to(self.device)[None])
 
-    def _places(self, model: VideoModel, name: str) -> list[tuple[float, int]]:
+    def _places(self, model: VideoModel, name: str, cells: int) -> list[tuple[float, int]]:
         """The timesteps of a clip, on the 1000-step scale, each with the number of its noise."""
         timesteps, noises = self.run.evaluate.timesteps, self.run.evaluate.noises
         if timesteps == "drawn":
-            return [(t, n) for n, t in enumerate(model.shifted(drawn_uniforms(name, noises)).tolist())]
+            drawn = model.schedule.times(drawn_uniforms(name, noises), cells)
+            return [(t, n) for n, t in enumerate(drawn.tolist())]
         return [(t, n) for t in timesteps for n in range(noises)]
 
     def _video(self, row: Row) -> list[Row]:
         """Generate, write in VBench's custom-input layout (the prompt is the file's name), and measure."""
         model, _ = self.model(row["weights"])
         d, e = self.run.data, self.run.evaluate
-        frames = model.generate(row["caption"], (d.frames, d.height, d.width), row["seed"], e.steps, e.guidance)
+        size = (d.frames, d.height, d.width)
+        frames = model.generate(row["caption"], size, d.fps, row["seed"], e.steps, e.guidance)
         uri = video_place(self.run.root, row["arm"], row["caption"], row["seed"])
         write_mp4(uri, frames, d.fps)
         degree = vbench_dynamic_degree(frames, d.fps, self._flow)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from pipeline.models.contract import (
-    VideoModel,
-    family,
-    folder,
-    open_model,
-    patch,
-    skeleton,
-    strides,
-    strides_of,
-    weights_hash,
-)
+from pipeline.models.contract import Conditioning, Expert, Family, Frames, Grid, VideoModel
+from pipeline.models.folders import folder
+from pipeline.models.registry import family, grid, grid_of, open_model, weights_hash
 
-__all__ = ["VideoModel", "family", "folder", "open_model", "patch", "skeleton", "strides", "strides_of", "weights_hash"]
+__all__ = [
+    "Conditioning",
+    "Expert",
+    "Family",
+    "Frames",
+    "Grid",
+    "VideoModel",
+    "family",
+    "folder",
+    "grid",
+    "grid_of",
+    "open_model",
+    "weights_hash",
+]

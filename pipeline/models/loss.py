@@ -1,4 +1,4 @@
-"""The one loss of this product: flow matching, masked for attribution and plain for fine-tuning."""
+"""The one loss of this product: the model's own, masked for attribution and plain for fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.models import VideoModel
+from pipeline.models.contract import Conditioning, VideoModel
 
 
 def shared_noise(seed: int, index: int, shape: tuple[int, int, int, int]) -> Tensor:
@@ -47,14 +47,20 @@ def named_generator(name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def loss_map(model: VideoModel, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+def loss_map(model: VideoModel, latent: Tensor, conditioning: Conditioning, timestep: Tensor, noise: Tensor) -> Tensor:
     """Squared error of the model's prediction, mean over channels: [B, f, h, w], float32.
 
-    Latent and noise are [B, C, f, h, w], text [B, tokens, width], timestep [B] on the 1000-step scale. The mask takes
-    no part in it: noising and forward pass are those of training (Wu et al. 2026, section 3).
+    Latent and noise are [B, C, f, h, w], the conditioning is that of a batch, timestep [B] on the 1000-step scale. The
+    mask takes no part in it: noising and forward pass are those of training (Wu et al. 2026, section 3). Latent frames
+    that are given to the model have no error, and those that are denoised weigh so much more that the mean over all
+    places is that over the denoised ones.
     """
-    predicted = model.velocity(model.noised(latent, noise, timestep), timestep, text)
-    return (predicted.float() - model.target(latent, noise).float()).square().mean(1)
+    predicted = model.predict(model.schedule.noised(latent, noise, timestep), timestep, conditioning)
+    errors = (predicted.float() - model.schedule.target(latent, noise, timestep).float()).square().mean(1)
+    counted = model.counted(latent.shape[2])
+    if counted is None:
+        return errors
+    return errors * (counted / counted.mean()).to(errors).view(1, -1, 1, 1)
 
 
 def masked(errors: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from torchvision.models import optical_flow
 
 from pipeline.config import Motion
 from pipeline.errors import ConfigError
+from pipeline.models import Grid
 from pipeline.motion.raft import clip_flow
 from pipeline.storage import downloads, stores
 
@@ -122,13 +124,13 @@ def camera_share(flow: Tensor, camera: Tensor) -> float:
     return max(0.0, 1 - float((flow - camera).norm(dim=1).mean()) / whole) if whole > 1e-6 else 0.0
 
 
-def motion_mask(flow: Tensor, config: Motion, latent: tuple[int, int, int], temporal_stride: int) -> Tensor | None:
+def motion_mask(flow: Tensor, config: Motion, grid: Grid) -> Tensor | None:
     """W on the latent grid, [f, h, w] in [0, 1]: None for a clip without motion.
 
     Per pixel W = (M - min M) / (max M - min M + 1e-6) with M = |flow|, over the whole clip, at the working size; with
     `normalise: quantile` the upper end is a quantile and W is cut off at one. The last frame's flow repeats the one
-    before it. Space is pooled by area; latent frame 0 is pixel frame 0, latent frame j the mean over the
-    `temporal_stride` pixel frames that the autoencoder folds into it (Wu et al. 2026, section 3; METHOD's step 2).
+    before it. Space is pooled by area, and a latent frame is the mean over the pixel frames that the autoencoder folds
+    into it (Wu et al. 2026, section 3; METHOD's step 2).
     """
     magnitude = flow.norm(dim=1)
     low = float(magnitude.min())
@@ -137,10 +139,14 @@ def motion_mask(flow: Tensor, config: Motion, latent: tuple[int, int, int], temp
         return None
     weight = ((magnitude - low) / (high - low + 1e-6)).clamp(0, 1)
     weight = torch.cat([weight, weight[-1:]])
-    frames, height, width = latent
-    pooled = F.adaptive_avg_pool2d(weight[:, None], (height, width))[:, 0]
-    later = pooled[1:].reshape(frames - 1, temporal_stride, height, width).mean(1)
-    return torch.cat([pooled[:1], later])
+    pooled = F.adaptive_avg_pool2d(weight[:, None], (grid.height, grid.width))[:, 0]
+    parts, start = list[Tensor](), 0
+    for fold, same in groupby(grid.folds):
+        count = len(list(same))
+        folded = pooled[start : start + count * fold]
+        parts.append(folded.reshape(count, fold, grid.height, grid.width).mean(1))
+        start += count * fold
+    return torch.cat(parts)
 
 
 def statistics(flow: Tensor) -> tuple[float, float]:

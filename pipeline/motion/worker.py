@@ -11,6 +11,7 @@ import torch
 from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.models import Grid
 from pipeline.models.device import device_for
 from pipeline.motion import movement
 from pipeline.tables import schemas
@@ -20,8 +21,8 @@ from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 class MotionWorker:
     """Clips -> motion: RAFT is loaded once, on the actor's share of GPUs."""
 
-    def __init__(self, run: Run, strides: tuple[int, int], gpus: float, cpus: float | None = None) -> None:
-        self.run, (self.temporal, self.spatial) = run, strides
+    def __init__(self, run: Run, grid: Grid, gpus: float, cpus: float | None = None) -> None:
+        self.run, self.grid = run, grid
         self.device = device_for(gpus)
         self.raft = motion.load_raft(run.motion, self.device)
         self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
@@ -40,9 +41,7 @@ class MotionWorker:
         row |= movement.movement(frames, flow - camera)
         flow = flow - camera if self.run.motion.camera == "subtract" else flow
         row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
-        count, _, height, width = self.run.geometry
-        grid = ((count - 1) // self.temporal + 1, height // self.spatial, width // self.spatial)
-        mask = motion.motion_mask(flow, self.run.motion, grid, self.temporal)
+        mask = motion.motion_mask(flow, self.run.motion, self.grid)
         if mask is None:
             still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
             return {**row, "flaws": movement.UNBROKEN, "error": str(ClipError("no_motion", still))}

@@ -20,6 +20,7 @@ from pipeline.attribution.gradients import ProjectedGradients, restrict, take_cl
 from pipeline.config import Finetune, Run
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
+from pipeline.models.conditioning import split
 from pipeline.models.device import device_for
 from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
@@ -56,8 +57,7 @@ class AttributionPilot:
         pool = run.resources.extract_features
         self.runs, self.device = variants(run), device_for(pool.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
-        strides = models.strides(models.folder(run.model.id))
-        self.motion = {name: MotionWorker(r, strides, pool.gpus, 1) for name, r in self.runs.items()}
+        self.motion = {name: MotionWorker(r, models.grid(r), pool.gpus, 1) for name, r in self.runs.items()}
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         run = self.runs[AS_IT_IS]
@@ -81,9 +81,9 @@ class AttributionPilot:
     def _attributed(self, name: str, clips: list[Row]) -> list[Row]:
         """Each clip's parts under a variant. The last stage of the projection is shared by them."""
         a = self.runs[name].attribution
-        restrict(self.model.transformer, a.parameters)
+        restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        gradients = ProjectedGradients(self.model.transformer, projection, a.hold)
+        gradients = ProjectedGradients(self.model.trained, projection, a.hold)
         rows, clip_ids = list[Row](), list[str]()
         for clip in clips:
             try:
@@ -113,13 +113,13 @@ class AttributionPilot:
         where = (clip["uri"], clip["start_frame"], frames, fps, height, width)
         video = clock("decode", lambda: worker.decoder.submit_frames(*where).result())
         measured = clock("motion", worker.measure, clip, video)
-        latent = clock("encode", self.model.encode, video)
-        text = clock("caption", self.model.text, [clip["caption"] or ""])
+        latent, given = split(clock("encode", self.model.encode, video, fps))
+        conditioning = {**given, **clock("caption", self.model.text, clip["caption"] or "")}
         mask = None
         if measured["mask"] is not None:
             mask = motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)
         take = partial(
-            take_clip, gradients, self.model, run.of("clips").attribution.settings, latent, text, mask, run.seed
+            take_clip, gradients, self.model, run.of("clips").attribution.settings, latent, conditioning, mask, run.seed
         )
         if not warm and take():  # compiles, and chooses algorithms
             gradients.collect()
@@ -147,9 +147,10 @@ class TrainingPilot:
     def _generated(self, row: Row) -> list[Row]:
         d, e = self.run.data, self.run.evaluate
         size, caption = (d.frames, d.height, d.width), row["caption"] or ""
-        self.model.generate(caption, size, 0, 1, e.guidance)
+        self.model.generate(caption, size, d.fps, 0, 1, e.guidance)
         durations = [
-            timed(partial(self.model.generate, caption, size, 0, n, e.guidance), self.device)[1] for n in DENOISING
+            timed(partial(self.model.generate, caption, size, d.fps, 0, n, e.guidance), self.device)[1]
+            for n in DENOISING
         ]
         step = max(0.0, durations[1] - durations[0]) / (DENOISING[1] - DENOISING[0])
         parts = {"denoising": step, "video": max(0.0, durations[0] - DENOISING[0] * step)}
@@ -165,7 +166,7 @@ class TrainingPilot:
             return self.decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
 
         with tempfile.TemporaryDirectory() as cache:
-            encode_set(self.model, rows, frames_of, cache)
+            encode_set(self.model, rows, frames_of, cache, d.fps)
             clips = ClipSet(self.model, rows, kept_in(cache))
             training = loop.begin(self.model, config, self.run.seed)
             lines = list(loop.train(training, clips, config, self.run.seed))

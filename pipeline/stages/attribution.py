@@ -39,7 +39,7 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
         with faults.collected():
             passed_columns.check(changes.check(*place), tables.columns(folder), *place[:2], folder)
     with faults.collected():
-        models.family(models.folder(run.model.id))
+        models.family(run.model)
     with faults.collected():
         motion.check_weights(run.motion)
     faults.check()
@@ -87,7 +87,7 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     if sample is not None and scope.among is None:
         scope = replace(scope, among=IdSet.of([pa.array(sample, pa.string())]))
     pool = run.resources.estimate_motion
-    worker = partial(MotionWorker, run, models.strides(models.folder(run.model.id)), pool.gpus)
+    worker = partial(MotionWorker, run, models.grid(run), pool.gpus)
     pending = tables.pending_rows(_segments(name, scope), [folder])
     folders = {"movement": stores.join(scope.motion, "movement", name), "motion": folder}
     merge(folders["movement"])
@@ -117,12 +117,12 @@ def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted,
     sample = _sample(run, name, scope)
     needed = [folders["motion"], folders["features"]] if sample is None else [folders["features"]]
     pending = tables.pending_rows(_segments(name, scope), needed)
-    strides = models.strides(models.folder(run.model.id))
+    grid = models.grid(run)
     pool = run.resources.extract_features
     if sample is not None and tables.parts(folders["motion"]):
         measured = Outcomes(folders["motion"]).ids.has(pa.array(sample, pa.string()))
         sample = [clip_id for clip_id, done in zip(sample, measured, strict=True) if not done]
-    worker = partial(AttributionWorker, run, strides, fingerprints.features(run), sample)
+    worker = partial(AttributionWorker, run, grid, fingerprints.features(run), sample)
     _stream(run, pool, worker, pending, folders, f"attribute {name}", scope)
     return estimate_motion(run, name, scope), extract_features(run, name, scope)
 

@@ -36,7 +36,7 @@ def generate_queries(run: Run) -> None:
     if not run.queries.prompts:
         return
     folder = stores.join(run.root, "generated", "queries")
-    rows = wanted(run, models.weights_hash(models.folder(run.model.id)))
+    rows = wanted(run, models.weights_hash(run.model))
     missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
     stage = Stage("generate queries", run.root, run.resources.evaluate, partial(GenerationWorker, run, folder))
     figures = streaming.stream(stage, [rows.filter(pa.array(missing))], sum(missing), Progress(stage.title))

@@ -27,7 +27,7 @@ from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
 
-FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # of a model; no pickles
+FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # of a model; no pickles
 TELL = 10.0  # seconds between two lines on a download or a wait
 
 

@@ -1,6 +1,6 @@
 """The fine-tuning loop: the loss of attribution without its mask, clips drawn by weight, and nothing else.
 
-    encode_set(model, rows, frames_of, cache)           # latents and captions, once (training_set)
+    encode_set(model, rows, frames_of, cache, fps)      # latents and captions, once (training_set)
     training = begin(model, run.finetune, run.seed)     # every parameter, or LoRA
     for line in train(training, ClipSet(model, rows, kept_in(cache)), run.finetune, run.seed):
         ...                                             # log it, keep training_state.staged(training) now and then
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,14 +31,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Finetune
-from pipeline.models import VideoModel
+from pipeline.models import Conditioning, Expert, VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.conditioning import moved
 from pipeline.models.loss import loss_map, named_generator
 from pipeline.storage import stores
 from pipeline.training import sharding
 from pipeline.training.training_set import ClipSet, draw
 
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_GRADIENT = 1.0
 
 
@@ -49,11 +50,11 @@ class Objective(nn.Module):
 
     def __init__(self, model: VideoModel, autocast: bool) -> None:
         super().__init__()
-        self.transformer, self._model, self._autocast = model.transformer, model, autocast
+        self.trained, self._model, self._autocast = model.trained, model, autocast
 
-    def forward(self, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, conditioning: Conditioning, timestep: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(latent.device.type, torch.bfloat16, enabled=self._autocast):
-            return loss_map(self._model, latent, text, timestep, noise).mean()
+            return loss_map(self._model, latent, conditioning, timestep, noise).mean()
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Training:
     """What training changes. `objective` may be replaced by a wrapper that averages gradients over workers."""
 
     objective: nn.Module
-    transformer: nn.Module
+    model: VideoModel
+    experts: tuple[Expert, ...]  # whose transformers are trained
     parameters: dict[str, nn.Parameter]  # those that are trained, float32
     optimizer: torch.optim.Optimizer
     lora: bool
@@ -90,28 +92,49 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
 
     With sharding "fsdp" all workers of the process group call it, and each keeps its rows of every parameter.
     """
-    module = model.transformer
-    autocast = any(p.dtype == torch.bfloat16 for p in module.parameters())
-    module.requires_grad_(config.lora_rank is None).train()
-    if config.lora_rank is not None:
-        _add_lora(module, config.lora_rank, seed)
+    experts = trained_experts(model, config.expert)
+    autocast = any(p.dtype == torch.bfloat16 for p in model.trained.parameters())
     share = (0, 1)
-    if config.sharding == "fsdp":
-        sharding.shard(module, autocast)
-        share = (dist.get_rank(), dist.get_world_size())
-    else:
-        sharding.masters(module)
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    model.trained.requires_grad_(False)
+    model.keep_on_device([expert.part for expert in experts])
+    for part in dict.fromkeys(expert.part for expert in experts):
+        module = model.transformers()[part].train()
+        if config.lora_rank is None:
+            _unfreeze(module, model.family.idle)
+        else:
+            _add_lora(module, model.lora_targets(), config.lora_rank, seed)
+        if config.sharding == "fsdp":
+            sharding.shard(module, model.blocks(module), autocast)
+            share = (dist.get_rank(), dist.get_world_size())
+        else:
+            sharding.masters(module)
+    parameters = {name: p for name, p in model.trained.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    return Training(Objective(model, autocast), module, parameters, optimizer, config.lora_rank is not None, share)
+    lora = config.lora_rank is not None
+    return Training(Objective(model, autocast), model, experts, parameters, optimizer, lora, share)
 
 
-def _add_lora(module: nn.Module, rank: int, seed: int) -> None:
+def trained_experts(model: VideoModel, named: str) -> tuple[Expert, ...]:
+    """Which experts `finetune.expert` names; all where a model has one. ValueError for a name that it has not."""
+    experts = model.family.experts
+    chosen = tuple(e for e in experts if named in ("both", e.name) or len(experts) == 1)
+    if not chosen:
+        raise ValueError(f"finetune.expert={named!r}: this model has the experts {[e.name for e in experts]}")
+    return chosen
+
+
+def _unfreeze(module: nn.Module, idle: str | None) -> None:
+    """Let every parameter be trained but those that no loss reaches, which weight decay would wear away."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(idle is None or re.search(idle, name) is None)
+
+
+def _add_lora(module: nn.Module, targets: list[str], rank: int, seed: int) -> None:
     """Low-rank adapters on attention, drawn by name: A normal with deviation 1/rank (peft's "gaussian"), B zero."""
     from peft import LoraConfig
 
     module.add_adapter(  # type: ignore[operator]
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS), init_lora_weights="gaussian")
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
     )
     for name, parameter in module.named_parameters():
         if ".lora_A." in name:
@@ -157,14 +180,17 @@ def train(
     while training.step < config.steps:
         start = time.monotonic()
         losses = []
+        expert = expert_of_step(training, seed)
         for number in range(passes):
             places = mine[number * config.batch : (number + 1) * config.batch]
             # All workers make as many passes, for sharded parameters are gathered in each; one too many counts nothing.
             draws = [draw(seed, training.step, place) for place in places or mine[-1:]]
-            batch = clips.batch(draws, config.caption_dropout)
-            inputs = (t.to(training.device) for t in (batch.latent, batch.text, batch.timestep, batch.noise))
+            batch = clips.batch(draws, config.caption_dropout, (expert.first, expert.last))
+            latent, timestep, noise = (t.to(training.device) for t in (batch.latent, batch.timestep, batch.noise))
+            conditioning = moved(batch.conditioning, training.device)
             with _summed_at(training.objective, number == passes - 1), fastest_attention():
-                loss = training.objective(*inputs) * (len(places) * workers / whole)
+                loss = training.objective(latent, conditioning, timestep, noise)
+                loss = loss * (len(places) * workers / whole)
                 loss.backward()
             losses.append(loss.detach())
         average = float(mean(torch.stack(losses).sum()))
@@ -179,6 +205,22 @@ def train(
         yield Line(training.step, average, round(time.monotonic() - start, 4))
 
 
+def expert_of_step(training: Training, seed: int) -> Expert:
+    """The expert that a step trains, the same for all workers, as often as training times fall into its interval.
+
+    Sharded workers that ask different experts in one pass would gather each other's rows, without an error.
+    """
+    if len(training.experts) == 1:
+        return training.experts[0]
+    drawn = named_generator(f"expert {seed} {training.step}").random()
+    upto, schedule = 0.0, training.model.schedule
+    for expert in training.experts:
+        upto += schedule.quantile(expert.last) - schedule.quantile(expert.first)
+        if drawn < upto:
+            return expert
+    return training.experts[-1]
+
+
 def _summed_at(objective: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
     """Replicated workers sum their gradients once a step; sharded ones in each pass, so as to hold only their rows."""
     replicated = isinstance(objective, DistributedDataParallel)
@@ -189,29 +231,32 @@ def _summed_at(objective: nn.Module, last: bool) -> contextlib.AbstractContextMa
 
 
 def save_weights(training: Training, folder: str) -> None:
-    """What was trained, as diffusers loads it: transformer/ for from_pretrained, or LORA for load_lora_weights.
+    """What was trained, as diffusers loads it: transformer/ for from_pretrained, or adapters for load_lora_weights; of
+    a second transformer transformer_2/, or a file of its own.
 
     In float32: updates of a step are far below what bfloat16 tells apart. The folder may be s3://. With sharding "fsdp"
     all workers call it, and the first one writes.
     """
     first = training.share[0] == 0
-    if training.lora:
-        state = sharding.gathered(training.parameters, keep=first)
-    else:
-        state = sharding.gathered(training.transformer.state_dict(), keep=first)
-    if not first:
-        return
     with tempfile.TemporaryDirectory() as local:
-        _write_lora(training.transformer, state, local) if training.lora else _write(training.transformer, state, local)
+        for part in dict.fromkeys(expert.part for expert in training.experts):
+            module = training.model.transformers()[part]
+            named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+            state = sharding.gathered(named if training.lora else module.state_dict(), keep=first)
+            if first and training.lora:
+                _write_lora(training.model, part, state, local)
+            elif first:
+                _write(module, state, Path(local, part))
+        if not first:
+            return
         for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
             fs, bare = stores.place(stores.join(folder, str(file.relative_to(local))))
             fs.makedirs(bare.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(str(file), bare)
 
 
-def _write(transformer: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
+def _write(transformer: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     """As diffusers' save_pretrained does, from weights that lie elsewhere than in the module."""
-    path = Path(folder) / "transformer"
     path.mkdir()
     config = json.loads(transformer.to_json_string())  # type: ignore[operator]
     config["_class_name"] = sharding.class_name(transformer)
@@ -221,11 +266,11 @@ def _write(transformer: nn.Module, weights: dict[str, Tensor], folder: str) -> N
     )
 
 
-def _write_lora(transformer: nn.Module, weights: dict[str, Tensor], folder: str) -> None:
-    from diffusers import WanPipeline
+def _write_lora(model: VideoModel, part: str, weights: dict[str, Tensor], folder: str) -> None:
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict
 
+    transformer = model.transformers()[part]
     layers = get_peft_model_state_dict(transformer, state_dict=weights)
-    metadata = _collate_lora_metadata({"transformer": transformer})
-    WanPipeline.save_lora_weights(folder, transformer_lora_layers=layers, **metadata)
+    (metadata,) = _collate_lora_metadata({"transformer": transformer}).values()
+    model.write_lora(part, layers, metadata, folder)

@@ -6,7 +6,7 @@ forward and backward pass only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,16 +16,18 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
-def shard(module: nn.Module, bfloat16: bool) -> None:
+def shard(module: nn.Module, blocks: Sequence[nn.Module], bfloat16: bool) -> None:
     """Shard a transformer block by block over all workers of the process group.
 
     What is trained is kept in float32, and its gradients are summed in float32; with `bfloat16`, blocks are gathered
-    and computed in bfloat16. ValueError if the module does not name its blocks.
+    and computed in bfloat16. ValueError if there are no blocks.
     """
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for block in blocks(module):  # one after the other, so that no second whole copy in float32 is ever held
+    if not blocks:
+        raise ValueError(f"{type(module).__name__} has no list of blocks, so that it cannot be sharded by them")
+    for block in blocks:  # one after the other, so that no second whole copy in float32 is ever held
         masters(block)
         fully_shard(block, mesh=mesh, mp_policy=half if bfloat16 else MixedPrecisionPolicy())
     masters(module)
@@ -37,15 +39,6 @@ def masters(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-
-
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The repeated blocks of a transformer, by diffusers' own list of their classes."""
-    names = getattr(module, "_repeated_blocks", None) or []
-    modules = [m for m in module.modules() if type(m).__name__ in names]
-    if not modules:
-        raise ValueError(f"{type(module).__name__} does not name its blocks, so that it cannot be sharded by them")
-    return iter(modules)
 
 
 def rows(length: int, rank: int, workers: int) -> range:

@@ -15,15 +15,26 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Finetune
-from pipeline.models import VideoModel
+from pipeline.models import Conditioning, VideoModel
+from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import named_generator
+from pipeline.models.schedule import END
 from pipeline.storage import stores
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
-# A clip's latent [C, f, h, w], and its text [tokens, width] or [captions, tokens, width]; without a row, the text of
-# the empty caption.
-Encoded = Callable[[Row | None], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip's latent and what else the transformer is told of it, and the conditioning of each of its captions."""
+
+    clip: Mapping[str, Tensor]
+    captions: tuple[Conditioning, ...]
+
+
+# A clip's encoding; without a row, that of a dropped caption alone.
+Encoded = Callable[[Row | None], EncodedClip]
 
 
 @dataclass(frozen=True)
@@ -90,27 +101,43 @@ def _captions(row: Row) -> list[str]:
     return [str(caption) for caption in row.get("captions") or [row["caption"] or ""]]
 
 
-def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cache: str) -> int:
+def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cache: str, fps: float) -> int:
     """Encode clips and captions into a folder, local or s3://, a file a clip; files that exist are kept.
 
     `cache` must be the folder of one model and one geometry. Returns how many clips were encoded. An error of
     `frames_of` surfaces: a clip that indexing found readable and that is not any more would change what an arm is.
     """
     if not stores.exists(_file(cache, None)):
-        stores.write_bytes(_file(cache, None), safetensors.torch.save({"text": _kept(model.text([""])[0])}))
+        stores.write_bytes(_file(cache, None), _written(EncodedClip({}, (model.blank(),))))
     encoded = 0
     for row in rows:
         if stores.exists(_file(cache, row)):
             continue
-        latent, texts = model.encode(frames_of(row)), [model.text([caption])[0] for caption in _captions(row)]
-        text = texts[0] if len(texts) == 1 else torch.stack(texts)
-        stores.write_bytes(_file(cache, row), safetensors.torch.save({"latent": _kept(latent), "text": _kept(text)}))
+        captions = tuple(model.text(caption) for caption in _captions(row))
+        stores.write_bytes(_file(cache, row), _written(EncodedClip(model.encode(frames_of(row), fps), captions)))
         encoded += 1
     return encoded
 
 
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _written(encoded: EncodedClip) -> bytes:
+    """As a safetensors file: "clip/NAME", and "caption NUMBER/NAME"."""
+    groups = {"clip": encoded.clip, **{f"caption {n}": caption for n, caption in enumerate(encoded.captions)}}
+    return safetensors.torch.save(
+        {
+            f"{group}/{name}": tensor.detach().cpu().contiguous()
+            for group, tensors in groups.items()
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def _read(data: bytes) -> EncodedClip:
+    groups: dict[str, dict[str, Tensor]] = {"clip": {}}
+    for key, tensor in safetensors.torch.load(data).items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    clip = groups.pop("clip")
+    return EncodedClip(clip, tuple(groups[f"caption {n}"] for n in range(len(groups))))
 
 
 @dataclass(frozen=True)
@@ -118,14 +145,14 @@ class Batch:
     """Inputs of `loss_map`, on the CPU."""
 
     latent: Tensor
-    text: Tensor
+    conditioning: dict[str, Tensor]
     timestep: Tensor
     noise: Tensor
 
 
 def kept_in(cache: str) -> Encoded:
     """What `encode_set` wrote, read file by file when it is needed."""
-    return lambda row: safetensors.torch.load(stores.read_bytes(_file(cache, row)))
+    return lambda row: _read(stores.read_bytes(_file(cache, row)))
 
 
 class ClipSet:
@@ -133,28 +160,25 @@ class ClipSet:
 
     def __init__(self, model: VideoModel, rows: Sequence[Row], encoded: Encoded) -> None:
         self.rows, self._encoded, self._upto = rows, encoded, cumulated(rows)
-        self._shifted = model.shifted
-        self._empty = encoded(None)["text"]
+        self._schedule = model.schedule
+        (self._blank,) = encoded(None).captions
 
-    def batch(self, draws: Sequence[Draw], caption_dropout: float) -> Batch:
-        """The clips that draws fall on. ValueError if their latents differ in shape."""
+    def batch(self, draws: Sequence[Draw], caption_dropout: float, within: tuple[float, float] = END) -> Batch:
+        """The clips that draws fall on, at times inside an interval. ValueError if their latents differ in shape."""
         rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
-        tensors = [self._encoded(row) for row in rows]
-        shapes = {row["clip_id"]: tuple(f["latent"].shape) for row, f in zip(rows, tensors, strict=True)}
+        encoded = [self._encoded(row) for row in rows]
+        latents, given = zip(*(split(e.clip) for e in encoded), strict=True)
+        shapes = {row["clip_id"]: tuple(latent.shape) for row, latent in zip(rows, latents, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")
-        texts = [
-            self._empty if d.dropped < caption_dropout else _drawn_text(d, f["text"])
-            for d, f in zip(draws, tensors, strict=True)
+        captions = [
+            self._blank if d.dropped < caption_dropout else e.captions[int(d.caption * len(e.captions))]
+            for d, e in zip(draws, encoded, strict=True)
         ]
+        uniform = torch.tensor([d.time for d in draws], dtype=torch.float32)
         return Batch(
-            torch.stack([f["latent"] for f in tensors]),
-            torch.stack(texts),
-            self._shifted(torch.tensor([d.time for d in draws], dtype=torch.float32)),
-            torch.stack([d.noise(f["latent"].shape) for d, f in zip(draws, tensors, strict=True)]),
+            torch.stack(latents),
+            batched([{**one, **caption} for one, caption in zip(given, captions, strict=True)]),
+            self._schedule.times(uniform, latents[0][0].numel(), within),
+            torch.stack([d.noise(latent.shape) for d, latent in zip(draws, latents, strict=True)]),
         )
-
-
-def _drawn_text(draw: Draw, text: Tensor) -> Tensor:
-    """[tokens, width] of a clip's only caption, or of the one that was drawn from [captions, tokens, width]."""
-    return text if text.dim() == 2 else text[int(draw.caption * len(text))]

@@ -23,7 +23,7 @@ from pipeline.attribution.gradients import ProjectedGradients, restrict, take_cl
 from pipeline.config import Run
 from pipeline.config.attribution import Kind, Setting
 from pipeline.errors import ConfigError, FingerprintError
-from pipeline.models.wan import Wan
+from pipeline.models.adapters.wan import Wan
 from pipeline.pages import explain as explain_page
 from pipeline.pages import explain_links
 from pipeline.projection import Projection
@@ -45,15 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_wan.folder(tmp_path_factory)
 
 
-def clip() -> tuple[Tensor, Tensor, Tensor]:
+def clip() -> tuple[Tensor, dict[str, Tensor], Tensor]:
     drawn = torch.Generator().manual_seed(5)
-    latent, text = torch.randn(8, 3, 4, 4, generator=drawn), torch.randn(1, 6, 64, generator=drawn)
-    return latent, text, torch.rand(3, 4, 4, generator=drawn)
+    latent, text = torch.randn(8, 3, 4, 4, generator=drawn), torch.randn(6, 64, generator=drawn)
+    return latent, {"text": text}, torch.rand(3, 4, 4, generator=drawn)
 
 
 def whole(model: Wan, kind: Kind, setting: Setting) -> tuple[Tensor, float]:
     latent, text, mask = clip()
-    gradients = ProjectedGradients(model.transformer, Projection(kind, DIM, seed=4))
+    gradients = ProjectedGradients(model.trained, Projection(kind, DIM, seed=4))
     losses = take_clip(gradients, model, [setting], latent, text, mask, seed=0)
     found = gradients.collect()[0][0]
     gradients.close()
@@ -62,7 +62,7 @@ def whole(model: Wan, kind: Kind, setting: Setting) -> tuple[Tensor, float]:
 
 def in_parts(model: Wan, kind: Kind, setting: Setting, layers: bool) -> tuple[list[str], Tensor, float]:
     latent, text, mask = clip()
-    gradient = LayeredGradient(model.transformer, Projection(kind, DIM, seed=4), layers)
+    gradient = LayeredGradient(model.trained, Projection(kind, DIM, seed=4), layers)
     found = by_frame(gradient, model, setting, latent, text, mask, seed=0)
     gradient.close()
     return gradient.names, torch.stack([features for _, features in found]), sum(loss for loss, _ in found)
@@ -95,7 +95,7 @@ def test_a_frame_without_mask_has_no_share(folder: Path) -> None:
     model = tiny_wan.opened(folder)
     latent, text, mask = clip()
     mask[1] = 0
-    gradient = LayeredGradient(model.transformer, Projection("gaussian", DIM), layers=False)
+    gradient = LayeredGradient(model.trained, Projection("gaussian", DIM), layers=False)
     found = by_frame(gradient, model, MASKED, latent, text, mask, seed=0)
     gradient.close()
     assert [float(features.norm()) > 0 for _, features in found] == [True, False, True]
@@ -106,7 +106,7 @@ def test_layers_are_blocks_and_those_that_count(folder: Path) -> None:
     assert layer("proj_out.bias") == "proj_out"
     assert layer("scale_shift_table") == "scale_shift_table"
     model = tiny_wan.opened(folder)
-    restrict(model.transformer, r"^blocks\.1\.|^proj_out")
+    restrict(model.trained, r"^blocks\.1\.|^proj_out")
     names, parts, _ = in_parts(model, "gaussian", MASKED, True)
     assert sorted(names) == ["blocks.1", "proj_out"]
     assert float((parts.sum((0, 1)) - whole(model, "gaussian", MASKED)[0]).norm()) < 1e-5 * float(parts.norm())

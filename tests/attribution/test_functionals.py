@@ -63,7 +63,7 @@ def run(small_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory)
 
 
 def worker(run: Run) -> AttributionWorker:
-    return AttributionWorker(run, models.strides(models.folder(run.model.id)), fingerprints.features(run))
+    return AttributionWorker(run, models.grid(run), fingerprints.features(run))
 
 
 def test_a_query_is_taken_in_every_look_of_itself_and_its_twins(run: Run) -> None:
@@ -78,18 +78,18 @@ def test_a_query_is_taken_in_every_look_of_itself_and_its_twins(run: Run) -> Non
     features = table.column("feature").combine_chunks().flatten().to_numpy().reshape(2, 2, DIM)
     attribution.features.gradients.close()
     model = attribution.features.model
-    gradients = ProjectedGradients(model.transformer, Projection("gaussian", DIM, 0))
+    gradients = ProjectedGradients(model.trained, Projection("gaussian", DIM, 0))
     for n, (name, video) in enumerate(videos.items()):
         key, kinds, first_losses = f"{run.seed} {name}", [], []
         for kind in (None, "backwards", "slow_start"):
             of_kind = video if kind is None else looks.twin(video, kind, key)
             flow = motion.estimate(of_kind, attribution.motion.raft, run.motion, attribution.motion.device)
-            mask = motion.motion_mask(flow, run.motion, (5, 8, 8), 2)
+            mask = motion.motion_mask(flow, run.motion, models.Grid((1, 2, 2, 2, 2), 8, 8))
             assert mask is not None
             mask = motion.decode_mask(motion.encode_mask(mask), list(mask.shape))
             for look in range(2):
-                latent = model.encode(looks.recoloured(of_kind, key, look))
-                losses = take_clip(gradients, model, run.attribution.settings, latent, model.text([""]), mask, run.seed)
+                latent = model.encode(looks.recoloured(of_kind, key, look), 8.0)["latent"]
+                losses = take_clip(gradients, model, run.attribution.settings, latent, model.text(""), mask, run.seed)
                 first_losses += [losses[0]] if kind is None else []
             kinds.append(gradients.collect()[0].numpy().reshape(2, 2, DIM))  # looks, settings
         for setting in range(2):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pipeline.attribution.gradients import ProjectedGradients, manifest, manifest_hash, passes, restrict, take_clip
 from pipeline.config.attribution import Kind, Setting
 from pipeline.errors import ConfigError
+from pipeline.models.adapters.wan import Wan
+from pipeline.models.conditioning import batched
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
-from pipeline.models.wan import Wan
 from pipeline.projection import Projection
 from tests.support import tiny_wan
 from tests.support.oracle import project
@@ -38,8 +39,8 @@ def latent(seed: int, frames: int = 3) -> Tensor:
     return torch.randn(8, frames, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def text(seed: int) -> Tensor:
-    return torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(1000 + seed))
+def text(seed: int) -> dict[str, Tensor]:
+    return {"text": torch.randn(6, 64, generator=torch.Generator().manual_seed(1000 + seed))}
 
 
 def mask(seed: int) -> Tensor:
@@ -49,7 +50,7 @@ def mask(seed: int) -> Tensor:
 def features(
     model: Wan, clips: list[int], hold: int = 1, settings: tuple[Setting, ...] = BOTH, kind: Kind = "gaussian"
 ) -> tuple[Tensor, Tensor]:
-    gradients = ProjectedGradients(model.transformer, Projection(kind, DIM, seed=4), hold)
+    gradients = ProjectedGradients(model.trained, Projection(kind, DIM, seed=4), hold)
     for i in clips:
         take_clip(gradients, model, settings, latent(i), text(i), mask(i), seed=0)
     found = gradients.collect()
@@ -61,9 +62,9 @@ def full_gradient(model: Wan, clip: int, setting: Setting) -> Tensor:
     """By autograd alone, in one vector over all parameters; zeros where there is none."""
     h = latent(clip)[None]
     noise = shared_noise(0, setting.noise, tuple(h.shape[1:]))[None]  # type: ignore[arg-type]
-    errors = loss_map(model, h, text(clip), torch.tensor([setting.timestep]), noise)
+    errors = loss_map(model, h, batched([text(clip)]), torch.tensor([setting.timestep]), noise)
     loss = masked_mean(errors, mask(clip)[None] if setting.mask == "motion" else None)
-    parameters = list(model.transformer.parameters())
+    parameters = list(model.trained.parameters())
     counted = [p for p in parameters if p.requires_grad]
     found = dict(zip(counted, torch.autograd.grad(loss, counted, allow_unused=True), strict=True))
     given = [found.get(p) for p in parameters]
@@ -128,7 +129,7 @@ def test_settings_of_one_timestep_and_noise_share_a_pass() -> None:
 def test_losses_are_told_by_setting_in_the_order_taken(wan: Wan, hold: int) -> None:
     """Two settings share a pass, so they are taken one after the other although another stands between them."""
     settings = (Setting(mask="motion"), Setting(timestep=251, mask="motion"), Setting(mask="none"))
-    gradients = ProjectedGradients(wan.transformer, Projection(dim=DIM, seed=4), hold)
+    gradients = ProjectedGradients(wan.trained, Projection(dim=DIM, seed=4), hold)
     losses = take_clip(gradients, wan, settings, latent(0), text(0), mask(0), seed=0)
     assert list(losses) == [0, 2, 1]
     found, _ = gradients.collect()
@@ -138,7 +139,7 @@ def test_losses_are_told_by_setting_in_the_order_taken(wan: Wan, hold: int) -> N
 
 
 def test_a_still_clip_has_its_unmasked_gradient_only(wan: Wan) -> None:
-    gradients = ProjectedGradients(wan.transformer, Projection(dim=DIM, seed=4))
+    gradients = ProjectedGradients(wan.trained, Projection(dim=DIM, seed=4))
     losses = take_clip(gradients, wan, BOTH, latent(0), text(0), None, seed=0)
     found, _ = gradients.collect()
     gradients.close()
@@ -148,7 +149,7 @@ def test_a_still_clip_has_its_unmasked_gradient_only(wan: Wan) -> None:
 
 def test_gradient_checkpointing_gives_the_same_gradient(wan: Wan) -> None:
     plain, norms = features(wan, [0, 1])
-    wan.transformer.enable_gradient_checkpointing()
+    wan.trained.enable_gradient_checkpointing()
     for hold in (1, 3):
         checkpointed, again = features(wan, [0, 1], hold)
         assert close(checkpointed, plain, 1e-6), "checkpointing changes features, also where a pass is shared"
@@ -158,7 +159,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(wan: Wan) -> None:
 def test_every_parameter_reaches_the_feature(wan: Wan) -> None:
     """No parameter may be skipped: without any one of them the norm is smaller."""
     gradient = full_gradient(wan, 0, BOTH[1])
-    silent = [p.name for p in manifest(wan.transformer) if not gradient[slice_of(p.offset, p.shape)].any()]
+    silent = [p.name for p in manifest(wan.trained) if not gradient[slice_of(p.offset, p.shape)].any()]
     assert silent == [], f"this model is no test of {silent}"
     _, norms = features(wan, [0], settings=BOTH[1:])
     assert abs(float(norms[0] ** 2 / (gradient.double() ** 2).sum()) - 1) < 1e-5
@@ -169,15 +170,17 @@ def slice_of(offset: int, shape: tuple[int, ...]) -> slice:
 
 
 def test_nothing_is_left_behind(wan: Wan) -> None:
-    gradients = ProjectedGradients(wan.transformer, Projection(dim=DIM))
+    gradients = ProjectedGradients(wan.trained, Projection(dim=DIM))
     take_clip(gradients, wan, BOTH, latent(0), text(0), mask(0), seed=0)
-    assert all(p.grad is None for p in wan.transformer.parameters()), "gradients stay and mix with the next clip's"
+    assert all(p.grad is None for p in wan.trained.parameters()), "gradients stay and mix with the next clip's"
     assert gradients.collect()[0].shape == (2, DIM)
     take_clip(gradients, wan, BOTH[:1], latent(1), text(1), mask(1), seed=0)
     assert gradients.collect()[0].shape == (1, DIM), "features of an earlier batch come again"
     gradients.close()
-    loss_map(wan, latent(0)[None], text(0), torch.tensor([751.0]), torch.randn(1, 8, 3, 4, 4)).mean().backward()
-    assert all(p.grad is not None for p in wan.transformer.parameters()), "the hooks outlive close()"
+    loss_map(
+        wan, latent(0)[None], batched([text(0)]), torch.tensor([751.0]), torch.randn(1, 8, 3, 4, 4)
+    ).mean().backward()
+    assert all(p.grad is not None for p in wan.trained.parameters()), "the hooks outlive close()"
 
 
 class Branches(nn.Module):
@@ -217,9 +220,9 @@ def test_parameters_without_a_gradient_count_as_zeros(hold: int) -> None:
 def test_restricted_parameters_keep_their_global_coordinates(wan: Wan) -> None:
     pattern = r"blocks\.1\.attn1"
     whole = {s.mask: full_gradient(wan, 0, s) for s in BOTH}
-    count = restrict(wan.transformer, pattern)
+    count = restrict(wan.trained, pattern)
     counted = torch.zeros(len(whole["none"]), dtype=torch.bool)
-    for p in manifest(wan.transformer):
+    for p in manifest(wan.trained):
         counted[slice_of(p.offset, p.shape)] = "blocks.1.attn1" in p.name
     assert count == int(counted.sum()), "restrict counts other parameters than it names"
     for hold in (1, 3):
@@ -232,13 +235,13 @@ def test_restricted_parameters_keep_their_global_coordinates(wan: Wan) -> None:
 
 def test_a_pattern_that_finds_nothing_is_refused_with_some_names(wan: Wan) -> None:
     with pytest.raises(ConfigError, match=r"'lora_A'.*called.*scale_shift_table"):
-        restrict(wan.transformer, "lora_A")
+        restrict(wan.trained, "lora_A")
 
 
 def test_the_manifest_is_in_named_order_without_gaps(wan: Wan) -> None:
-    placed = manifest(wan.transformer)
+    placed = manifest(wan.trained)
     end = 0
-    for p, (name, parameter) in zip(placed, wan.transformer.named_parameters(), strict=True):
+    for p, (name, parameter) in zip(placed, wan.trained.named_parameters(), strict=True):
         assert (p.name, p.shape, p.offset) == (name, tuple(parameter.shape), end), f"gap or overlap at {name}"
         end += parameter.numel()
     assert manifest_hash(placed) == manifest_hash(manifest(tiny_wan.small_transformer())), (

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.attribution.gradients import restrict
+from pipeline.models.adapters.wan import Wan
 from pipeline.models.loss import loss_map, masked_mean
-from pipeline.models.wan import Wan
 from tests.support import tiny_wan
 
 BLOCKS, COUNTED = 6, r"blocks\.[45]\."
@@ -25,16 +25,16 @@ def wan(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A model of six blocks of which the last two will count."""
     model = tiny_wan.opened(tiny_wan.folder(tmp_path_factory))
     torch.manual_seed(0)
-    model.transformer = WanTransformer3DModel.from_config({**model.transformer.config, "num_layers": BLOCKS}).eval()
+    model.trained = WanTransformer3DModel.from_config({**model.trained.config, "num_layers": BLOCKS}).eval()
     if request.param:
-        model.transformer.enable_gradient_checkpointing()
+        model.trained.enable_gradient_checkpointing()
     return model
 
 
 def loss_of(model: Wan) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     latent, noise = (torch.randn(1, 8, 5, 16, 16, generator=generator) for _ in range(2))
-    text = torch.randn(1, 32, 64, generator=generator)
+    text = {"text": torch.randn(1, 32, 64, generator=generator)}
     return masked_mean(loss_map(model, latent, text, torch.tensor([751.0]), noise), None)
 
 
@@ -46,7 +46,7 @@ def outputs(model: Wan) -> Iterator[dict[int, Tensor]]:
     def keep(number: int) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _module, _given, output: found.__setitem__(number, output)
 
-    handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(model.transformer.blocks)]
+    handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(model.trained.blocks)]
     try:
         yield found
     finally:
@@ -61,13 +61,13 @@ def work(call: Callable[[], object]) -> float:
 
 
 def test_the_gradients_that_count_are_those_of_the_whole_model(wan: Wan) -> None:
-    restrict(wan.transformer, ".*")
+    restrict(wan.trained, ".*")
     loss_of(wan).backward()
-    whole = {name: p.grad.clone() for name, p in wan.transformer.named_parameters() if p.grad is not None}
-    wan.transformer.zero_grad()
-    restrict(wan.transformer, COUNTED)
+    whole = {name: p.grad.clone() for name, p in wan.trained.named_parameters() if p.grad is not None}
+    wan.trained.zero_grad()
+    restrict(wan.trained, COUNTED)
     loss_of(wan).backward()
-    found = {name: p.grad for name, p in wan.transformer.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in wan.trained.named_parameters() if p.grad is not None}
     expected = [name for name in whole if name.startswith(("blocks.4.", "blocks.5."))]
     assert list(found) == expected, "other parameters have a gradient than those that count"
     for name, gradient in found.items():
@@ -75,16 +75,16 @@ def test_the_gradients_that_count_are_those_of_the_whole_model(wan: Wan) -> None
 
 
 def test_no_graph_is_made_before_the_first_block_that_counts(wan: Wan) -> None:
-    restrict(wan.transformer, COUNTED)
+    restrict(wan.trained, COUNTED)
     with outputs(wan) as found:
         loss = loss_of(wan)
     for number in range(4):
         assert not found[number].requires_grad, f"block {number} is kept for a backward that nothing needs"
     assert found[4].requires_grad
     assert found[5].requires_grad
-    assert not wan.transformer.patch_embedding.weight.requires_grad
+    assert not wan.trained.patch_embedding.weight.requires_grad
     loss.backward()
-    with_gradient = {name.split(".")[1] for name, p in wan.transformer.named_parameters() if p.grad is not None}
+    with_gradient = {name.split(".")[1] for name, p in wan.trained.named_parameters() if p.grad is not None}
     assert with_gradient == {"4", "5"}
 
 
@@ -92,7 +92,7 @@ def test_what_lies_before_the_first_block_that_counts_is_not_kept(wan: Wan) -> N
     """Memory: the output of a block is alive after the forward pass only if backward will ask for it."""
     alive = {}
     for pattern in (".*", COUNTED):
-        restrict(wan.transformer, pattern)
+        restrict(wan.trained, pattern)
         with outputs(wan) as found:
             loss = loss_of(wan)
         watched = {number: weakref.ref(output) for number, output in found.items()}
@@ -106,7 +106,7 @@ def test_what_lies_before_the_first_block_that_counts_is_not_kept(wan: Wan) -> N
 def test_blocks_before_the_first_that_counts_are_not_computed_again(wan: Wan) -> None:
     forward, backward = {}, {}
     for pattern in (".*", COUNTED):
-        restrict(wan.transformer, pattern)
+        restrict(wan.trained, pattern)
         losses: list[Tensor] = []
         forward[pattern] = work(lambda kept=losses: kept.append(loss_of(wan)))
         backward[pattern] = work(losses[0].backward)
@@ -118,6 +118,6 @@ def test_blocks_before_the_first_that_counts_are_not_computed_again(wan: Wan) ->
 
 
 def test_a_single_late_tensor_costs_next_to_no_backward(wan: Wan) -> None:
-    restrict(wan.transformer, r"^proj_out\.")
+    restrict(wan.trained, r"^proj_out\.")
     loss = loss_of(wan)
     assert work(loss.backward) < 0.01 * work(lambda: loss_of(wan)), "the blocks are gone through for the last layer"

@@ -296,7 +296,7 @@ def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callab
     clip = {"clip_id": "a", "uri": "a.mp4", "version": "1", "start_frame": 0, "num_frames": 9, "fps": 8.0}
     clips = pa.Table.from_pylist([{**clip, "height": 32, "width": 32}], schema=schemas.CLIPS)
     video = {"uri": "a.mp4", "relative": "a.mp4", "version": "1", "size": 3, "source": "s", "caption": "c", "id": None}
-    worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {"of": "this test"})
+    worker = AttributionWorker(run, models.grid(run), {"of": "this test"})
     motion = worker.refuse(clips, error)["motion"]
     features = worker.features.refuse(motion, error)["features"]
     indexed = IndexWorker(run, schemas.CLIPS).refuse(pa.Table.from_pylist([{**video, "error": None}]), error)["clips"]
@@ -325,7 +325,7 @@ class FragileMotion(MotionWorker):
     """The stage's own worker, whose decoder child dies of some files and which itself dies of others."""
 
     def __init__(self, run: Run) -> None:
-        super().__init__(run, models.strides(models.folder(run.model.id)), 0)
+        super().__init__(run, models.grid(run), 0)
         self.decoder = Decoder(30, functions="deadly_codec")
 
     def measure(self, row: dict[str, Any], frames: Any) -> dict[str, Any]:

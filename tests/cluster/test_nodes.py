@@ -229,7 +229,7 @@ def stored(root: Path) -> dict[str, tuple[Any, Any]]:
 
 def undisturbed(run: Run, clips: pa.Table) -> dict[str, tuple[Any, Any]]:
     """The same from one worker in this process."""
-    worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {"of": "this test"})
+    worker = AttributionWorker(run, models.grid(run), {"of": "this test"})
     masks, features = {}, {}
     for found in worker(clips):
         masks |= {row["clip_id"]: row["mask"] for row in found["motion"].to_pylist()}

@@ -189,7 +189,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def worker(small_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> AttributionWorker:
     run = small_run(tmp_path_factory.mktemp("worker"))
-    return AttributionWorker(run, models.strides(models.folder(run.model.id)), {})
+    return AttributionWorker(run, models.grid(run), {})
 
 
 # An example takes seconds, so that none is made smaller: the values are small as they are.

@@ -45,7 +45,7 @@ def test_a_kernel_is_the_product_of_whole_gradients(sets: tuple[Clips, Clips]) -
     assert set(kernels.PAIRS) - {"projected"} < set(found), "every pair has a kernel"
     near = np.corrcoef(found["gaussian-4096"][0].ravel(), found["motion"].sum(0).ravel())[0, 1]
     assert near > 0.99, "products of projections are products of gradients, nearly"
-    parameters = list(model.transformer.parameters())
+    parameters = list(model.trained.parameters())
     noise = kernels.shared_noise(0, 0, tuple(clips.latent.shape[1:]))
     rows = []
     for n in (0, 3):

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.models import Conditioning
 from pipeline.models.loss import loss_map, masked_mean, own_noise, shared_noise
+from pipeline.models.schedule import Schedule
 from pipeline.projection.philox import Tag, gaussian
 
 RECORDED = [0.05991104, 0.01555963, -1.43146300, 1.67071688, -1.16443849, -0.13264713, -0.40272397, -1.29564202]
@@ -20,17 +22,15 @@ class Linear:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.transformer = nn.Linear(4, 4)
+        self.trained = nn.Linear(4, 4)
 
-    def noised(self, latent: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        s = (timestep / 1000).view(-1, 1, 1, 1, 1)
-        return (1 - s) * latent + s * noise
+        self.schedule, self.given = Schedule(), 0
 
-    def target(self, latent: Tensor, noise: Tensor) -> Tensor:
-        return noise - latent
+    def counted(self, frames: int) -> Tensor | None:
+        return torch.cat([torch.zeros(self.given), torch.ones(frames - self.given)]) if self.given else None
 
-    def velocity(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        return self.transformer(noisy.movedim(1, -1)).movedim(-1, 1) + text.mean()
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        return self.trained(noisy.movedim(1, -1)).movedim(-1, 1) + conditioning["text"].mean()
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_the_loss_map_is_the_formula_of_the_paper(t: float) -> None:
     model, generator = Linear(), torch.Generator().manual_seed(1)
     latent, noise = (torch.randn(2, 4, 3, 2, 5, generator=generator) for _ in range(2))
     text = torch.randn(2, 7, 3, generator=generator)
-    found = loss_map(model, latent, text, torch.full((2,), t), noise)  # type: ignore[arg-type]
-    weight, bias, s = model.transformer.weight, model.transformer.bias, t / 1000
+    found = loss_map(model, latent, {"text": text}, torch.full((2,), t), noise)  # type: ignore[arg-type]
+    weight, bias, s = model.trained.weight, model.trained.bias, t / 1000
     for b, f, y, x in ((0, 0, 0, 0), (1, 2, 1, 4), (0, 1, 1, 2)):
         h, eps = latent[b, :, f, y, x], noise[b, :, f, y, x]
         predicted = weight @ ((1 - s) * h + s * eps) + bias + text.mean()
@@ -71,10 +71,21 @@ def test_each_clip_of_a_batch_has_its_own_timestep() -> None:
     model, generator = Linear(), torch.Generator().manual_seed(1)
     latent, noise = (torch.randn(2, 4, 3, 2, 5, generator=generator) for _ in range(2))
     text, t = torch.zeros(2, 1, 1), torch.tensor([100.0, 900.0])
-    together = loss_map(model, latent, text, t, noise)  # type: ignore[arg-type]
+    together = loss_map(model, latent, {"text": text}, t, noise)  # type: ignore[arg-type]
     for i in range(2):
-        alone = loss_map(model, latent[i : i + 1], text[i : i + 1], t[i : i + 1], noise[i : i + 1])  # type: ignore[arg-type]
+        alone = loss_map(model, latent[i : i + 1], {"text": text[i : i + 1]}, t[i : i + 1], noise[i : i + 1])  # type: ignore[arg-type]
         assert torch.allclose(together[i], alone[0], atol=1e-6), "a clip is noised at another clip's timestep"
+
+
+def test_latent_frames_that_are_given_have_no_error_and_the_mean_is_over_the_others() -> None:
+    model, generator = Linear(), torch.Generator().manual_seed(1)
+    latent, noise = (torch.randn(2, 4, 5, 2, 5, generator=generator) for _ in range(2))
+    text, t = torch.zeros(2, 1, 1), torch.tensor([100.0, 900.0])
+    plain = loss_map(model, latent, {"text": text}, t, noise)  # type: ignore[arg-type]
+    model.given = 2
+    errors = loss_map(model, latent, {"text": text}, t, noise)  # type: ignore[arg-type]
+    assert not errors[:, :2].any(), "a frame that is given counts"
+    assert torch.isclose(errors.mean(), plain[:, 2:].mean())
 
 
 def test_a_shorter_clip_has_a_prefix_of_a_longer_ones_noise() -> None:

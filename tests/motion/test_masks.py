@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from jobs.weights import flow as flow_weights
 from pipeline.config import Motion, load
 from pipeline.errors import ConfigError
+from pipeline.models import Grid
 from pipeline.motion import (
     camera_motion,
     camera_share,
@@ -52,6 +53,11 @@ def by_hand(flow: Tensor, latent: tuple[int, int, int], stride: int) -> npt.NDAr
     return found
 
 
+def grid_of(frames: int, height: int, width: int, stride: int) -> Grid:
+    """A latent grid whose frames after the first are of `stride` pixel frames each."""
+    return Grid((1, *[stride] * (frames - 1)), height, width)
+
+
 # --- the mask --------------------------------------------------------------------------------------------------------
 
 
@@ -61,7 +67,7 @@ def test_the_mask_is_the_formula_of_the_paper(
     frames: int, stride: int, grid: tuple[int, int, int], motion: str, drift: tuple[float, float]
 ) -> None:
     flow = exact(world.scene(0, "x", "real", motion, frames)) + torch.tensor(drift).view(1, 2, 1, 1)
-    mask = motion_mask(flow, PLAIN, grid, stride)
+    mask = motion_mask(flow, PLAIN, grid_of(*grid, stride))
     assert mask is not None
     assert mask.shape == grid
     assert np.abs(mask.double().numpy() - by_hand(flow, grid, stride)).max() < 1e-5, "not the mask of the paper"
@@ -75,7 +81,7 @@ def test_a_latent_frame_pools_the_pixel_frames_that_fold_into_it(frames: int, st
     for moving in range(frames - 1):
         flow = torch.zeros(frames - 1, 2, 32, 32)
         flow[moving, 0, 8:16, 8:16] = 5
-        mask = motion_mask(flow, PLAIN, (latent_frames, 4, 4), stride)
+        mask = motion_mask(flow, PLAIN, grid_of(latent_frames, 4, 4, stride))
         assert mask is not None
         holders = {
             0 if f == 0 else (f - 1) // stride + 1 for f in {moving, frames - 1 if moving == frames - 2 else moving}
@@ -90,7 +96,7 @@ def test_a_latent_frame_pools_the_pixel_frames_that_fold_into_it(frames: int, st
 def test_the_last_frame_repeats_the_flow_before_it() -> None:
     flow = torch.zeros(4, 2, 16, 16)
     flow[3, 1, :8] = 3
-    mask = motion_mask(flow, PLAIN, (5, 2, 2), 1)
+    mask = motion_mask(flow, PLAIN, grid_of(5, 2, 2, 1))
     assert mask is not None
     assert torch.equal(mask[4], mask[3])
     assert not mask[:3].any()
@@ -98,7 +104,7 @@ def test_the_last_frame_repeats_the_flow_before_it() -> None:
 
 def test_a_mask_does_not_depend_on_the_flows_scale_or_direction() -> None:
     flow = exact(world.scene(0, "x", "real", "roll"))
-    mask, other = (motion_mask(f, PLAIN, (5, 8, 8), 2) for f in (flow, -3 * flow.flip(1)))
+    mask, other = (motion_mask(f, PLAIN, grid_of(5, 8, 8, 2)) for f in (flow, -3 * flow.flip(1)))
     assert mask is not None
     assert other is not None
     assert torch.allclose(mask, other, atol=1e-5)
@@ -111,17 +117,17 @@ def test_clips_without_motion_have_no_mask() -> None:
         "the noise of a flow model": 0.02 * torch.randn(8, 2, 32, 32, generator=torch.Generator().manual_seed(0)),
         "a still scene": exact(world.scene(0, "x", "still")),
     }.items():
-        assert motion_mask(flow, PLAIN, (5, 8, 8), 2) is None, f"{name} has a motion mask"
-        assert motion_mask(flow, PLAIN.model_copy(update={"normalise": "quantile"}), (5, 8, 8), 2) is None, name
+        assert motion_mask(flow, PLAIN, grid_of(5, 8, 8, 2)) is None, f"{name} has a motion mask"
+        assert motion_mask(flow, PLAIN.model_copy(update={"normalise": "quantile"}), grid_of(5, 8, 8, 2)) is None, name
     zero = PLAIN.model_copy(update={"still": 0.0})
-    assert motion_mask(torch.ones(8, 2, 32, 32), zero, (5, 8, 8), 2) is None, "still: 0 divides by zero"
+    assert motion_mask(torch.ones(8, 2, 32, 32), zero, grid_of(5, 8, 8, 2)) is None, "still: 0 divides by zero"
 
 
 def test_still_is_the_least_span_of_the_flow() -> None:
     flow = torch.zeros(8, 2, 32, 32)
     flow[:, 0, :16] = 0.3
-    assert motion_mask(flow, PLAIN.model_copy(update={"still": 0.31}), (5, 8, 8), 2) is None
-    assert motion_mask(flow, PLAIN.model_copy(update={"still": 0.29}), (5, 8, 8), 2) is not None
+    assert motion_mask(flow, PLAIN.model_copy(update={"still": 0.31}), grid_of(5, 8, 8, 2)) is None
+    assert motion_mask(flow, PLAIN.model_copy(update={"still": 0.29}), grid_of(5, 8, 8, 2)) is not None
 
 
 def test_quantile_normalisation_resists_a_spike() -> None:
@@ -129,8 +135,8 @@ def test_quantile_normalisation_resists_a_spike() -> None:
     spiked = flow.clone()
     spiked[3, :, 0, 0] = 100
     robust = PLAIN.model_copy(update={"normalise": "quantile", "quantile": 0.99})
-    with_spike, without = (motion_mask(f, robust, (5, 8, 8), 2) for f in (spiked, flow))
-    flattened = motion_mask(spiked, PLAIN, (5, 8, 8), 2)
+    with_spike, without = (motion_mask(f, robust, grid_of(5, 8, 8, 2)) for f in (spiked, flow))
+    flattened = motion_mask(spiked, PLAIN, grid_of(5, 8, 8, 2))
     assert with_spike is not None
     assert without is not None
     assert flattened is not None
@@ -240,7 +246,7 @@ def test_masks_of_the_estimated_flow_are_those_of_the_exact_flow(raft: nn.Module
     for motion in world.MOTIONS:
         scene = world.scene(1_000_003, f"demo-{motion}", "real", motion, pan=0.0)
         estimated = estimate(world.render(scene, 32, 32), raft, config, CPU)
-        masks = [motion_mask(f, config, (5, 8, 8), 2) for f in (estimated, exact(scene, 32, 4))]
+        masks = [motion_mask(f, config, grid_of(5, 8, 8, 2)) for f in (estimated, exact(scene, 32, 4))]
         if masks[1] is None:
             continue
         assert masks[0] is not None, f"{motion}: the estimated flow misses a motion"
@@ -255,7 +261,7 @@ def test_still_clips_are_still_to_the_flow_model(raft: nn.Module) -> None:
         clip = world.render(world.scene(1_000_003, f"{i}", "still", frames=3), 32, 32)
         flow = estimate(clip, raft, config, CPU)
         assert flow.shape == (2, 2, 128, 128)
-        assert motion_mask(flow, config, (2, 8, 8), 2) is None, "a still clip has a motion mask"
+        assert motion_mask(flow, config, grid_of(2, 8, 8, 2)) is None, "a still clip has a motion mask"
 
 
 def test_a_clips_flow_does_not_depend_on_how_pairs_are_batched(raft: nn.Module) -> None:

@@ -82,7 +82,7 @@ def test_a_file_loads_and_keeps_the_recipes_comments(
 
 def test_models_take_the_geometry(tmp_path: Path) -> None:
     run = written(of(Look(700, 400, 30.0, 1.4)), LAPTOP, tmp_path)
-    models.family(models.folder(run.model.id))
+    models.family(run.model)
     fingerprints.check_geometry(run)
 
 

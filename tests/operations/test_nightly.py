@@ -74,10 +74,10 @@ def spoil(run: Run, root: Path) -> None:
     """Put a model in use that any other is better than, so that the first night certainly promotes its own."""
     model = models.open_model(run.model, torch.device("cpu"))
     with torch.no_grad():
-        for parameter in model.transformer.parameters():
+        for parameter in model.trained.parameters():
             parameter.add_(0.01)
-    model.transformer.save_pretrained(root / "finetuned" / "spoiled" / "transformer")
-    base = models.weights_hash(models.folder(run.model.id))
+    model.trained.save_pretrained(root / "finetuned" / "spoiled" / "transformer")
+    base = models.weights_hash(run.model)
     in_use.keep(str(root), SPOILED, str(root / "finetuned" / "spoiled"), "spoiled", base)
     in_use.put(str(root), SPOILED, "spoiled")
 

@@ -16,6 +16,7 @@ from pipeline.config.operations import Promote
 from pipeline.errors import ConfigError, FingerprintError
 from pipeline.evaluation import comparison
 from pipeline.models import trained_weights
+from pipeline.models.conditioning import batched
 from pipeline.models.promoted import promoted
 from pipeline.operations import in_use, nights, promotion
 from pipeline.statistics import rank_drift
@@ -227,7 +228,7 @@ def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(
 ) -> None:
     path = tiny_wan.folder(tmp_path_factory)
     model = tiny_wan.opened(path)
-    names = [name for name, _ in model.transformer.named_parameters()]
+    names = [name for name, _ in model.trained.named_parameters()]
     training = loop.begin(model, config.Finetune(lora_rank=2), 0)
     with torch.no_grad():
         for parameter in training.parameters.values():
@@ -236,10 +237,10 @@ def test_merged_adapters_leave_the_bases_parameters_and_give_the_same_velocity(
     plain, apart, merged = (tiny_wan.opened(path) for _ in range(3))
     trained_weights.load_weights(apart, str(tmp_path))
     trained_weights.load_weights(merged, str(tmp_path), merge=True)
-    assert [name for name, _ in merged.transformer.named_parameters()] == names
+    assert [name for name, _ in merged.trained.named_parameters()] == names
     torch.manual_seed(0)
-    noisy, text = torch.randn(1, plain.transformer.config.in_channels, 3, 4, 4), plain.text(["a ball"])
+    noisy, text = torch.randn(1, plain.trained.config.in_channels, 3, 4, 4), batched([plain.text("a ball")])
     with torch.no_grad():
-        base, two, one = (m.velocity(noisy, torch.tensor([500.0]), text) for m in (plain, apart, merged))
+        base, two, one = (m.predict(noisy, torch.tensor([500.0]), text) for m in (plain, apart, merged))
     assert not torch.allclose(base, two, atol=1e-4)
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)

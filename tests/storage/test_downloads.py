@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import config, models, motion
 from pipeline.attribution import fingerprints
+from pipeline.config import VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.storage import downloads
 from tests.support.s3_store import BUCKET, Request, Store, environment, first, seen_by
@@ -64,8 +65,9 @@ def test_a_model_is_fetched_once_without_its_pickles(store: Store) -> None:
     store.fault = first(3, "503", "GET.*safetensors")
     found = models.folder(URL)
     assert contents(found) == FILES
-    assert models.family(found) == "WanPipeline"
-    assert models.strides(found) == (4, 8)
+    of = models.family(VideoModelConfig(id=URL))
+    assert of.path == found
+    assert of.strides == (4, 8)
     store.requests.clear()
     downloads.local.cache_clear()  # as in another process
     assert models.folder(URL) == found

@@ -12,7 +12,7 @@ from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DMode
 from jobs.weights import autoencoder, transformer
 from pipeline.config import VideoModelConfig
 from pipeline.models import open_model
-from pipeline.models.wan import Wan
+from pipeline.models.adapters.wan import Wan
 
 LAYERS = 2
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import config, motion
+from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config.attribution import Setting
 from pipeline.models import VideoModel, open_model
@@ -42,10 +42,10 @@ def auc(scores: npt.NDArray[np.float32], planted: npt.NDArray[np.bool_]) -> floa
 def features(
     model: VideoModel, videos: list[npt.NDArray[np.uint8]], masks: list[torch.Tensor]
 ) -> npt.NDArray[np.float32]:
-    gradients = ProjectedGradients(model.transformer, Projection(), hold=len(videos))
-    text = model.text([""])
+    gradients = ProjectedGradients(model.trained, Projection(), hold=len(videos))
+    text = model.text("")
     for frames, mask in zip(videos, masks, strict=True):
-        take_clip(gradients, model, [Setting()], model.encode(frames), text, mask, seed=0)
+        take_clip(gradients, model, [Setting()], model.encode(frames, 8.0)["latent"], text, mask, seed=0)
     found = gradients.collect()[0].numpy()
     gradients.close()
     return unit_settings(found, 1)
@@ -58,7 +58,7 @@ def test_ranking_finds_planted_copies(capsys: pytest.CaptureFixture[str]) -> Non
     scenes = [*queries, *map(reshot, queries), *others]
     videos = [world.render(s, 32, 32) for s in scenes]
     exact = [torch.from_numpy(world.flow(s, 128, 128)).permute(0, 3, 1, 2) for s in scenes]
-    found = [motion.motion_mask(flow, run.motion, (5, 8, 8), 2) for flow in exact]
+    found = [motion.motion_mask(flow, run.motion, models.Grid((1, 2, 2, 2, 2), 8, 8)) for flow in exact]
     masks = [mask if mask is not None else torch.zeros(5, 8, 8) for mask in found]
     planted = np.zeros((COPIES + CORPUS, COPIES), bool)
     planted[np.arange(COPIES), np.arange(COPIES)] = True
@@ -66,7 +66,7 @@ def test_ranking_finds_planted_copies(capsys: pytest.CaptureFixture[str]) -> Non
     trained = open_model(run.model, torch.device("cpu"))
     random = open_model(run.model, torch.device("cpu"))
     torch.manual_seed(0)
-    for parameter in random.transformer.parameters():
+    for parameter in random.trained.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     flat = torch.stack(masks).flatten(1).numpy()
     ours, theirs = features(trained, videos, masks), features(random, videos, masks)

@@ -109,7 +109,7 @@ def test_parts_in_time_change_no_bit_of_a_feature(
     whole = {"version": "v", "start_frame": 0, "num_frames": run.data.frames, "caption": "a ball", "fps": run.data.fps}
     videos = [{**whole, "clip_id": file.stem, "uri": str(file)} for file in files]
     table = pa.Table.from_pylist(videos, schema=schemas.CLIPS)
-    worker = AttributionWorker(run, models.strides(models.folder(run.model.id)), {})
+    worker = AttributionWorker(run, models.grid(run), {})
     monkeypatch.setattr("pipeline.tables.rows.PART_SECONDS", math.inf)  # a busy machine may take longer than a part
     (at_once,) = worker(table)
     monkeypatch.setattr("pipeline.tables.rows.PART_SECONDS", 0.0)

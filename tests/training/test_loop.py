@@ -92,7 +92,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def cache(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("latents"))
-    assert ts.encode_set(opened(checkpoint), rows(), frames_of, folder) == 4
+    assert ts.encode_set(opened(checkpoint), rows(), frames_of, folder, 8.0) == 4
     return folder
 
 
@@ -130,38 +130,42 @@ def test_clips_are_encoded_once_and_a_changed_one_again(checkpoint: str, tmp_pat
         return frames_of(row)
 
     cache = str(tmp_path)
-    assert ts.encode_set(model, rows(3), counting, cache) == 3
-    assert ts.encode_set(model, rows(4), counting, cache) == 1
+    assert ts.encode_set(model, rows(3), counting, cache, 8.0) == 3
+    assert ts.encode_set(model, rows(4), counting, cache, 8.0) == 1
     assert len(seen) == len(set(seen)) == 4
-    assert ts.encode_set(model, [{**rows(1)[0], "version": "2"}], counting, cache) == 1
-    assert ts.encode_set(model, [{**rows(1)[0], "caption": "another"}], counting, cache) == 1
+    assert ts.encode_set(model, [{**rows(1)[0], "version": "2"}], counting, cache, 8.0) == 1
+    assert ts.encode_set(model, [{**rows(1)[0], "caption": "another"}], counting, cache, 8.0) == 1
 
 
 def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> None:
     model, row = opened(checkpoint), rows()[2]
     draw = ts.draw(0, 0, 0)
     batch = ts.ClipSet(model, [row], ts.kept_in(cache)).batch([draw], caption_dropout=0.0)
-    assert torch.equal(batch.latent[0], model.encode(frames_of(row)))
-    assert torch.equal(batch.text, model.text([str(row["caption"])]))
-    assert torch.equal(batch.timestep, model.shifted(torch.tensor([draw.time], dtype=torch.float32)))
+    assert torch.equal(batch.latent[0], model.encode(frames_of(row), 8.0)["latent"])
+    assert torch.equal(batch.conditioning["text"][0], model.text(str(row["caption"]))["text"])
+    assert torch.equal(batch.timestep, model.schedule.times(torch.tensor([draw.time], dtype=torch.float32)))
     dropped = ts.ClipSet(model, [row], ts.kept_in(cache)).batch([ts.draw(0, 0, 0)], caption_dropout=1.0)
-    assert torch.equal(dropped.text, model.text([""])), "a dropped caption must become the empty one"
+    assert torch.equal(dropped.conditioning["text"][0], model.text("")["text"]), (
+        "a dropped caption must become the empty one"
+    )
     assert torch.equal(dropped.noise, batch.noise)
 
 
 def test_captions_of_a_clip_are_drawn_among(checkpoint: str, tmp_path: Path) -> None:
     model, row = opened(checkpoint), {**rows()[2], "captions": CAPTIONS[:3]}
-    assert ts.encode_set(model, [row, rows()[2]], frames_of, str(tmp_path)) == 2, "other captions, another encoding"
+    assert ts.encode_set(model, [row, rows()[2]], frames_of, str(tmp_path), 8.0) == 2, (
+        "other captions, another encoding"
+    )
     clips, seen = ts.ClipSet(model, [row], ts.kept_in(str(tmp_path))), []
     for step in range(40):
         batch = clips.batch([ts.draw(0, step, 0)], caption_dropout=0.0)
-        found = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(batch.text, model.text([caption]))]
+        drawn = batch.conditioning["text"][0]
+        found = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(drawn, model.text(caption)["text"])]
         assert len(found) == 1, "the text is of none of the clip's captions"
         seen += found
     assert set(seen) == {0, 1, 2}, "some captions are never drawn"
-    assert torch.equal(clips.batch([ts.draw(0, 7, 0)], 0.0).text, model.text([CAPTIONS[seen[7]]])), (
-        "a draw changes from one call to the next"
-    )
+    again = clips.batch([ts.draw(0, 7, 0)], 0.0).conditioning["text"][0]
+    assert torch.equal(again, model.text(CAPTIONS[seen[7]])["text"]), "a draw changes from one call to the next"
 
 
 def test_a_draw_belongs_to_seed_step_and_position() -> None:
@@ -202,7 +206,7 @@ def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
     model, config = opened(checkpoint), settings(steps=1, batch=4)
     clips = ts.ClipSet(model, rows(), ts.kept_in(cache))
     b = clips.batch([ts.draw(3, 0, p) for p in range(4)], config.caption_dropout)
-    expected = loss_map(model, b.latent, b.text, b.timestep, b.noise).mean().item()
+    expected = loss_map(model, b.latent, b.conditioning, b.timestep, b.noise).mean().item()
     training = ft.begin(model, config, seed=3)
     (line,) = ft.train(training, clips, config, seed=3)
     assert line.loss == pytest.approx(expected, rel=1e-6)
@@ -286,35 +290,35 @@ def test_full_weights_load_with_from_pretrained(checkpoint: str, cache: str, tmp
     training, _, model = trained(checkpoint, cache, settings())
     ft.save_weights(training, str(tmp_path / "arm"))
     loaded = WanTransformer3DModel.from_pretrained(tmp_path / "arm" / "transformer")
-    assert torch.equal(velocity(loaded), velocity(model.transformer))
+    assert torch.equal(velocity(loaded), velocity(model.trained))
     fresh = opened(checkpoint)
-    assert not torch.equal(velocity(fresh.transformer), velocity(model.transformer))
+    assert not torch.equal(velocity(fresh.trained), velocity(model.trained))
     trained_weights.load_weights(fresh, str(tmp_path / "arm"))
-    assert torch.equal(velocity(fresh.transformer), velocity(model.transformer))
+    assert torch.equal(velocity(fresh.trained), velocity(model.trained))
 
 
 def test_lora_weights_load_with_load_lora_weights(checkpoint: str, cache: str, tmp_path: Path) -> None:
     training, _, model = trained(checkpoint, cache, settings(lora_rank=4))
-    base = velocity(opened(checkpoint).transformer)
+    base = velocity(opened(checkpoint).trained)
     ft.save_weights(training, str(tmp_path / "arm"))
     assert [p.name for p in (tmp_path / "arm").iterdir()] == [trained_weights.LORA]
     pipe = WanPipeline.from_pretrained(checkpoint)
     pipe.load_lora_weights(str(tmp_path / "arm"))
-    torch.testing.assert_close(velocity(pipe.transformer), velocity(model.transformer))
+    torch.testing.assert_close(velocity(pipe.transformer), velocity(model.trained))
     assert not torch.allclose(velocity(pipe.transformer), base)
     fresh = opened(checkpoint)
     trained_weights.load_weights(fresh, str(tmp_path / "arm"))
-    torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
+    torch.testing.assert_close(velocity(fresh.trained), velocity(model.trained))
 
 
 def test_lora_starts_as_the_base_and_leaves_it_alone(checkpoint: str, cache: str) -> None:
     model = opened(checkpoint)
-    base, before = velocity(model.transformer), {n: p.detach().clone() for n, p in model.transformer.named_parameters()}
+    base, before = velocity(model.trained), {n: p.detach().clone() for n, p in model.trained.named_parameters()}
     training = ft.begin(model, settings(lora_rank=4), seed=0)
-    torch.testing.assert_close(velocity(model.transformer), base)
+    torch.testing.assert_close(velocity(model.trained), base)
     assert len(training.parameters) == 2 * 2 * 2 * 4, "A and B of q, k, v and out in both attentions of both blocks"
     list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(cache)), settings(lora_rank=4), seed=0))
-    now = {n.replace(".base_layer", ""): p for n, p in model.transformer.named_parameters()}
+    now = {n.replace(".base_layer", ""): p for n, p in model.trained.named_parameters()}
     assert all(torch.equal(now[n], p) for n, p in before.items())
     again = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=0)
     other = ft.begin(opened(checkpoint), settings(lora_rank=4), seed=1)
@@ -326,14 +330,14 @@ def test_lora_starts_as_the_base_and_leaves_it_alone(checkpoint: str, cache: str
 def test_an_object_store_does_as_well_as_a_folder(checkpoint: str, rank: int | None) -> None:
     place, config = f"memory://arm-{rank}", settings(steps=1, lora_rank=rank)
     model = opened(checkpoint)
-    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 4
-    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents") == 0
+    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents", 8.0) == 4
+    assert ts.encode_set(model, rows(), frames_of, f"{place}/latents", 8.0) == 0
     training = ft.begin(model, config, seed=0)
     list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(f"{place}/latents")), config, seed=0))
     ft.save_weights(training, f"{place}/weights")
     fresh = opened(checkpoint)
     trained_weights.load_weights(fresh, f"{place}/weights")
-    torch.testing.assert_close(velocity(fresh.transformer), velocity(model.transformer))
+    torch.testing.assert_close(velocity(fresh.trained), velocity(model.trained))
 
 
 def test_weights_that_are_not_there_raise(checkpoint: str, tmp_path: Path) -> None:

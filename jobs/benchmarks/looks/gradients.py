@@ -11,11 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline import config, motion
+from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.models import VideoModel, open_model
+from pipeline.models.conditioning import split
 from pipeline.motion import movement
 from pipeline.projection import Projection
 from pipeline.storage import stores
@@ -64,13 +65,14 @@ class Taker:
 
     def __init__(self, run: Run, model: VideoModel) -> None:
         self.run, self.model = run, model
-        self.gradients = ProjectedGradients(model.transformer, Projection("gaussian", DIM, 0), hold=32)
+        self.gradients = ProjectedGradients(model.trained, Projection("gaussian", DIM, 0), hold=32)
 
     def take(self, videos: Sequence[tuple[Frames, Tensor, str]], settings: Sequence[Setting]) -> Array:
         """[videos, settings, k]"""
         for frames, mask, caption in videos:
-            latent = self.model.encode(frames)
-            take_clip(self.gradients, self.model, settings, latent, self.model.text([caption]), mask, self.run.seed)
+            latent, given = split(self.model.encode(frames, self.run.geometry[1]))
+            conditioning = {**given, **self.model.text(caption)}
+            take_clip(self.gradients, self.model, settings, latent, conditioning, mask, self.run.seed)
         projected: Array = self.gradients.collect()[0].numpy()
         return projected.reshape(len(videos), len(settings), -1)
 
@@ -82,7 +84,7 @@ def measured(run: Run, scenes: Sequence[Scene]) -> Iterator[Video]:
     for scene in scenes:
         frames = world.render(scene, run.data.height, run.data.width)
         flow = motion.estimate(frames, raft, run.motion, device)
-        mask = motion.motion_mask(flow, run.motion, (5, 8, 8), 2)
+        mask = motion.motion_mask(flow, run.motion, models.grid(run))
         if mask is not None and scene.motion:
             of = movement.movement(frames, flow - motion.camera_motion(flow))
             yield Video(scene, frames, mask, np.array(of["description"]), np.array(of["colours"]))
@@ -150,7 +152,9 @@ def _in_looks(taker: Taker, queries: Sequence[Video], name: str | None, settings
         frames, mask = video.frames, video.mask
         if name is not None:
             frames = looks.twin(frames, name, key)
-            twin_mask = motion.motion_mask(motion.estimate(frames, raft, run.motion, device), run.motion, (5, 8, 8), 2)
+            twin_mask = motion.motion_mask(
+                motion.estimate(frames, raft, run.motion, device), run.motion, models.grid(run)
+            )
             assert twin_mask is not None, "the frames of what moves move in every order"
             mask = twin_mask
         videos += [(looks.recoloured(frames, key, look), mask, "") for look in range(LOOKS)]
@@ -161,6 +165,6 @@ def _forget(model: VideoModel) -> None:
     """Random weights of the same spread in place of the trained ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in model.transformer.parameters():
+        for parameter in model.trained.parameters():
             spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
             parameter.copy_(parameter.mean() + spread * torch.randn(parameter.shape, generator=generator))

@@ -34,10 +34,12 @@ def train(steps: int, out: Path) -> None:
     _, _, height, width = run.geometry
     model = open_model(run.model, torch.device("cpu"))
     scenes = seen()
-    latents = torch.stack([model.encode(world.render(scene, height, width)) for scene in scenes])
-    texts = torch.cat([model.text([s.caption for s in scenes[i : i + 100]]) for i in range(0, len(scenes), 100)])
+    latents = torch.stack(
+        [model.encode(world.render(scene, height, width), run.data.fps)["latent"] for scene in scenes]
+    )
+    texts = torch.stack([model.text(scene.caption)["text"] for scene in scenes])
     torch.manual_seed(1)
-    average = average_of_training(make(model), model.text([""])[0], latents, texts, steps)
+    average = average_of_training(make(model), model.blank()["text"], latents, texts, steps)
     average.save_pretrained(out)
 
 

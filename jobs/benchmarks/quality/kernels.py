@@ -95,14 +95,14 @@ def gradients(
     masks: Sequence[str],
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The gradients of every clip of the sets [M, D] under each of `masks`, and the sizes of the model's parts."""
-    named = dict(model.transformer.named_parameters())
-    held = [[named[name] for name in names] for names in parts(model.transformer).values()]
+    named = dict(model.trained.named_parameters())
+    held = [[named[name] for name in names] for names in parts(model.trained).values()]
     sizes, parameters = [sum(p.numel() for p in part) for part in held], [p for part in held for p in part]
     rows = {mask: torch.zeros(sum(map(len, sets)), sum(sizes)) for mask in masks}
     full = shared_noise(0, noise, tuple(sets[0].latent.shape[1:]))  # type: ignore[arg-type]
     for n, (latent, text, mask, clip_id) in enumerate(_each(*sets)):
         at = own_noise(clip_id, noise, tuple(latent.shape)) if own else full[:, : latent.shape[1]]
-        errors = loss_map(model, latent[None], text[None], torch.tensor([timestep]), at[None])
+        errors = loss_map(model, latent[None], {"text": text[None]}, torch.tensor([timestep]), at[None])
         for name in masks:
             if name == "none" or bool(mask.any()):
                 weight = mask[None] if name == "motion" else None

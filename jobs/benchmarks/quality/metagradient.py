@@ -60,19 +60,19 @@ class Differentiable:
 
     def __init__(self, model: VideoModel, problem: Problem) -> None:
         self.model, self.problem = model, problem
-        self.names = [name for name, _ in model.transformer.named_parameters()]
+        self.names = [name for name, _ in model.trained.named_parameters()]
 
     def start(self) -> State:
-        parameters = tuple(p.detach().clone() for p in self.model.transformer.parameters())
+        parameters = tuple(p.detach().clone() for p in self.model.trained.parameters())
         return parameters, *((tuple(map(torch.zeros_like, parameters)),) * 2)
 
     def errors(self, parameters: Tensors, latent: Tensor, text: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`loss.loss_map` of a model with these parameters."""
-        noisy = self.model.noised(latent, noise, timestep)
+        noisy = self.model.schedule.noised(latent, noise, timestep)
         named = dict(zip(self.names, parameters, strict=True))
         given = {"hidden_states": noisy, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
-        found: Tensor = functional_call(self.model.transformer, named, (), given)[0]
-        return (found - self.model.target(latent, noise)).square().mean(1)
+        found: Tensor = functional_call(self.model.trained, named, (), given)[0]
+        return (found - self.model.schedule.target(latent, noise, timestep)).square().mean(1)
 
     def loss(self, parameters: Tensors, weights: Tensor, step: int) -> Tensor:
         """The training loss of a step under weights [rows] of the clips."""
@@ -80,7 +80,7 @@ class Differentiable:
         rows = [self.problem.rows[i] for i in at]
         draws = [draw(0, step, place) for place in range(len(at))]
         latent = clips.latent[rows]
-        timestep = self.model.shifted(torch.tensor([d.time for d in draws], dtype=torch.float32))
+        timestep = self.model.schedule.times(torch.tensor([d.time for d in draws], dtype=torch.float32))
         noise = torch.stack([d.noise(latent.shape[1:]) for d in draws])
         errors = self.errors(parameters, latent, clips.text[rows], timestep, noise)
         return (errors.mean((1, 2, 3)) * weights[at]).mean()

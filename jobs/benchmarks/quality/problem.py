@@ -18,7 +18,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from pipeline import config, motion
+from pipeline import config, models, motion
 from pipeline.config import PACKAGE, Run
 from pipeline.models import VideoModel, open_model
 from pipeline.motion import load_raft
@@ -91,7 +91,7 @@ def run_of() -> Run:
 
 def make(model: VideoModel) -> WanTransformer3DModel:
     """Three layers of 96 channels that take the latents and texts of the demo's model."""
-    config: Any = model.transformer.config
+    config: Any = model.trained.config
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=3,
@@ -110,8 +110,8 @@ def make(model: VideoModel) -> WanTransformer3DModel:
 def base_model() -> VideoModel:
     """The demo's model with the transformer of `base`."""
     model = open_model(run_of().model, torch.device("cpu"))
-    model.transformer = WanTransformer3DModel.from_pretrained(OUT, use_safetensors=True).eval()
-    model.pipeline.transformer = model.transformer  # type: ignore[attr-defined]
+    model.trained = WanTransformer3DModel.from_pretrained(OUT, use_safetensors=True).eval()
+    model.pipeline.transformer = model.trained  # type: ignore[attr-defined]
     return model
 
 
@@ -128,22 +128,26 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
     _, _, height, width = run.geometry
     held: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
     magnitudes = []
+
+    def encoded(frames: npt.NDArray[np.uint8]) -> Tensor:
+        return model.encode(frames, run.data.fps)["latent"]
+
     for scene in scenes:
         frames = world.render(scene, height, width)
         flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
-        latent = model.encode(frames)
-        grid = tuple(latent.shape[1:])
+        latent = encoded(frames)
+        grid = models.grid_of(model.family, len(frames), height, width)
         held["latent"].append(latent)
-        held["small"].append(model.encode(world.render(scene, height // 2, width // 2)))
+        held["small"].append(encoded(world.render(scene, height // 2, width // 2)))
         for name, settings, moves in (
             ("mask", run.motion, flow),
             ("robust", run.motion.model_copy(update={"normalise": "quantile"}), flow),
             ("steady", run.motion, flow - motion.camera_motion(flow)),
         ):
-            mask = motion.motion_mask(moves, settings, grid, model.temporal_stride)  # type: ignore[arg-type]
-            held[name].append(torch.zeros(grid) if mask is None else mask)
+            mask = motion.motion_mask(moves, settings, grid)
+            held[name].append(torch.zeros(grid.shape) if mask is None else mask)
         magnitudes.append(motion.statistics(flow)[0])
-    texts = model.text([scene.caption for scene in scenes])
+    texts = torch.stack([model.text(scene.caption)["text"] for scene in scenes])
     stacked = {name: torch.stack(tensors) for name, tensors in held.items()} | {"text": texts.contiguous()}
     stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(stacked))
     told = {"clip_id": [s.name for s in scenes], "motion": [s.motion for s in scenes], "kind": [s.kind for s in scenes]}
@@ -156,7 +160,7 @@ def filmed(model: VideoModel, captions: Sequence[str]) -> Iterator[npt.NDArray[n
     run = run_of()
     raft, geometry = load_raft(run.motion, torch.device("cpu")), (run.data.frames, run.data.height, run.data.width)
     for seed, caption in enumerate(captions):
-        frames = model.generate(caption, geometry, seed, run.evaluate.steps, run.evaluate.guidance)
+        frames = model.generate(caption, geometry, run.data.fps, seed, run.evaluate.steps, run.evaluate.guidance)
         yield motion.estimate(frames, raft, run.motion, torch.device("cpu")).numpy()
 
 

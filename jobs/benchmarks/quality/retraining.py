@@ -6,21 +6,19 @@ import copy
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from jobs.benchmarks.quality.problem import Clips, base_model, make
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 from pipeline.models.loss import loss_map, masked_mean, own_noise
 from pipeline.training.loop import begin, train
-from pipeline.training.training_set import ClipSet, Row
+from pipeline.training.training_set import ClipSet, EncodedClip, Row
 
 FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
 AT_A_TIME = 25  # held-out clips of one forward pass
@@ -65,10 +63,12 @@ def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe, base: VideoModel 
     """The base, fine-tuned by the product's own loop; another model where one is given, which is changed."""
     model = fresh() if base is None else base
     rows: list[Row] = [{"clip_id": clips.clip_ids[n], "row": n, "weight": w} for n, w in task.weights]
-    empty = {"text": model.text([""])[0]}
+    dropped = EncodedClip({}, (model.blank(),))
 
-    def read(row: Row | None) -> Mapping[str, Tensor]:
-        return empty if row is None else {"latent": clips.latent[row["row"]], "text": clips.text[row["row"]]}
+    def read(row: Row | None) -> EncodedClip:
+        if row is None:
+            return dropped
+        return EncodedClip({"latent": clips.latent[row["row"]]}, ({"text": clips.text[row["row"]]},))
 
     training = begin(model, recipe.finetune, task.seed)
     for _ in train(training, ClipSet(model, rows, read), recipe.finetune, task.seed):
@@ -79,7 +79,7 @@ def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe, base: VideoModel 
 def fresh() -> VideoModel:
     """The base model as it is on disk, whatever was trained in this process before."""
     model = base_model()
-    model.transformer.load_state_dict(_state())
+    model.trained.load_state_dict(_state())
     return model
 
 
@@ -87,20 +87,20 @@ def untrained() -> VideoModel:
     """A model of the base's architecture whose weights are random: what the architecture alone tells."""
     model = copy.copy(base_model())  # for gradients alone: its pipeline keeps the base's transformer
     torch.manual_seed(3)
-    model.transformer = make(model).eval()
+    model.trained = make(model).eval()
     return model
 
 
 @functools.cache
 def _state() -> dict[str, Any]:
     """First called by the first `fresh` of a process, when nothing has been trained yet."""
-    return copy.deepcopy(base_model().transformer.state_dict())
+    return copy.deepcopy(base_model().trained.state_dict())
 
 
 @torch.no_grad()
 def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
     """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain."""
-    model.transformer.eval()
+    model.trained.eval()
     found = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
         here = slice(start, start + AT_A_TIME)
@@ -109,7 +109,7 @@ def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
             at, shape = FIRST_NOISE + index, tuple(latent.shape[1:])
             noise = torch.stack([own_noise(clip_id, at, shape) for clip_id in clips.clip_ids[here]])
             for t in recipe.timesteps:
-                errors = loss_map(model, latent, clips.text[here], torch.full((len(latent),), t), noise)
+                errors = loss_map(model, latent, {"text": clips.text[here]}, torch.full((len(latent),), t), noise)
                 found[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
                 found[here, 1] += errors.mean((1, 2, 3)).numpy()
     return found / (len(recipe.timesteps) * recipe.noises)

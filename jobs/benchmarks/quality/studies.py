@@ -167,7 +167,7 @@ class Studies:
 
     @property
     def parts(self) -> list[str]:
-        return list(kernels.parts(base_model().transformer))
+        return list(kernels.parts(base_model().trained))
 
     def cheap(self) -> Rows:
         if not self.plan.others:

@@ -111,7 +111,7 @@ def generated(
 def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion: str, films: int, place: str) -> None:
     clips = loaded(folder, size, "clips")
     model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
-    model.transformer.eval()
+    model.trained.eval()
     captions = [scene.caption for scene in size.scenes("held_out") if scene.motion == motion][:films]
     found = [laws.deviation(motion, flow) for flow in problem.filmed(model, captions)]
     stores.write_bytes(place, json.dumps(found).encode())
@@ -159,7 +159,7 @@ def _grams(folder: str, size: Size, recipe: Recipe, timestep: float, noise: int,
         model = retraining.untrained()
     elif variant.model == "tuned":
         model = retraining.fine_tuned(on(np.arange(len(clips)), 0), clips, recipe)
-        model.transformer.eval()
+        model.trained.eval()
     else:
         model = retraining.fresh()
     given = variant.clips(clips), variant.queries(queries)

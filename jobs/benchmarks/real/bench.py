@@ -99,7 +99,7 @@ def _teach(run: Run, steps: int, folders: Folders, actions: Sequence[str], folde
     model = footage.opened(run.model)
     # Half of the steps' weights where there are few: the first ones are random.
     torch.manual_seed(1)
-    empty, net = model.text([""])[0], problem.make(model)
+    empty, net = model.blank()["text"], problem.make(model)
     latents, texts = of_base.clips.latent[rows], of_base.clips.text[rows]
     net = average_of_training(net, empty, latents, texts, steps, min(100, steps / 6))
     unfinished = f"{folder}.part"
@@ -110,7 +110,7 @@ def _teach(run: Run, steps: int, folders: Folders, actions: Sequence[str], folde
 def fresh(model: VideoModelConfig, folder: str) -> VideoModel:
     """The base model as it is on disk."""
     base = copy.copy(footage.opened(model))  # its pipeline keeps the demo's transformer, and generates nothing here
-    base.transformer = WanTransformer3DModel.from_pretrained(folder, use_safetensors=True).eval()
+    base.trained = WanTransformer3DModel.from_pretrained(folder, use_safetensors=True).eval()
     return base
 
 
@@ -118,7 +118,7 @@ def untrained(model: VideoModelConfig) -> VideoModel:
     """A model of the base's architecture whose weights are random."""
     blank = copy.copy(footage.opened(model))
     torch.manual_seed(3)
-    blank.transformer = problem.make(blank).eval()
+    blank.trained = problem.make(blank).eval()
     return blank
 
 
@@ -133,14 +133,14 @@ def base_digest(folder: str) -> str:
 def times(model: VideoModel, clip_id: str, strata: int) -> torch.Tensor:
     """Timesteps at which a clip's loss is taken, drawn as training draws them, one from each of `strata` equal parts:
     [strata]. They belong to the clip and are the same for every model."""
-    return model.shifted(drawn_uniforms(clip_id, strata))
+    return model.schedule.times(drawn_uniforms(clip_id, strata))
 
 
 @torch.no_grad()
 def losses(model: VideoModel, of: Footage, strata: int) -> Losses:
     """Mean losses of clips at times drawn as training draws them, each under noises of its own: [N, 2], masked and
     plain. No time is one of the settings', unless by chance."""
-    model.transformer.eval()
+    model.trained.eval()
     clips = of.clips
     means = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
@@ -150,7 +150,7 @@ def losses(model: VideoModel, of: Footage, strata: int) -> Losses:
         for index in range(strata):
             shape = tuple(latent.shape[1:])
             noise = torch.stack([own_noise(clip_id, FIRST_NOISE + index, shape) for clip_id in ids])
-            errors = loss_map(model, latent, clips.text[here], moments[:, index], noise)
+            errors = loss_map(model, latent, {"text": clips.text[here]}, moments[:, index], noise)
             means[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
             means[here, 1] += errors.mean((1, 2, 3)).numpy()
     return means / strata

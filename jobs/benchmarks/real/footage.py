@@ -22,7 +22,7 @@ from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.real import spoiling
 from jobs.benchmarks.real.layouts import Video
 from jobs.benchmarks.real.options import Real
-from pipeline import motion
+from pipeline import models, motion
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
@@ -168,13 +168,13 @@ def encode(run: Run, rows: Sequence[Segment], folder: str) -> None:
     columns: list[dict[str, Any]] = []
     for row, frames in _decoded(run, rows):
         flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
-        latent = model.encode(frames)
-        grid = (int(latent.shape[1]), int(latent.shape[2]), int(latent.shape[3]))
-        mask = motion.motion_mask(flow, run.motion, grid, model.temporal_stride)
+        latent = model.encode(frames, run.geometry[1])["latent"]
+        grid = models.grid(run)
+        mask = motion.motion_mask(flow, run.motion, grid)
         described = movement(frames, flow - motion.camera_motion(flow))["description"]
         tensors["latent"].append(latent)
-        tensors["mask"].append(torch.zeros(grid) if mask is None else mask)
-        tensors["text"].append(model.text([row.caption])[0])
+        tensors["mask"].append(torch.zeros(grid.shape) if mask is None else mask)
+        tensors["text"].append(model.text(row.caption)["text"])
         tensors["description"].append(torch.tensor(described, dtype=torch.float64))
         columns.append({**asdict(row), "other": None, "magnitude": motion.statistics(flow)[0]})
     if not columns:

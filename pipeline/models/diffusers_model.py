@@ -1,0 +1,216 @@
+"""A loaded diffusers pipeline as a `VideoModel`: what its adapters have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import VideoModelConfig
+from pipeline.models.contract import Conditioning, Expert, Frames
+from pipeline.models.diffusers_family import DiffusersFamily
+from pipeline.models.schedule import Schedule
+
+LORA = "pytorch_lora_weights.safetensors"
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+def lora_file(part: str) -> str:
+    """The file of a transformer's adapters: diffusers' own name, and one of its own for a second transformer."""
+    return LORA if part == "transformer" else f"pytorch_lora_weights_{part}.safetensors"
+
+
+class DiffusersModel:
+    """A pipeline that is loaded; see `VideoModel` for its methods.
+
+    The autoencoder runs in the dtype that it has, float32 as diffusers advises or bfloat16; its latents are normalised
+    in float32 either way.
+    """
+
+    targets: ClassVar[Sequence[str]] = ATTENTION
+    output_type: ClassVar[str] = "np"
+    frozen: ClassVar[Sequence[str]] = ("text_encoder",)  # components that are never trained, beside the autoencoder
+
+    def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
+        self.family, self.pipeline, self.device = family, pipeline, device
+        self.schedule: Schedule = family.schedule
+        self.text_tokens = config.text_tokens
+        self.place(pipeline, device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.vae = self.pipeline.vae
+        self.vae.enable_slicing()
+        if device.type == "cuda":
+            channels_last(self.vae, True)
+        for part in ("vae", *self.frozen):
+            getattr(self.pipeline, part).requires_grad_(False).eval()
+        modules = {expert.part: getattr(self.pipeline, expert.part) for expert in family.experts}
+        self.trained: nn.Module = modules["transformer"] if len(modules) == 1 else nn.ModuleDict(modules)
+        for module in modules.values():
+            module.eval()
+            if config.gradient_checkpointing:
+                module.enable_gradient_checkpointing()
+
+    def place(self, pipeline: Any, device: torch.device) -> None:
+        """Bring the parts to where they compute."""
+        pipeline.to(device)
+
+    def keep_on_device(self, parts: Collection[str]) -> None:
+        """Nothing to do where there is one transformer."""
+
+    # --- what is trained ----------------------------------------------------------------------------------------------
+
+    def transformers(self) -> dict[str, nn.Module]:
+        if isinstance(self.trained, nn.ModuleDict):
+            return dict(self.trained.items())
+        return {"transformer": self.trained}
+
+    @property
+    def checkpointing(self) -> bool:
+        return any(bool(module.is_gradient_checkpointing) for module in self.transformers().values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer's large weights."""
+        dtype: torch.dtype = next(iter(self.transformers().values())).dtype  # type: ignore[assignment]
+        return dtype
+
+    def expert(self, timestep: float) -> Expert:
+        for expert in self.family.experts:
+            if expert.has(timestep):
+                return expert
+        return self.family.experts[0]  # t = 1000
+
+    def asked(self, timestep: Tensor) -> nn.Module:
+        """The transformer of a batch's times. ValueError where they are of two experts."""
+        if len(self.family.experts) == 1:
+            return self.trained
+        parts = {self.expert(t).part for t in timestep.tolist()}
+        if len(parts) > 1:
+            raise ValueError(f"the times {timestep.tolist()} belong to two experts, which cannot share a batch")
+        return self.transformers()[parts.pop()]
+
+    def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
+        return [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+
+    # --- clips and captions -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, frames: Frames, fps: float) -> dict[str, Tensor]:
+        return {"latent": self.normalised(self.raw_latent(frames))[0]}
+
+    def raw_latent(self, frames: Frames) -> Tensor:
+        """The mode of the autoencoder's posterior, [1, C, f, h, w] float32."""
+        mode: Tensor = self.vae.encode(self.pixels(frames).to(self.vae.dtype)).latent_dist.mode().float()
+        return mode
+
+    def pixels(self, frames: Frames) -> Tensor:
+        """Frames [F, H, W, 3] -> [1, 3, F, H, W] in [-1, 1]."""
+        video: Tensor = torch.from_numpy(frames).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        return video
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def text(self, caption: str) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def blank(self) -> dict[str, Tensor]:
+        return self.text("")
+
+    def counted(self, frames: int) -> Tensor | None:
+        return None
+
+    # --- the transformer ----------------------------------------------------------------------------------------------
+
+    def arguments(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def unpacked(self, output: Tensor, noisy: Tensor) -> Tensor:
+        """The transformer's output in the layout [B, C, f, h, w]."""
+        return output
+
+    def predict(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        module = self.asked(timestep)
+        output = module(**self.arguments(noisy, timestep, conditioning), return_dict=False)[0]
+        return self.unpacked(output, noisy)
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def call(self, frames: int, height: int, width: int, fps: float, guidance: float) -> dict[str, Any]:
+        """The pipeline's arguments beside caption, steps and seed."""
+        return {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
+
+    @torch.no_grad()
+    def generate(
+        self,
+        caption: str,
+        geometry: tuple[int, int, int],
+        fps: float,
+        seed: int,
+        steps: int,
+        guidance: float,
+        image: Frames | None = None,
+    ) -> Frames:
+        arguments = self.call(*geometry, fps, guidance)
+        if self.family.image:
+            if image is None:
+                raise ValueError(f"{self.family.name} makes a video from its first frame, and none is given")
+            arguments["image"] = picture(image)
+        frames: Frames = self.finished(
+            self.pipeline(
+                prompt=caption,
+                num_inference_steps=steps,
+                generator=torch.Generator().manual_seed(seed),
+                output_type=self.output_type,
+                **arguments,
+            ).frames[0]
+        )
+        return frames
+
+    def finished(self, output: Any) -> Frames:
+        """What the pipeline gives, as frames: pictures in [0, 1] unless the adapter decodes latents itself."""
+        frames: Frames = (np.clip(output, 0, 1) * 255).round().astype(np.uint8)
+        return frames
+
+    # --- adapters -----------------------------------------------------------------------------------------------------
+
+    def lora_targets(self) -> list[str]:
+        return list(self.targets)
+
+    def write_lora(self, part: str, layers: dict[str, Tensor], metadata: dict[str, Any], folder: str) -> None:
+        type(self.pipeline).save_lora_weights(
+            folder,
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=metadata,
+            weight_name=lora_file(part),
+        )
+
+    def read_lora(self, part: str, folder: str) -> bool:
+        return self.read_adapter(part, folder, prefix="transformer")
+
+    def read_adapter(self, part: str, folder: str, prefix: str | None) -> bool:
+        """Adapters whose names in the file begin with a prefix."""
+        if not Path(folder, lora_file(part)).exists():
+            return False
+        module: Any = self.transformers()[part]
+        module.load_lora_adapter(folder, prefix=prefix, weight_name=lora_file(part))
+        return True
+
+
+def picture(frame: Frames) -> Any:
+    """A frame [H, W, 3] as the pipelines take images."""
+    from PIL import Image
+
+    return Image.fromarray(frame)
+
+
+def channels_last(module: nn.Module, wanted: bool) -> None:
+    """The layout of 3-D convolutions' weights: channels last takes an H200 an eighth less time, in the same dtype."""
+    layout = torch.channels_last_3d if wanted else torch.contiguous_format
+    for convolution in module.modules():
+        if isinstance(convolution, nn.Conv3d):
+            convolution.weight.data = convolution.weight.data.contiguous(memory_format=layout)
