@@ -36,7 +36,7 @@ def own_noise(name: str, index: int, shape: tuple[int, ...]) -> Tensor:
 
 def drawn_uniforms(name: str, count: int) -> Tensor:
     """Uniform numbers of the clip of that name alone, float32 [count], the n-th from the n-th of `count` equal parts of
-    [0, 1]: with the model's `shifted`, timesteps as training draws them, low ones and high ones in its shares."""
+    [0, 1]: with the schedule's `times`, timesteps as training draws them, low ones and high ones in its shares."""
     places = named_generator(f"times {name}").random(count)
     return torch.from_numpy((np.arange(count) + places) / count).float()
 
