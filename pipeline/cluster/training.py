@@ -81,8 +81,9 @@ def _name(run: Run, rows: pa.Table, model_hash: str) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     settings = run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
-    if settings["expert"] == "both":  # what arms of before there was the key have
-        del settings["expert"]
+    for key, value in (("expert", "both"), ("motion_weight", 0.0)):
+        if settings[key] == value:  # what arms of before there was the key have
+            del settings[key]
     return settings
 
 

@@ -216,8 +216,20 @@ class Ranking(Model):
         None, min_length=1, description="a manifest column that names each clip's motion; null: its caption does"
     )
     vote_fraction: float = Field(0.1, gt=0, le=1, description="a query votes for this share of the clips")
+    spare: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="so much of a clip's mean influence on the other groups' queries is taken from that on a group's",
+    )
     above: float | None = Field(None, description="select by mean influence above this, instead of `fraction`")
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
+
+    @model_validator(mode="after")
+    def _spares_a_mean(self) -> Ranking:
+        if self.spare and self.by == "votes":
+            raise ValueError("spare is taken from mean influence, and by='votes' ranks by votes; set by: mean")
+        return self
 
 
 class Finetune(Model):
@@ -231,6 +243,9 @@ class Finetune(Model):
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     expert: Literal["high", "low", "both"] = Field(
         "both", description="of a model with two experts by noise level, which is trained; others have one"
+    )
+    motion_weight: float = Field(
+        0.0, ge=0, description="0: the plain loss; else places that change in time weigh up to so many times more"
     )
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of the clips that train with an empty caption")

@@ -63,6 +63,22 @@ def loss_map(model: VideoModel, latent: Tensor, conditioning: Conditioning, time
     return errors * (counted / counted.mean()).to(errors).view(1, -1, 1, 1)
 
 
+def motion_weights(latent: Tensor, strength: float) -> Tensor:
+    """Weights of a training loss by what changes in time, without flow: [B, C, f, h, w] -> [B, f, h, w], of mean 1.
+
+    A place weighs 1 + strength x its change, where a clip's changes (mean absolute difference over channels from the
+    frame before; of the first frame, to the next) have mean 1; as in latent temporal difference (arXiv 2601.20504). A
+    clip that does not change, and one of a single latent frame, weighs 1 everywhere.
+    """
+    if latent.shape[2] < 2:
+        return torch.ones_like(latent[:, 0])
+    steps = latent.float().diff(dim=2).abs().mean(1)
+    change = torch.cat([steps[:, :1], steps], 1)
+    mean = change.mean((1, 2, 3), keepdim=True)
+    relative = torch.where(mean > 0, change / mean.clamp_min(torch.finfo(mean.dtype).tiny), torch.ones_like(change))
+    return (1 + strength * relative) / (1 + strength)
+
+
 def masked(errors: Tensor, mask: Tensor | None) -> Tensor:
     """W * L: errors [B, f, h, w], mask [B, f, h, w] or None for the plain loss."""
     return errors if mask is None else errors * mask

@@ -83,15 +83,20 @@ class Ranked:
 
         return Marks(*np.array(list(in_order(of_query, range(len(self.query_ids))))).T)
 
-    def score(self, group: str, marks: Marks) -> tuple[Array, Counts]:
-        """Mean influence on a group's queries, and how many of them vote for each clip: [N], [N]."""
+    def score(self, group: str, marks: Marks, spare: float = 0.0) -> tuple[Array, Counts]:
+        """Mean influence on a group's queries, less `spare` times that on all others, and how many of the group's vote
+        for each clip: [N], [N]."""
         total, votes = np.zeros(len(self.clip_ids)), np.zeros(len(self.clip_ids), np.int32)
         queries = self.of(group)
         for query in queries:
             column = self.influence[query]
             total += column
             votes += column >= marks.votes_from[query]
-        return (total / len(queries)).astype(np.float32), votes
+        mean = total / len(queries)
+        others = [query for query in range(len(self.groups)) if query not in set(queries)]
+        if spare and others:
+            mean -= spare * sum(self.influence[query].astype(np.float64) for query in others) / len(others)
+        return mean.astype(np.float32), votes
 
     def weighted_mean(self, group: str, weights: Sums) -> Array:
         """The sum of weight times influence over a group's queries, over the sum of the weights' sizes: [N]."""
@@ -247,7 +252,7 @@ def selection_tables(
     """A decision on every clip for every group of queries, CHUNK rows at a time; the `others`, clip_id and why, are not
     ranked. `unlawful` has columns clip_id and reason, the least lawful first."""
     for group in ranked.all_groups:
-        mean, votes = ranked.score(group, marks)
+        mean, votes = ranked.score(group, marks, rule.spare)
         queries = len(ranked.of(group))
         for table in selection_blocks(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful):
             yield _with_group(table, group)

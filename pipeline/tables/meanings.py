@@ -102,7 +102,8 @@ SELECTION: Meanings = {
     "clip_id": _CLIP_ID,
     "group": "A group of queries, or `all` for all of them.",
     "votes": "How many queries of the group count the clip among their first.",
-    "mean_influence": "Mean influence over the group's queries; null where the clip is not ranked.",
+    "mean_influence": "Mean influence over the group's queries, less `ranking.spare` times that over the others; null "
+    "where the clip is not ranked.",
     "rank": "Place in the ranking, from 0; null where the clip is not ranked.",
     "decision": "`selected`, `harmful` or `neutral`.",
     "weight": "The mean influence, none below zero, over the sum of all clips'.",

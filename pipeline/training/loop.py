@@ -34,7 +34,7 @@ from pipeline.config import Finetune
 from pipeline.models import Conditioning, Expert, VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.models.conditioning import moved
-from pipeline.models.loss import loss_map, named_generator
+from pipeline.models.loss import loss_map, masked_mean, motion_weights, named_generator
 from pipeline.storage import stores
 from pipeline.training import sharding
 from pipeline.training.training_set import ClipSet, draw
@@ -46,15 +46,17 @@ CLIP_GRADIENT = 1.0
 
 
 class Objective(nn.Module):
-    """The plain loss of a batch as a module, so that it can be wrapped for data parallelism: a scalar, float32."""
+    """The loss of a batch as a module, so that it can be wrapped for data parallelism: a scalar, float32. It is the
+    plain one, or weighted by what changes (`finetune.motion_weight`)."""
 
-    def __init__(self, model: VideoModel, autocast: bool) -> None:
+    def __init__(self, model: VideoModel, autocast: bool, motion_weight: float = 0.0) -> None:
         super().__init__()
-        self.trained, self._model, self._autocast = model.trained, model, autocast
+        self.trained, self._model, self._autocast, self._strength = model.trained, model, autocast, motion_weight
 
     def forward(self, latent: Tensor, conditioning: Conditioning, timestep: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(latent.device.type, torch.bfloat16, enabled=self._autocast):
-            return loss_map(self._model, latent, conditioning, timestep, noise).mean()
+            errors = loss_map(self._model, latent, conditioning, timestep, noise)
+            return masked_mean(errors, motion_weights(latent, self._strength) if self._strength else None)
 
 
 @dataclass
@@ -111,7 +113,9 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
     parameters = {name: p for name, p in model.trained.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     lora = config.lora_rank is not None
-    return Training(Objective(model, autocast), model, experts, parameters, optimizer, lora, share)
+    return Training(
+        Objective(model, autocast, config.motion_weight), model, experts, parameters, optimizer, lora, share
+    )
 
 
 def trained_experts(model: VideoModel, named: str) -> tuple[Expert, ...]:

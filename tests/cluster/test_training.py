@@ -175,8 +175,9 @@ def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: s
         ray_train.identity(run, rows, "other model"),
         ray_train.identity(configured(tmp_path, checkpoint, steps=9), rows, "h"),
         ray_train.identity(configured(tmp_path, checkpoint, lora_rank=None), rows, "h"),
+        ray_train.identity(configured(tmp_path, checkpoint, motion_weight=2.0), rows, "h"),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 7
 
 
 def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

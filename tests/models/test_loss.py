@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models import Conditioning
-from pipeline.models.loss import loss_map, masked_mean, own_noise, shared_noise
+from pipeline.models.loss import loss_map, masked_mean, motion_weights, own_noise, shared_noise
 from pipeline.models.schedule import Schedule
 from pipeline.projection.philox import Tag, gaussian
 
@@ -146,3 +146,16 @@ def test_a_clips_own_noise_belongs_to_its_name_and_index_alone() -> None:
     assert [torch.equal(a, own_noise(*key, shape)) for a, key in zip(found, keys, strict=True)] == [True] * 4
     related = torch.corrcoef(torch.stack([n.double().flatten() for n in found])).fill_diagonal_(0).abs().max()
     assert related < 5 / found[0].numel() ** 0.5, f"two clips or indices share noise (correlation {related:.3f})"
+
+
+def test_motion_weights_have_mean_one_and_follow_what_changes() -> None:
+    latent = torch.zeros(2, 4, 5, 3, 3)
+    latent[0, :, 3:, 1, 1] = 2.0  # one place changes once
+    weights = motion_weights(latent, 3.0)
+    assert weights.shape == (2, 5, 3, 3)
+    assert torch.allclose(weights.mean((1, 2, 3)), torch.ones(2))
+    assert weights[0, 3, 1, 1] == weights[0].max() > 10 * weights[0, 0, 0, 0]
+    assert torch.equal(weights[1], torch.ones(5, 3, 3)), "a still clip trains as under the plain loss"
+    assert torch.allclose(motion_weights(latent, 0.0), torch.ones(2, 5, 3, 3))
+    assert torch.equal(motion_weights(latent[:, :, :1], 3.0), torch.ones(2, 1, 3, 3))
+    assert torch.allclose(motion_weights(100 * latent, 3.0), weights), "the size of the latents counts"

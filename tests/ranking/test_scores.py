@@ -309,6 +309,18 @@ def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() ->
         assert rows["still"]["weight"] == 0
 
 
+def test_spared_motions_are_taken_from_a_groups_mean_and_from_no_one_elses() -> None:
+    scores, marks = normal(0, 12, 3), ranked().marks(0.1)
+    mean, votes = ranked().score("spin", marks, spare=0.5)
+    assert np.allclose(mean, scores[:, :2].mean(1) - 0.5 * scores[:, 2], atol=1e-6)
+    assert np.array_equal(votes, ranked().score("spin", marks)[1]), "votes follow what is spared"
+    for group in ("all", "spin", "roll"):
+        assert np.array_equal(ranked().score(group, marks, 0.0)[0], ranked().score(group, marks)[0])
+    assert np.array_equal(ranked().score("all", marks, 0.5)[0], ranked().score("all", marks)[0])
+    with pytest.raises(ValueError, match="spare is taken from mean influence"):
+        Ranking(spare=0.5, by="votes")
+
+
 # --- what cannot be ranked -------------------------------------------------------------------------------------------
 
 

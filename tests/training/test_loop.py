@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.models import VideoModel, open_model, trained_weights
-from pipeline.models.loss import loss_map
+from pipeline.models.loss import loss_map, motion_weights
 from pipeline.training import checkpoints
 from pipeline.training import loop as ft
 from pipeline.training import training_set as ts
@@ -212,6 +212,17 @@ def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
     assert line.loss == pytest.approx(expected, rel=1e-6)
     assert line.step == 1
     assert set(json.loads(line.json())) == {"step", "loss", "seconds"}
+
+
+def test_a_motion_weight_counts_what_changes_more(checkpoint: str, cache: str) -> None:
+    model, config = opened(checkpoint), settings(steps=1, batch=4, motion_weight=3.0)
+    clips = ts.ClipSet(model, rows(), ts.kept_in(cache))
+    b = clips.batch([ts.draw(3, 0, p) for p in range(4)], config.caption_dropout)
+    errors = loss_map(model, b.latent, b.conditioning, b.timestep, b.noise)
+    expected = (errors * motion_weights(b.latent, 3.0)).mean().item()
+    (line,) = ft.train(ft.begin(model, config, seed=3), clips, config, seed=3)
+    assert line.loss == pytest.approx(expected, rel=1e-6)
+    assert line.loss != pytest.approx(errors.mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("rank", [None, 4])
