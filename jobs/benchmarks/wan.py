@@ -27,7 +27,7 @@ from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming, training
 from pipeline.config import Arm, Run
-from pipeline.errors import InputError, NothingUsableError
+from pipeline.errors import ConfigError, InputError, NothingUsableError
 from pipeline.evaluation.comparison import BASE, LOSSES
 from pipeline.operations import tracking
 from pipeline.stages import attribution, budget, curation, indexing, run_record, two_stages, video_sets
@@ -72,8 +72,9 @@ def specificity(run: Run) -> None:
     for name, text in CRITERIA.items():
         print(f"  {name}: {text}")
     print(f'Then the sentence is: "{NOTHING}"\n', flush=True)
+    named = possible(run)
     with budget.one_job(run.budget):
-        _measure(run)
+        _measure(run, named)
 
 
 def _with_budget(run: Run) -> Run:
@@ -82,7 +83,20 @@ def _with_budget(run: Run) -> Run:
     return run.model_copy(update={"budget": spending, "evaluate": run.evaluate.model_copy(update={"generate": 0})})
 
 
-def _measure(run: Run) -> None:
+def possible(run: Run) -> list[Arm]:
+    """The arms that the configuration can have; what others lack is said."""
+    named = []
+    for arm in ARMS:
+        try:
+            arms.check(run, [arm])
+        except ConfigError as error:
+            print(f"the arm {arm} is left out: {error}")
+        else:
+            named.append(arm)
+    return named
+
+
+def _measure(run: Run, named: Sequence[Arm]) -> None:
     tracking.check(run)
     run_record.record(run)
     streaming.connect()
@@ -95,7 +109,7 @@ def _measure(run: Run) -> None:
     attribution.estimate_motion(run, "held_out")
     motion_of = held_out_motions(run)
     motions = _targets(run, motion_of)
-    measured = {motion: _of_motion(run, motion, motion_of) for motion in motions}
+    measured = {motion: _of_motion(run, motion, motion_of, named) for motion in motions}
     rows = table(measured)
     ceilings.print_table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows])
     by_criterion = verdicts(measured)
@@ -138,13 +152,13 @@ def _targets(run: Run, motion_of: Mapping[str, str]) -> list[str]:
     return motions
 
 
-def _of_motion(run: Run, motion: str, motion_of: Mapping[str, str]) -> Changes:
+def _of_motion(run: Run, motion: str, motion_of: Mapping[str, str], named: Sequence[Arm]) -> Changes:
     """What each arm's fine-tuning for a motion does to the held-out losses. It is kept in ROOT/specificity/, and read
     from there where it was measured with the same clips, model and configuration."""
     one = run.model_copy(update={"finetune": run.finetune.model_copy(update={"group": motion})})
-    versions = _versions(one)
-    named = json.dumps([motion, versions, fingerprints.evaluation(one), sorted(motion_of.items())], sort_keys=True)
-    place = join(run.root, "specificity", f"{hashlib.blake2b(named.encode(), digest_size=12).hexdigest()}.json")
+    versions = _versions(one, named)
+    identity = json.dumps([motion, versions, fingerprints.evaluation(one), sorted(motion_of.items())], sort_keys=True)
+    place = join(run.root, "specificity", f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json")
     if stores.exists(place):
         kept: Changes = json.loads(stores.read_bytes(place))["changes"]
         return kept
@@ -159,10 +173,10 @@ def _of_motion(run: Run, motion: str, motion_of: Mapping[str, str]) -> Changes:
     return measured
 
 
-def _versions(run: Run) -> dict[Arm, str]:
-    """The arms that have clips for the run's group, each with the name of its training; what others lack is said."""
+def _versions(run: Run, named: Sequence[Arm]) -> dict[Arm, str]:
+    """Those arms that have clips for the run's group, each with the name of its training; what others lack is said."""
     versions: dict[Arm, str] = {}
-    for arm in ARMS:
+    for arm in named:
         one = with_arm(run, arm)
         try:
             rows = arms.training_set(one)

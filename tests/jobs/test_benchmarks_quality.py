@@ -49,7 +49,9 @@ def test_a_kernel_is_the_product_of_whole_gradients(sets: tuple[Clips, Clips]) -
     noise = kernels.shared_noise(0, 0, tuple(clips.latent.shape[1:]))
     rows = []
     for n in (0, 3):
-        errors = kernels.loss_map(model, clips.latent[n][None], clips.text[n][None], torch.tensor([751.0]), noise[None])
+        errors = kernels.loss_map(
+            model, clips.latent[n][None], {"text": clips.text[n][None]}, torch.tensor([751.0]), noise[None]
+        )
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(errors.mean(), parameters)]))
     assert found["none"].sum(0)[0, 3] == pytest.approx(float(rows[0] @ rows[1]), rel=1e-4)
     still = np.flatnonzero(~clips.moving)

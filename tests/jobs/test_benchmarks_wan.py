@@ -83,6 +83,15 @@ def test_of_few_motions_nothing_follows() -> None:
     assert "Nothing can be concluded from 3 motions" in wan.sentence(wan.verdicts(of_run), 3)
 
 
+def test_arms_that_the_configuration_cannot_have_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    named = wan.possible(config.load("demo"))
+    assert set(wan.ARMS) - set(named) == {"motive"}
+    assert "the arm motive is left out: the arm 'motive' compares features" in capsys.readouterr().out
+    both = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "none")]
+    run = config.load("wan2.1-t2v-1.3b", {"attribution.settings": both, "motion.of": "all"})
+    assert wan.possible(run) == list(wan.ARMS)
+
+
 def test_it_needs_held_out_videos_and_has_a_budget() -> None:
     run = config.load("demo", {"evaluate.videos": None})
     with pytest.raises(InputError, match=r"evaluate\.videos is null"):

@@ -26,6 +26,7 @@ from pipeline.errors import InputError
 from pipeline.inputs import videos as manifest
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import versioned
+from pipeline.inputs.video_set import VideoSet
 from pipeline.tables import IdSet, Outcomes, Scan, ShuffledRows, scanning, schemas
 from pipeline.tables.ids import IdList, digests
 from pipeline.tables.merging import merge
@@ -405,7 +406,7 @@ def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_pat
     }
     short = manifest.videos(manifest_file(tmp_path, kind, told))
     where = manifest_file(tmp_path, kind, {**told, "version": [f"v{i}" for i in range(count)], "size": [7] * count})
-    found = versioned.read(where, "data.videos", None)
+    found = versioned.read(VideoSet(where))
     assert found is not None
     schema, blocks = found
     table = pa.concat_tables(blocks)
@@ -423,13 +424,13 @@ def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_pat
 def test_manifests_that_tell_less_are_read_as_before(tmp_path: Path) -> None:
     videos = {"path": ["1.mp4"], "caption": ["c"]}
     for columns in (videos, {**videos, "version": ["v"]}, {**videos, "id": ["i"]}):
-        assert versioned.read(manifest_file(tmp_path, "parquet", columns), "data.videos", None) is None
-    assert versioned.read(str(tmp_path), "data.videos", None) is None
+        assert versioned.read(VideoSet(manifest_file(tmp_path, "parquet", columns))) is None
+    assert versioned.read(VideoSet(str(tmp_path))) is None
 
 
 def test_paths_of_a_long_manifest_stay_inside_the_base(tmp_path: Path) -> None:
     columns = {"path": ["in/1.mp4", "../2.mp4"], "caption": ["", ""], "version": ["v", "v"], "id": ["1", "2"]}
-    found = versioned.read(manifest_file(tmp_path, "parquet", columns), "data.videos", str(tmp_path))
+    found = versioned.read(VideoSet(manifest_file(tmp_path, "parquet", columns), base=str(tmp_path)))
     assert found is not None
     errors = pa.concat_tables(found[1]).column("error").to_pylist()
     assert errors[0] is None
