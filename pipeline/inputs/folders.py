@@ -19,18 +19,21 @@ from pipeline.config.texts import decode_text
 from pipeline.errors import InputError
 from pipeline.inputs import extensions, file_tree, refusals
 from pipeline.inputs.file_tree import Tree
-from pipeline.inputs.manifests import reader
+from pipeline.inputs.layouts import recognition
+from pipeline.inputs.manifests import json_documents, reader
 from pipeline.inputs.shards import members
 from pipeline.inputs.video_columns import Part, chosen, joined, of_table
+from pipeline.inputs.video_set import VideoSet
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
 LARGEST_CAPTION = 1 << 20  # bytes of a .txt
-METADATA = tuple(f"metadata{end}" for end in reader.ENDS)  # in this order, where a folder has several
+METADATA = tuple(name.lower() for name in recognition.METADATA)
 SHOWN = 5  # names in a warning
 
 Row = dict[str, Any]
+CaptionMap = dict[str, list[str]]
 Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by row
 ReadManifest = Callable[[str], Found | None]  # None: the file names no videos
 
@@ -42,6 +45,7 @@ class _Place:
     fs: fsspec.AbstractFileSystem
     named: str  # key and value, for messages
     base: str | None
+    sidecars: tuple[str, ...]  # ends of the files with captions
     root: str  # what the videos' paths are relative to
     whole: bool  # whether it is a folder with all below it
 
@@ -59,14 +63,13 @@ class _Place:
         return of_file(self.fs, path, self.below(path), info, self.base)
 
 
-def found(
-    fs: fsspec.AbstractFileSystem, bare: str, where: str, key: str, base: str | None, read: ReadManifest
-) -> Found:
+def found(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadManifest) -> Found:
     """The videos of a folder or glob, or a single one: those that metadata files in its folders list (`read` gives
-    them), the other files with the captions in the .txt beside them, ordered by path, and those in shards. What is
-    passed over is a warning. Raises InputError."""
-    place, tree = _opened(fs, bare, f"{key}={where!r}", base)
+    them), the other files with the captions in the files beside them, ordered by path, and those in shards. What is
+    passed over is a warning; a known list of videos that is passed over is an error. Raises InputError."""
+    place, tree = _opened(fs, bare, asked)
     entries = _visible(place, tree)
+    _check_known(place, entries)
     kinds = _sorted(place, entries)
     outside = Part([place.row(path, {"size": 0}) for path in sorted(tree.outside)], {})
     listed = _without_repeats(place, _listed(place, kinds, read))
@@ -74,8 +77,9 @@ def found(
     loose = {path: info for path, info in kinds.videos.items() if place.listed_uri(path) not in named}
     _say_unlisted(place, kinds.metadata, loose)
     captions = _sidecars(place, list(loose), kinds.others)
-    files = _with_captions(place, loose, captions)
-    packed = _shards(place, kinds.shards)
+    maps = _caption_maps(place, kinds.others)
+    files = _with_captions(place, loose, captions, maps)
+    packed = [_mapped(place, part, maps) for part in _shards(place, kinds.shards)]
     rows, table = joined([outside, *listed, files, *packed])
     _check_any(place, rows, len(entries))
     _say_left_out(place, kinds)
@@ -86,16 +90,17 @@ def found(
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-def _opened(fs: fsspec.AbstractFileSystem, bare: str, named: str, base: str | None) -> tuple[_Place, Tree]:
+def _opened(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> tuple[_Place, Tree]:
+    how = (asked.named, asked.base, asked.sidecars)
     try:
         if fs.isfile(bare):
-            return _Place(fs, named, base, posixpath.dirname(bare), False), Tree({bare: fs.info(bare)})
+            return _Place(fs, *how, posixpath.dirname(bare), False), Tree({bare: fs.info(bare)})
         if fs.exists(bare):
-            return _Place(fs, named, base, bare, True), file_tree.below(fs, bare, base)
-        root, tree = file_tree.matching(fs, bare, base)
-        return _Place(fs, named, base, root, False), tree
+            return _Place(fs, *how, bare, True), file_tree.below(fs, bare, asked.base)
+        root, tree = file_tree.matching(fs, bare, asked.base)
+        return _Place(fs, *how, root, False), tree
     except ValueError as error:
-        raise InputError(f"{named}: its files cannot be listed: {error}.") from error
+        raise InputError(f"{asked.named}: its files cannot be listed: {error}.") from error
 
 
 def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
@@ -249,6 +254,21 @@ def _say_unlisted(place: _Place, metadata: list[str], loose: Mapping[str, Any]) 
         )
 
 
+def _check_known(place: _Place, entries: Mapping[str, Any]) -> None:
+    """Raise InputError where a folder below has a file that says what its videos are and that nothing here reads."""
+    folders: dict[str, set[str]] = {}
+    for path in entries if place.whole else ():
+        folders.setdefault(posixpath.dirname(path), set()).add(posixpath.basename(path))
+    for folder, names in folders.items():
+        unread = recognition.unread(names)
+        if unread is not None and folder != place.root:
+            shown = place.below(posixpath.join(folder, unread))
+            raise InputError(
+                f"{place.named}: {shown} says what the videos of its folder are, and is read where it is named alone: "
+                f"name {posixpath.dirname(shown)}, or that file, or take the file away."
+            )
+
+
 # --- captions beside videos ------------------------------------------------------------------------------------------
 
 
@@ -260,13 +280,15 @@ def _sidecars(place: _Place, videos: list[str], others: Mapping[str, Any]) -> di
     texts: dict[str, tuple[str, Any]] = {}
     for path, info in others.items():
         stem, end = posixpath.splitext(path)
-        if end.lower() == ".txt" and is_file(info) and (end == ".txt" or stem not in texts):
+        if end.lower() in place.sidecars and is_file(info) and (end in place.sidecars or stem not in texts):
             texts[stem] = path, info["size"]
     stems = {path: posixpath.splitext(path)[0] for path in videos}
     return {path: texts[stem] for path, stem in stems.items() if stem in texts}
 
 
-def _with_captions(place: _Place, videos: Mapping[str, Any], captions: Mapping[str, tuple[str, Any]]) -> Part:
+def _with_captions(
+    place: _Place, videos: Mapping[str, Any], captions: Mapping[str, tuple[str, Any]], maps: Mapping[str, CaptionMap]
+) -> Part:
     """The rows of video files with their captions. One whose caption cannot be read is a row with an error."""
     texts, errors = _texts(place, dict(captions.values()))
     rows, own = [], []
@@ -275,7 +297,44 @@ def _with_captions(place: _Place, videos: Mapping[str, Any], captions: Mapping[s
         caption = captions[path][0] if path in captions else ""
         rows.append({**row, "error": row["error"] or errors.get(caption)})
         own.append(texts.get(caption, ""))
-    return Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
+    part = Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
+    return _mapped(place, part, maps) if maps else part
+
+
+def _caption_maps(place: _Place, others: Mapping[str, Any]) -> dict[str, CaptionMap]:
+    """What each folder's captions.json says: captions by the names of files. Raises InputError for one that says
+    something else."""
+    paths = [path for path in others if posixpath.basename(path).lower() == recognition.CAPTIONS]
+    maps: dict[str, CaptionMap] = {}
+    for path in paths if place.whole else []:
+        if refusals.of_place(place.uri(path), place.base):
+            raise InputError(f"{place.named}: {place.below(path)} lies outside data.base; take it away.")
+        try:
+            with place.fs.open(path, "rb") as file:
+                maps[posixpath.dirname(path)] = json_documents.captions(file.read())
+        except ValueError as error:
+            raise InputError(
+                f"{place.named}: {place.below(path)} cannot be used: {error}. Correct it, or take it away."
+            ) from error
+    return maps
+
+
+def _mapped(place: _Place, part: Part, maps: Mapping[str, CaptionMap]) -> Part:
+    """A part whose videos have the captions that the captions.json of their folder gives them, before all others."""
+    own: list[list[str] | None] = []
+    for row in part.rows:
+        path = posixpath.join(place.root, row["relative"])
+        within = [path.removeprefix(f"{folder}/") for folder in maps if path.startswith(f"{folder}/")]
+        names = [*within, posixpath.basename(path)]
+        listed = [captions for folder, captions in maps.items() if path.startswith(f"{folder}/")]
+        own.append(next((captions[name] for captions in listed for name in names if name in captions), None))
+    if not any(own):
+        return part
+    before = part.columns.get("caption")
+    texts = [""] * len(own) if before is None else list(before if isinstance(before, list) else before.to_pylist())
+    columns = {name: column for name, column in part.columns.items() if name not in ("caption", "captions")}
+    columns["captions"] = [[text] if one is None else one for one, text in zip(own, texts, strict=True)]
+    return dataclasses.replace(part, columns=columns)
 
 
 def _texts(place: _Place, sizes: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
@@ -364,10 +423,12 @@ def _say_left_out(place: _Place, kinds: _Kinds) -> None:
         end = end.lower()
         if is_broken(info):
             continue
-        if end != ".txt":
+        if posixpath.basename(path).lower() == recognition.CAPTIONS:
+            continue
+        if end not in place.sidecars:
             counts[end or "without an extension"] += 1
         elif stem not in stems:
-            counts[".txt of no video"] += 1
+            counts[f"{end} of no video"] += 1
     if counts:
         ends = [f"{count} {end}" for end, count in counts.most_common(20)]
         more = f" and {len(counts) - 20} other kinds" if len(counts) > 20 else ""

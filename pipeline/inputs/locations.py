@@ -13,7 +13,7 @@ import fsspec
 
 from pipeline.config import credentials
 from pipeline.errors import ConfigError
-from pipeline.inputs import folders, refusals
+from pipeline.inputs import extensions, folders, refusals
 from pipeline.inputs.folders import Row, relative
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join, place
@@ -21,6 +21,7 @@ from pipeline.storage.stores import join, place
 log = logging.getLogger(__name__)
 
 FOLDERS = ("video", "videos")  # beside a manifest whose paths do not name them, as OpenVid-1M's and FastVideo's
+ENDS = (".mp4", ".mkv", ".webm")  # of videos that are listed by their ids
 SOME = 5  # paths that are looked for before the others
 
 
@@ -44,6 +45,9 @@ def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: st
             if folder not in listings:
                 listings[folder] = _files_in(file_fs, posixpath.dirname(bare)) if bare else {}
             listing = listings[folder]
+            if listing is not None and bare not in listing and not bare.lower().endswith(extensions.VIDEOS):
+                end = _end(bare, listing)
+                bare, below = bare + end, below + end
             info = listing.get(bare) if listing is not None else None
             if listing is None:
                 unlisted.append((len(files), file_fs, bare))
@@ -59,11 +63,18 @@ def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: st
     return files
 
 
+def _end(bare: str, listing: Mapping[str, Any]) -> str:
+    """The end of the video of this name without an end; nothing where there is none, or more than one."""
+    ends = [end for end in extensions.VIDEOS if bare + end in listing]
+    return ends[0] if len(ends) == 1 else ""
+
+
 def root_of(
     fs: fsspec.AbstractFileSystem, folder: str, paths: list[str], asked: VideoSet
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """The folder that a manifest's relative paths begin in: `files` of the configuration, else that of the manifest,
-    or the folder `video` or `videos` in it where only there the first of them are. Raises ConfigError."""
+    or the folder `video` or `videos` in it, or one or two levels above, where only there the first of them are. Raises
+    ConfigError."""
     if asked.files is not None:
         key = f"{asked.section}.files"
         files_fs, root = place(os.path.expanduser(asked.files))
@@ -71,9 +82,11 @@ def root_of(
             raise ConfigError(f"{key}={asked.files!r}: there is no such folder. Check the path.")
         return files_fs, root.rstrip("/") or "/"
     some = [path for path in paths[:SOME] if path and not path.startswith("/") and "://" not in path]
-    for root in (folder, *(join(folder, name) for name in FOLDERS)):
-        if any(_is_there(fs, join(root, path)) for path in some):
-            return fs, root
+    above = posixpath.dirname(folder)
+    for start in (folder, above, posixpath.dirname(above)) if some else ():
+        for root in (start, *(join(start, name) for name in FOLDERS)):
+            if any(_is_there(fs, join(root, path + end)) for path in some for end in ("", *ENDS)):
+                return fs, root
     return fs, folder
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class VideoSet:
-    """`where` is the value of `key`, such as data.videos; the other fields are data.base, data.camera and `files` of
-    the set's own section."""
+    """`where` is the value of `key`, such as data.videos; `base`, `files` and `camera` are data.base, `files` of the
+    set's own section, and data.camera. A configuration of a trainer that is read for its places says further with which
+    ends captions lie beside videos, and which columns of its manifests have which names here."""
 
     where: str
     key: str = "data.videos"
     base: str | None = None
     files: str | None = None
     camera: str | None = None
+    sidecars: tuple[str, ...] = (".txt",)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def named(self) -> str:

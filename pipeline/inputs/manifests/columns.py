@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from pipeline.tables.schemas import CAPTIONS, RESERVED, caption_column
 
-PATHS = ("file_name", "path", "video", "video_path", "url", "uri", "file", "media_path", "videos")
-LISTED_PATHS = ("videos",)  # lists of one, as data-juicer writes them
+VIDEO_IDS = ("videoid", "video_id")  # names of files without their end
+PATHS = (
+    *("file_name", "path", "video", "video_path", "url", "uri", "file"),
+    *("media_path", "videos", "file_names", "video_file_name", *VIDEO_IDS),
+)
+LISTED_PATHS = ("videos", "file_names")  # lists of one: data-juicer's, and Hugging Face's
 
 _UNUSABLE = re.compile(r"[.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 

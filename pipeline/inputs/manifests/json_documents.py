@@ -7,6 +7,7 @@ a file's value is its caption, a list of captions, or an object with them.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -16,6 +17,9 @@ from pipeline.config.texts import decode_text
 from pipeline.inputs import extensions
 from pipeline.inputs.manifests.json_blocks import Kinds, block_of, distinct
 from pipeline.inputs.manifests.text_blocks import collection_paused
+from pipeline.inputs.video_columns import check_text
+
+log = logging.getLogger(__name__)
 
 LARGEST = 1 << 30  # bytes: a document is in memory as a whole
 ROWS = 50_000  # of a block
@@ -27,10 +31,35 @@ def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
     if len(data) > LARGEST:
         raise ValueError(f"it has more than {LARGEST} bytes, all of which would be in memory; write it as .jsonl")
     with collection_paused():
-        rows = rows_of(document(data))
-    for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS]
-        yield block_of(part, list(range(start + 1, start + len(part) + 1)), kinds)
+        listed = rows_of(document(data))
+        # A row that stands several times is one of more weight.
+        numbers = {json.dumps(row, sort_keys=True): place for place, row in reversed(list(enumerate(listed, 1)))}
+        places = sorted(numbers.values())
+    if len(places) < len(listed):
+        log.warning("%d rows are repeated, as by weight; each counts once.", len(listed) - len(places))
+    for start in range(0, len(places), ROWS):
+        part = places[start : start + ROWS]
+        yield block_of([listed[place - 1] for place in part], part, kinds)
+
+
+def captions(data: bytes) -> dict[str, list[str]]:
+    """The captions of an object whose keys are files. Raises ValueError for any other document."""
+    listed = document(data)
+    if not is_map(listed):
+        raise ValueError("it is no object with a caption, or a list of captions, for each video file")
+    texts: dict[str, list[str]] = {}
+    for name, value in listed.items():
+        own = [value] if isinstance(value, str) else value
+        if own is None:
+            continue
+        if not isinstance(own, list) or not all(isinstance(text, str) for text in own):
+            raise ValueError(
+                f"the value of {name!r} is {json.dumps(value)[:40]}; it must be a caption, or a list of them"
+            )
+        for text in own:
+            check_text(text)
+        texts[name] = [text.strip() for text in own if text.strip()]
+    return texts
 
 
 def document(data: bytes) -> Any:
@@ -45,7 +74,7 @@ def rows_of(listed: Any) -> list[dict[str, Any]]:
     """The rows of a list of objects, or of an object whose keys are files. Raises ValueError for anything else."""
     if is_map(listed):
         return [{"file_name": name, **_said(name, value)} for name, value in listed.items()]
-    if not isinstance(listed, list):
+    if not isinstance(listed, list) or not listed:
         raise ValueError("it is neither a list of objects, one a video, nor an object with a caption for each file")
     for place, row in enumerate(listed, 1):
         if not isinstance(row, dict):

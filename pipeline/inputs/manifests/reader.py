@@ -8,11 +8,12 @@ wait on the local disk until the file is read.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec
@@ -42,6 +43,7 @@ class ManifestFile:
     _blocks: Callable[[], Iterator[pa.Table]]
     _naming: Callable[[], Any]
     _named: str
+    entries: str = "line"  # what LINE counts
 
     def check_columns(self) -> None:
         """Raise InputError unless there are a column with paths and one with captions."""
@@ -63,6 +65,21 @@ class ManifestFile:
     def table(self) -> pa.Table:
         return pa.concat_tables(self.blocks())
 
+    def renamed(self, names: Mapping[str, str]) -> ManifestFile:
+        """The manifest with other names for some of its columns. Raises InputError where it lacks one of them."""
+        missing = [name for name in names if name not in self.schema.names]
+        if missing:
+            raise InputError(
+                f"{self._named}: it has no column {missing[0]!r}, but {', '.join(self.schema.names[:-2])}."
+            )
+        new = [names.get(name, name) for name in self.schema.names]
+        schema = pa.schema([field.with_name(name) for field, name in zip(self.schema, new, strict=True)])
+        roles = columns([name for name in new if name not in (LINE, FAULT)])
+        blocks = self._blocks
+        return replace(
+            self, columns=roles, schema=schema, _blocks=lambda: (block.rename_columns(new) for block in blocks())
+        )
+
 
 def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str, typed: bool = True) -> ManifestFile:
     """A manifest's columns and rows. Without `typed`, what CSV and TSV have is texts: a column's type is decided where
@@ -83,7 +100,21 @@ def read(fs: fsspec.AbstractFileSystem, path: str, where: str, key: str, typed: 
     with naming():
         schema, blocks = _opened(fs, path, typed)
         roles = columns([name for name in schema.names if name not in (LINE, FAULT)])
-    return ManifestFile(roles, schema, blocks, naming, f"{key}={where!r}")
+    entries = {".parquet": "row", ".json": "entry"}.get(posixpath.splitext(path.lower())[1], "line")
+    return ManifestFile(roles, schema, blocks, naming, f"{key}={where!r}", entries)
+
+
+def of_rows(rows: Sequence[Mapping[str, Any]], where: str, key: str) -> ManifestFile:
+    """Rows that stand in no manifest of their own, as one; LINE counts them from 1. Raises InputError."""
+    kinds = json_blocks.Kinds()
+    try:
+        block = json_blocks.block_of([dict(row) for row in rows], list(range(1, len(rows) + 1)), kinds)
+        schema = pa.schema([*kinds.schema(), (LINE, pa.int64()), (FAULT, pa.string())])
+        table = kinds.cast(block, schema)
+        roles = columns([name for name in schema.names if name not in (LINE, FAULT)])
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise InputError(f"{key}={where!r}: what it lists cannot be used: {error}.") from error
+    return ManifestFile(roles, schema, lambda: iter([table]), contextlib.nullcontext, f"{key}={where!r}", "entry")
 
 
 def _opened(

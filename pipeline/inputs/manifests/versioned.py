@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError, UsageError
-from pipeline.inputs import refusals, videos
+from pipeline.inputs import descriptions, refusals, videos
 from pipeline.inputs.folders import relative
 from pipeline.inputs.locations import resolved, root_of
 from pipeline.inputs.manifests import reader, span_columns
@@ -74,12 +74,14 @@ class _Described:
     def block(self, rows: pa.Table) -> pa.Table:
         named = self.file.columns
         try:
-            uri, below, error = self._placed(videos.texts(rows.column(str(named.path))))
-            version = videos.texts(rows.column(str(named.version)))
-            files = pa.table([uri, below, version, _sizes(rows, named.size), error], names=videos.FILES.names[:-1])
+            uri, below, error = self._placed(descriptions.texts(rows.column(str(named.path))))
+            version = descriptions.texts(rows.column(str(named.version)))
+            files = pa.table(
+                [uri, below, version, _sizes(rows, named.size), error], names=descriptions.FILES.names[:-1]
+            )
             files = files.append_column("folder", pa.nulls(len(rows), pa.string()))
             files, rows = self._with_spans(files, rows)
-            return videos.described(files, rows, named, self.where, self.key)
+            return descriptions.described(files, rows, named, self.where, self.key)
         except (ValueError, pa.ArrowException) as error:
             if isinstance(error, UsageError):
                 raise

@@ -24,7 +24,7 @@ from pipeline.storage.stores import place
 EXTENSIONS = (".tar", ".parquet")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 UNPACK = tar_files.UNPACK
-CAPTION_MEMBERS = ("KEY.txt", "KEY.json")
+CAPTION_MEMBERS = ("KEY.txt", "KEY.caption", "KEY.prompt", "KEY.text", "KEY.json")
 LARGEST = 2 << 30  # bytes of one video in a shard
 
 

@@ -1,7 +1,8 @@
 """WebDataset's tar files: members of one name but for the extension, in whatever order, are a video and its words.
 
-The words of `cats/clip.v1.mp4` are in `cats/clip.v1.txt` and `.json`. Where there are none, they are in `cats/clip.txt`
-and `.json`: WebDataset's key ends at the first dot, and they belong to every video of that key.
+The words of `cats/clip.v1.mp4` are in `cats/clip.v1.txt` (or `.caption`, `.prompt`, ...) and `.json`. Where there are
+none, they are in `cats/clip.txt` and `.json`: WebDataset's key ends at the first dot, and they belong to every video of
+that key.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _HEADERS = 1 << 20  # bytes read at once while listing, at most: headers and cap
 _AHEAD = 1 << 16  # bytes that one request of a store brings while listing: a header, the words, the next header
 _STRETCH = 64 << 20  # bytes that are in memory while a member is fetched
 _END = 512  # bytes of a block; one of zeros ends an archive
-_WORDS = (".json", ".txt")  # where both have a caption, that of the .txt counts
+# Ends of the members with a caption, as trainers' readers know them: where a video has several, the last one counts.
+_KINDS = ("alt_", "long_", "short_", "video_", "")
+_TEXTS = [f".{kind}{noun}" for kind in _KINDS for noun in ("description", "prompt", "text", "caption")]
+CAPTIONS = (*_TEXTS, *(f"{end}s" for end in _TEXTS), ".cap", ".txt")
+_WORDS = (".json", *CAPTIONS)  # where both have a caption, that of the text counts
 _COMPRESSED = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -191,7 +196,7 @@ def _parsed(data: _Words, name: str) -> Row:
         raise data
     try:
         text = decode_text(data)
-        if name.lower().endswith(".txt"):
+        if not name.lower().endswith(".json"):
             return {"caption": text.strip()}
         values = json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
