@@ -95,6 +95,10 @@ class Family(Protocol):
         """A regular expression of parameters that no loss reaches: they do not count and are not trained."""
 
     @property
+    def varying(self) -> bool:
+        """Whether some parameters are reached by some clips or captions alone."""
+
+    @property
     def image(self) -> bool:
         """Whether a video is made from its first frame as well as from a caption."""
 
