@@ -140,6 +140,9 @@ class VideoModel(Protocol):
     def text(self, caption: str) -> dict[str, Tensor]:
         """One caption -> what the transformer takes, after every frozen part."""
 
+    def cut(self, caption: str) -> int:
+        """How many tokens of a caption are cut off, because the transformer takes no more."""
+
     def blank(self) -> dict[str, Tensor]:
         """What training puts in the place of a caption that is dropped."""
 

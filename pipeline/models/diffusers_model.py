@@ -118,6 +118,10 @@ class DiffusersModel:
     def text(self, caption: str) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def cut(self, caption: str) -> int:
+        """By the first tokenizer; templates around a caption are not counted."""
+        return max(0, len(self.pipeline.tokenizer(caption).input_ids) - self.text_tokens)
+
     def blank(self) -> dict[str, Tensor]:
         return self.text("")
 
