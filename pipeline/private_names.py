@@ -76,6 +76,12 @@ NAMES = (
         ),
         keys=("_class_name",),
     ),
+    # The positions of CogVideoX's tokens, as its pipeline makes them.
+    PrivateName(
+        "diffusers.CogVideoXPipeline._prepare_rotary_positional_embeddings",
+        ("pipeline/models/adapters/cogvideox.py",),
+        ("height", "width", "num_frames", "device"),
+    ),
     # The adapters' settings in the file of their weights.
     PrivateName(
         "diffusers.training_utils._collate_lora_metadata", ("pipeline/training/loop.py",), ("modules_to_save",)

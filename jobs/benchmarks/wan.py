@@ -16,6 +16,7 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def specificity(run: Run) -> None:
     if run.evaluate.videos is None:
         raise InputError(
             "evaluate.videos is null: without held-out clips of the queries' motions nothing can be measured. Give "
-            "some of each motion, in folders named like those of the queries or with a column `group`."
+            "some of each motion, in folders named like the groups of the queries."
         )
     attribution.check(run, "index_clips", video_sets.names(run))
     print("Failure, said before any result:")
@@ -131,10 +132,20 @@ def _measure(run: Run, named: Sequence[Arm]) -> None:
 
 
 def held_out_motions(run: Run) -> dict[str, str]:
-    """The motion of each held-out clip that moves: its column `group`, or else its folder."""
-    rows = tables.read(join(run.root, "motion", "held_out"))
+    """The motion of each held-out clip that moves: its column `ranking.group_column`, or without one its folder."""
+    rows, column = tables.read(join(run.root, "motion", "held_out")), run.ranking.group_column
     assert rows is not None, "its motion has just been measured"
-    return {row["clip_id"]: row.get("group") or row["source"] for row in rows.to_pylist() if row["error"] is None}
+    if column is not None and column not in rows.column_names:
+        raise InputError(
+            f"ranking.group_column={column!r}: the manifest evaluate.videos={run.evaluate.videos!r} gave no such "
+            "column. Name the column of motions alike in both manifests, or leave it out: then folders are motions."
+        )
+    moving = [row for row in rows.to_pylist() if row["error"] is None]
+    return {row["clip_id"]: row[column] if column else _folder(row["uri"]) for row in moving}
+
+
+def _folder(uri: str) -> str:
+    return posixpath.basename(posixpath.dirname(uri))
 
 
 def _targets(run: Run, motion_of: Mapping[str, str]) -> list[str]:
@@ -147,7 +158,7 @@ def _targets(run: Run, motion_of: Mapping[str, str]) -> list[str]:
         raise InputError(
             f"evaluate.videos={run.evaluate.videos!r}: its moving clips show {sorted(set(motion_of.values()))}, and "
             f"the queries ask for {sorted(asked)}. Two motions at least must be in both: name the folders alike, or "
-            "give both sets a manifest with a column `group`."
+            "name the manifest's column of motions in ranking.group_column."
         )
     return motions
 

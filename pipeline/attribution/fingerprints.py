@@ -6,6 +6,8 @@ Paths, resources, batch sizes and library versions are no part of it; they are r
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator, Sequence
 from math import lcm
 from typing import Any
 
@@ -13,6 +15,7 @@ from pipeline import models
 from pipeline.attribution.gradients import manifest, manifest_hash
 from pipeline.config import NUMERICS, Motion, Run
 from pipeline.errors import ConfigError
+from pipeline.models import Expert
 from pipeline.models.promoted import promoted
 from pipeline.motion import flaws, judge, weights_file
 
@@ -63,6 +66,8 @@ def features(run: Run) -> Fingerprint:
 def _unusual(run: Run) -> Fingerprint:
     """What features depend on where a run asks for it; tables of before these keys stay what they are."""
     q, unusual = run.queries, Fingerprint()
+    if run.model.adapter is not None:
+        unusual["model.adapter"] = run.model.adapter
     if run.attribution.captions != "own":
         unusual["attribution.captions"] = run.attribution.captions
     if q.looks != 1:
@@ -126,6 +131,53 @@ def check_geometry(run: Run, key: str = "attribution") -> None:
             step = lcm(step, family.generates)
         if side % step:
             raise ConfigError(f"{name}={side}: the model takes multiples of {step}; use {_near(side, step)}.")
+
+
+def check_times(run: Run, key: str = "attribution") -> None:
+    """Raise ConfigError for times that the model has not, and for experts that no setting asks or that do not count."""
+    family = models.family(run.model)
+    for setting in run.attribution.settings:
+        family.schedule.check(setting.timestep, f"{key}.settings.timestep")
+    for timestep in run.evaluate.timesteps if run.evaluate.timesteps != "drawn" else ():
+        family.schedule.check(timestep, "evaluate.timesteps")
+    experts = family.experts
+    if len(experts) == 1:
+        if run.finetune.expert != "both":
+            raise ConfigError(
+                f"finetune.expert={run.finetune.expert!r}: {family.name} has one transformer for all times; leave the "
+                "key out."
+            )
+        return
+    counted = {name.split(".")[0] for name, _ in _counted(run)}
+    for expert in experts:
+        asked = any(expert.has(setting.timestep) for setting in run.attribution.settings)
+        times = f"times {expert.first:g} to {expert.last:g}"
+        where = f"the {expert.name}-noise expert of {family.name} ({expert.part}, {times})"
+        if expert.part in counted and not asked:
+            raise ConfigError(
+                f"{key}.settings: none asks {where}, so its parameters would count and have no gradient. Add a setting "
+                f"with such a timestep, or leave it out by {key}.parameters={_others(experts, expert)!r}."
+            )
+        if asked and expert.part not in counted:
+            raise ConfigError(
+                f"{key}.parameters={run.attribution.parameters!r} finds nothing in {where}, which "
+                f"{key}.settings ask, so those gradients would be zero. Leave the setting out, or let its parameters "
+                "count."
+            )
+
+
+def _counted(run: Run) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the parameters that attribution.parameters finds and that a loss reaches."""
+    family = models.family(run.model)
+    for name, parameter in family.skeleton().named_parameters():
+        idle = family.idle is not None and re.search(family.idle, name) is not None
+        if re.search(run.attribution.parameters, name) and not idle:
+            yield name, parameter.numel()
+
+
+def _others(experts: Sequence[Expert], but: Expert) -> str:
+    """A pattern of the parameters of all experts but one."""
+    return "|".join(rf"^{expert.part}\." for expert in experts if expert is not but)
 
 
 def _near(side: int, step: int) -> str:

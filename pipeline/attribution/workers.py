@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from itertools import starmap
 from typing import Any
@@ -36,6 +37,8 @@ from pipeline.tables import scanning, schemas
 from pipeline.video import looks
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
+log = logging.getLogger(__name__)
+
 Place = tuple[int, int, int]  # of a gradient: the clip itself (0) or a twin, its look, the setting
 Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its length before
 
@@ -58,7 +61,7 @@ class FeatureWorker:
         restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.trained, projection, a.hold)
-        self.text = Captions(self.model.text)
+        self.text, self._cut = Captions(self.model.text), 0
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
         self.motion = measure or (self._motion_worker() if run.queries.twins else None)
@@ -83,8 +86,9 @@ class FeatureWorker:
         check_canary(stores.join(c.root, "canary", f"{name}.json"), feature)
 
     def _canary_setting(self) -> Setting:
-        """A time that the counted parameters see."""
-        return Setting(mask="none")
+        """The default time; with several experts one that asks a transformer whose parameters count."""
+        several = len(self.model.family.experts) > 1
+        return Setting(mask="none", **({"timestep": self.run.attribution.settings[0].timestep} if several else {}))
 
     def encode(self, frames: Frames) -> Conditioning:
         """A clip's latent, and what else the transformer is told of it."""
@@ -116,7 +120,20 @@ class FeatureWorker:
 
     def caption(self, row: Row) -> Conditioning:
         """The embedding of the caption under which a clip is attributed."""
-        return self.text((row["caption"] or "") if self.run.attribution.captions == "own" else "")
+        caption = (row["caption"] or "") if self.run.attribution.captions == "own" else ""
+        cut = self.model.cut(caption)
+        if cut:
+            self._cut += 1
+            if self._cut in (1, 10, 100, 1000, 10_000, 100_000):
+                log.warning(
+                    "%d captions here are longer than model.text_tokens=%d, and their ends are cut off; clip %s loses "
+                    "%d tokens",
+                    self._cut,
+                    self.run.model.text_tokens,
+                    row["clip_id"],
+                    cut,
+                )
+        return self.text(caption)
 
     def _videos(
         self, row: Row, frames: Frames, mask: Tensor | None

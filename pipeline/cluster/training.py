@@ -222,9 +222,9 @@ def _worker(task: dict[str, Any]) -> None:
         checkpoints = Checkpoints(training, config, task["checkpoints"], task["folder"], scratch, task["permission"])
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
-            # A step trains one expert: the other one gets no gradient.
-            several = len(training.experts) > 1
-            training.objective = DistributedDataParallel(training.objective, find_unused_parameters=several)
+            # A step trains one expert, and the other one gets no gradient.
+            unused = len(training.experts) > 1 or model.family.varying
+            training.objective = DistributedDataParallel(training.objective, find_unused_parameters=unused)
         for line in loop.train(training, clips, config, run.seed, rank, workers, _mean):
             checkpoints.lines += line.json() + "\n"
             if checkpoints.due(line.step):

@@ -95,6 +95,10 @@ class Family(Protocol):
         """A regular expression of parameters that no loss reaches: they do not count and are not trained."""
 
     @property
+    def varying(self) -> bool:
+        """Whether some parameters are reached by some clips or captions alone."""
+
+    @property
     def image(self) -> bool:
         """Whether a video is made from its first frame as well as from a caption."""
 
@@ -135,6 +139,9 @@ class VideoModel(Protocol):
 
     def text(self, caption: str) -> dict[str, Tensor]:
         """One caption -> what the transformer takes, after every frozen part."""
+
+    def cut(self, caption: str) -> int:
+        """How many tokens of a caption are cut off, because the transformer takes no more."""
 
     def blank(self) -> dict[str, Tensor]:
         """What training puts in the place of a caption that is dropped."""

@@ -38,6 +38,7 @@ class DiffusersFamily:
     optional: ClassVar[tuple[str, ...]] = ()  # components that may be there and that no feature depends on
     sign: ClassVar[Literal[1, -1]] = 1
     image: ClassVar[bool] = False
+    varying: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

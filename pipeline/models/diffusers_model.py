@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -118,6 +118,10 @@ class DiffusersModel:
     def text(self, caption: str) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def cut(self, caption: str) -> int:
+        """By the first tokenizer; templates around a caption are not counted."""
+        return max(0, len(self.pipeline.tokenizer(caption).input_ids) - self.text_tokens)
+
     def blank(self) -> dict[str, Tensor]:
         return self.text("")
 
@@ -137,6 +141,26 @@ class DiffusersModel:
         module = self.asked(timestep)
         output = module(**self.arguments(noisy, timestep, conditioning), return_dict=False)[0]
         return self.unpacked(output, noisy)
+
+    # --- what operations/model_checks.py holds against the pipeline's own call ----------------------------------------
+
+    def noisy_of(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The noisy latent [B, C, f, h, w] in the arguments that the pipeline's own call passes. Channels of conditions
+        come after those of the latent."""
+        hidden: Tensor = arguments["hidden_states"]
+        return hidden[:, : self.family.channels]
+
+    def time_of(self, arguments: Mapping[str, Any]) -> float:
+        """The time of those arguments, on the scale of 1000."""
+        return float(arguments["timestep"].flatten()[-1])
+
+    def packed_output(self, prediction: Tensor) -> Tensor:
+        """A prediction [B, C, f, h, w] in the layout of the transformer's output."""
+        return prediction
+
+    def read_lora_as_pipeline(self, folder: str) -> None:
+        """Load adapters by the pipeline's own loader."""
+        self.pipeline.load_lora_weights(folder)
 
     # --- generation ---------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,9 @@ import torch
 
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import ConfigError
+from pipeline.models.adapters.cogvideox import CogVideoXFamily
+from pipeline.models.adapters.hunyuan15 import Hunyuan15Family
+from pipeline.models.adapters.ltx import LTXFamily
 from pipeline.models.adapters.wan import WanFamily
 from pipeline.models.adapters.wan22 import WanExpertsFamily, WanTokensFamily
 from pipeline.models.contract import Family, Grid, VideoModel
@@ -31,6 +34,9 @@ def wan_text_to_video(path: Path) -> Family:
 # Pipelines by the class that their model_index.json names. Where one class serves several families, a function tells
 # them apart.
 ADAPTERS: dict[str, OfFolder] = {
+    "CogVideoXPipeline": CogVideoXFamily,
+    "HunyuanVideo15Pipeline": Hunyuan15Family,
+    "LTXPipeline": LTXFamily,
     "WanPipeline": wan_text_to_video,
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
@@ -21,6 +22,7 @@ from pipeline.storage import stores
 
 POINTER = "in_use.json"
 BASE = "base"
+WEIGHTS = re.compile(r"transformer(_2)?/.*|pytorch_lora_weights(_transformer_2)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,12 @@ def keep(root: str, night: str, trained: str, version: str, base: str) -> str:
 
 
 def weights_hash(folder: str) -> str:
-    """A hash of the weights that fine-tuning wrote into a folder: transformer/ or the adapters' file."""
+    """A hash of the weights that fine-tuning wrote into a folder: transformer/ or the adapters' file, and of a second
+    transformer."""
     fs, bare = stores.place(folder)
     digest = hashlib.blake2b(digest_size=16)
     paths = sorted(str(p) for p in fs.find(bare))
-    weights = [p for p in paths if p.endswith(f"/{LORA}") or p.startswith(stores.join(bare, "transformer/"))]
+    weights = [path for path in paths if WEIGHTS.fullmatch(path.removeprefix(bare.rstrip("/") + "/"))]
     if not weights:
         raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}")
     for path in weights:

@@ -46,7 +46,9 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
     for name in names:
         tables.check(stores.join(run.root, name), fingerprints.clips(run))
     for one, scope in scopes(run):
-        fingerprints.check_geometry(one, "attribution" if one is run else "attribution.shortlist")
+        key = "attribution" if one is run else "attribution.shortlist"
+        fingerprints.check_geometry(one, key)
+        fingerprints.check_times(one, key)
         for name in names:
             tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
             tables.check(stores.join(scope.motion, "movement", name), fingerprints.movement(one))

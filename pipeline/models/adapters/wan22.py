@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.adapters.wan import GENERATED, Wan, check_inputs, strides_of
 from pipeline.models.contract import Conditioning, Expert, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
+from pipeline.models.diffusers_model import lora_file
 from pipeline.models.schedule import STEPS
 
 
@@ -88,6 +89,10 @@ class WanExperts(Wan):
         self.apart = False
         for part, module in self.transformers().items():
             module.to(self.device if part in parts else "cpu")
+
+    def read_lora_as_pipeline(self, folder: str) -> None:
+        self.pipeline.load_lora_weights(folder)
+        self.pipeline.load_lora_weights(folder, weight_name=lora_file("transformer_2"), load_into_transformer_2=True)
 
     def asked(self, timestep: Tensor) -> nn.Module:
         module = super().asked(timestep)

@@ -1,0 +1,361 @@
+"""A tiny random pipeline of every family, built from configurations and a seed; nothing is shipped or fetched.
+
+Strides are smaller than the published ones and differ in time and space, so that what assumes the usual ones fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from tokenizers import AddedToken
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from pipeline.config import VideoModelConfig
+from pipeline.models import open_model
+from pipeline.models.diffusers_model import DiffusersModel
+
+TOKENIZER = Path(__file__).parents[2] / "pipeline/weights/wan-demo/tokenizer"
+WIDTH = 32  # of text embeddings
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family's tiny pipeline is made, and at which frames, height and width it is tested."""
+
+    make: Callable[[], Any]
+    geometry: tuple[int, int, int]
+    settings: dict[str, Any] = field(default_factory=dict)  # of `model`
+    timesteps: tuple[float, ...] = (751.0,)
+
+
+def tokenizer(length: int = 512) -> Any:
+    made = AutoTokenizer.from_pretrained(TOKENIZER)
+    made.model_max_length = length
+    return made
+
+
+def with_prefix(made: Any, prefix: str, count: int) -> Any:
+    """A tokenizer in which a template is as many tokens as the pipeline cuts off: with any other one every caption
+    would be cut off with it, and all of them alike."""
+    head = prefix[: len(prefix) - (count - 1)]
+    pieces = [head, *prefix[len(head) :]]
+    made.add_tokens([AddedToken(piece, normalized=False, special=True) for piece in dict.fromkeys(pieces)])
+    assert len(made(prefix, add_special_tokens=False).input_ids) == count
+    return made
+
+
+def t5() -> nn.Module:
+    torch.manual_seed(0)
+    return T5EncoderModel(T5Config(vocab_size=512, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4)).eval()
+
+
+def umt5() -> nn.Module:
+    torch.manual_seed(0)
+    settings = UMT5Config(vocab_size=512, d_model=WIDTH, d_kv=8, d_ff=37, num_layers=1, num_heads=4, pad_token_id=0)
+    return UMT5EncoderModel(settings).eval()
+
+
+def filled(module: nn.Module) -> Any:
+    """No parameter is zero, so that each gets a gradient."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def flow_steps(shift: float = 3.0) -> Any:
+    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+# --- Wan --------------------------------------------------------------------------------------------------------------
+
+
+def wan_vae(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    settings = {
+        "base_dim": 3,
+        "z_dim": 4,
+        "dim_mult": [1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "latents_mean": [0.1, -0.2, 0.3, 0.0],
+        "latents_std": [0.9, 1.1, 0.8, 1.3],
+        "scale_factor_temporal": 2,
+        "scale_factor_spatial": 2,
+        **changes,
+    }
+    return filled(diffusers.AutoencoderKLWan(**settings))
+
+
+def wan_transformer(seed: int = 0, kind: Any = diffusers.WanTransformer3DModel, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    settings = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": WIDTH,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+        **changes,
+    }
+    return filled(kind(**settings))
+
+
+def wan(**parts: Any) -> Any:
+    own = {
+        "tokenizer": tokenizer(),
+        "text_encoder": umt5(),
+        "vae": wan_vae(),
+        "scheduler": flow_steps(),
+        "transformer": wan_transformer(),
+        **parts,
+    }
+    return diffusers.WanPipeline(**own)
+
+
+def wan_experts() -> Any:
+    return wan(transformer_2=wan_transformer(1), boundary_ratio=0.875)
+
+
+def wan_tokens() -> Any:
+    vae = wan_vae(
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        decoder_base_dim=3,
+        scale_factor_spatial=4,
+    )
+    return wan(vae=vae, scheduler=flow_steps(5.0), expand_timesteps=True)
+
+
+# --- LTX-Video --------------------------------------------------------------------------------------------------------
+
+
+def ltx() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=WIDTH,
+        num_layers=2,
+        caption_channels=WIDTH,
+    )
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        timestep_conditioning=False,
+        patch_size=2,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    )
+    vae.latents_mean.fill_(0.1)
+    vae.latents_std.fill_(0.9)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+    return diffusers.LTXPipeline(
+        scheduler=scheduler,
+        vae=vae.eval(),
+        text_encoder=t5(),
+        tokenizer=tokenizer(128),
+        transformer=filled(transformer),
+    )
+
+
+# --- CogVideoX --------------------------------------------------------------------------------------------------------
+
+
+def cogvideox(rope: bool = False, patch_t: int | None = None) -> Any:
+    torch.manual_seed(0)
+    more = {} if patch_t is None else {"patch_size_t": patch_t, "patch_bias": False}
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=WIDTH,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=16,
+        use_rotary_positional_embeddings=rope,
+        **more,
+    )
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        snr_shift_scale=1.0 if rope else 3.0,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    return diffusers.CogVideoXPipeline(
+        tokenizer=tokenizer(226),
+        text_encoder=t5(),
+        vae=vae.eval(),
+        transformer=filled(transformer),
+        scheduler=scheduler,
+    )
+
+
+# --- HunyuanVideo 1.5 -------------------------------------------------------------------------------------------------
+
+
+def hunyuan15() -> Any:
+    from diffusers.guiders import ClassifierFreeGuidance
+    from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+
+    torch.manual_seed(0)
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=16,
+        text_embed_2_dim=WIDTH,
+        image_embed_dim=12,
+        rope_axes_dim=(2, 2, 4),
+        target_size=16,
+        task_type="t2v",
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=2,
+        downsample_match_channel=False,
+        upsample_match_channel=False,
+    )
+    words = tokenizer()
+    words.chat_template = CHAT
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    encoder = Qwen2_5_VLTextModel(
+        Qwen2_5_VLTextConfig(
+            vocab_size=512,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            rope_scaling=rope,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    )
+    made = diffusers.HunyuanVideo15Pipeline(
+        transformer=filled(transformer),
+        vae=vae.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder=encoder.eval(),
+        text_encoder_2=t5(),
+        tokenizer=words,
+        tokenizer_2=ByT5Tokenizer(),
+        guider=ClassifierFreeGuidance(guidance_scale=1.0),
+    )
+    message = format_text_input(["\x00"], made.system_message)
+    (whole,) = words.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    with_prefix(words, whole.split("\x00")[0], made.prompt_template_encode_start_idx)
+    encoder.resize_token_embeddings(len(words))
+    return made
+
+
+TINY = {
+    "wan2.1": Tiny(wan, (5, 16, 32), {"text_tokens": 16}),
+    "wan2.2-a14b": Tiny(wan_experts, (5, 16, 32), {"text_tokens": 16}, (951.0, 751.0)),
+    "wan2.2-ti2v-5b": Tiny(wan_tokens, (5, 32, 48), {"text_tokens": 16}),
+    "ltx-video": Tiny(ltx, (9, 32, 64), {"text_tokens": 16}),
+    "cogvideox-2b": Tiny(cogvideox, (9, 64, 64), {"text_tokens": 16}, (494.0,)),
+    "cogvideox-5b": Tiny(lambda: cogvideox(rope=True), (9, 32, 48), {"text_tokens": 16}, (633.0,)),
+    "cogvideox-1.5": Tiny(lambda: cogvideox(rope=True, patch_t=2), (9, 32, 48), {"text_tokens": 16}, (633.0,)),
+    "hunyuanvideo-1.5": Tiny(hunyuan15, (5, 16, 24), {"text_tokens": 32}),
+}
+
+
+def folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    return _written(factory.getbasetemp() / "tiny_pipelines" / name, name)
+
+
+@cache
+def _written(path: Path, name: str) -> Path:
+    TINY[name].make().save_pretrained(path)
+    return path
+
+
+def config(path: Path, name: str, **changes: Any) -> VideoModelConfig:
+    values = {"id": str(path), "dtype": "float32", "gradient_checkpointing": False, **TINY[name].settings, **changes}
+    return VideoModelConfig.model_validate(values)
+
+
+def opened(path: Path, name: str, **changes: Any) -> DiffusersModel:
+    model = open_model(config(path, name, **changes), torch.device("cpu"))
+    assert isinstance(model, DiffusersModel)
+    if name == "hunyuanvideo-1.5":
+        model.pipeline.vision_num_semantic_tokens = 4  # of an image that is not there; 729 take most of the time
+        model.pipeline.tokenizer_2_max_length = 8
+    return model
