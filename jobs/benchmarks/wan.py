@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.real.criteria import Verdict
@@ -89,9 +90,11 @@ def possible(run: Run) -> list[Arm]:
     named = []
     for arm in ARMS:
         try:
+            Run.model_validate(with_arm(run, arm).model_dump())
             arms.check(run, [arm])
-        except ConfigError as error:
-            print(f"the arm {arm} is left out: {error}")
+        except (ConfigError, ValidationError) as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            print(f"the arm {arm} is left out: {why}")
         else:
             named.append(arm)
     return named

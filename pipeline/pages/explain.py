@@ -24,6 +24,8 @@ Row = Mapping[str, Any]
 SHOWN = 5  # queries with pictures at either end
 GROUPS = 12  # columns of a split
 LARGEST = 400_000  # bytes of the clip's own picture
+DUPLICATE = 0.95  # cosine of two features from which on clips are near-duplicates: docs/results.md has the rates
+MOST = 0.6  # of a clip's influence: more of it from one latent frame is a look
 
 NOT_SHORTLISTED = (
     "The cheaper attribution placed it between those that the full setting looks at; a larger attribution.shortlist "
@@ -135,13 +137,34 @@ def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
         film=film,
         high=shown[: len(shown) - len(shown) // 2],
         low=shown[len(shown) - len(shown) // 2 :][::-1],
-        near=[(near.get(i, {"clip_id": i}), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
+        near=[(near.get(i, _gone(i)), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
         links=explain_links.links(run.root, [i for i, _ in found.near]),
         groups=_groups(found),
+        duplicate=DUPLICATE,
+        still=_carried_by_one(found),
     )
     place = stores.join(explain_links.folder(run.root, clip_id), "index.html")
     stores.write_bytes(place, page.encode())
     return place
+
+
+def _gone(clip_id: str) -> Row:
+    """What is left of a clip that was purged since it was ranked."""
+    return {"clip_id": clip_id, "caption": None, "source": None}
+
+
+def _carried_by_one(explanation: Explanation) -> str:
+    """A warning where one latent frame carries most of a clip's influence, else nothing: a single moment is a look, and
+    no motion."""
+    shares = [part.share for part in explanation.frames]
+    total = sum(shares)
+    if len(shares) < 3 or total <= 0 or max(shares) < MOST * total:
+        return ""
+    part = explanation.frames[shares.index(max(shares))]
+    return (
+        f"{max(shares) / total:.0%} of its influence comes from {part.note} alone. One moment has no motion: the clip "
+        "may teach how the query looks, and not how it moves."
+    )
 
 
 def _ends(queries: Sequence[Row]) -> list[Row]:

@@ -22,6 +22,7 @@ FramesOf = Callable[[dict[str, Any]], npt.NDArray[np.uint8] | None]
 VideoOf = Callable[[str], npt.NDArray[np.uint8] | None]
 Key = tuple[str, str]  # "clips" or "queries", and the id
 
+DASH = "\N{EN DASH}"
 QUERIES = 12  # shown with pictures
 EACH = 5  # nearest and farthest clips of a query
 BYTES = 6_400_000  # all pictures together, before base64 adds a third
@@ -32,10 +33,21 @@ COLUMNS = ["clip_id", "uri", "source", "caption", "fps", "num_frames", "start_fr
 
 @dataclass(frozen=True)
 class Neighbor:
+    """A clip beside a query: its place among the ranked clips by its influence on this query, from 1; the decision on
+    it for the query's group, and for which group that is."""
+
     clip: Row
     influence: float
+    place: int
     decision: str | None
+    group: str
     picture: Picture | None
+
+    @property
+    def file(self) -> str:
+        """The name of the video's file. Presigned addresses carry a signature, which no page should repeat."""
+        uri = str(self.clip.get("uri") or DASH)
+        return (uri.split("?")[0] if "://" in uri else uri).rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -138,20 +150,21 @@ class Studio:
         return picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)
 
 
-def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str]) -> list[Card]:
-    """The shown queries' cards; `decisions` maps (group, clip_id) to the decision."""
+def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], ranked: int) -> list[Card]:
+    """The shown queries' cards; `decisions` maps (group, clip_id) to the decision, and so many clips are `ranked`."""
 
     def side(query: Row, sign: str) -> tuple[Neighbor, ...]:
         rows = found.neighbors.get(query["clip_id"], {}).get(sign, [])[:EACH]
         return tuple(neighbor(query, row) for row in rows)
 
     def neighbor(query: Row, row: Row) -> Neighbor:
-        clip_id = row["clip_id"]
+        clip_id, own = row["clip_id"], query["group"] or "all"
         clip = found.clips.get(clip_id)
-        decision = decisions.get((query["group"] or "all", clip_id), decisions.get(("all", clip_id)))
+        group = own if (own, clip_id) in decisions else "all"
         thumbnail = None if clip is None else studio.clip(clip)
         shown = clip or {"clip_id": clip_id, "source": None, "caption": None}
-        return Neighbor(shown, row["influence"], decision, thumbnail)
+        place = row["rank"] + 1 if row["sign"] == "positive" else ranked - row["rank"]
+        return Neighbor(shown, row["influence"], place, decisions.get((group, clip_id)), group, thumbnail)
 
     return [
         Card(

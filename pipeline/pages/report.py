@@ -87,7 +87,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             run=run,
             summary=numbers,
             failures={kind: f.failures for kind, f in funnels.items()},
-            cards=gallery.cards(plan, studio, gallery.decisions(root, frozenset(plan.clips))),
+            cards=gallery.cards(plan, studio, gallery.decisions(root, frozenset(plan.clips)), _ranked(numbers)),
+            ranked=_ranked(numbers),
             plan=plan,
             explained=explain_links.links(root, sorted(plan.clips)),
             groups=sorted(set(groups.values())),
@@ -147,6 +148,11 @@ def _numbers(
         {"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}
     )
     return summary
+
+
+def _ranked(numbers: Mapping[str, Any]) -> int:
+    """How many clips have a place in the ranking."""
+    return sum((numbers["decisions"] or {}).get(decision, 0) for decision in ("selected", "neutral", "harmful"))
 
 
 def _stage(stage: funnel.Stage) -> dict[str, Any]:
@@ -214,6 +220,7 @@ def environment() -> jinja2.Environment:
     env.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
     env.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
     env.globals |= {"signed_bar": charts.signed, "explain_option": explain_links.option}
+    env.globals |= {"influence_words": influence_words}
     return env
 
 
@@ -223,6 +230,16 @@ def _known(value: float | None) -> bool:
 
 def _count(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None and _known(value) else DASH
+
+
+def influence_words(run: config.Run) -> str:
+    """What an influence is, under this run's ranking."""
+    if run.ranking.whiten is None:
+        return "Influence is the cosine of two projected gradients."
+    return (
+        "Influence is the product of two projected gradients after whitening over the corpus. It has no unit and is no "
+        "cosine: what it gives is an order."
+    )
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

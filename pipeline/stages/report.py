@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,4 +45,7 @@ def report(run: Run) -> None:
     lease.check(run.root)
     with Decoder(run.data.decode_timeout) as decoder:
         page.write(run, frames_by(run, decoder), video_by(run, decoder))
-    print(f"page: {stores.join(run.root, 'report', 'index.html')}")
+    place = stores.join(run.root, "report", "index.html")
+    print(f"page: {place}")
+    if place.startswith("s3://"):
+        print(f"  one file; to look at it: aws s3 cp {shlex.quote(place)} page.html, and open page.html in a browser")

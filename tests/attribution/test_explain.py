@@ -323,6 +323,23 @@ def test_a_group_may_have_any_name(small_run: Callable[..., Run], tmp_path: Path
     assert len(explain_page._groups(found)) == explain_page.GROUPS
 
 
+def test_one_moment_that_carries_the_influence_is_warned_of(small_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = small_run(tmp_path, report__pictures=False)
+    row = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a", "uri": "/a.mp4"}
+    standing = {"query_id": "q", "group": "g", "influence": 1.0, "rank": 0, "percentile": 50.0, "votes": True}
+    blank = explain_page.Explanation(row, None, None, (), [standing], 1, near=[("b", 0.96), ("c", 0.94)])
+
+    def page(shares: list[float]) -> str:
+        found = blank.split(run, np.array(shares).reshape(1, -1, 1, 1), ["x"], ["g"])
+        return Path(explain_page.write(run, found, lambda row: None)).read_text()
+
+    warned = page([0.7, 0.2, 0.1])
+    assert "70% of its influence comes from frame 0 alone. One moment has no motion" in warned
+    assert "One moment has no motion" not in page([0.5, 0.3, 0.2])
+    assert "One moment has no motion" not in page([-0.7, -0.2, -0.1]), "it teaches nothing, by whatever frame"
+    assert warned.count(">near-duplicate<") == 1, "a clip below the threshold is called one"
+
+
 @pytest.mark.parametrize("change", [{}, {"clip_id": "nobody"}, {"cut": True}])
 def test_clips_that_are_not_there(run: Run, change: dict[str, Any]) -> None:
     clip_id = selected(run)[:-1] if change.get("cut") else change.get("clip_id")

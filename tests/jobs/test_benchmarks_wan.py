@@ -85,8 +85,10 @@ def test_of_few_motions_nothing_follows() -> None:
 
 def test_arms_that_the_configuration_cannot_have_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     named = wan.possible(config.load("demo"))
-    assert set(wan.ARMS) - set(named) == {"motive"}
-    assert "the arm motive is left out: the arm 'motive' compares features" in capsys.readouterr().out
+    assert set(wan.ARMS) - set(named) == {"lawful", "magnitude", "motive"}, "the demo measures the motion of a sample"
+    said = capsys.readouterr().out
+    assert "the arm motive is left out: the arm 'motive' compares features" in said
+    assert "the arm lawful is left out: Value error, motion.of='queries'" in said
     both = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "none")]
     run = config.load("wan2.1-t2v-1.3b", {"attribution.settings": both, "motion.of": "all"})
     assert wan.possible(run) == list(wan.ARMS)

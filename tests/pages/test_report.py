@@ -376,6 +376,49 @@ def test_differences_to_base_are_paired() -> None:
     assert motive["relative"] == pytest.approx(0.5 / 5.5)
 
 
+def test_a_card_says_the_clips_place_on_this_query_the_groups_decision_and_the_file(
+    written: tuple[dict[str, Any], str, Path],
+) -> None:
+    summary, page, root = written
+    ranked = sum(summary["decisions"][decision] for decision in ("selected", "neutral", "harmful"))
+    neighbors = tables.read(str(root / "neighbors"))
+    assert neighbors is not None
+    assert f'>no. 1</b> <span class="soft">of {ranked}</span>' in page
+    assert f'>no. {ranked}</b> <span class="soft">of {ranked}</span>' in page, "the lowest is the last"
+    assert re.search(rf'<span class="tag \w+">{GROUPS[0]}: (selected|neutral|harmful)</span>', page)
+    assert not re.search(r'<span class="tag \w+">(selected|neutral|harmful)</span>', page), "a decision of no group"
+    assert "It has no unit and is no cosine" in page
+    plain = config.load("demo", {"ranking.whiten": None})
+    assert report.influence_words(plain) == "Influence is the cosine of two projected gradients."
+
+
+def test_a_file_is_named_without_its_signature() -> None:
+    def neighbor(uri: str | None) -> gallery.Neighbor:
+        return gallery.Neighbor({"uri": uri}, 0.1, 1, None, "all", None)
+
+    assert neighbor("https://host/a/b.mp4?signature=secret").file == "b.mp4"
+    assert neighbor("/videos/what?.mp4").file == "what?.mp4"
+    assert neighbor(None).file == "\N{EN DASH}"
+
+
+def test_a_funnel_in_which_all_came_through_is_folded(
+    written: tuple[dict[str, Any], str, Path], tmp_path: Path
+) -> None:
+    assert '<details class="panel" open><summary>What dropped out where</summary>' in written[1]
+    run = config.load("demo", {"root": str(tmp_path)})
+    rows = [_clip(f"clip-{n}", "shelf", "") for n in range(3)]
+    tables.append(str(tmp_path / "clips"), pa.Table.from_pylist(rows, schema=schemas.CLIPS), FINGERPRINT)
+    tables.append(str(tmp_path / "features/clips"), _features(rows), FINGERPRINT)
+    moved = [
+        {**row, **dict.fromkeys(("mask", "mask_shape", "motion_mean", "motion_p95", "camera_share"))} for row in rows
+    ]
+    table = pa.Table.from_pylist(moved, schema=schemas.motion_schema(schemas.CLIPS))
+    tables.append(str(tmp_path / "motion/clips"), table, FINGERPRINT)
+    report.write(run, lambda row: None)
+    page = (tmp_path / "report/index.html").read_text()
+    assert '<details class="panel"><summary>All 3 clips came through</summary>' in page
+
+
 def test_the_result_is_in_the_headline(written: tuple[dict[str, Any], str, Path]) -> None:
     found, page, _ = written
     change = re.search(r"base model: (.)\d\.\d ± 0\.\d % on the masked loss and ", found["headline"])
