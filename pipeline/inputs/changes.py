@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.inputs import folders, video_ids, videos
 from pipeline.inputs.manifests import versioned
 from pipeline.inputs.shards import members
-from pipeline.inputs.video_set import VideoSet
+from pipeline.inputs.video_set import PICTURES, VideoSet
 from pipeline.tables import retries
 from pipeline.tables.ids import Flags, IdList, IdSet
 from pipeline.tables.schemas import CAPTIONS
@@ -36,9 +36,10 @@ class Listing:
         base: str | None,
         files: str | None = None,
         camera: str | None = None,
+        fps: float = PICTURES,
         empty_captions: float = 1.0,
     ) -> None:
-        asked = VideoSet(where, key, base, files, camera)
+        asked = VideoSet(where, key, base, files, camera, fps)
         self.schema, blocks = _read(asked)
         self._own = False  # whether videos have ids of their own
         self.captions = CaptionShare()
@@ -201,10 +202,11 @@ def check(
     base: str | None,
     files: str | None = None,
     camera: str | None = None,
+    fps: float = PICTURES,
     empty_captions: float = 1.0,
 ) -> pa.Schema:
     """Read a listing to its end, for its columns and captions. Raises InputError."""
-    asked = VideoSet(where, key, base, files, camera)
+    asked = VideoSet(where, key, base, files, camera, fps)
     schema, blocks = _read(asked)
     captions = CaptionShare()
     for block in blocks:
@@ -217,5 +219,5 @@ def _read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]]:
     manifest = versioned.read(asked)
     if manifest is not None:
         return manifest
-    table = videos.videos(asked.where, asked.key, asked.base, asked.files, asked.camera)
+    table = videos.videos(asked.where, asked.key, asked.base, asked.files, asked.camera, asked.fps)
     return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

@@ -21,7 +21,7 @@ from pipeline.inputs import extensions, file_tree, refusals
 from pipeline.inputs.file_tree import Tree
 from pipeline.inputs.layouts import recognition
 from pipeline.inputs.manifests import json_documents, reader
-from pipeline.inputs.shards import members
+from pipeline.inputs.shards import image_folders, members
 from pipeline.inputs.video_columns import Part, chosen, joined, of_table
 from pipeline.inputs.video_set import VideoSet
 
@@ -80,7 +80,8 @@ def found(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadM
     maps = _caption_maps(place, kinds.others)
     files = _with_captions(place, loose, captions, maps)
     packed = [_mapped(place, part, maps) for part in _shards(place, kinds.shards)]
-    rows, table = joined([outside, *listed, files, *packed])
+    pictures = _picture_folders(place, kinds, asked.fps)
+    rows, table = joined([outside, *listed, files, *packed, pictures])
     _check_any(place, rows, len(entries))
     _say_left_out(place, kinds)
     _say_unmatched(place, [name for part in packed for name in part.unmatched])
@@ -267,6 +268,39 @@ def _check_known(place: _Place, entries: Mapping[str, Any]) -> None:
                 f"{place.named}: {shown} says what the videos of its folder are, and is read where it is named alone: "
                 f"name {posixpath.dirname(shown)}, or that file, or take the file away."
             )
+
+
+# --- folders of pictures ---------------------------------------------------------------------------------------------
+
+
+def _picture_folders(place: _Place, kinds: _Kinds, fps: float) -> Part:
+    """Folders of pictures as clips, where a place has nothing else: beside videos, pictures are previews of them. The
+    caption of one lies beside it, in FOLDER.txt."""
+    empty = Part([], {"caption": pa.chunked_array([pa.array([], pa.string())])})
+    if not place.whole or kinds.videos or kinds.shards or kinds.metadata:
+        return empty
+    folders: dict[str, list[Any]] = {}
+    for path, info in kinds.others.items():
+        if image_folders.is_picture(path) and is_file(info):
+            folders.setdefault(posixpath.dirname(path), []).append(info)
+    clips = {folder: entries for folder, entries in folders.items() if len(entries) >= image_folders.FEWEST}
+    if not clips:
+        return empty
+    log.warning("%s: folders of pictures: %d. Each is a clip of %g frames a second.", place.named, len(clips), fps)
+    captions = {
+        folder: (folder + end, kinds.others[folder + end]["size"])
+        for folder in clips
+        for end in place.sidecars
+        if folder + end in kinds.others
+    }
+    texts, errors = _texts(place, dict(captions.values()))
+    rows = []
+    for folder, entries in clips.items():
+        below = "." if folder == place.root else place.below(folder)
+        row = image_folders.row_of(place.fs, folder, below, entries, fps, place.base)
+        rows.append({**row, "error": row["error"] or errors.get(captions.get(folder, ("",))[0])})
+    own = [texts.get(captions.get(folder, ("",))[0], "") for folder in clips]
+    return Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
 
 
 # --- captions beside videos ------------------------------------------------------------------------------------------

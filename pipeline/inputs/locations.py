@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.config import credentials
 from pipeline.errors import ConfigError
 from pipeline.inputs import extensions, folders, refusals
 from pipeline.inputs.folders import Row, relative
+from pipeline.inputs.shards import image_folders
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join, place
 
@@ -25,13 +26,16 @@ ENDS = (".mp4", ".mkv", ".webm")  # of videos that are listed by their ids
 SOME = 5  # paths that are looked for before the others
 
 
-def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str | None) -> list[Row]:
+def located(
+    fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: str | None, rates: Sequence[float]
+) -> list[Row]:
     """The row of every listed path. Paths are relative to the manifest's folder unless they are absolute or URLs. A
-    folder is listed once, instead of a request for each file, unless it may not be listed."""
+    folder is listed once, instead of a request for each file, unless it may not be listed. A path may lead to a folder
+    of pictures, which are shown at the row's rate."""
     listings: dict[str, Mapping[str, Any] | None] = {}
     files: list[Row] = []
     unlisted: list[tuple[int, fsspec.AbstractFileSystem, str]] = []
-    for path in paths:
+    for path, rate in zip(paths, rates, strict=True):
         refused = refusals.of_text(path)
         if refused:
             files.append(_refused(path, refused))
@@ -49,6 +53,10 @@ def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: st
                 end = _end(bare, listing)
                 bare, below = bare + end, below + end
             info = listing.get(bare) if listing is not None else None
+            if info is None and listing is not None and bare and _is_folder(file_fs, bare):
+                entries = file_fs.ls(bare, detail=True)
+                files.append(image_folders.row_of(file_fs, bare.rstrip("/"), below.rstrip("/"), entries, rate, base))
+                continue
             if listing is None:
                 unlisted.append((len(files), file_fs, bare))
         files.append(folders.of_file(file_fs, bare, below, info, base))
@@ -61,6 +69,11 @@ def located(fs: fsspec.AbstractFileSystem, root: str, paths: list[str], base: st
             else:
                 files[at]["error"] = "read: it is not there, or may not be read"
     return files
+
+
+def _is_folder(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether a path without the end of a video leads to a folder."""
+    return not path.lower().endswith(extensions.VIDEOS) and bool(fs.isdir(path))
 
 
 def _end(bare: str, listing: Mapping[str, Any]) -> str:

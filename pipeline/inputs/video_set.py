@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+PICTURES = 16.0  # frames a second of a folder of pictures, where nobody says it
+
 
 @dataclass(frozen=True)
 class VideoSet:
     """`where` is the value of `key`, such as data.videos; `base`, `files` and `camera` are data.base, `files` of the
-    set's own section, and data.camera. A configuration of a trainer that is read for its places says further with which
-    ends captions lie beside videos, and which columns of its manifests have which names here."""
+    set's own section, and data.camera; `fps` is the rate of folders of pictures that say none: data.fps. A trainer's
+    configuration says further with which ends captions lie beside videos, and which columns of its manifests have which
+    names here."""
 
     where: str
     key: str = "data.videos"
     base: str | None = None
     files: str | None = None
     camera: str | None = None
+    fps: float = PICTURES
     sidecars: tuple[str, ...] = (".txt",)
     columns: Mapping[str, str] = field(default_factory=dict)
 

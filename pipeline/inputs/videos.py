@@ -26,7 +26,7 @@ from pipeline.inputs.manifests.columns import columns
 from pipeline.inputs.manifests.span_columns import SPAN
 from pipeline.inputs.shards import members
 from pipeline.inputs.video_columns import Part, joined, of_table
-from pipeline.inputs.video_set import VideoSet
+from pipeline.inputs.video_set import PICTURES, VideoSet
 from pipeline.storage.stores import join, place
 
 log = logging.getLogger(__name__)
@@ -40,12 +40,13 @@ def videos(
     base: str | None = None,
     files: str | None = None,
     camera: str | None = None,
+    fps: float = PICTURES,
 ) -> pa.Table:
     """The videos of a folder (all below it, or what its metadata lists), a glob, or a manifest; tar and Parquet shards
     (see `pipeline.inputs.shards.members`) count as the videos in them.
 
     `files` is the folder that a manifest's relative paths begin in, where it is not the manifest's own; `camera` names
-    one of a robot's cameras.
+    one of a robot's cameras; `fps` is the rate of folders of pictures that say none.
 
     Columns: `uri`, `relative` (path below the data root), `version` (etag, or size and modification time), `size`,
     `source` and `group` (the manifest's, else the folder; the group of the data root itself is `all`), `caption`, `id`
@@ -59,7 +60,7 @@ def videos(
     """
     fs, bare = place_of(where, key)
     try:
-        rows, said = _listed(fs, bare, VideoSet(where, key, base, files, camera))
+        rows, said = _listed(fs, bare, VideoSet(where, key, base, files, camera, fps))
     except PermissionError as error:
         raise InputError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     try:

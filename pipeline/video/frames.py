@@ -102,8 +102,8 @@ def segments(
 
     Each is {start_frame, num_frames, fps, height, width, cuts, error}: start_frame counts source frames, height and
     width are those of the picture on the screen, cuts are the frames of the segment at which another shot begins. No
-    two begin at one source frame. `error` is None, or says why this segment cannot be used while others can.
-    Raises ClipError where none can.
+    two begin at one source frame. `error` is None, or says why this segment cannot be used while others can. The first
+    may have a `note`, a sentence about the file. Raises ClipError where none can.
     """
     seen = _whole(path, fps, pulse) if span is None else _within(path, spans.parse(span), fps, pulse)
     times, first = seen.line.times, int(seen.numbers[0])
@@ -121,6 +121,9 @@ def segments(
         cuts, error = seen.segment(times[start] + np.arange(frames) / fps, fps)
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
         rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})
+    packets = read_packets(path, pulse)
+    if packets.streams > 1:
+        rows[0]["note"] = f"it has {packets.streams} video streams; of these the stream {packets.stream} is used"
     if all(row["error"] for row in rows):
         code, _, sentence = str(rows[0]["error"]).partition(": ")
         raise ClipError(code, sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.config import Data, Run
 from pipeline.errors import ClipError
 from pipeline.tables import in_parts, purge_list
 from pipeline.video.decoder import Decoder
+
+log = logging.getLogger(__name__)
 
 _OWN = ("relative", "size", "id")  # columns of a video that its clips do not have
 
@@ -52,6 +55,10 @@ def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0)
             code, _, sentence = str(video["error"]).partition(": ")
             raise ClipError(code, sentence)
         segments = decoder.index(str(video["uri"]), data.frames, data.fps, data.stride, *_span(video))
+        for segment in segments:
+            note = segment.pop("note", None)
+            if note is not None:
+                log.warning("%s: %s.", video["uri"], note)
         _check_starts([segment["start_frame"] for segment in segments])
     except ClipError as error:
         empty = {"start_frame": 0, "num_frames": 0, "fps": 0.0, "height": 0, "width": 0, "cuts": []}

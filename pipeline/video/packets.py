@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -93,16 +93,17 @@ class _Amount:
             raise ClipError("refused", f"its packets are more than {_MOST_BYTES} times as large as the file itself")
 
 
-def _video_stream(path: str, size: int, pulse: Pulse) -> int:
-    """The index of the stream that a player shows: one with more than a single picture before a still, then the one
-    flagged as default, then the largest, then the first. Cover pictures and thumbnail tracks are no videos."""
+def _video_stream(path: str, size: int, pulse: Pulse) -> tuple[int, int]:
+    """The index of the stream that a player shows, and how many there are. It is one with more than a single picture
+    before a still, then the one flagged as default, then the largest, then the first. Cover pictures and thumbnail
+    tracks are no videos."""
     with open_container(path) as container:
         hidden = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         streams = [stream for stream in container.streams.video if not stream.disposition & hidden]
         if not streams:
             raise ClipError("decode", "it has no video stream")
         if len(streams) == 1:
-            return int(streams[0].index)
+            return int(streams[0].index), 1
         pictures, amount = Counter[int](), _Amount(size)
         for packet in container.demux(streams):
             pulse()
@@ -114,7 +115,7 @@ def _video_stream(path: str, size: int, pulse: Pulse) -> int:
             area = int(stream.width or 0) * int(stream.height or 0)
             return pictures[stream.index] > 1, default, area, -int(stream.index)
 
-        return int(max(streams, key=preference).index)
+        return int(max(streams, key=preference).index), len(streams)
 
 
 # --- the table of packets --------------------------------------------------------------------------------------------
@@ -141,6 +142,7 @@ class Packets:
     key: Flags
     shown: Flags
     corrupt: Flags
+    streams: int = 1  # how many streams of videos the file has
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -179,7 +181,7 @@ def read_packets(path: str, pulse: Pulse = no_pulse) -> Packets:
 @lru_cache(maxsize=4)
 def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
     """Size and modification time are there for the cache."""
-    index = _video_stream(path, size, pulse)
+    index, count = _video_stream(path, size, pulse)
     packets = _table(path, size, index, True, pulse)
     # Stamps in the order of decoding begin before zero by the decoder's delay, and writers hide what is before zero.
     # That hides frames of the film from between others. An edit list that somebody made leaves out more.
@@ -187,7 +189,7 @@ def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
     in_decoding_order = bool((packets.pts == packets.dts).all() and (np.diff(packets.pts) > 0).all())
     if packets.reorders and in_decoding_order and 0 < hidden <= _DELAY and not packets.shown[:hidden].any():
         packets = _table(path, size, index, False, pulse)
-    return packets
+    return replace(packets, streams=count)
 
 
 def _table(path: str, size: int, index: int, edits: bool, pulse: Pulse) -> Packets:

@@ -13,13 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
-from pipeline.errors import ConfigError, InputError
+from pipeline.config import Data
+from pipeline.errors import ClipError, ConfigError, InputError
 from pipeline.exports import formats
 from pipeline.exports.trainers import ExportedSet
 from pipeline.inputs.changes import Listing, check
 from pipeline.inputs.layouts import line_files
 from pipeline.inputs.videos import videos
+from pipeline.video.decoder import Decoder
+from pipeline.video.indexing import index
+from tests.support import numbered
 
 NAMES = ("a.mp4", "b.mp4")
 
@@ -561,3 +566,80 @@ def test_what_we_export_we_read(tmp_path: Path, name: str) -> None:
         (tmp_path / file).write_text(text)
     where = tmp_path / "clips.jsonl" if name == "data-juicer" else tmp_path
     assert captions(where) == {f"c{n}.mp4": f"caption {n}" for n in range(3)}
+
+
+# --- folders of pictures ---------------------------------------------------------------------------------------------
+
+
+def _pictures(folder: Path, count: int, end: str = "png", first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(numbered.picture(first + number)).save(folder / f"frame{number}.{end}")
+    return folder
+
+
+@pytest.mark.parametrize("end", ["png", "jpg"])
+def test_a_folder_of_pictures_is_a_clip(tmp_path: Path, end: str) -> None:
+    """Frame 9 comes before frame 10, and a picture is a frame at the rate of the set."""
+    _pictures(tmp_path / "clips" / "x", 20, end)
+    _pictures(tmp_path / "clips" / "y", 20, end, first=50)
+    (tmp_path / "clips" / "x.txt").write_text("one")
+    (tmp_path / "clips" / "y.txt").write_text("two")
+    rows = videos(str(tmp_path / "clips"), fps=8.0).to_pylist()
+    assert [(r["relative"], r["caption"], r["error"]) for r in rows] == [("x", "one", None), ("y", "two", None)]
+    data = Data(videos="x", frames=9, fps=8.0, height=32, width=64)
+    with Decoder() as decoder:
+        for row, first in zip(rows, (0, 50), strict=True):
+            clips = index(row, data, decoder)
+            assert [clip["start_frame"] for clip in clips] == [0, 9]
+            shown = numbered.numbers(decoder.frames(row["uri"], 9, 9, 8.0, 32, 64))
+            assert shown == list(range(first + 9, first + 18))
+            half = numbered.numbers(decoder.frames(row["uri"], 0, 5, 4.0, 32, 64))
+            assert half == list(range(first, first + 10, 2)), "another rate takes other pictures"
+
+
+def test_a_manifest_may_name_folders_of_pictures(tmp_path: Path) -> None:
+    """musubi-tuner's JSONL; `fps` of a row is the rate of its pictures."""
+    _pictures(tmp_path / "x", 4)
+    touch(tmp_path, ("b.mp4",))
+    rows = [{"video_path": "x", "caption": "one", "fps": 24}, {"video_path": "b.mp4", "caption": "two", "fps": 16}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = videos(str(tmp_path / "list.jsonl")).to_pylist()
+    assert [row["error"] for row in listed] == [None, None]
+    assert listed[0]["uri"] == f"{tmp_path}/x/#24fps"
+
+
+def test_a_folder_of_pictures_that_changed_has_another_version(tmp_path: Path) -> None:
+    _pictures(tmp_path / "x", 4)
+    before = videos(str(tmp_path)).column("version").to_pylist()
+    assert videos(str(tmp_path)).column("version").to_pylist() == before
+    _pictures(tmp_path / "x", 5)
+    assert videos(str(tmp_path)).column("version").to_pylist() != before
+
+
+def test_pictures_beside_videos_are_no_clips(tmp_path: Path) -> None:
+    touch(tmp_path)
+    _pictures(tmp_path / "previews", 4)
+    assert set(captions(tmp_path)) == set(NAMES)
+
+
+def test_folders_that_are_no_clips_are_rows_with_errors(tmp_path: Path) -> None:
+    _pictures(tmp_path / "one", 1)
+    _pictures(tmp_path / "both", 2)
+    _pictures(tmp_path / "both", 2, "jpg")
+    outside = _pictures(tmp_path / "elsewhere" / "x", 2)
+    inside = tmp_path / "in" / "linked"
+    inside.mkdir(parents=True)
+    for picture in outside.iterdir():
+        (inside / picture.name).symlink_to(picture)
+    rows = [{"video": str(tmp_path / name), "caption": "c"} for name in ("one", "both")]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    errors = videos(str(tmp_path / "list.jsonl")).column("error").to_pylist()
+    assert errors[0].startswith("too_short: the folder has 1 pictures")
+    assert errors[1].startswith("refused: its pictures are PNG and JPEG")
+    (row,) = videos(str(tmp_path / "in"), base=str(tmp_path / "in")).to_pylist()
+    assert row["error"] == "refused: it lies outside data.base"
+    (outside / "frame0.png").write_bytes(b"no picture")
+    (row,) = videos(str(tmp_path / "elsewhere")).to_pylist()
+    with Decoder() as decoder, pytest.raises(ClipError, match="decode: its first picture has no header"):
+        decoder.index(row["uri"], 2, 16.0)

@@ -269,8 +269,11 @@ def _two_tracks(path: Path, first: list[int], default: int) -> str:
 )
 def test_the_track_that_a_player_shows(tmp_path: Path, first: list[int], default: int, height: int, why: str) -> None:
     path = _two_tracks(tmp_path / "two.mkv", first, default)
-    row = video.segments(path, 5, 25.0)[0]
-    assert row["height"] == height, why
+    rows = video.segments(path, 5, 25.0)
+    used = 0 if height == 32 else 1
+    assert rows[0]["height"] == height, why
+    assert rows[0]["note"] == f"it has 2 video streams; of these the stream {used} is used"
+    assert all("note" not in row for row in rows[1:])
     assert numbers(video.decode(path, 3, 2, 25.0, height, 64)) == [3 + 100 * (height == 32), 4 + 100 * (height == 32)]
 
 
@@ -571,3 +574,12 @@ def test_a_picture_that_lies_aslant_is_an_error(tmp_path: Path, degrees: int, us
     else:
         with pytest.raises(ClipError, match="decode: its display matrix turns it by no quarter"):
             video.segments(str(path), 4, 25.0)
+
+
+def test_which_of_two_tracks_is_used_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _two_tracks(tmp_path / "two.mkv", list(range(20)), 1)
+    listed = {"uri": path, "relative": "two.mkv", "size": 1, "caption": "c", "error": None}
+    with Decoder() as decoder:
+        rows = index(listed, _data(frames=5, fps=25.0), decoder)
+    assert f"{path}: it has 2 video streams; of these the stream 1 is used." in caplog.text
+    assert all("note" not in row for row in rows)

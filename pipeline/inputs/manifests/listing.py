@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import posixpath
 from dataclasses import replace
 from typing import Any
@@ -47,7 +48,7 @@ def listed(
         log.warning("%s: rows are stretches of their videos, by %s.", asked.named, columns_of_spans.shown())
     try:
         root_fs, root = root_of(fs, posixpath.dirname(bare), paths, asked)
-        files = located(root_fs, root, paths, asked.base)
+        files = located(root_fs, root, paths, asked.base, _rates(table, asked.fps))
     except ImportError as error:
         raise InputError(f"{asked.named}: some of its videos lie where nothing here can read: {error}.") from error
     faults, places = table.column(FAULT).to_pylist(), table.column(LINE).to_pylist()
@@ -58,6 +59,13 @@ def listed(
             row["error"] = f"refused: {file.entries} {number}: {span_fault}"
     table = _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
     return files, table if columns_of_spans is None else table.append_column(SPAN, spans)
+
+
+def _rates(table: pa.Table, fps: float) -> list[float]:
+    """The rate at which each row's pictures would be shown: its own, if the manifest has a column `fps`."""
+    name = next((name for name in table.column_names if name.strip().casefold() == "fps"), None)
+    values = [None] * table.num_rows if name is None else table.column(name).to_pylist()
+    return [float(v) if isinstance(v, int | float) and 0 < v < math.inf else fps for v in values]
 
 
 def _with_local_paths(table: pa.Table, file: reader.ManifestFile) -> reader.ManifestFile:

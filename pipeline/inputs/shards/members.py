@@ -4,6 +4,7 @@ A video in a shard has a uri of its own, from which alone a worker fetches it, a
 
     s3://bucket/train-0001.tar#1536+893943:cats/001.mp4     offset and size in bytes, then the name inside the tar
     s3://bucket/train-0001.parquet#317:video.bytes          row, then the column
+    s3://bucket/clips/0001/#16fps                           a folder of pictures, frames a second
 
 Its `relative`, which the clip's id is made of, is the shard's with the name or row behind it. A Parquet value's size is
 not known without reading all of them: there it is 0, and the id is that of the row. A video's version is its shard's.
@@ -17,7 +18,7 @@ import fsspec
 
 from pipeline.errors import ClipError
 from pipeline.inputs.refusals import REFERENCE
-from pipeline.inputs.shards import parquet_files, tar_files
+from pipeline.inputs.shards import image_folders, parquet_files, tar_files
 from pipeline.inputs.video_columns import Part
 from pipeline.storage.stores import place
 
@@ -44,13 +45,21 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: dict[str, Any]) -> P
 
 
 def inside(uri: str) -> str | None:
-    """The name of a video inside its shard; None where the uri is that of a file."""
+    """The name of a video inside its shard, or of what the pictures of a folder become; None where the uri is that of a
+    file."""
+    if image_folders.REFERENCE.fullmatch(uri):
+        return "pictures.mov"
     match = REFERENCE.fullmatch(uri)
     return match["name"] if match else None
 
 
 def fetch(uri: str, local: str) -> None:
-    """Write a video that lies in a shard to a local file. Raises ClipError, or whatever the store does."""
+    """Write a video that lies in a shard, or as pictures in a folder, to a local file. Raises ClipError, or as the
+    store does."""
+    pictures = image_folders.REFERENCE.fullmatch(uri)
+    if pictures is not None:
+        image_folders.fetch(*place(pictures["folder"]), float(pictures["fps"]), local, LARGEST)
+        return
     match = REFERENCE.fullmatch(uri)
     if match is None:
         raise ValueError(f"{uri!r} is no video inside a shard")
