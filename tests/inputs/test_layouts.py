@@ -643,3 +643,19 @@ def test_folders_that_are_no_clips_are_rows_with_errors(tmp_path: Path) -> None:
     (row,) = videos(str(tmp_path / "elsewhere")).to_pylist()
     with Decoder() as decoder, pytest.raises(ClipError, match="decode: its first picture has no header"):
         decoder.index(row["uri"], 2, 16.0)
+
+
+def test_a_configuration_that_leads_to_itself_ends(tmp_path: Path) -> None:
+    touch(tmp_path)
+    (tmp_path / "dataset.toml").write_text('[[directory]]\npath = "."\n')
+    assert set(captions(tmp_path)) == set(NAMES), "its own folder is read as a folder"
+    (tmp_path / "dataset.toml").write_text('[[datasets]]\nvideo_jsonl_file = "dataset.toml"\n')
+    with pytest.raises(InputError, match="it leads to itself"):
+        videos(str(tmp_path))
+
+
+def test_what_is_wrong_in_a_list_of_json_is_said_with_its_entry(tmp_path: Path) -> None:
+    touch(tmp_path)
+    rows = [{"video": "a.mp4", "prompt": "one"}, {"video": "b.mp4", "prompt": {"en": "two"}}]
+    with pytest.raises(InputError, match="entry 2: its `prompt` is an object; it must be a text"):
+        videos(str(write_json(tmp_path / "metadata.json", rows)))
