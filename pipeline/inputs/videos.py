@@ -24,7 +24,7 @@ from pipeline.inputs.layouts.contents import Place, Places, Rows
 from pipeline.inputs.manifests import listing, reader
 from pipeline.inputs.manifests.columns import columns
 from pipeline.inputs.manifests.span_columns import SPAN
-from pipeline.inputs.shards import members
+from pipeline.inputs.shards import lance_tables, members
 from pipeline.inputs.video_columns import Part, joined, of_table
 from pipeline.inputs.video_set import PICTURES, VideoSet
 from pipeline.storage.stores import join, place
@@ -99,6 +99,11 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folder
             return _rows(fs, layout, asked)
         if isinstance(layout, Places):
             return _places(fs, layout, asked)
+        lance = lance_tables.datasets(fs, bare, recognition.names_in(fs, bare)) if fs.isdir(bare) else []
+        if lance:
+            roots = [posixpath.basename(path) if path == bare else folders.relative(path, bare) for path in lance]
+            parts = [lance_tables.listed(fs, *one, asked.base) for one in zip(lance, roots, strict=True)]
+            return joined(parts)
         manifest = manifest_of(fs, bare)
         if manifest is not None:
             if manifest != bare:
