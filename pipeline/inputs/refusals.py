@@ -13,7 +13,9 @@ from pipeline.storage.stores import place
 STORES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".iso", ".parquet")
 PLAYLISTS = (".m3u", ".m3u8", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
-REFERENCE = re.compile(r"(?P<shard>.+\.(?i:tar|parquet))#(?P<first>\d+)(?:\+(?P<size>\d+))?:(?P<name>.*)", re.DOTALL)
+REFERENCE = re.compile(
+    r"(?P<shard>.+\.(?i:tar|parquet|lance))#(?P<first>\d+)(?:\+(?P<size>\d+))?:(?P<name>.*)", re.DOTALL
+)
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 # Of ffmpeg: concat:a|b, subfile,,start,0,end,9,,:a, data:. Another word before a colon is part of a name: take:1.mp4.
 _PROTOCOL = re.compile(

@@ -94,6 +94,24 @@ def seconds(value: object) -> float | None:
     return int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(rest.replace(",", "."))
 
 
+def overlap(one: str | None, other: str | None) -> bool:
+    """Whether two spans of one video may share a frame; None is the whole video. Seconds and frames of one video cannot
+    be compared without it: they may."""
+    if one is None or other is None:
+        return True
+    first, second = parse(one), parse(other)
+    if {first.start_unit, first.unit} != {second.start_unit, second.unit} or first.start_unit != first.unit:
+        return True
+    (start, end), (begin, stop) = (_ends(span) for span in (first, second))
+    return start < stop and begin < end
+
+
+def _ends(span: Span) -> tuple[float, float]:
+    if span.end is None:
+        return span.start, float("inf")
+    return span.start, span.start + span.end if span.is_length else span.end
+
+
 def bounds(span: Span, times: npt.NDArray[np.float64]) -> tuple[int, int, float]:
     """The first and the last frame of a span among a video's frames, whose times [n] ascend, and the time at which the
     span ends. Raises SpanError where it lies outside the video."""

@@ -13,7 +13,7 @@ class VideoSet:
     """`where` is the value of `key`, such as data.videos; `base`, `files` and `camera` are data.base, `files` of the
     set's own section, and data.camera; `fps` is the rate of folders of pictures that say none: data.fps. A trainer's
     configuration says further with which ends captions lie beside videos, and which columns of its manifests have which
-    names here."""
+    names here. Where it leads to a folder, that folder's own configurations are not read."""
 
     where: str
     key: str = "data.videos"
@@ -23,6 +23,7 @@ class VideoSet:
     fps: float = PICTURES
     sidecars: tuple[str, ...] = (".txt",)
     columns: Mapping[str, str] = field(default_factory=dict)
+    configurations: tuple[str, ...] = ()  # that led here, the last one last
 
     @property
     def named(self) -> str:

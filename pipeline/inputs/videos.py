@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.inputs.layouts.contents import Place, Places, Rows
 from pipeline.inputs.manifests import listing, reader
 from pipeline.inputs.manifests.columns import columns
 from pipeline.inputs.manifests.span_columns import SPAN
-from pipeline.inputs.shards import members
+from pipeline.inputs.shards import lance_tables, members
 from pipeline.inputs.video_columns import Part, joined, of_table
 from pipeline.inputs.video_set import PICTURES, VideoSet
 from pipeline.storage.stores import join, place
@@ -99,6 +99,11 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folder
             return _rows(fs, layout, asked)
         if isinstance(layout, Places):
             return _places(fs, layout, asked)
+        lance = lance_tables.datasets(fs, bare, recognition.names_in(fs, bare)) if fs.isdir(bare) else []
+        if lance:
+            roots = [posixpath.basename(path) if path == bare else folders.relative(path, bare) for path in lance]
+            parts = [lance_tables.listed(fs, *one, asked.base) for one in zip(lance, roots, strict=True)]
+            return joined(parts)
         manifest = manifest_of(fs, bare)
         if manifest is not None:
             if manifest != bare:
@@ -121,8 +126,12 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
 
     A folder's metadata in capitals (METADATA.CSV), and that of the folders in it, is for `folders.found` to list.
     """
-    paths = [bare] if fs.isfile(bare) else [join(bare, name) for name in recognition.METADATA]
-    manifest = next((path for path in paths if path.lower().endswith(MANIFESTS) and fs.isfile(path)), None)
+    if fs.isfile(bare):
+        manifest = bare if bare.lower().endswith(MANIFESTS) else None
+    else:
+        there = recognition.names_in(fs, bare)
+        paths = [join(bare, name) for name in recognition.METADATA if name in there]
+        manifest = next((path for path in paths if fs.isfile(path)), None)
     if manifest is None or (manifest.lower().endswith(".parquet") and members.holds_videos(fs, manifest)):
         return None
     return manifest
@@ -151,12 +160,13 @@ def _places(fs: fsspec.AbstractFileSystem, layout: Places, asked: VideoSet) -> f
     folder = asked.files or fs.unstrip_protocol(posixpath.dirname(layout.path))
     for one in layout.places:
         try:
-            root, part = _place(one, folder, fs, asked)
+            root, part = _place(one, folder, fs, replace(asked, configurations=(*asked.configurations, layout.path)))
         except ConfigError as error:
             raise InputError(f"{asked.named}: {layout.path} names a place that cannot be read: {error}") from error
         parts.append(part)
         roots.append(root)
-    common = posixpath.commonpath(roots) if all(map(posixpath.isabs, roots)) else ""
+    kinds = {posixpath.isabs(root) for root in roots}  # those of a bucket begin with its name
+    common = posixpath.commonpath(roots) if len(kinds) == 1 else ""
     for root, part in zip(roots, parts, strict=True):
         prefix = "" if root == common else folders.relative(root, common)
         for row in part.rows:
@@ -168,7 +178,7 @@ def _places(fs: fsspec.AbstractFileSystem, layout: Places, asked: VideoSet) -> f
 def _place(one: Place, folder: str, fs: fsspec.AbstractFileSystem, asked: VideoSet) -> tuple[str, Part]:
     """The folder that a place's paths are relative to, and its videos."""
     where, files = (None if path is None else _absolute(path, folder, fs) for path in (one.where, one.files))
-    sub = dataclasses.replace(asked, where=str(where), files=files, sidecars=one.sidecars, columns=one.columns)
+    sub = replace(asked, where=str(where), files=files, sidecars=one.sidecars, columns=one.columns)
     sub_fs, bare = place_of(sub.where, asked.key)
     rows, table = _listed(sub_fs, bare, sub)
     if one.caption is not None:
@@ -187,6 +197,6 @@ def _absolute(where: str, folder: str, fs: fsspec.AbstractFileSystem) -> str:
 
 def _metadata(fs: fsspec.AbstractFileSystem, asked: VideoSet, path: str) -> folders.Found | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
-    of_file = dataclasses.replace(asked, where=f"{asked.where}: {path}", files=None)
+    of_file = replace(asked, where=f"{asked.where}: {path}", files=None)
     file = reader.read(fs, path, of_file.where, asked.key, typed=False)
     return None if file.columns.path is None else listing.listed(fs, path, of_file, file)

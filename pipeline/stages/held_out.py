@@ -13,6 +13,7 @@ from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import InputError
 from pipeline.evaluation.held_out import Trained, held_out_tasks
+from pipeline.inputs import spans
 from pipeline.operations import nights
 from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import Record
@@ -24,14 +25,17 @@ CANDIDATE, IN_USE = "candidate", "in_use"
 
 
 def check_disjoint(run: Run) -> None:
-    """Raise InputError where a held-out video is among the data or the queries: by its place, or its etag."""
-    videos = tables.read(stores.join(run.root, "held_out"), ["uri", "version"])
+    """Raise InputError where a held-out video is among the data or the queries: by its place, or its etag. Where both
+    have spans of one file, these must not overlap."""
+    videos = _videos(run, "held_out")
     for name in ("clips", "queries"):
-        table = tables.read(stores.join(run.root, name), ["uri", "version"])
+        table = _videos(run, name)
         if videos is None or table is None:
             continue
         shared = videos.filter(pc.is_in(videos.column("uri"), table.column("uri").combine_chunks()))
+        shared = shared.filter(pa.array(_overlapping(shared, table), pa.bool_()))
         remote = videos.filter(pc.match_substring(videos.column("uri"), "://"))
+        remote = remote.filter(pc.invert(pc.is_in(remote.column("uri"), table.column("uri").combine_chunks())))
         same = remote.filter(pc.is_in(remote.column("version"), table.column("version").combine_chunks()))
         uris = sorted({*shared.column("uri").to_pylist(), *same.column("uri").to_pylist()})
         if uris:
@@ -39,6 +43,26 @@ def check_disjoint(run: Run) -> None:
                 f"evaluate.videos={run.evaluate.videos!r}: {len(uris)} of its videos are in {video_sets.SETS[name]} "
                 f"as well, such as {uris[0]}. Clips that took part in the selection cannot judge it; leave them out."
             )
+
+
+def _videos(run: Run, name: str) -> pa.Table | None:
+    """The uri, version and span of each clip of a set; None where the set was not indexed."""
+    folder = stores.join(run.root, name)
+    has_spans = any("span" in schema.names for schema in tables.columns(folder))
+    table = tables.read(folder, ["uri", "version", *(["span"] if has_spans else [])])
+    if table is None or has_spans:
+        return table
+    return table.append_column("span", pa.nulls(table.num_rows, pa.string()))
+
+
+def _overlapping(rows: pa.Table, others: pa.Table) -> list[bool]:
+    """Of rows whose files others have too, whether a span of the others' may share a frame with theirs."""
+    known = others.filter(pc.is_in(others.column("uri"), rows.column("uri").combine_chunks()))
+    listed: dict[str, set[str | None]] = {}
+    for row in known.select(["uri", "span"]).to_pylist():
+        listed.setdefault(row["uri"], set()).add(row["span"])
+    pairs = rows.select(["uri", "span"]).to_pylist()
+    return [any(spans.overlap(row["span"], span) for span in listed[row["uri"]]) for row in pairs]
 
 
 def losses(

@@ -32,7 +32,8 @@ class ShuffledRows:
     """Rows that are added by the block, in any order, and drawn by the block, in the order of a hash of their names.
 
     A name counts once: of its rows the one without an `error`, a column that the schema must have, else the first. In
-    memory are 8 bytes a row until the last is added.
+    memory are 8 bytes a row until the last is added. Rows that have a `span` are drawn together with those of the same
+    `uri`, in the order of a hash of that: a remote file is fetched for many of them.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -47,11 +48,12 @@ class ShuffledRows:
 
     def add_digests(self, rows: pa.Table, names: Digests) -> None:
         """Add rows of the schema, with the digests of their names."""
-        order = np.argsort(names[:, 0], kind="stable")
+        places = digests(rows.column("uri"))[:, 0] if "span" in self._schema.names else names[:, 0]
+        order = np.argsort(places, kind="stable")
         for column, values in zip(_DIGEST, names.T, strict=True):
             rows = rows.append_column(column, pa.array(values))
         rows = rows.cast(self._schema).take(pa.array(order)).combine_chunks()
-        ends = np.searchsorted(names[order, 0] >> np.uint64(64 - BITS), np.arange(1 << BITS), side="right")
+        ends = np.searchsorted(places[order] >> np.uint64(64 - BITS), np.arange(1 << BITS), side="right")
         start = 0
         for bucket, end in enumerate(ends.tolist()):
             if end > start:
@@ -144,6 +146,8 @@ class ShuffledRows:
             rows = self._bucket(bucket).drop_columns(list(_DIGEST))
             if self._drawn is not None:
                 rows = rows.filter(pa.array(self._drawn[bucket]))
+            if rows.num_rows and "span" in rows.column_names:
+                rows = rows.sort_by([("uri", "ascending"), ("span", "ascending")])
             if rows.num_rows:
                 yield rows
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.config import Data
+from pipeline.inputs.changes import Listing
 from pipeline.inputs.shards import members as shards
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
@@ -19,6 +21,7 @@ from pipeline.synthetic import world
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4
 from pipeline.video.indexing import index
+from tests.support import numbered
 from tests.support.s3_store import BUCKET, Store, first
 
 
@@ -130,3 +133,65 @@ def test_a_caption_that_may_not_be_read_is_an_error_of_its_video(store: Store) -
     store.fault = lambda request: "403" if request.path.endswith("/a.txt") else None
     errors = videos(f"s3://{BUCKET}/data")["error"].to_pylist()
     assert [str(error).split(":")[0] for error in errors] == ["read", "None"]
+
+
+def _captions(where: str) -> dict[str, tuple[str, str | None]]:
+    return {row["relative"]: (row["caption"], row["error"]) for row in videos(where).to_pylist()}
+
+
+def test_layouts_in_a_bucket(store: Store, film: bytes) -> None:
+    """Configurations, lists, curators' and robots' folders are recognised there as on a disk."""
+    for name in ("list/a.mp4", "lines/a.mp4", "curated/clips/u1.mp4", "robot/v/c-000.mp4"):
+        _put(store, name, film)
+    _put(store, "list/metadata.json", b'[{"video": "a.mp4", "prompt": "one"}]')
+    _put(store, "lines/prompts.txt", b"one\n")
+    _put(store, "lines/videos.txt", b"a.mp4\n")
+    toml = f'[[directory]]\npath = "s3://{BUCKET}/list"\n[[directory]]\npath = "lines"\n'
+    _put(store, "all.toml", toml.encode())
+    meta = {"span_uuid": "u1", "source_video": "x", "windows": [{"start_frame": 0, "end_frame": 9, "m_caption": "one"}]}
+    _put(store, "curated/metas/v0/u1.json", json.dumps(meta).encode())
+    feature = {"dtype": "video"}
+    info = {
+        "codebase_version": "v2.1",
+        "features": {"c": feature},
+        "video_path": "v/{video_key}-{episode_index:03d}.mp4",
+    }
+    _put(store, "robot/meta/info.json", json.dumps(info).encode())
+    _put(store, "robot/meta/episodes.jsonl", b'{"episode_index": 0, "tasks": ["one"]}\n')
+    assert _captions(f"s3://{BUCKET}/list") == {"a.mp4": ("one", None)}
+    assert _captions(f"s3://{BUCKET}/lines") == {"a.mp4": ("one", None)}
+    assert _captions(f"s3://{BUCKET}/all.toml") == {"list/a.mp4": ("one", None), "lines/a.mp4": ("one", None)}
+    assert _captions(f"s3://{BUCKET}/curated") == {"clips/u1.mp4": ("one", None)}
+    assert _captions(f"s3://{BUCKET}/robot") == {"v/c-000.mp4": ("one", None)}
+
+
+def test_a_folder_of_pictures_in_a_bucket(store: Store, tmp_path: Path) -> None:
+    for number in range(12):
+        Image.fromarray(numbered.picture(number)).save(tmp_path / "picture.png")
+        _put(store, f"frames/x/{number}.png", (tmp_path / "picture.png").read_bytes())
+    _put(store, "frames/x.txt", b"numbers")
+    (row,) = videos(f"s3://{BUCKET}/frames", fps=8.0).to_pylist()
+    assert (row["relative"], row["caption"], row["error"]) == ("x", "numbers", None)
+    with Decoder() as decoder:
+        (clip,) = index(row, Data(videos="x", frames=9, fps=8.0, height=32, width=64), decoder)
+        assert clip["error"] is None
+        assert numbered.numbers(decoder.frames(row["uri"], 0, 9, 8.0, 32, 64)) == list(range(9))
+
+
+def test_a_remote_file_is_fetched_once_for_the_spans_that_come_together(store: Store, film: bytes) -> None:
+    for name in "abc":
+        _put(store, f"data/{name}.mp4", film)
+    rows = [
+        {"video": f"{n}.mp4", "caption": "c", "start_frame": i, "end_frame": i + 5} for i in range(4) for n in "abc"
+    ]
+    _put(store, "data/list.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    listed = [
+        row
+        for block in Listing(f"s3://{BUCKET}/data/list.jsonl", "data.videos", None).videos
+        for row in block.to_pylist()
+    ]
+    store.requests.clear()
+    with Decoder() as decoder:
+        clips = [clip for row in listed for clip in index(row, Data(videos="x", frames=5, fps=8.0), decoder)]
+    assert [clip["error"] for clip in clips] == [None] * 12
+    assert store.asked("^GET.*mp4") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -643,3 +644,56 @@ def test_folders_that_are_no_clips_are_rows_with_errors(tmp_path: Path) -> None:
     (row,) = videos(str(tmp_path / "elsewhere")).to_pylist()
     with Decoder() as decoder, pytest.raises(ClipError, match="decode: its first picture has no header"):
         decoder.index(row["uri"], 2, 16.0)
+
+
+def test_a_configuration_that_leads_to_itself_ends(tmp_path: Path) -> None:
+    touch(tmp_path)
+    (tmp_path / "dataset.toml").write_text('[[directory]]\npath = "."\n')
+    assert set(captions(tmp_path)) == set(NAMES), "its own folder is read as a folder"
+    (tmp_path / "dataset.toml").write_text('[[datasets]]\nvideo_jsonl_file = "dataset.toml"\n')
+    with pytest.raises(InputError, match="it leads to itself"):
+        videos(str(tmp_path))
+
+
+def test_what_is_wrong_in_a_list_of_json_is_said_with_its_entry(tmp_path: Path) -> None:
+    touch(tmp_path)
+    rows = [{"video": "a.mp4", "prompt": "one"}, {"video": "b.mp4", "prompt": {"en": "two"}}]
+    with pytest.raises(InputError, match="entry 2: its `prompt` is an object; it must be a text"):
+        videos(str(write_json(tmp_path / "metadata.json", rows)))
+
+
+# --- Lance -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_blob", [False, True])
+@pytest.mark.parametrize("below", ["train.lance", "data/train.lance"])
+def test_lance(tmp_path: Path, as_blob: bool, below: str) -> None:
+    lance = pytest.importorskip("lance")
+    film = Path(numbered.write(tmp_path / "v.mp4", "libx264", range(30))).read_bytes()
+    film_of = pa.large_binary()
+    field = pa.field("video_blob", film_of, metadata={"lance-encoding:blob": "true"} if as_blob else None)
+    schema = pa.schema(
+        [field, ("caption", pa.string()), ("embedding", pa.list_(pa.float32(), 1024)), ("fps", pa.int64())]
+    )
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array([0.0] * 2048, pa.float32()), 1024)
+    columns = [pa.array([film, b"no video"], film_of), pa.array(["one", "two"]), embeddings, pa.array([25, 25])]
+    place = tmp_path / "set"
+    (place / below).parent.mkdir(parents=True)
+    lance.write_dataset(pa.table(columns, schema=schema), str(place / below))
+    rows = videos(str(place)).to_pylist()
+    assert [(r["relative"], r["caption"], r["manifest_fps"], r["error"]) for r in rows] == [
+        (f"{below}/0", "one", 25, None),
+        (f"{below}/1", "two", 25, None),
+    ]
+    assert "embedding" not in rows[0]
+    with Decoder() as decoder:
+        clips = [clip for row in rows for clip in index(row, Data(videos="x", frames=9, fps=25.0), decoder)]
+        assert [clip["error"] and clip["error"].split(":")[0] for clip in clips] == [None, None, None, "decode"]
+        assert numbered.numbers(decoder.frames(rows[0]["uri"], 9, 3, 25.0, 32, 64)) == [9, 10, 11]
+
+
+def test_lance_without_its_library_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.lance" / "_versions").mkdir(parents=True)
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(InputError, match=r"pip install 'motion-curation\[lance\]'"):
+        videos(str(tmp_path))

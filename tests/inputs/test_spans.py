@@ -315,6 +315,23 @@ def test_times(value: Any, expected: float | None) -> None:
     assert spans.seconds(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("0s-2s", "2s-4s", False),
+        ("0s-2.1s", "2s-4s", True),
+        ("0f-10f", "10f-20f", False),
+        ("5s-", "0s-5s", False),
+        ("5s-", "9s-10s", True),
+        ("0f-10f", "5s-6s", True),
+        ("0f+1s", "90f-99f", True),
+        (None, "0s-1s", True),
+    ],
+)
+def test_spans_that_may_share_a_frame(one: str | None, other: str | None, expected: bool) -> None:
+    assert spans.overlap(one, other) is spans.overlap(other, one) is expected
+
+
 def test_indexing_a_span_decodes_no_more_than_it_needs(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
     real = video.numbered

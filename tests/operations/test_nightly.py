@@ -423,6 +423,25 @@ def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tm
         held_out.check_disjoint(run)
 
 
+def test_held_out_spans_of_a_file_may_be_others_than_those_of_the_data(
+    make: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
+    schema = schemas.CLIPS.append(pa.field("span", pa.string()))
+
+    def write(name: str, span: str | None) -> None:
+        row = {"clip_id": name, "uri": "s3://x/a.mp4", "version": "1", "span": span}
+        tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schema), {})
+
+    write("clips", "0s-2s")
+    write("held_out", "2s-4s")
+    held_out.check_disjoint(run)
+    for span in ("1.5s-4s", "30f-60f", None):
+        write("held_out", span)
+        with pytest.raises(InputError, match=r"data\.videos as well, such as s3://x/a\.mp4"):
+            held_out.check_disjoint(run)
+
+
 def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:
     run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
     folder = str(tmp_path / "features" / "clips")

@@ -23,7 +23,8 @@ from pipeline.storage.stores import join
 
 log = logging.getLogger(__name__)
 
-METAS = ("metas/v0", "metas_jsonl/v0")
+FOLDERS = ("metas", "metas_jsonl")
+METAS = tuple(f"{name}/v0" for name in FOLDERS)
 _TAKEN = ("span_uuid", "clip_location", "windows", "valid", "errors", "duration_span", "source_video", "clip_format")
 
 

@@ -19,7 +19,8 @@ from pipeline.inputs.layouts.contents import Rows, read_text
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join
 
-INFO = "meta/info.json"
+FOLDER = "meta"
+INFO = f"{FOLDER}/info.json"
 
 
 def is_root(fs: fsspec.AbstractFileSystem, folder: str) -> bool:

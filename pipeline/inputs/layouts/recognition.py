@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 
@@ -30,8 +27,6 @@ METADATA = (
     "OpenVidHD.csv",
 )
 HUGGING_FACE = METADATA[:4]  # of several the first one counts, as they say the same
-_KNOWN = (*METADATA, *line_files.CAPTIONS, *line_files.VIDEOS, *trainer_files.NAMES)
-AT_ONCE = 16  # requests at a time
 CAPTIONS = "captions.json"  # diffusion-pipe: captions by the names of the files beside it
 
 
@@ -42,16 +37,20 @@ def recognise(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> Rows
         name = posixpath.basename(bare).lower()
         if name in line_files.VIDEOS:
             folder = posixpath.dirname(bare)
-            return line_files.read(fs, folder, present(fs, folder, line_files.CAPTIONS + line_files.VIDEOS))
-        return trainer_files.read(fs, bare) if name.endswith(trainer_files.ENDS) else None
+            return line_files.read(fs, folder, names_in(fs, folder))
+        if not name.endswith(trainer_files.ENDS):
+            return None
+        if bare in asked.configurations:
+            raise InputError(f"{bare}: it leads to itself; name the videos' folder there.")
+        return trainer_files.read(fs, bare)
     if not fs.isdir(bare):
         return None
-    if lerobot.is_root(fs, bare):
+    there = names_in(fs, bare)
+    if lerobot.FOLDER in there and lerobot.is_root(fs, bare):
         return lerobot.read(fs, bare, asked)
-    if curators.is_root(fs, bare):
+    if there & set(curators.FOLDERS) and curators.is_root(fs, bare):
         return curators.read(fs, bare, asked)
-    there = present(fs, bare, _KNOWN)
-    configurations = [name for name in trainer_files.NAMES if name in there]
+    configurations = [name for name in trainer_files.NAMES if name in there and not asked.configurations]
     lists = [name for name in METADATA if name in there]
     lines = line_files.pair(there)
     names = [*(lines[1:] if lines else []), *configurations, *_without_copies(lists)]
@@ -65,13 +64,16 @@ def recognise(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> Rows
     return trainer_files.read(fs, join(bare, configurations[0])) if configurations else None
 
 
-def present(fs: fsspec.AbstractFileSystem, folder: str, names: Sequence[str]) -> set[str]:
-    """Those of some names that files of a folder have. A store is asked for each, as the folder may be large."""
-    if "file" in fs.protocol:
-        return {name for name in names if os.path.isfile(join(folder, name))}
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        there = threads.map(fs.isfile, [join(folder, name) for name in names])
-        return {name for name, is_there in zip(names, there, strict=True) if is_there}
+def names_in(fs: fsspec.AbstractFileSystem, folder: str) -> set[str]:
+    """The names of what lies in a folder; of one that may not be listed, those of Hugging Face's metadata alone, which
+    are asked for."""
+    try:
+        entries = fs.ls(folder, detail=True)
+    except PermissionError:
+        return {name for name in HUGGING_FACE if fs.isfile(join(folder, name))}
+    except FileNotFoundError:
+        return set()
+    return {posixpath.basename(str(entry["name"]).rstrip("/")) for entry in entries}
 
 
 def _without_copies(lists: list[str]) -> list[str]:

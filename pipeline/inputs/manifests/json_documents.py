@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -39,7 +40,11 @@ def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
         log.warning("%d rows are repeated, as by weight; each counts once.", len(listed) - len(places))
     for start in range(0, len(places), ROWS):
         part = places[start : start + ROWS]
-        yield block_of([listed[place - 1] for place in part], part, kinds)
+        try:
+            block = block_of([listed[place - 1] for place in part], part, kinds)
+        except ValueError as error:  # it takes the numbers for those of lines
+            raise ValueError(re.sub(r"\bline (?=\d)", "entry ", str(error))) from error
+        yield block
 
 
 def captions(data: bytes) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ import fsspec
 
 from pipeline.errors import ClipError
 from pipeline.inputs.refusals import REFERENCE
-from pipeline.inputs.shards import image_folders, parquet_files, tar_files
+from pipeline.inputs.shards import image_folders, lance_tables, parquet_files, tar_files
 from pipeline.inputs.video_columns import Part
 from pipeline.storage.stores import place
 
@@ -65,7 +65,9 @@ def fetch(uri: str, local: str) -> None:
         raise ValueError(f"{uri!r} is no video inside a shard")
     fs, bare = place(match["shard"])
     with open(local, "wb") as file:
-        if match["size"] is None:
+        if bare.lower().endswith(lance_tables.END):
+            lance_tables.fetch(match["shard"], int(match["first"]), match["name"], file, LARGEST)
+        elif match["size"] is None:
             parquet_files.fetch(fs, bare, int(match["first"]), match["name"], file, LARGEST)
         else:
             first, size = int(match["first"]), int(match["size"])
