@@ -36,6 +36,10 @@ Flags = npt.NDArray[np.bool_]
 Now = datetime.datetime
 
 
+class ReadOnlyError(ValueError):
+    """Nothing can be said here: the server is for guests, or a part of what was said cannot be read."""
+
+
 class Words(BaseModel):
     """What is said at once."""
 
@@ -72,7 +76,7 @@ class Log:
 
     def __init__(self, root: str, table: registry.Table) -> None:
         self.folder, self._table = join(root, table.folders[0]), table
-        self._root, self._parts = root, set[str]()
+        self._fingerprint, self._parts = decisions.fingerprint(root), set[str]()
         self.rows: pa.Table = table.schema.empty_table()
         self.problems: list[str] = []
         self.batches = set[str]()
@@ -84,11 +88,10 @@ class Log:
             return False
         if self._parts - paths:  # merged, or purged
             self.rows, self._parts, self.problems = self._table.schema.empty_table(), set(), []
-        fingerprint = decisions.fingerprint(self._root)
         read = [self.rows]
         for path in sorted(paths - self._parts):
             try:
-                read.append(self._read(path, fingerprint))
+                read.append(self._read(path))
             except FileNotFoundError:  # merged since it was listed: the next refresh reads what it became
                 continue
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -97,18 +100,18 @@ class Log:
         self._take(tables.once(pa.concat_tables(read), self._table))
         return True
 
-    def _read(self, path: str, fingerprint: dict[str, Any]) -> pa.Table:
+    def _read(self, path: str) -> pa.Table:
         fs, _ = place(self.folder)
         with opened(path, fs) as file:
             rows = file.read()
         if self._table is registry.DECISIONS:
-            check_fields(path, rows.schema.metadata, fingerprint)
+            check_fields(path, rows.schema.metadata, self._fingerprint)
         return rows.replace_schema_metadata().select(self._table.schema.names).cast(self._table.schema)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Write rows as a part and hold them. Raises OSError where they cannot be written; nothing is held then."""
         table = pa.Table.from_pylist(rows, schema=self._table.schema)
-        tables.append(self.folder, table, decisions.fingerprint(self._root))
+        tables.append(self.folder, table, self._fingerprint)
         _, bare = place(tables.part(self.folder, table))
         self._parts.add(bare)
         self._take(pa.concat_tables([self.rows, table]))
@@ -127,7 +130,7 @@ class Log:
 class People:
     """What people have said of a run's clips. Threads share it.
 
-    `write` false: nothing is written. Raises PermissionError then, ValueError for what cannot be said, OSError where it
+    `write` false: nothing is written. Raises ReadOnlyError then, ValueError for what cannot be said, OSError where it
     cannot be written.
     """
 
@@ -293,7 +296,7 @@ class People:
 
     def _check(self, group: str = "all") -> None:
         if self.read_only is not None:
-            raise PermissionError(self.read_only)
+            raise ReadOnlyError(self.read_only)
         if group != "all" and group not in self._index.groups:
             raise ValueError(f"no motion is called {group!r}")
 

@@ -33,7 +33,7 @@ from pipeline.pages.loopback import LoopbackOnly, Policy, json_body, refusal
 from pipeline.workbench import duplicates, facts, handout, review
 from pipeline.workbench.bench import Bench
 from pipeline.workbench.overview import overview
-from pipeline.workbench.people import Decision, Like, Undo, Weighing
+from pipeline.workbench.people import Decision, Like, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.views import SORTS, Spec
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _posted(handler: Callable[[bytes], Any]) -> Callable[[Request], Awaitable[Re
             return refusal(400, "what is posted here is JSON of a stated length", {"Connection": "close"})
         try:
             return _response(await run_in_threadpool(handler, body))
-        except PermissionError as error:
+        except ReadOnlyError as error:
             return refusal(403, str(error))
         except (UsageError, ValueError, KeyError) as error:
             return refusal(400, _sentence(error))
@@ -289,7 +289,7 @@ class Routes:
 
     def post_duplicates(self, body: bytes) -> Any:
         if self._bench.people.read_only is not None:
-            raise PermissionError(self._bench.people.read_only)
+            raise ReadOnlyError(self._bench.people.read_only)
         threshold = float(_object(body).get("threshold", 0.97))
         with self._searching:
             return {"batch": duplicates.write(self._bench.index.run.root, self._bench.duplicates(threshold))}
