@@ -140,12 +140,17 @@ class Index:
         named = {query["clip_id"]: query["group"] or "all" for query in self.queries}
         return [n for n, query in enumerate(self.query_ids) if group in ("all", named.get(query, "all"))]
 
-    def query_column(self, query: int) -> Floats:
-        """Influence of every clip on a query [N]; NaN where it is not known."""
-        assert self.influence is not None, "there is a ranking"
-        values = np.full(len(self), np.nan, np.float32)
+    def weighted_sum(self, weights: Mapping[int, float]) -> npt.NDArray[np.float64]:
+        """The sum of weight times influence over some queries, for every clip [N]; NaN where it is not known."""
+        values = np.full(len(self), np.nan)
+        if self.influence is None:
+            return values
+        total = np.zeros(self.influence.rows)
+        for query, weight in weights.items():
+            if weight:
+                total += np.float64(weight) * self.influence[query]
         has = self.influence_row >= 0
-        values[has] = self.influence[query][self.influence_row[has]]
+        values[has] = total[self.influence_row[has]]
         return values
 
     def clip_column(self, at: int) -> Floats | None:

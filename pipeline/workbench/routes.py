@@ -218,7 +218,10 @@ class Routes:
         weights = json.loads(request.query_params.get("weights", "{}"))
         checked = Weighing(batch="00000000", by="nobody", weights=weights or {"": 1.0})
         group = request.query_params.get("group", "all")
-        changes = self._bench.scores.changes(group, {k: v for k, v in checked.weights.items() if k})
+        given = {query: weight for query, weight in checked.weights.items() if query}
+        if request.query_params.get("alone"):
+            return self._bench.scores.alone(group, given)
+        changes = self._bench.scores.changes(group, given)
         cards = {}
         for side in ("came", "went"):
             places = self._bench.index.places(changes[side]).tolist()

@@ -44,12 +44,18 @@ class Scores:
         values = query_weights.of_queries(weights, ids, group)
         if values is None or not queries:
             return self._index.standing(group).influence
-        total = np.zeros(len(self._index))
-        for query, weight in zip(queries, values.tolist(), strict=True):
-            if weight:
-                total += weight * self._index.query_column(query)
+        total = self._index.weighted_sum(dict(zip(queries, values.tolist(), strict=True)))
         mean: Floats = (total / np.abs(values).sum()).astype(np.float32)
         return mean
+
+    def choice(self, group: str, weights: Mapping[str, float]) -> Floats:
+        """What the arm `curated` chooses by: `weighted`, or the place in the ranking where each query counts 1."""
+        ids = [self._index.query_ids[query] for query in self._index.of_group(group)]
+        if query_weights.of_queries(weights, ids, group) is not None:
+            return self.weighted(group, weights)
+        rank = self._index.standing(group).rank
+        place: Floats = np.where(rank == NOT_RANKED, np.nan, -rank).astype(np.float32)
+        return place
 
     def of_people(self, spec: Spec) -> Floats:
         return self.weighted(spec.group, self._people.query_weights())
@@ -71,9 +77,9 @@ class Scores:
 
     def changes(self, group: str, weights: Mapping[str, float]) -> dict[str, Any]:
         """What the arm `curated` would gain and lose if queries had these weights and not those that count now: counts,
-        the first clips of each, and for each query how many clips leave without it."""
-        before = self._curated(group, self.weighted(group, self._people.query_weights()))
-        after_score = self.weighted(group, weights)
+        and the first clips of each."""
+        before = self.curated(group, self._people.query_weights())
+        after_score = self.choice(group, weights)
         after = self._curated(group, after_score)
         came, went = np.flatnonzero(after & ~before), np.flatnonzero(before & ~after)
         return {
@@ -82,27 +88,31 @@ class Scores:
             "out": len(went),
             "came": self._shown(came, after_score),
             "went": self._shown(went, after_score),
-            "alone": self._alone(group, weights, after, after_score),
         }
 
     def _shown(self, places: npt.NDArray[np.int64], score: Floats) -> list[str]:
         best = places[np.argsort(-score[places], kind="stable")][:FILMS]
         return [self._index.ids[int(at)].as_py() for at in best]
 
-    def _alone(self, group: str, weights: Mapping[str, float], now: Flags, score: Floats) -> dict[str, int]:
+    def alone(self, group: str, weights: Mapping[str, float]) -> dict[str, int]:
+        """For each query, how many clips the arm `curated` loses without it; nothing where there are too many."""
         queries = self._index.of_group(group)
         if not 1 < len(queries) <= LEAVE_ONE_OUT:
             return {}
         given = np.array([weights.get(self._index.query_ids[query], 1.0) for query in queries])
-        total = score.astype(np.float64) * np.abs(given).sum()
-        changed = {}
+        total = self._index.weighted_sum(dict(zip(queries, given.tolist(), strict=True)))
+        now, changed = self.curated(group, weights), {}
         for query, weight in zip(queries, given.tolist(), strict=True):
             rest = np.abs(given).sum() - abs(weight)
             if not weight or not rest:
                 continue
-            without = ((total - weight * self._index.query_column(query)) / rest).astype(np.float32)
+            without = ((total - self._index.weighted_sum({query: weight})) / rest).astype(np.float32)
             changed[self._index.query_ids[query]] = int((now & ~self._curated(group, without)).sum())
         return changed
+
+    def curated(self, group: str, weights: Mapping[str, float]) -> Flags:
+        """Which clips the arm `curated` takes under some weights [N]."""
+        return self._curated(group, self.choice(group, weights))
 
     def _curated(self, group: str, score: Floats) -> Flags:
         """Which clips the arm `curated` takes by a score, as `decisions.curated_order` has it."""

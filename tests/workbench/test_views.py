@@ -220,7 +220,7 @@ def curated(opened: Opened, group: str = "all") -> set[str]:
 
 def shown(opened: Opened, group: str, weights: dict[str, float]) -> set[str]:
     """The clips that the page says the arm has, under the weights that count now."""
-    flags = opened.scores._curated(group, opened.scores.weighted(group, weights))
+    flags = opened.scores.curated(group, weights)
     return set(opened.index.ids.filter(pa.array(flags)).to_pylist())
 
 
@@ -251,7 +251,7 @@ def test_weights_say_what_they_change_before_they_are_saved(quarter: Opened) -> 
     assert changes["in"] == changes["out"] == len(changes["came"]) > 0
     assert set(changes["went"]) <= before
     assert not set(changes["came"]) & before
-    assert set(changes["alone"]) == {"query-00", "query-02"}
+    assert set(quarter.scores.alone("roll", weights)) == {"query-00", "query-02"}
     quarter.people.weigh(Weighing(batch="weights-1", by="ann", weights=weights))
     assert curated(quarter, "roll") == before - set(changes["went"]) | set(changes["came"])
     with pytest.raises(ConfigError, match="weight 0"):

@@ -136,6 +136,7 @@ class Bench {
     for (const tab of $("tabs").children) {
       if (tab.dataset.screen === screen) tab.setAttribute("aria-current", "page"); else tab.removeAttribute("aria-current");
     }
+    delete document.documentElement.dataset.screen;
     this.screen?.gone?.();
     this.screen = {};
     this.screenName = screen;

@@ -47,8 +47,9 @@ export async function show(bench, main) {
       said.textContent = `${count(found.in)} in, ${count(found.out)} out, of ${count(found.size)}${changed ? "; not saved" : ""}`;
       came.replaceChildren(found.came.length ? list(bench, found.came, "Clips that come in") : el("p", { class: "soft" }, "Nothing comes in."));
       went.replaceChildren(found.went.length ? list(bench, found.went, "Clips that go out") : el("p", { class: "soft" }, "Nothing goes out."));
+      const lone = await get("changes", { group: group.value, weights, alone: 1 });
       for (const [n, query] of all.filter((one) => group.value === "all" || one.group === group.value).entries()) {
-        const alone = found.alone[query.query_id];
+        const alone = lone[query.query_id];
         table.rows[n].lastElementChild.textContent = alone === undefined ? "" : `${count(alone)} clips`;
       }
     } catch (error) { said.textContent = error.message; }
