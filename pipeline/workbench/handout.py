@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.pages.report import environment
+import jinja2
+
 from pipeline.workbench.index import Index
 from pipeline.workbench.people import People
 
@@ -28,5 +29,7 @@ def page(index: Index, people: People, cards: Sequence[Mapping[str, Any]], group
             uri = f"data:video/mp4;base64,{base64.b64encode(film).decode()}"
             room -= len(uri)
         shown.append({**card, "film": uri, "said": said.get(card["clip_id"])})
-    template = environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+    # Not the report's environment: what the report imports takes 700 MB, and the workbench serves for days.
+    words = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = words.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(cards=shown, group=group, root=index.run.root, ranking=index.written).encode()

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
-import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,6 +31,7 @@ Flags = npt.NDArray[np.bool_]
 
 DECISIONS = ("selected", "neutral", "harmful", "not ranked")
 MOST_VALUES = 50  # of a manifest's column that can be a filter
+ROWS = 1 << 20  # rows of a table that are looked up at a time
 FEW = 500  # ids that are looked up one by one
 NOT_RANKED = np.iinfo(np.int32).max
 
@@ -216,16 +215,15 @@ def _clips(run: Run) -> pa.Table:
     names = scanning.schema(scanning.footers(folder)).names
     rows = tables.read(folder, [name for name in names if name != "cuts"])
     assert rows is not None, "it has parts"
-    files = pa.array([file_name(uri) for uri in rows.column("uri").to_pylist()], pa.string())
-    return rows.append_column("file", files).combine_chunks()
+    return rows.append_column("file", file_names(rows.column("uri"))).combine_chunks()
 
 
-def file_name(uri: str | None) -> str:
-    """The name of a video's file, without its folders, query or fragment."""
-    if uri is None:
-        return ""
-    path = urllib.parse.urlsplit(uri).path if "://" in uri else uri
-    return posixpath.basename(path.rstrip("/")) or path
+def file_names(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The names of videos' files, without folders; of addresses also without query and fragment."""
+    plain = pc.replace_substring_regex(uris, r"(?s)[?#].*$", "")
+    remote = pc.fill_null(pc.match_substring(uris, "://"), False)
+    names = pc.replace_substring_regex(pc.if_else(remote, plain, uris), r"(?s)^.*/([^/]+)/*$", r"\1")
+    return pc.fill_null(names, "")
 
 
 def _joined(ids: pa.Array, table: pa.Table, column: str) -> pa.ChunkedArray:
@@ -265,7 +263,7 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     standings: dict[str, Standing] = {}
     words = pa.array(DECISIONS[:3])
     try:
-        for rows in scanning.blocks(folder, ["clip_id", "group", "rank", "mean_influence", "decision"]):
+        for rows in _many(scanning.blocks(folder, ["clip_id", "group", "rank", "mean_influence", "decision"])):
             at = pc.fill_null(pc.index_in(rows.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             coded = rows.column("group").combine_chunks().dictionary_encode()
             names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
@@ -286,6 +284,18 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     return {name: standings[name] for name in sorted(standings, key=lambda name: (name != "all", name))}
 
 
+def _many(blocks: Iterator[pa.Table], rows: int = ROWS) -> Iterator[pa.Table]:
+    """The same rows in larger tables: to look ids up takes a hash table of all clips' ids for each table."""
+    group = list[pa.Table]()
+    for block in blocks:
+        group.append(block)
+        if sum(table.num_rows for table in group) >= rows:
+            yield pa.concat_tables(group).combine_chunks()
+            group = []
+    if group:
+        yield pa.concat_tables(group).combine_chunks()
+
+
 def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | None, Places, list[str]]:
     folder, row_of = join(run.root, "influence"), np.full(len(ids), -1, np.int32)
     try:
@@ -294,7 +304,7 @@ def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | 
         if not rows or not query_ids:
             return None, row_of, []
         columns, start = Columns(rows, len(query_ids)), 0
-        for block in scanning.blocks(folder, ["clip_id", "influence"]):
+        for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), ROWS // 4):
             at = pc.fill_null(pc.index_in(block.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             known = at >= 0
             row_of[at[known]] = start + np.flatnonzero(known)

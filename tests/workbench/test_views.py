@@ -130,6 +130,19 @@ def test_a_root_without_clips_is_refused(tmp_path: Path) -> None:
         index.read(run)
 
 
+def test_file_names_are_without_folders_and_signatures() -> None:
+    uris = {
+        "/videos/a b/c.mp4": "c.mp4",
+        "/videos/what?#1.mp4": "what?#1.mp4",
+        "s3://bucket/x/d.mp4?X-Amz-Signature=secret/e.mp4": "d.mp4",
+        "s3://bucket/shard.tar": "shard.tar",
+        "plain.mp4": "plain.mp4",
+        None: "",
+    }
+    names_of = index.file_names(pa.chunked_array([pa.array(list(uris), pa.string())]))
+    assert names_of.to_pylist() == list(uris.values())
+
+
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
