@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -38,6 +39,7 @@ def main(
     default: str | None = None,
     afterwards: Job | str | None = None,
     lists_videos: bool = False,
+    of_run: bool = False,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
@@ -45,15 +47,20 @@ def main(
     A job may be named as "module:function". Its module, with all that takes seconds to import, is then imported once
     the configuration has been read. `lists_videos`: the job needs the places of videos, model and weights, and those
     that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
-    and writes none of the run's tables.
+    and writes none of the run's tables. `of_run`: the job is of a run that is there, needs no `--config` but the run's
+    own, and holds no lease: it writes nothing but what people say.
     """
-    arguments = parser(description, default).parse_args()
+    arguments = parser(description, "" if of_run else default).parse_args()
     handler = _Handler()
     handler.setFormatter(_Plain("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
-        run = config.load_line(arguments.config, arguments.set)
+        run = (
+            of_root(arguments.set)
+            if of_run and not arguments.config
+            else config.load_line(arguments.config, arguments.set)
+        )
         submitted = submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(
@@ -65,6 +72,9 @@ def main(
         for sentence in caveats(run):
             log.warning(sentence)
         work, name = _imported(job)
+        if of_run:
+            work(run)
+            return
         with webhook.on_failure(run, name):
             with lease.held(run.root, name, submitted), budget.one_job(run.budget):
                 stores.sweep(run.root)
@@ -90,6 +100,21 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
+
+
+def of_root(pairs: Sequence[str]) -> Run:
+    """The configuration that the run at `--set root=...` recorded, with what else is set. Raises ConfigError."""
+    roots = [value for key, value in map(config.override, pairs) if key == "root"]
+    if not roots:
+        raise ConfigError("root: name the run, for example --set root=runs/mine; its own config.yaml says the rest.")
+    path = stores.join(str(roots[-1]), "config.yaml")
+    if not stores.exists(path):
+        raise ConfigError(f"root={roots[-1]!r}: there is no {path}, so this is no run. Name the root of one.")
+    with tempfile.TemporaryDirectory() as folder:
+        local = os.path.join(folder, "config.yaml")
+        with open(local, "wb") as file:
+            file.write(stores.read_bytes(path))
+        return config.load_line(local, pairs)
 
 
 def _imported(job: Job | str) -> tuple[Job, str]:

@@ -71,7 +71,8 @@ def serve(run: Run) -> None:
     if not run.study.serve or key is None:
         return
     # Here, because `--help` and a study that is built or scored need no server.
-    from pipeline.study.answer_server import LOOPBACK, AnswerServer
+    from pipeline.pages.loopback import LOOPBACK
+    from pipeline.study.answer_server import AnswerServer
 
     path = handout.place(run.root, "answers.sqlite")
     with contextlib.closing(AnswerLog(path, key)) as log:

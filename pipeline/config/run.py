@@ -33,6 +33,7 @@ from pipeline.config.operations import (
     Webhook,
 )
 from pipeline.config.study import Study
+from pipeline.config.workbench import Workbench
 from pipeline.errors import ConfigError
 
 PACKAGE = Path(__file__).parents[1]
@@ -304,6 +305,7 @@ class Run(Model):
     explain: Explain = Explain()
     export: Export = Export()
     study: Study = Study()
+    workbench: Workbench = Workbench()
     plan: Plan = Plan()
     prices: Prices = Prices()
     budget: Budget = Budget()

@@ -166,14 +166,19 @@ def check(folder: str, fingerprint: Fingerprint) -> None:
     """Raise FingerprintError, naming the field and both values, if any part was computed under another fingerprint."""
     fs, _ = place(folder)
     for path in parts(folder):
-        old = json.loads((_schema(path, fs)[0].metadata or {}).get(b"fingerprint", b"{}"))
-        new = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
-        for field in sorted(old.keys() | new.keys()):
-            if old.get(field) != new.get(field):
-                raise FingerprintError(
-                    f"{folder}: its rows were computed with {field}={old.get(field)!r}, but this run has {field}="
-                    f"{new.get(field)!r}. Use another root, the old value, or delete that folder to compute it anew."
-                )
+        check_fields(folder, _schema(path, fs)[0].metadata, fingerprint)
+
+
+def check_fields(where: str, metadata: Mapping[bytes, bytes] | None, fingerprint: Fingerprint) -> None:
+    """Raise FingerprintError unless the metadata of a part are those of this fingerprint."""
+    old = json.loads((metadata or {}).get(b"fingerprint", b"{}"))
+    new = json.loads(json.dumps(dict(fingerprint), sort_keys=True))
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field):
+            raise FingerprintError(
+                f"{where}: its rows were computed with {field}={old.get(field)!r}, but this run has {field}="
+                f"{new.get(field)!r}. Use another root, the old value, or delete that folder to compute it anew."
+            )
 
 
 def read(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:

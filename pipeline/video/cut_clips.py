@@ -14,7 +14,7 @@ from pipeline.video.orientation import Frames
 BT601, LIMITED = 6, 1  # FFmpeg's numbers of the matrix by which it converts RGB by default, and of its range
 
 
-def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
+def encode_clip(frames: Frames, fps: float, crf: int = 14, preset: str = "medium") -> bytes:
     """An mp4 file of frames [F, H, W, 3]: H.264 yuv420p, square pixels, F frames at a constant rate, F / fps seconds.
 
     No frame is predicted from a later one. So no reader has to sort frames or to follow an edit list, which some do
@@ -27,7 +27,7 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14) -> bytes:
         raise ValueError(f"frames: {frames.shape[1]} x {frames.shape[2]}; H.264 needs an even height and width")
     container_options = {"fflags": "+bitexact", "movflags": "+faststart", "use_editlist": "0"}
     # Threads and x264's macroblock tree make two encodings of the same frames differ.
-    codec_options = {"crf": str(crf), "preset": "medium", "threads": "1", "x264-params": "mbtree=0:bframes=0"}
+    codec_options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0:bframes=0"}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clip.mp4")
         with av.open(path, "w", options=container_options) as container:

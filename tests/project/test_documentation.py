@@ -28,7 +28,15 @@ from tests.project.test_layers import LAYERS
 from tests.support.documents import PAGES, ROOT, Block, anchors, blocks, code, links, prose, spans
 
 LANGUAGES = {"bash", "python", "text", "mermaid", "yaml", "json", "sql"}
-MARKS = {"", "cluster", "gpu", "minutes", "network", "videos"}  # what a shell block needs that a test does not have
+MARKS = {
+    "",
+    "browser",
+    "cluster",
+    "gpu",
+    "minutes",
+    "network",
+    "videos",
+}  # what a shell block needs that a test does not have
 PREPARED = 20  # clips of the small run
 
 

@@ -1,0 +1,256 @@
+"""A view: which clips somebody looks at, and in which order. The server holds its rows, so that any part is at once.
+
+A view is a snapshot: what is said meanwhile moves nothing under the hand. The page asks for a new one by a new stamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.workbench.index import DECISIONS, NOT_RANKED, Floats, Index, Places, Standing, facet
+from pipeline.workbench.people import WORDS, People
+
+Flags = npt.NDArray[np.bool_]
+MOST = 16  # views and orders that the server holds
+BINS = 60  # of the histogram of influence
+WORD_LENGTH = 200
+
+
+class Spec(BaseModel):
+    """What a view asks for. `where` maps a facet's name to the values that it keeps; `low` and `high` bound the mean
+    influence for the group; `like` are clips to be like, or not like (-1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str = Field("all", max_length=WORD_LENGTH)
+    sort: str = Field("influence", max_length=40)
+    down: bool = True
+    text: str = Field("", max_length=WORD_LENGTH)
+    where: dict[str, list[str]] = Field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    by: str = Field("", max_length=60)  # whose words "mine" means
+    like: dict[str, int] = Field(default_factory=dict)
+    ids: list[str] = Field(default_factory=list, max_length=20_000)
+    limit: int | None = Field(None, ge=1)
+    seed: int = 0
+    stamp: int = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """`places` [n] of the clips in their order; `facets`: name -> value -> count, of clips that all other filters keep;
+    `histogram`: the ranked clips' mean influence, of those that pass every filter but its own bounds."""
+
+    key: str
+    spec: Spec
+    places: Places
+    facets: dict[str, dict[str, int]]
+    histogram: dict[str, Any]
+
+
+Score: TypeAlias = Callable[[Spec], Floats]
+
+
+class Views:
+    """Views of an index. Threads share it."""
+
+    def __init__(self, index: Index, people: People, scores: Mapping[str, Score]) -> None:
+        self._index, self._people, self._scores = index, people, scores
+        self._views = OrderedDict[str, View]()
+        self._orders = OrderedDict[tuple[Any, ...], Places]()
+        self._lock = threading.Lock()
+
+    def view(self, spec: Spec) -> View:
+        """Raises ValueError for a group, sort or facet that is none."""
+        key = hashlib.blake2b(spec.model_dump_json().encode(), digest_size=12).hexdigest()
+        with self._lock:
+            if key in self._views:
+                self._views.move_to_end(key)
+                return self._views[key]
+        view = self._made(spec, key)
+        with self._lock:
+            self._views[key] = view
+            while len(self._views) > MOST:
+                self._views.popitem(last=False)
+        return view
+
+    def _made(self, spec: Spec, key: str) -> View:
+        if spec.group not in self._index.groups and spec.group != "all":
+            raise ValueError(f"no motion is called {spec.group!r}")
+        masks, standing = self._masks(spec), self._index.standing(spec.group)
+        base = self._texts(spec)
+        everything = base.copy()
+        for mask in masks.values():
+            everything &= mask
+        counts = {}
+        for name, values, codes in self._coded(spec):
+            rest = everything if name not in masks else self._all_but(base, masks, name)
+            binned = np.bincount(codes[rest].astype(np.int64) + 1, minlength=len(values) + 1)[1 : len(values) + 1]
+            counts[name] = {value: int(n) for value, n in zip(values, binned.tolist(), strict=True) if n}
+        histogram = self._histogram(standing, self._all_but(base, masks, "influence"))
+        order = self._order(spec)
+        places = order[everything[order]] if spec.sort != "given" else order
+        if spec.limit is not None:
+            places = places[: spec.limit]
+        return View(key, spec, places, counts, histogram)
+
+    def _all_but(self, base: Flags, masks: dict[str, Flags], name: str) -> Flags:
+        kept = base.copy()
+        for other, mask in masks.items():
+            if other != name:
+                kept &= mask
+        return kept
+
+    def _coded(self, spec: Spec) -> list[tuple[str, tuple[str, ...], npt.NDArray[Any]]]:
+        """Every facet: its name, its values and each clip's place among them."""
+        standing = self._index.standing(spec.group)
+        own = [
+            ("decision", DECISIONS, standing.decision),
+            ("people", WORDS, self._people.codes(spec.group)),
+        ]
+        return own + [(one.name, one.values, one.codes) for one in self._index.facets]
+
+    def _masks(self, spec: Spec) -> dict[str, Flags]:
+        coded = {name: (values, codes) for name, values, codes in self._coded(spec)}
+        masks = {}
+        for name, chosen in spec.where.items():
+            if name == "mine":
+                spoken = self._people.spoken_by(spec.by, spec.group)
+                masks[name] = spoken if chosen == ["said"] else ~spoken
+                continue
+            if name not in coded:
+                raise ValueError(f"clips cannot be filtered by {name!r}")
+            values, codes = coded[name]
+            places = [values.index(value) for value in chosen if value in values]
+            masks[name] = np.isin(codes, np.array(places, codes.dtype))
+        if spec.low is not None or spec.high is not None:
+            influence = self._index.standing(spec.group).influence
+            low, high = (-np.inf if spec.low is None else spec.low), (np.inf if spec.high is None else spec.high)
+            masks["influence"] = (influence >= low) & (influence <= high)
+        return masks
+
+    def _texts(self, spec: Spec) -> Flags:
+        """Clips that have every word of a search, and that are among `ids`, where some are named."""
+        flags = np.ones(len(self._index), bool)
+        for word in spec.text.lower().split():
+            flags &= pc.match_substring(self._index.texts, word).to_numpy()
+        if spec.ids:
+            named = np.zeros(len(self._index), bool)
+            places = self._index.places(spec.ids)
+            named[places[places >= 0]] = True
+            flags &= named
+        return flags
+
+    def _histogram(self, standing: Standing, mask: Flags) -> dict[str, Any]:
+        """Counts of mean influence in equal bins, and the two cuts: the least selected, and the largest harmful."""
+        ranked = standing.rank != NOT_RANKED
+        values = standing.influence[ranked]
+        if not len(values):
+            return {"edges": [], "counts": [], "cut": None, "harmful": None}
+        low, high = np.quantile(values, (0.0005, 0.9995)).tolist()
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        inside = standing.influence[ranked & mask]
+        counts = np.histogram(np.clip(inside, edges[0], edges[-1]), edges)[0]
+        selected, harmful = (standing.influence[standing.decision == n] for n in (0, 2))
+        return {
+            "edges": [float(edges[0]), float(edges[-1])],
+            "counts": counts.tolist(),
+            "cut": float(selected.min()) if len(selected) else None,
+            "harmful": float(harmful.max()) if len(harmful) else None,
+        }
+
+    # --- orders ---
+
+    def _order(self, spec: Spec) -> Places:
+        if spec.sort == "given":
+            places = self._index.places(spec.ids)
+            return places[places >= 0]
+        if spec.sort in self._scores:  # of what people said, which changes
+            return _from_best(self._scores[spec.sort](spec), spec.down)
+        name = (spec.sort, spec.group if spec.sort in GROUPED else "", spec.seed if spec.sort == "random" else 0)
+        with self._lock:
+            order = self._orders.get(name)
+        if order is None:
+            order = self._computed(spec)
+            with self._lock:
+                self._orders[name] = order
+                while len(self._orders) > MOST:
+                    self._orders.popitem(last=False)
+        return order if spec.down else order[::-1]
+
+    def _computed(self, spec: Spec) -> Places:
+        index, standing = self._index, self._index.standing(spec.group)
+        if spec.sort == "influence":
+            return standing.order
+        if spec.sort == "cut":
+            return _from_best(-np.abs(cut_distance(standing)), True)
+        if spec.sort == "disagreement":
+            return _from_best(disagreement(index), True)
+        if spec.sort == "harmful source":
+            return _from_best(popular_harm(index, standing), True)
+        if spec.sort in ("motion_mean", "camera_share", "num_frames"):
+            return _from_best(index.numbers(spec.sort), True)
+        if spec.sort == "name":
+            return np.asarray(pc.sort_indices(index.clips.column("file")).to_numpy(), np.int32)
+        if spec.sort == "random":
+            return _drawn(index, spec.seed)
+        raise ValueError(f"clips cannot be sorted by {spec.sort!r}")
+
+
+GROUPED = ("influence", "cut", "harmful source")
+SORTS = (*GROUPED, "disagreement", "motion_mean", "camera_share", "num_frames", "name", "random")
+
+
+def _from_best(score: npt.NDArray[np.floating], down: bool) -> Places:
+    """Places by score; NaN, which is not known, comes last either way. Ties are in the order of ids."""
+    values = np.where(np.isnan(score), np.inf, -score if down else score)
+    return np.argsort(values, kind="stable").astype(np.int32)
+
+
+def cut_distance(standing: Standing) -> Floats:
+    """How many places a clip is above (positive) or below the last selected; NaN where it is not ranked."""
+    rank = np.where(standing.rank == NOT_RANKED, np.nan, standing.rank.astype(np.float64))
+    return (standing.selected - 0.5 - rank).astype(np.float32)
+
+
+def disagreement(index: Index) -> Floats:
+    """How far the motions differ on a clip: its highest less its lowest place, as a share of the ranked clips [N]."""
+    low, high = np.full(len(index), np.inf, np.float32), np.full(len(index), -np.inf, np.float32)
+    for name, standing in index.standings.items():
+        if name == "all":
+            continue
+        share = np.where(standing.rank == NOT_RANKED, np.nan, standing.rank / max(1, standing.ranked))
+        low, high = np.fmin(low, share), np.fmax(high, share)
+    spread: Floats = np.where(np.isfinite(low) & np.isfinite(high), high - low, np.nan).astype(np.float32)
+    return spread
+
+
+def popular_harm(index: Index, standing: Standing) -> Floats:
+    """Harmful clips of the sources of which most is selected: that source's share of selected clips; NaN elsewhere."""
+    sources, score = facet(index.facets, "source"), np.full(len(index), np.nan, np.float32)
+    harmful = standing.decision == 2
+    if sources is None:
+        score[harmful] = 0
+        return score
+    codes = sources.codes.astype(np.int64) + 1
+    chosen, every = np.bincount(codes, standing.decision == 0), np.bincount(codes)
+    score[harmful] = (chosen / np.maximum(every, 1))[codes[harmful]]
+    return score
+
+
+def _drawn(index: Index, seed: int) -> Places:
+    """An order that belongs to the seed and the clips' ids."""
+    start = f"{seed} ".encode()
+    drawn = [hashlib.blake2b(start + i.encode(), digest_size=8).digest() for i in index.ids.to_pylist()]
+    return np.argsort(np.frombuffer(b"".join(drawn), ">u8"), kind="stable").astype(np.int32)
