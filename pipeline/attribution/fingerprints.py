@@ -140,6 +140,11 @@ def check_times(run: Run, key: str = "attribution") -> None:
         family.schedule.check(setting.timestep, f"{key}.settings.timestep")
     for timestep in run.evaluate.timesteps if run.evaluate.timesteps != "drawn" else ():
         family.schedule.check(timestep, "evaluate.timesteps")
+    if family.image and run.queries.prompts:
+        raise ConfigError(
+            f"queries.prompts: {family.name} makes a video from its first frame, which a prompt does not have. Give "
+            "query videos (queries.videos)."
+        )
     experts = family.experts
     if len(experts) == 1:
         if run.finetune.expert != "both":

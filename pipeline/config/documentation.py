@@ -25,9 +25,22 @@ configuration that it used to `ROOT/config.yaml`, and `--config ROOT/config.yaml
 
 | recipe | for |
 | --- | --- |
+| `cogvideox-2b` | CogVideoX 2B |
+| `cogvideox-5b` | CogVideoX 5B |
+| `cogvideox1.5-5b` | CogVideoX 1.5 5B |
 | `demo` | the synthetic world, with the demo's own model |
+| `hunyuanvideo` | HunyuanVideo 13B |
+| `hunyuanvideo-1.5` | HunyuanVideo 1.5 at 480p |
+| `ltx-video-2b` | LTX-Video 2B |
+| `mochi` | Mochi 1 |
+| `skyreels-v2-t2v-14b` | SkyReels V2 text-to-video |
 | `tiny` | your own videos on a machine without a GPU; the model is the demo's toy |
+| `wan2.1-i2v-14b-480p` | Wan 2.1 image-to-video |
 | `wan2.1-t2v-1.3b` | Wan 2.1 with the paper's settings, but for the ranking |
+| `wan2.1-t2v-14b` | Wan 2.1 text-to-video 14B |
+| `wan2.2-i2v-a14b` | Wan 2.2 image-to-video with two experts |
+| `wan2.2-t2v-a14b` | Wan 2.2 text-to-video with two experts |
+| `wan2.2-ti2v-5b` | Wan 2.2 text-to-video 5B |
 
 | rule | what follows |
 | --- | --- |

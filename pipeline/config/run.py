@@ -168,6 +168,9 @@ class VideoModelConfig(Model):
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the autoencoder's convolutions")
     text_tokens: int = Field(512, ge=1, description="captions are padded to this many tokens")
+    guidance: float = Field(
+        1.0, ge=1, description="what a transformer with an embedding of it (HunyuanVideo) is told in training"
+    )
     adapter: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",

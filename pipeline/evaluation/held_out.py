@@ -68,13 +68,18 @@ def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, see
             turns[group] = turns.get(group, 0) + 1
             placed.append((turns[group], group, row))
     chosen = [row for *_, row in sorted(placed, key=lambda p: p[:2])[:count]]
-    blank = {"uri": "", "start_frame": 0, "mask": None, "mask_shape": None}
     return [
-        {**arm._asdict(), "kind": "video", "seed": s, "clip_id": r["clip_id"], "caption": r["caption"], **blank}
+        {**arm._asdict(), "kind": "video", "seed": s, "mask": None, "mask_shape": None, **_asked(r)}
         for arm in arms
         for r in chosen
         for s in seeds
     ]
+
+
+def _asked(row: Row) -> Row:
+    """What a video is made from: a query's caption, and its first frame where the model takes one."""
+    place = {"uri": row.get("uri") or "", "start_frame": row.get("start_frame") or 0}
+    return {"clip_id": row["clip_id"], "caption": row["caption"], **place}
 
 
 TASKS = pa.schema(
@@ -173,7 +178,10 @@ class EvaluationWorker:
         model, _ = self.model(row["weights"])
         d, e = self.run.data, self.run.evaluate
         size = (d.frames, d.height, d.width)
-        frames = model.generate(row["caption"], size, d.fps, row["seed"], e.steps, e.guidance)
+        image = None
+        if model.family.image:
+            image = self.decoder.frames(row["uri"], row["start_frame"], 1, d.fps, d.height, d.width)[0]
+        frames = model.generate(row["caption"], size, d.fps, row["seed"], e.steps, e.guidance, image)
         uri = video_place(self.run.root, row["arm"], row["caption"], row["seed"])
         write_mp4(uri, frames, d.fps)
         degree = vbench_dynamic_degree(frames, d.fps, self._flow)

@@ -16,7 +16,8 @@ from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.schedule import Schedule
 
 LORA = "pytorch_lora_weights.safetensors"
-ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # where text and video attend to each other
 
 
 def lora_file(part: str) -> str:
@@ -38,7 +39,7 @@ class DiffusersModel:
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
         self.family, self.pipeline, self.device = family, pipeline, device
         self.schedule: Schedule = family.schedule
-        self.text_tokens = config.text_tokens
+        self.text_tokens, self.guidance = config.text_tokens, config.guidance
         self.place(pipeline, device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.vae = self.pipeline.vae

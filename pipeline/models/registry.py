@@ -12,10 +12,14 @@ import torch
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models.adapters.cogvideox import CogVideoXFamily
+from pipeline.models.adapters.hunyuan import HunyuanFamily
 from pipeline.models.adapters.hunyuan15 import Hunyuan15Family
 from pipeline.models.adapters.ltx import LTXFamily
+from pipeline.models.adapters.mochi import MochiFamily
+from pipeline.models.adapters.skyreels import SkyReelsFamily
 from pipeline.models.adapters.wan import WanFamily
 from pipeline.models.adapters.wan22 import WanExpertsFamily, WanTokensFamily
+from pipeline.models.adapters.wan_image import WanImageExpertsFamily, WanImageFamily, WanImageTokensFamily
 from pipeline.models.contract import Family, Grid, VideoModel
 from pipeline.models.diffusers_family import INDEX
 from pipeline.models.folders import folder, hash_parts, read_config
@@ -31,12 +35,24 @@ def wan_text_to_video(path: Path) -> Family:
     return WanTokensFamily(path) if index.get("expand_timesteps") else WanFamily(path)
 
 
+def wan_image_to_video(path: Path) -> Family:
+    """Wan 2.1, or one of the two of Wan 2.2 that have its class."""
+    index = read_config(path / INDEX)
+    if any(index.get("transformer_2") or []) or (path / "transformer_2").is_dir() or index.get("boundary_ratio"):
+        return WanImageExpertsFamily(path)
+    return WanImageTokensFamily(path) if index.get("expand_timesteps") else WanImageFamily(path)
+
+
 # Pipelines by the class that their model_index.json names. Where one class serves several families, a function tells
 # them apart.
 ADAPTERS: dict[str, OfFolder] = {
     "CogVideoXPipeline": CogVideoXFamily,
     "HunyuanVideo15Pipeline": Hunyuan15Family,
+    "HunyuanVideoPipeline": HunyuanFamily,
     "LTXPipeline": LTXFamily,
+    "MochiPipeline": MochiFamily,
+    "SkyReelsV2Pipeline": SkyReelsFamily,
+    "WanImageToVideoPipeline": wan_image_to_video,
     "WanPipeline": wan_text_to_video,
 }
 

@@ -176,7 +176,7 @@ def replaced(model: DiffusersModel, forward: Callable[[str, nn.Module], Callable
 def own_call(subject: Subject, **changes: Any) -> Any:
     """The pipeline's own call at guidance 1, with latents for a result."""
     model = subject.model
-    arguments = {**model.call(*subject.geometry, subject.fps, 1.0), **changes}
+    arguments = {**model.call(*subject.geometry, subject.fps, model.guidance), **changes}
     if model.family.image:
         arguments["image"] = picture(subject.frames[0])
     with torch.no_grad():

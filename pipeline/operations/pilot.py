@@ -147,11 +147,15 @@ class TrainingPilot:
     def _generated(self, row: Row) -> list[Row]:
         d, e = self.run.data, self.run.evaluate
         size, caption = (d.frames, d.height, d.width), row["caption"] or ""
-        self.model.generate(caption, size, d.fps, 0, 1, e.guidance)
-        durations = [
-            timed(partial(self.model.generate, caption, size, d.fps, 0, n, e.guidance), self.device)[1]
-            for n in DENOISING
-        ]
+        image = None
+        if self.model.family.image:
+            image = self.decoder.frames(row["uri"], row["start_frame"], 1, d.fps, d.height, d.width)[0]
+
+        def generate(steps: int) -> None:
+            self.model.generate(caption, size, d.fps, 0, steps, e.guidance, image)
+
+        generate(1)
+        durations = [timed(partial(generate, n), self.device)[1] for n in DENOISING]
         step = max(0.0, durations[1] - durations[0]) / (DENOISING[1] - DENOISING[0])
         parts = {"denoising": step, "video": max(0.0, durations[0] - DENOISING[0] * step)}
         return [line(row["clip_id"], AS_IT_IS, part, seconds) for part, seconds in parts.items()]

@@ -104,7 +104,7 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
         if config.lora_rank is None:
             _unfreeze(module, model.family.idle)
         else:
-            _add_lora(module, model.lora_targets(), config.lora_rank, seed)
+            _add_lora(module, model, config.lora_rank, seed)
         if config.sharding == "fsdp":
             sharding.shard(module, model.blocks(module), autocast)
             share = (dist.get_rank(), dist.get_world_size())
@@ -133,14 +133,16 @@ def _unfreeze(module: nn.Module, idle: str | None) -> None:
         parameter.requires_grad_(idle is None or re.search(idle, name) is None)
 
 
-def _add_lora(module: nn.Module, targets: list[str], rank: int, seed: int) -> None:
+def _add_lora(module: nn.Module, model: VideoModel, rank: int, seed: int) -> None:
     """Low-rank adapters on attention, drawn by name: A normal with deviation 1/rank (peft's "gaussian"), B zero."""
     from peft import LoraConfig
 
     module.add_adapter(  # type: ignore[operator]
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights="gaussian")
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=model.lora_targets(), init_lora_weights="gaussian")
     )
     for name, parameter in module.named_parameters():
+        if model.family.idle is not None and re.search(model.family.idle, name):
+            parameter.requires_grad_(False)
         if ".lora_A." in name:
             normal = named_generator(f"lora {seed} {name}").standard_normal(tuple(parameter.shape), np.float32)
             parameter.data.copy_(torch.from_numpy(normal) / rank)

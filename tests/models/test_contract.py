@@ -296,7 +296,7 @@ INDEX, VAE, TRANSFORMER = "model_index.json", "vae/config.json", "transformer/co
         (INDEX, {"boundary_ratio": 0.875}, "boundary_ratio and without transformer_2"),
         (INDEX, {"image_encoder": ["transformers", "CLIPVisionModel"]}, "a pipeline with image_encoder"),
         (INDEX, {"text_encoder_2": ["transformers", "T5EncoderModel"]}, "a pipeline with text_encoder_2"),
-        (INDEX, {"_class_name": "WanImageToVideoPipeline"}, "a WanImageToVideoPipeline"),
+        (INDEX, {"_class_name": "WanImageToVideoPipeline"}, "without CLIP's tokens (image_dim)"),
         (INDEX, {"_class_name": "WanVACEPipeline"}, "a WanVACEPipeline"),
         (VAE, {"_class_name": "AutoencoderKLLTXVideo"}, "a pipeline whose vae is a AutoencoderKLLTXVideo"),
         (VAE, {"is_residual": True}, "Wan 2.2's residual autoencoder"),

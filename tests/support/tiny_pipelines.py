@@ -19,6 +19,13 @@ from torch import nn
 from transformers import (
     AutoTokenizer,
     ByT5Tokenizer,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     T5Config,
@@ -155,6 +162,60 @@ def wan_tokens() -> Any:
     return wan(vae=vae, scheduler=flow_steps(5.0), expand_timesteps=True)
 
 
+def image_encoder() -> dict[str, Any]:
+    torch.manual_seed(0)
+    settings = CLIPVisionConfig(
+        hidden_size=4,
+        projection_dim=4,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        intermediate_size=16,
+        patch_size=8,
+    )
+    processor = CLIPImageProcessor(crop_size={"height": 32, "width": 32}, size={"shortest_edge": 32})
+    return {"image_encoder": CLIPVisionModel(settings).eval(), "image_processor": processor}
+
+
+def wan_image(**parts: Any) -> Any:
+    own = {
+        "tokenizer": tokenizer(),
+        "text_encoder": umt5(),
+        "vae": wan_vae(),
+        "scheduler": flow_steps(),
+        "transformer": wan_transformer(in_channels=10, image_dim=4, added_kv_proj_dim=24),
+        **image_encoder(),
+        **parts,
+    }
+    return diffusers.WanImageToVideoPipeline(**own)
+
+
+def wan_image_experts() -> Any:
+    return wan_image(
+        transformer=wan_transformer(in_channels=10),
+        transformer_2=wan_transformer(1, in_channels=10),
+        boundary_ratio=0.9,
+        image_encoder=None,
+        image_processor=None,
+    )
+
+
+def wan_image_tokens() -> Any:
+    parts = wan_tokens().components
+    kept = {name: parts[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    return wan_image(**kept, expand_timesteps=True, image_encoder=None, image_processor=None)
+
+
+def skyreels() -> Any:
+    return diffusers.SkyReelsV2Pipeline(
+        tokenizer=tokenizer(),
+        text_encoder=umt5(),
+        vae=wan_vae(),
+        scheduler=flow_steps(8.0),
+        transformer=wan_transformer(kind=diffusers.SkyReelsV2Transformer3DModel),
+    )
+
+
 # --- LTX-Video --------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +318,95 @@ def cogvideox(rope: bool = False, patch_t: int | None = None) -> Any:
     )
 
 
+# --- HunyuanVideo -----------------------------------------------------------------------------------------------------
+
+
+def hunyuan() -> Any:
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+    torch.manual_seed(0)
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 4, 4),
+    )
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.476986,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
+        mid_block_add_attention=True,
+    )
+    small = {"intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 512}
+    llama = LlamaModel(LlamaConfig(hidden_size=16, pad_token_id=0, **small))
+    clip = CLIPTextModel(
+        CLIPTextConfig(hidden_size=8, projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=0, **small)
+    )
+    words = with_prefix(
+        tokenizer(), DEFAULT_PROMPT_TEMPLATE["template"].split("{}")[0], DEFAULT_PROMPT_TEMPLATE["crop_start"]
+    )
+    llama.resize_token_embeddings(len(words))
+    return diffusers.HunyuanVideoPipeline(
+        transformer=filled(transformer),
+        vae=vae.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder=llama.eval(),
+        text_encoder_2=clip.eval(),
+        tokenizer=words,
+        tokenizer_2=tokenizer(77),
+    )
+
+
+# --- Mochi ------------------------------------------------------------------------------------------------------------
+
+
+def mochi() -> Any:
+    torch.manual_seed(0)
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        out_channels=None,
+        qk_norm="rms_norm",
+        text_embed_dim=WIDTH,
+        time_embed_dim=4,
+        activation_fn="swiglu",
+        max_sequence_length=16,
+    )
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12,
+        out_channels=3,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1,) * 5,
+    )
+    return diffusers.MochiPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=vae.eval(),
+        text_encoder=t5(),
+        tokenizer=tokenizer(256),
+        transformer=filled(transformer),
+    )
+
+
 # --- HunyuanVideo 1.5 -------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +483,12 @@ TINY = {
     "cogvideox-2b": Tiny(cogvideox, (9, 64, 64), {"text_tokens": 16}, (494.0,)),
     "cogvideox-5b": Tiny(lambda: cogvideox(rope=True), (9, 32, 48), {"text_tokens": 16}, (633.0,)),
     "cogvideox-1.5": Tiny(lambda: cogvideox(rope=True, patch_t=2), (9, 32, 48), {"text_tokens": 16}, (633.0,)),
+    "wan2.1-i2v": Tiny(wan_image, (5, 16, 32), {"text_tokens": 512}),
+    "wan2.2-i2v-a14b": Tiny(wan_image_experts, (5, 16, 32), {"text_tokens": 16}, (951.0, 751.0)),
+    "wan2.2-ti2v-5b-image": Tiny(wan_image_tokens, (5, 32, 48), {"text_tokens": 16}),
+    "skyreels-v2": Tiny(skyreels, (5, 16, 32), {"text_tokens": 16}),
+    "hunyuanvideo": Tiny(hunyuan, (9, 32, 48), {"text_tokens": 16}),
+    "mochi": Tiny(mochi, (13, 32, 48), {"text_tokens": 16}),
     "hunyuanvideo-1.5": Tiny(hunyuan15, (5, 16, 24), {"text_tokens": 32}),
 }
 

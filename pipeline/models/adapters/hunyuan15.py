@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.config import VideoModelConfig
 from pipeline.models.contract import Conditioning, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
-from pipeline.models.diffusers_model import DiffusersModel, lora_file
+from pipeline.models.diffusers_model import ATTENTION, TEXT_STREAM, DiffusersModel, lora_file
 
 
 class Hunyuan15Family(DiffusersFamily):
@@ -50,6 +50,7 @@ class Hunyuan15Family(DiffusersFamily):
 class Hunyuan15(DiffusersModel):
     """A HunyuanVideo 1.5 pipeline that is loaded."""
 
+    targets = (*ATTENTION, *TEXT_STREAM)
     frozen = ("text_encoder", "text_encoder_2")
 
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:

@@ -35,6 +35,9 @@ class WanExpertsFamily(DiffusersFamily):
         super().check_folder()
         if self.index.get("expand_timesteps"):
             raise self.unsupported("a pipeline with two experts and times per token (expand_timesteps)")
+        self.check_inputs()
+
+    def check_inputs(self) -> None:
         for part in ("transformer", "transformer_2"):
             check_inputs(self, self.config(part))
 
