@@ -7,6 +7,8 @@ from jobs import command
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
     command.main("jobs.curate:curate", __doc__, lists_videos=True)
 
+import shlex
+
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.errors import SpentError
@@ -35,6 +37,7 @@ def curate(run: Run) -> None:
         report(run)
         raise
     report(run)
+    print(f"to decide on its clips: python -m jobs.workbench --set {shlex.quote(f'root={run.root}')}")
 
 
 def _attribute_and_train(run: Run) -> None:
