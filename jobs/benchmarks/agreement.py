@@ -38,10 +38,10 @@ class Agreement:
     lost: int
 
 
-def compare(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> Agreement:
+def compare(ours: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> Agreement:
     """Masks [f, h, w] or None, clip by clip, against the expected ones. ValueError if no clip moves under both."""
-    both = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
-    lost = sum((a is None) != (b is None) for a, b in zip(found, expected, strict=True))
+    both = [(a.double(), b.double()) for a, b in zip(ours, expected, strict=True) if a is not None and b is not None]
+    lost = sum((a is None) != (b is None) for a, b in zip(ours, expected, strict=True))
     if not both:
         raise ValueError("not one of these clips moves")
     return Agreement(
@@ -57,23 +57,23 @@ def masks(
     clips: Sequence[Frames], raft: nn.Module, config: Motion, grid: tuple[int, int], stride: int, device: torch.device
 ) -> list[Tensor | None]:
     """The motion mask of every clip on a latent grid of `grid` rows and columns."""
-    found: list[Tensor | None] = []
+    of_clips: list[Tensor | None] = []
     for frames in clips:
         flow = estimate(frames, raft, config, device)
         mask = motion_mask(flow, config, _grid(len(frames), grid, stride))
-        found.append(None if mask is None else mask.cpu())
-    return found
+        of_clips.append(None if mask is None else mask.cpu())
+    return of_clips
 
 
 def exact_masks(
     scenes: Sequence[world.Scene], config: Motion, size: int, grid: tuple[int, int], stride: int
 ) -> list[Tensor | None]:
     """The masks of the world's own flow, rendered at `size` pixels."""
-    found = []
+    masks = []
     for scene in scenes:
         flow = torch.from_numpy(world.flow(scene, size, size)).permute(0, 3, 1, 2)
-        found.append(motion_mask(flow, config, _grid(len(flow) + 1, grid, stride)))
-    return found
+        masks.append(motion_mask(flow, config, _grid(len(flow) + 1, grid, stride)))
+    return masks
 
 
 def _grid(frames: int, cells: tuple[int, int], stride: int) -> Grid:
@@ -100,15 +100,15 @@ def sizes(
             changed = {"height": size[0], "width": size[1], "dtype": dtype, "still": still}
             own = config.model_copy(update=changed)
             made[size, dtype] = masks(clips, raft, own, grid, stride, device)
-    found = {}
+    agreements = {}
     for size in tried:
         name, plain = f"{size[0]}x{size[1]}", made[size, "float32"]
         if exact is not None:
-            found[f"{name} against exact flow"] = compare(plain, exact)
+            agreements[f"{name} against exact flow"] = compare(plain, exact)
         if size != tried[-1]:
-            found[f"{name} against {tried[-1][0]}x{tried[-1][1]}"] = compare(plain, made[tried[-1], "float32"])
-        found[f"{name} bfloat16 against float32"] = compare(made[size, "bfloat16"], plain)
-    return found
+            agreements[f"{name} against {tried[-1][0]}x{tried[-1][1]}"] = compare(plain, made[tried[-1], "float32"])
+        agreements[f"{name} bfloat16 against float32"] = compare(made[size, "bfloat16"], plain)
+    return agreements
 
 
 def latents(clips: Sequence[Frames], model: Wan) -> dict[str, float]:
@@ -118,10 +118,10 @@ def latents(clips: Sequence[Frames], model: Wan) -> dict[str, float]:
     expected = [model.encode(frames, 8.0)["latent"].flatten() for frames in clips]
     nn.Module.to(model.vae, torch.bfloat16)
     try:
-        found = [model.encode(frames, 8.0)["latent"].flatten() for frames in clips]
+        encoded = [model.encode(frames, 8.0)["latent"].flatten() for frames in clips]
     finally:
         nn.Module.to(model.vae, torch.float32)
-    pairs = list(zip(found, expected, strict=True))
+    pairs = list(zip(encoded, expected, strict=True))
     return {
         "relative_difference": mean(float((a - b).norm() / b.norm()) for a, b in pairs),
         "cosine": mean(float(F.cosine_similarity(a, b, 0)) for a, b in pairs),
@@ -130,13 +130,13 @@ def latents(clips: Sequence[Frames], model: Wan) -> dict[str, float]:
 
 def decoded_folder(folder: Path, count: int, fps: float, height: int, width: int) -> list[Frames]:
     """The first `count` frames at `fps` of every video of a folder that has them."""
-    found = []
+    clips = []
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".mp4", ".mov", ".webm", ".avi", ".mkv", ".gif")):
         try:
-            found.append(decode(str(path), 0, count, fps, height, width))
+            clips.append(decode(str(path), 0, count, fps, height, width))
         except ClipError as error:
             print(f"({path.name} left out: {error})")
-    return found
+    return clips
 
 
 def print_agreements(device: torch.device, videos: Path | None) -> dict[str, Any]:
@@ -151,13 +151,13 @@ def print_agreements(device: torch.device, videos: Path | None) -> dict[str, Any
     else:
         tried, grid = [(128, 224), (160, 280), (192, 336), (240, 416), (320, 552), (480, 832)], (60, 104)
         clips = decoded_folder(videos, 9, 16.0, *tried[-1])
-    found = sizes(clips, raft, recipe, tried, grid, 4, device, exact)
+    agreements = sizes(clips, raft, recipe, tried, grid, 4, device, exact)
     whose = "world's" if videos is None else "given"
     print(f"agreement of motion masks on {len(clips)} {whose} clips of 9 frames, on a grid of {grid[0]}x{grid[1]},")
     print("with the shipped RAFT small, whose weights were trained on the synthetic world alone:")
     rows = [
         [name, f"{a.difference:.2%}", f"{a.pearson:.4f}", f"{a.cosine:.4f}", f"{a.clips}", f"{a.lost}"]
-        for name, a in found.items()
+        for name, a in agreements.items()
     ]
     ceilings.print_table(["masks", "|a-b|/mean", "pearson", "cosine", "clips", "lost"], rows)
     of_latents = latents([world.render(s, 32, 32) for s in _scenes()], measured_models.demo(device).model)
@@ -165,7 +165,7 @@ def print_agreements(device: torch.device, videos: Path | None) -> dict[str, Any
         f"latents of the demo's autoencoder, bfloat16 against float32: relative difference "
         f"{of_latents['relative_difference']:.2%}, cosine {of_latents['cosine']:.6f}\n"
     )
-    return {"masks": {name: asdict(a) for name, a in found.items()}, "latents_bfloat16": of_latents}
+    return {"masks": {name: asdict(a) for name, a in agreements.items()}, "latents_bfloat16": of_latents}
 
 
 def _scenes() -> list[world.Scene]:

@@ -88,7 +88,7 @@ def philox_rate(device: torch.device | str) -> float:
 
 def machine() -> dict[str, Any]:
     """Processor, cores and threads in use, memory, GPU, versions, date: what a figure is worth nothing without."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "date": date.today().isoformat(),
         "cpu": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -103,8 +103,8 @@ def machine() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        found |= {"gpu": card.name, "gpu_memory_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
-    return found
+        facts |= {"gpu": card.name, "gpu_memory_gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+    return facts
 
 
 def _processor() -> str:
@@ -117,38 +117,38 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def print_machine(found: Mapping[str, Any]) -> None:
+def print_machine(facts: Mapping[str, Any]) -> None:
     """The machine on two lines."""
-    gpu = f", {found['gpu']} with {found['gpu_memory_gib']} GiB" if found["gpu"] else ", no GPU"
+    gpu = f", {facts['gpu']} with {facts['gpu_memory_gib']} GiB" if facts["gpu"] else ", no GPU"
     print(
-        f"{found['date']}: {found['cpu']} ({found['instructions']}), {found['cores']} cores, {found['threads']} "
-        f"threads, {found['memory_gib']} GiB{gpu}"
+        f"{facts['date']}: {facts['cpu']} ({facts['instructions']}), {facts['cores']} cores, {facts['threads']} "
+        f"threads, {facts['memory_gib']} GiB{gpu}"
     )
-    print(f"python {found['python']}, torch {found['torch']}, numba {found['numba']}, numpy {found['numpy']}\n")
+    print(f"python {facts['python']}, torch {facts['torch']}, numba {facts['numba']}, numpy {facts['numpy']}\n")
 
 
 def measured(device: torch.device | str) -> dict[str, float]:
     """All ceilings of a device: bytes/s, FLOP/s (fp32, on a GPU also bf16), normals/s, random bytes/s."""
-    found = {
+    rates = {
         "copy_bytes_per_s": copy_bandwidth(device),
         "matmul_fp32_flop_per_s": matmul_rate(device, torch.float32),
         "normals_per_s": random_rate(device),
         "random_bytes_per_s": random_bits_rate(device),
     }
     if torch.device(device).type == "cuda":
-        found["matmul_bf16_flop_per_s"] = matmul_rate(device, torch.bfloat16)
-    return found
+        rates["matmul_bf16_flop_per_s"] = matmul_rate(device, torch.bfloat16)
+    return rates
 
 
-def print_ceilings(found: Mapping[str, float], device: torch.device | str) -> None:
+def print_ceilings(rates: Mapping[str, float], device: torch.device | str) -> None:
     """The ceilings in the units people use."""
     print(f"ceilings, measured on {device}:")
-    print(f"  copy, bytes read and written {found['copy_bytes_per_s'] / 1e9:10.1f} GB/s")
-    print(f"  matrix product, fp32         {found['matmul_fp32_flop_per_s'] / 1e9:10.0f} GFLOP/s")
-    if "matmul_bf16_flop_per_s" in found:
-        print(f"  matrix product, bf16         {found['matmul_bf16_flop_per_s'] / 1e12:10.1f} TFLOP/s")
-    print(f"  torch.randn                  {found['normals_per_s'] / 1e9:10.3f} Gnumbers/s")
-    print(f"  torch random bits            {found['random_bytes_per_s'] / 1e9:10.2f} GB/s\n")
+    print(f"  copy, bytes read and written {rates['copy_bytes_per_s'] / 1e9:10.1f} GB/s")
+    print(f"  matrix product, fp32         {rates['matmul_fp32_flop_per_s'] / 1e9:10.0f} GFLOP/s")
+    if "matmul_bf16_flop_per_s" in rates:
+        print(f"  matrix product, bf16         {rates['matmul_bf16_flop_per_s'] / 1e12:10.1f} TFLOP/s")
+    print(f"  torch.randn                  {rates['normals_per_s'] / 1e9:10.3f} Gnumbers/s")
+    print(f"  torch random bits            {rates['random_bytes_per_s'] / 1e9:10.2f} GB/s\n")
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

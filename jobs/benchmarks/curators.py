@@ -81,7 +81,7 @@ def curated(order: Order, words: Mapping[int, bool], clips: Clips) -> Order:
     """The ranking after a curator's word, by the product's own rule."""
     row_of = {clip_id: row for row, clip_id in enumerate(clips.clip_ids)}
     verdict = pa.Table.from_pylist(
-        [{"clip_id": clips.clip_ids[row], "verdict": KEEP if kept else DROP} for row, kept in words.items()],
+        [{"clip_id": clips.clip_ids[row], "verdict": KEEP if keep else DROP} for row, keep in words.items()],
         schema=VERDICTS,
     )
     ids = pa.array([clips.clip_ids[row] for row in order.tolist()], pa.string())
@@ -92,7 +92,7 @@ def curated(order: Order, words: Mapping[int, bool], clips: Clips) -> Order:
 def fine_tunings(study: Studies, reviews: int) -> dict[Key, Retraining]:
     clips, plan = study.clips, study.plan
     scores = study.motion_scores(study.scored["best"])
-    wanted: dict[Key, Retraining] = {}
+    trainings: dict[Key, Retraining] = {}
     for motion in plan.targets:
         column = MOTIONS.index(motion)
         order = ranked(scores[:, column], clips)
@@ -104,33 +104,33 @@ def fine_tunings(study: Studies, reviews: int) -> dict[Key, Retraining]:
         real = np.flatnonzero((clips.motions == motion) & (clips.kinds == "real") & clips.moving)
         sets["oracle"] = named_generator(f"oracle {motion}").permutation(real)[:count]
         for arm, rows in sets.items():
-            wanted |= {(arm, motion, seed): on(rows, seed) for seed in range(plan.seeds)}
-    return wanted
+            trainings |= {(arm, motion, seed): on(rows, seed) for seed in range(plan.seeds)}
+    return trainings
 
 
 def table(
-    study: Studies, wanted: Mapping[Key, Retraining], found: Mapping[Key, dict[str, float]]
+    study: Studies, trainings: Mapping[Key, Retraining], changes: Mapping[Key, dict[str, float]]
 ) -> list[dict[str, Any]]:
     """A row an arm: the share of its clips that show the motion, and the changes of the losses, each alone and less the
     selection's, as means over seeds with intervals over motions."""
     clips, motions = study.clips, study.plan.targets
     rows = []
     for arm in ARMS:
-        shares = [_shows(clips, wanted[arm, motion, 0], motion) for motion in motions]
+        shares = [_shows(clips, trainings[arm, motion, 0], motion) for motion in motions]
         row: dict[str, Any] = {"fine-tuned on": arm, "shows the motion": f"{np.mean(shares):.0%}"}
         for name in ("masked_target", "masked_others", "plain_target"):
-            row[name.replace("_", ", ")] = _cell(_by_motion(found, arm, name, motions))
-        less = _by_motion(found, arm, "masked_target", motions) - _by_motion(
-            found, "selected", "masked_target", motions
+            row[name.replace("_", ", ")] = _cell(_by_motion(changes, arm, name, motions))
+        less = _by_motion(changes, arm, "masked_target", motions) - _by_motion(
+            changes, "selected", "masked_target", motions
         )
         row["masked, target, less the selection's"] = _cell(less) if arm != "selected" else ""
         rows.append(row)
     return rows
 
 
-def _by_motion(found: Mapping[Key, dict[str, float]], arm: str, name: str, motions: Sequence[str]) -> Floats:
+def _by_motion(changes: Mapping[Key, dict[str, float]], arm: str, name: str, motions: Sequence[str]) -> Floats:
     """The mean over seeds for each motion."""
-    values = [[of[name] for (a, m, _), of in found.items() if (a, m) == (arm, motion)] for motion in motions]
+    values = [[of[name] for (a, m, _), of in changes.items() if (a, m) == (arm, motion)] for motion in motions]
     return np.array([np.mean(of_motion) for of_motion in values])
 
 
@@ -153,13 +153,13 @@ def main() -> None:
     hardware, start = ceilings.machine(), time.monotonic()
     ceilings.print_machine(hardware)
     study = Studies(plan, given.folder)
-    wanted = fine_tunings(study, reviews)
-    losses = tasks.measured(given.folder, plan.size, plan.recipe, "curators", list(wanted.values()))
-    found = {
+    trainings = fine_tunings(study, reviews)
+    losses = tasks.measured(given.folder, plan.size, plan.recipe, "curators", list(trainings.values()))
+    changes = {
         key: counterfactual.changes(after, study.base, study.held_out, key[1])
-        for key, after in zip(wanted, losses, strict=True)
+        for key, after in zip(trainings, losses, strict=True)
     }
-    rows = table(study, wanted, found)
+    rows = table(study, trainings, changes)
     ceilings.print_table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows])
     seconds = time.monotonic() - start
     print(f"{reviews} clips a motion reviewed; {duration(seconds)} in this call")

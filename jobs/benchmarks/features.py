@@ -49,16 +49,16 @@ LONGER = replace(SMALL, name="0.6 M, 320 tokens, blocks of 256", latent=(5, 16))
 def transformer(case: Case) -> nn.Module:
     torch.manual_seed(0)
     size = 128 if case.heads == 8 else 32
-    found: nn.Module = WanTransformer3DModel(
+    module: nn.Module = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=case.heads, attention_head_dim=size, in_channels=16, out_channels=16,
         text_dim=64, freq_dim=64, ffn_dim=case.feed_forward, num_layers=case.layers, rope_max_seq_len=128,
     )  # fmt: skip
-    return found
+    return module
 
 
 def loss(model: nn.Module, latent: Tensor, text: Tensor) -> Tensor:
-    found: Tensor = model(latent, torch.full((1,), 751.0), text, return_dict=False)[0].square().mean()
-    return found
+    mean: Tensor = model(latent, torch.full((1,), 751.0), text, return_dict=False)[0].square().mean()
+    return mean
 
 
 def measure(case: Case) -> dict[str, float]:
@@ -93,8 +93,8 @@ def in_a_process(case: Case) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the case {case} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def compare(case: Case, rounds: int) -> list[dict[str, object]]:
@@ -105,7 +105,8 @@ def compare(case: Case, rounds: int) -> list[dict[str, object]]:
         for kind, hold in ways:
             runs[kind, hold].append(in_a_process(replace(case, kind=kind, hold=hold)))
     median = {
-        way: {key: statistics.median(run[key] for run in found) for key in found[0]} for way, found in runs.items()
+        way: {key: statistics.median(run[key] for run in repeats) for key in repeats[0]}
+        for way, repeats in runs.items()
     }
     bare = median[None, 1]
     return [
@@ -114,11 +115,11 @@ def compare(case: Case, rounds: int) -> list[dict[str, object]]:
             "kind": kind or "bare forward and backward",
             "hold": hold,
             "parameters": int(bare["parameters"]),
-            "seconds_per_clip": found["seconds"],
-            "time_ratio": found["seconds"] / bare["seconds"],
-            "peak_ratio": found["peak_bytes"] / bare["peak_bytes"],
+            "seconds_per_clip": repeats["seconds"],
+            "time_ratio": repeats["seconds"] / bare["seconds"],
+            "peak_ratio": repeats["peak_bytes"] / bare["peak_bytes"],
         }
-        for (kind, hold), found in median.items()
+        for (kind, hold), repeats in median.items()
     ]
 
 
@@ -131,10 +132,10 @@ def main() -> None:
         values = json.loads(given.case)
         print(json.dumps(measure(Case(**{**values, "latent": tuple(values["latent"])}))))
         return
-    found = machine()
-    print_machine(found)
+    hardware = machine()
+    print_machine(hardware)
     rate = matmul_rate("cpu", torch.float32)
-    print(f"ceiling: {rate / 1e9:.0f} GFLOP/s of fp32 matrix products, {found['threads']} threads\n")
+    print(f"ceiling: {rate / 1e9:.0f} GFLOP/s of fp32 matrix products, {hardware['threads']} threads\n")
     quick = replace(SMALL, clips=8)
     rows = compare(quick, 1) if given.quick else [row for case in (LARGE, SMALL, LONGER) for row in compare(case, 3)]
     print_table(
@@ -147,7 +148,7 @@ def main() -> None:
             for row in rows
         ],
     )  # fmt: skip
-    print_json({"benchmark": "features", "machine": found, "matmul_flop_per_s": rate, "rows": rows})
+    print_json({"benchmark": "features", "machine": hardware, "matmul_flop_per_s": rate, "rows": rows})
 
 
 if __name__ == "__main__":

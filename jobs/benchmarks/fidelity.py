@@ -36,12 +36,12 @@ def gradients(run: Run, scenes: list[world.Scene]) -> Tensor:
     device = torch.device("cpu")
     model, raft = open_model(run.model, device), motion.load_raft(run.motion, device)
     parameters = list(model.trained.parameters())
-    found = []
+    rows = []
     for scene in scenes:
         loss = masked_loss(run, model, raft, scene)
         if loss is not None:
-            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
-    return torch.stack(found)
+            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(rows)
 
 
 def masked_loss(run: Run, model: VideoModel, raft: torch.nn.Module, scene: world.Scene) -> Tensor | None:
@@ -70,10 +70,10 @@ def exact(clips: Tensor, queries: Tensor, whiten: float | None) -> Tensor:
     return whitened
 
 
-def survivors(truth: Tensor, found: Tensor) -> float:
+def survivors(truth: Tensor, scores: Tensor) -> float:
     """Which share of the exact top tenth of each column is in the found one."""
     count = max(1, round(0.1 * len(truth)))
-    top = [x.topk(count, 0).indices.T.tolist() for x in (truth, found)]
+    top = [x.topk(count, 0).indices.T.tolist() for x in (truth, scores)]
     return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*top, strict=True)]))
 
 
@@ -86,16 +86,18 @@ def compare(clips: Tensor, queries: Tensor, kind: Kind, seeds: int, sizes: tuple
         for size in sizes:  # the first rows are the smaller projection
             cut = both[:, :size]
             for whiten, right in truth.items():
-                found = torch.as_tensor(influence(cut[: len(clips)].numpy(), cut[len(clips) :].numpy(), whiten=whiten))
-                alike = float(spearman_by_column(right.numpy(), found.numpy()).mean())
-                scores.setdefault((size, whiten), []).append((alike, survivors(right, found)))
+                projected = torch.as_tensor(
+                    influence(cut[: len(clips)].numpy(), cut[len(clips) :].numpy(), whiten=whiten)
+                )
+                alike = float(spearman_by_column(right.numpy(), projected.numpy()).mean())
+                scores.setdefault((size, whiten), []).append((alike, survivors(right, projected)))
     return [
         {
             "kind": kind,
             "dim": size,
             "whiten": whiten,
             "spearman": float(np.mean([s for s, _ in values])),
-            "top_tenth_kept": float(np.mean([kept for _, kept in values])),
+            "top_tenth_kept": float(np.mean([share for _, share in values])),
         }
         for (size, whiten), values in scores.items()
     ]
@@ -106,8 +108,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few clips, one seed, small projections")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)  # small tensors: more threads only wait for one another
-    found, run = machine(), config.load("demo")
-    print_machine(found)
+    hardware, run = machine(), config.load("demo")
+    print_machine(hardware)
     start = time.monotonic()
     scenes = world.corpus(1_000_001, 24 if quick else 400)
     clips, queries = gradients(run, scenes), gradients(run, world.queries(1_000_002, 1 if quick else 3))
@@ -122,7 +124,9 @@ def main() -> None:
             mine = [row for row in rows if row["kind"] == kind and row["whiten"] == whiten]
             table.append([kind, *(f"{row['spearman']:.3f} / {row['top_tenth_kept']:.0%}" for row in mine)])
         print_table(["kind", *(f"k = {size}" for size in sizes)], table)
-    print_json({"benchmark": "fidelity", "machine": found, "clips": len(clips), "queries": len(queries), "rows": rows})
+    print_json(
+        {"benchmark": "fidelity", "machine": hardware, "clips": len(clips), "queries": len(queries), "rows": rows}
+    )
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ def taught(run: Run, describe: Describe, each: int = QUERIES) -> Judge:
     return judge.taught([(scene.motion, describe(rendered(scene, run))) for scene in scenes])
 
 
-def verdicts(run: Run, describe: Describe, known: Judge, each: int) -> list[dict[str, Any]]:
+def verdicts(run: Run, describe: Describe, judge: Judge, each: int) -> list[dict[str, Any]]:
     """For every pair: scene, motion, how, degree, and each judge's verdict, 1 where it prefers the right video."""
-    found = []
+    rows = []
     for motion_name in world.MOTIONS:
         kinds, scenes = spoiled.ways(motion_name), [f"{motion_name}-{i:02d}" for i in range(each)]
 
@@ -74,9 +74,9 @@ def verdicts(run: Run, describe: Describe, known: Judge, each: int) -> list[dict
         for i, scene in enumerate(scenes):
             for how, degree in kinds:
                 wrong = _seen(pair(scene, how, degree)[1], run, describe)
-                judged = _judged(known, motion_name, rights[i], rights[(i + 1) % each], wrong)
-                found.append({"scene": scene, "motion": motion_name, "how": how, "degree": degree, **judged})
-    return found
+                judged = _judged(judge, motion_name, rights[i], rights[(i + 1) % each], wrong)
+                rows.append({"scene": scene, "motion": motion_name, "how": how, "degree": degree, **judged})
+    return rows
 
 
 def _seen(scene: Scene, run: Run, describe: Describe) -> Seen:
@@ -84,8 +84,8 @@ def _seen(scene: Scene, run: Run, describe: Describe) -> Seen:
     return frames, describe(frames)
 
 
-def _judged(known: Judge, name: str, right: Seen, other: Seen, wrong: Seen) -> dict[str, int]:
-    ours, others, theirs = (known.distance(name, numbers) for _, numbers in (right, other, wrong))
+def _judged(of_queries: Judge, name: str, right: Seen, other: Seen, wrong: Seen) -> dict[str, int]:
+    ours, others, theirs = (of_queries.distance(name, numbers) for _, numbers in (right, other, wrong))
     more = [float(np.exp(numbers[: judge.STRETCHES]).mean()) for _, numbers in (right, wrong)]
     rough = [1 - temporal_flickering(frames) for frames, _ in (right, wrong)]
     return {
@@ -96,13 +96,13 @@ def _judged(known: Judge, name: str, right: Seen, other: Seen, wrong: Seen) -> d
     }
 
 
-def agreement(found: list[dict[str, Any]], name: str = "nearest_query") -> dict[str, Any]:
+def agreement(rows: list[dict[str, Any]], name: str = "nearest_query") -> dict[str, Any]:
     """How many pairs a judge decides rightly, wrongly or not, and the share of the right ones among the decided."""
-    counts = Counter(row[name] for row in found)
+    counts = Counter(row[name] for row in rows)
     right, ties, wrong = counts[1], counts[0], counts[-1]
     if not right + wrong:
         return {"right": right, "ties": ties, "wrong": wrong, "share": None, "low": None, "high": None}
-    scenes = len({row["scene"] for row in found if row[name]})  # what is independent
+    scenes = len({row["scene"] for row in rows if row[name]})  # what is independent
     return {"right": right, "ties": ties, "wrong": wrong, **_named(wilson(right / (right + wrong) * scenes, scenes))}
 
 
@@ -115,11 +115,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two pairs of each motion and way")
     each = 2 if parser.parse_args().quick else 10
     torch.set_num_threads(1)
-    found, run, start = machine(), config.load("demo"), time.monotonic()
-    print_machine(found)
+    hardware, run, start = machine(), config.load("demo"), time.monotonic()
+    print_machine(hardware)
     describe = describer(run)
-    known = taught(run, describe)
-    pairs = verdicts(run, describe, known, each)
+    judge = taught(run, describe)
+    pairs = verdicts(run, describe, judge, each)
     print(f"\nthe judge: {VIDEO_RULE}\n")
     rows = [_row(how, degree, [p for p in pairs if (p["how"], p["degree"]) == (how, degree)]) for how, degree in KINDS]
     rows += [_row(name, None, [p for p in pairs if p["motion"] == name]) for name in world.MOTIONS]
@@ -129,7 +129,7 @@ def main() -> None:
         [_line(row) for row in rows],
     )
     seconds = round(time.monotonic() - start, 1)
-    print_json({"benchmark": "judge", "machine": found, "seconds": seconds, "rule": VIDEO_RULE, "rows": rows})
+    print_json({"benchmark": "judge", "machine": hardware, "seconds": seconds, "rule": VIDEO_RULE, "rows": rows})
 
 
 def _row(what: str, degree: float | None, mine: list[dict[str, Any]]) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def _line(row: dict[str, Any]) -> list[str]:
     return [row["what"], degree, *counts, *(_share(row[name]) for name in JUDGES)]
 
 
-def _share(found: dict[str, Any]) -> str:
+def _share(counts: dict[str, Any]) -> str:
     """The agreement, its interval, and how many of the pairs were decided."""
-    if found["share"] is None:
+    if counts["share"] is None:
         return "-"
-    decided = found["right"] + found["wrong"]
-    return f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {decided}"
+    decided = counts["right"] + counts["wrong"]
+    return f"{counts['share']:.1%} [{counts['low']:.1%}, {counts['high']:.1%}] of {decided}"
 
 
 if __name__ == "__main__":

@@ -61,14 +61,14 @@ def describer(run: Run) -> Describe:
 def corpus_scores(seed: int, clips: int, run: Run, describe: Describe) -> list[dict[str, Any]]:
     """Every clip of a corpus whose caption names a motion: kind, motion, scores, quantile."""
     queries = world.queries(seed + 2, QUERIES, run.data.frames)
-    known = judge.taught([(scene.motion, describe(scene)) for scene in queries])
-    among, rows = lawfulness.leave_one_out(known), []
+    of_queries = judge.taught([(scene.motion, describe(scene)) for scene in queries])
+    among, rows = lawfulness.leave_one_out(of_queries), []
     for scene in world.corpus(seed + 1, clips, run.data.frames):
-        group = lawfulness.named_group(scene.caption, list(known.queries))
+        group = lawfulness.named_group(scene.caption, list(of_queries.queries))
         if group is None:
             continue
         description = describe(scene)
-        distance = known.distance(group, description)
+        distance = of_queries.distance(group, description)
         courses = dict(zip(COURSES, description.reshape(len(COURSES), STRETCHES).mean(1).tolist(), strict=True))
         rows.append(
             {

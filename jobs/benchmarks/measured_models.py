@@ -84,8 +84,8 @@ class Subject:
     def text(self) -> Tensor:
         """The embedding of `caption`, [1, tokens, width]."""
         ids = self.caption
-        found: Tensor = self.model.pipeline.text_encoder(ids, torch.ones_like(ids)).last_hidden_state
-        return found
+        states: Tensor = self.model.pipeline.text_encoder(ids, torch.ones_like(ids)).last_hidden_state
+        return states
 
 
 def demo(device: torch.device) -> Subject:

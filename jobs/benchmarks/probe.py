@@ -66,23 +66,23 @@ class Probe:
 def pooled_states(run: Run, model: VideoModel) -> Describe:
     """A video and its caption -> the pooled states of the model's middle block."""
     blocks = model.blocks(model.trained)
-    held: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        held.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     blocks[len(blocks) // 2].register_forward_hook(keep)
 
     @torch.no_grad()
     def describe(frames: Frames, caption: str) -> Floats:
-        held.clear()
+        outputs.clear()
         latent, given = split(model.encode(frames, run.data.fps))
         conditioning = batched([{**given, **model.text(caption)}])
         noise = shared_noise(run.seed, 0, tuple(latent.shape))  # type: ignore[arg-type]
         for t in TIMES:
             moment = torch.tensor([t])
             model.predict(model.schedule.noised(latent[None], noise[None], moment), moment, conditioning)
-        return torch.cat([_pooled(state[0].unflatten(0, (latent.shape[1], -1))) for state in held]).double().numpy()
+        return torch.cat([_pooled(state[0].unflatten(0, (latent.shape[1], -1))) for state in outputs]).double().numpy()
 
     return describe
 
@@ -135,9 +135,9 @@ def figures(run: Run, describe: Describe, seed: int, clips: int, queries: int) -
         for name, states in twins.items():
             of_twins[name].append(auc(probe.scores(real[unseen]), probe.scores(states[unseen])))
     probe = _taught(real, list(twins.values()))
-    found = {name: float(np.mean(areas)) for name, areas in of_twins.items()}
-    found["all twins"] = float(np.mean(list(found.values())))
-    return {**found, "cartoons": _over_cartoons(run, describe, probe, seed, clips)}
+    means = {name: float(np.mean(areas)) for name, areas in of_twins.items()}
+    means["all twins"] = float(np.mean(list(means.values())))
+    return {**means, "cartoons": _over_cartoons(run, describe, probe, seed, clips)}
 
 
 def _taught(real: Floats, twins: Sequence[Floats]) -> Probe:

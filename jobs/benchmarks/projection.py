@@ -95,7 +95,7 @@ class Case:
     timeout: float = 240.0  # seconds
 
     @property
-    def found(self) -> Subject:
+    def projector(self) -> Subject:
         return SUBJECTS[self.subject]
 
 
@@ -104,7 +104,7 @@ def measured_alone(case: Case) -> dict[str, Any]:
     limit and a memory cap: the dictionaries of `speed_of` and `errors_of`, or ``{"not_run": reason}``."""
     free = _free_bytes()
     cap = int(free * _SHARE)
-    needed = case.found.bytes_needed(case.coordinates, case.vectors, DIM)
+    needed = case.projector.bytes_needed(case.coordinates, case.vectors, DIM)
     if needed > cap:
         return {"not_run": f"needs {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free"}
     environment = {**os.environ, "PYTHONPATH": str(_ROOT), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -130,33 +130,36 @@ def speed_of(case: Case) -> dict[str, Any]:
     torch.set_num_threads(case.threads)
     values = torch.randn(case.vectors, case.coordinates, generator=torch.Generator().manual_seed(1))
     tiny = values[:, :_WARM].contiguous()
-    case.found.prepare(tiny.shape[1], DIM, 0)(tiny)
+    case.projector.prepare(tiny.shape[1], DIM, 0)(tiny)
     reference(tiny, DIM, 0)
-    beside = values[:, : case.reference]
+    reference_rows = values[:, : case.reference]
 
     def references(count: int) -> list[float]:
-        return timed(lambda: reference(beside, DIM, 0), "cpu", count if case.reference else 0, warmup=0)
+        return timed(lambda: reference(reference_rows, DIM, 0), "cpu", count if case.reference else 0, warmup=0)
 
     once = case.repeats == 1  # then the first call is the one timed, and the reference lies around it
-    taken = references(1) if once else []
+    references_once = references(1) if once else []
     call, first, extra = _first(case, values)
     seconds = [first] if once else []
     for turn in range(max(case.repeats, case.reference_repeats)):
-        taken += references(int(turn < case.reference_repeats))
+        references_once += references(int(turn < case.reference_repeats))
         if not once and turn < case.repeats:
             seconds += timed(lambda: call(values), "cpu", 1, warmup=0)
-    found = {"seconds": statistics.median(seconds), "repeats": len(seconds), "extra_bytes": extra}
-    if taken:
+    figures = {"seconds": statistics.median(seconds), "repeats": len(seconds), "extra_bytes": extra}
+    if references_once:
         scale = case.coordinates / case.reference
-        found |= {"reference_seconds": statistics.median(taken) * scale, "reference_repeats": len(taken)}
-        found["ratio"] = found["reference_seconds"] / found["seconds"]
-    return found
+        figures |= {
+            "reference_seconds": statistics.median(references_once) * scale,
+            "reference_repeats": len(references_once),
+        }
+        figures["ratio"] = figures["reference_seconds"] / figures["seconds"]
+    return figures
 
 
 def _first(case: Case, values: torch.Tensor) -> tuple[Call, float, int]:
     """The prepared call, the seconds of calling it for the first time, the bytes that both added at their peak."""
     before = _reset_peak()
-    call = case.found.prepare(case.coordinates, DIM, 0)
+    call = case.projector.prepare(case.coordinates, DIM, 0)
     (first,) = timed(lambda: call(values), "cpu", 1, warmup=0)
     return call, first, _status("VmHWM") - before
 
@@ -164,7 +167,7 @@ def _first(case: Case, values: torch.Tensor) -> tuple[Call, float, int]:
 def errors_of(case: Case) -> dict[str, Any]:
     """The error of the cosines: `rms_errors`."""
     torch.set_num_threads(case.threads)
-    prepare: Callable[[int], Call] = partial(case.found.prepare, case.coordinates, DIM)
+    prepare: Callable[[int], Call] = partial(case.projector.prepare, case.coordinates, DIM)
     return dict(rms_errors(prepare, range(case.accuracy_seeds), case.coordinates, DIM))
 
 
@@ -216,8 +219,8 @@ def own_cases(plan: Plan) -> Iterator[Case]:
             yield replace(one, threads=1, reference=0)
             yield replace(one, threads=1, vectors=8, reference=0)
         in_full = kind in ("gaussian", "sketched_gaussian")
-        beside = plan.long if in_full else plan.short
-        long = Case(kind, plan.long, repeats=min(3, plan.repeats), reference=beside)
+        vectors = plan.long if in_full else plan.short
+        long = Case(kind, plan.long, repeats=min(3, plan.repeats), reference=vectors)
         yield long
         yield replace(long, vectors=8, reference=plan.short)
         yield Case(kind, plan.longest)
@@ -257,10 +260,10 @@ def measure(cases: Iterator[Case]) -> list[Row]:
 
 def run(each: Case) -> Row:
     """The case's figures, or why there are none."""
-    distribution = each.found.distribution
+    distribution = each.projector.distribution
     if distribution is not None:
-        if each.found.short_only and each.coordinates == Plan.long:
-            return {"not_run": each.found.short_only}
+        if each.projector.short_only and each.coordinates == Plan.long:
+            return {"not_run": each.projector.short_only}
         if distribution not in versions():
             return {"not_run": NOT_INSTALLED}
     return measured_alone(each)
@@ -271,10 +274,10 @@ def line(row: Row) -> str:
     what = f"{row['name']:23} {row['coordinates']:>11,} {row['vectors']:>2} {row['threads']:>2}"
     if "not_run" in row:
         return f"{what}  not run: {row['not_run']}"
-    taken = f"{row['seconds']:>9.4f} ({row['repeats']})"
-    beside = f"{row['reference_seconds']:>9.3f} ({row['reference_repeats']})" if "ratio" in row else " " * 13
+    own = f"{row['seconds']:>9.4f} ({row['repeats']})"
+    reference = f"{row['reference_seconds']:>9.3f} ({row['reference_repeats']})" if "ratio" in row else " " * 13
     ratio = f"{row['ratio']:>8.2f}" if "ratio" in row else " " * 8
-    return f"{what} {taken} {beside} {ratio} {row['extra_bytes'] / 2**20:>9.1f}"
+    return f"{what} {own} {reference} {ratio} {row['extra_bytes'] / 2**20:>9.1f}"
 
 
 def speeds(plan: Plan) -> list[Row]:
@@ -334,7 +337,7 @@ def rms_errors(
     with orthogonal vectors and for 13 % with correlated ones; 128 seeds for 0.3 % and 1.1 %.
     """
     vectors = sets(coordinates)
-    true = {name: cosines(held) for name, held in vectors.items()}
+    true = {name: cosines(rows) for name, rows in vectors.items()}
     both = torch.cat(list(vectors.values()))
     squares: dict[str, list[float]] = {name: [] for name in vectors}
     for seed in seeds:
@@ -350,7 +353,7 @@ def gaussian_errors(coordinates: int, dim: int, seeds: int = 1024) -> dict[str, 
     The entries of a Gaussian matrix are as Gaussian and independent along any orthonormal basis; along one of the 32
     vectors' span it has 32 columns instead of ``coordinates``, so a thousand seeds cost seconds.
     """
-    found = {}
+    errors = {}
     for name, vectors in sets(coordinates).items():
         unit = torch.nn.functional.normalize(vectors.double(), dim=1)
         inside, true = torch.linalg.cholesky(unit @ unit.T), cosines(vectors)
@@ -359,8 +362,8 @@ def gaussian_errors(coordinates: int, dim: int, seeds: int = 1024) -> dict[str, 
         for _ in range(seeds):
             drawn = torch.randn(VECTORS, dim, generator=generator, dtype=torch.float64)
             squares.append(float(((cosines(inside @ drawn) - true) ** 2).mean()))
-        found[name] = {**_root(squares), "theory": theory(true, dim)}
-    return found
+        errors[name] = {**_root(squares), "theory": theory(true, dim)}
+    return errors
 
 
 def _root(squares: list[float]) -> dict[str, float]:
@@ -373,7 +376,7 @@ def _root(squares: list[float]) -> dict[str, float]:
 def cosine_errors(plan: Plan) -> list[Row]:
     """The table of RMS errors of the cosines, over all pairs of 32 vectors, and their ratio to a true Gaussian's."""
     own = [Case(name, plan.accuracy, accuracy_seeds=plan.seeds) for name in KINDS]
-    others = [REFERENCE, *(peer.name for peer in PEERS if not plan.quick and not peer.kept)]
+    others = [REFERENCE, *(peer.name for peer in PEERS if not plan.quick and not peer.prepared)]
     own += [Case(name, plan.accuracy, accuracy_seeds=plan.peer_seeds) for name in others]
     truth = gaussian_errors(plan.accuracy, DIM)
     rows: list[Row] = [{"name": TRUTH, **truth}, *({"name": each.subject, **run(each)} for each in own)]
@@ -390,14 +393,14 @@ def cosine_errors(plan: Plan) -> list[Row]:
     return rows
 
 
-def against(found: Row, truth: Row) -> Row:
+def against(ours: Row, truth: Row) -> Row:
     """Ratios to theory and to the true Gaussian, and the standard error of the latter."""
-    ratio = found["rms"] / truth["rms"]
-    relative = [each["uncertainty"] / each["rms"] for each in (found, truth)]
+    ratio = ours["rms"] / truth["rms"]
+    relative = [each["uncertainty"] / each["rms"] for each in (ours, truth)]
     return {
-        "over_theory": found["rms"] / found["theory"],
+        "over_theory": ours["rms"] / ours["theory"],
         "over_gaussian": ratio,
-        "over_gaussian_error": 0.0 if found is truth else ratio * (relative[0] ** 2 + relative[1] ** 2) ** 0.5,
+        "over_gaussian_error": 0.0 if ours is truth else ratio * (relative[0] ** 2 + relative[1] ** 2) ** 0.5,
     }
 
 
@@ -405,37 +408,40 @@ def _accuracy_cells(row: Row) -> list[str]:
     if "not_run" in row:
         return [row["name"], "not run: " + row["not_run"][:60], *[""] * 8]
     cells = [row["name"], str(row["orthogonal"]["seeds"])]
-    for found in (row["orthogonal"], row["correlated"]):
-        cells += [f"{found['rms']:.5f} +- {found['uncertainty']:.5f}", f"{found['theory']:.5f}"]
-        cells += [f"{found['over_theory']:.3f}", f"{found['over_gaussian']:.3f} +- {found['over_gaussian_error']:.3f}"]
+    for errors in (row["orthogonal"], row["correlated"]):
+        cells += [f"{errors['rms']:.5f} +- {errors['uncertainty']:.5f}", f"{errors['theory']:.5f}"]
+        cells += [
+            f"{errors['over_theory']:.3f}",
+            f"{errors['over_gaussian']:.3f} +- {errors['over_gaussian_error']:.3f}",
+        ]
     return cells
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
-def bounds(coordinates: int, vectors: int, dim: int, found: dict[str, float]) -> dict[str, float]:
+def bounds(coordinates: int, vectors: int, dim: int, rates: dict[str, float]) -> dict[str, float]:
     """Seconds of a pass that no kernel on this card goes below, from its measured ceilings.
 
     ``read``: bf16 values once, at the rate of a copy. ``philox``: a dense Gaussian's coordinates x dim / 8 calls at the
     rate of torch's own generator (a kernel of fewer rounds or more lanes can beat it). ``matmul``: its products.
     """
     return {
-        "read": 2 * coordinates * vectors / found["copy_bytes_per_s"],
-        "philox": coordinates * (dim / _ROWS) / found["philox_calls_per_s"],
-        "matmul": 2.0 * coordinates * dim * vectors / found["matmul_bf16_flop_per_s"],
+        "read": 2 * coordinates * vectors / rates["copy_bytes_per_s"],
+        "philox": coordinates * (dim / _ROWS) / rates["philox_calls_per_s"],
+        "matmul": 2.0 * coordinates * dim * vectors / rates["matmul_bf16_flop_per_s"],
     }
 
 
 def measure_gpu(coordinates: int = WAN, dim: int = 512, repeats: int = 3) -> dict[str, Any]:
     """Every kind at 1 and 8 bf16 vectors on the first GPU; prints as it goes, and returns the figures."""
     device = torch.device("cuda", 0)
-    found = {**ceilings.measured(device), "philox_calls_per_s": ceilings.philox_rate(device)}
-    ceilings.print_ceilings(found, device)
-    print(f"  torch's Philox, 10 rounds    {found['philox_calls_per_s'] / 1e9:10.1f} Gcalls/s\n")
+    rates = {**ceilings.measured(device), "philox_calls_per_s": ceilings.philox_rate(device)}
+    ceilings.print_ceilings(rates, device)
+    print(f"  torch's Philox, 10 rounds    {rates['philox_calls_per_s'] / 1e9:10.1f} Gcalls/s\n")
     rows = []
     for vectors in (1, 8):
-        limit = bounds(coordinates, vectors, dim, found)
+        limit = bounds(coordinates, vectors, dim, rates)
         print(f"{vectors} bf16 vectors of {coordinates:,} coordinates to {dim}: a pass takes at least")
         print(
             f"  {limit['read']:.4f} s to read them; a dense Gaussian {limit['philox']:.3f} s of Philox calls at torch's"
@@ -446,7 +452,7 @@ def measure_gpu(coordinates: int = WAN, dim: int = 512, repeats: int = 3) -> dic
         del values
         torch.cuda.empty_cache()
     _gpu_table(rows, coordinates)
-    return {"ceilings": found, "coordinates": coordinates, "dim": dim, "rows": rows}
+    return {"ceilings": rates, "coordinates": coordinates, "dim": dim, "rows": rows}
 
 
 def _kind(kind: str, values: torch.Tensor, dim: int, repeats: int) -> dict[str, Any]:
@@ -499,11 +505,11 @@ def _gpu_table(rows: list[dict[str, Any]], coordinates: int) -> None:
 
 def measure_cpu(plan: Plan) -> Row:
     """The tables of a CPU, printed as they are measured."""
-    found = ceilings.measured("cpu")
-    ceilings.print_ceilings(found, "cpu")
+    rates = ceilings.measured("cpu")
+    ceilings.print_ceilings(rates, "cpu")
     peers = {} if plan.quick else versions()
     print("peers: " + (", ".join(f"{name} {version}" for name, version in peers.items()) or "none") + "\n")
-    return {"ceilings": found, "peers": peers, "speed": speeds(plan), "cosines": cosine_errors(plan)}
+    return {"ceilings": rates, "peers": peers, "speed": speeds(plan), "cosines": cosine_errors(plan)}
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ class Subject:
     distribution: str | None = None  # what pip calls it; None: nothing to install
     bytes_per_entry: float = 0.0  # of all k x n entries, what is in memory at once, by reading its source
     note: str = ""
-    kept: bool = False  # P is made beforehand and held, which no gradient of a real model allows
+    prepared: bool = False  # P is made beforehand and held, which no gradient of a real model allows
     short_only: str = ""  # why it is not run at the long size
 
     def bytes_needed(self, coordinates: int, vectors: int, dim: int) -> int:
@@ -79,8 +79,8 @@ def _entries(coordinates: int, dim: int, seed: int) -> Call:
 
 def _trak(kind: str, coordinates: int, dim: int, seed: int) -> Call:
     projectors = import_module("trak.projectors")
-    held = projectors.BasicProjector(coordinates, dim, seed, projectors.ProjectionType(kind), torch.device("cpu"))
-    return lambda values: cast(Tensor, held.project(values, model_id=0)) / dim**0.5
+    projector = projectors.BasicProjector(coordinates, dim, seed, projectors.ProjectionType(kind), torch.device("cpu"))
+    return lambda values: cast(Tensor, projector.project(values, model_id=0)) / dim**0.5
 
 
 def _dattri(coordinates: int, dim: int, seed: int) -> Call:
@@ -93,13 +93,13 @@ def _bergson(coordinates: int, dim: int, seed: int) -> Call:
     return lambda values: cast(Tensor, project_global(f"all/single/seed{seed}", values, dim, "normal"))
 
 
-def _sklearn(name: str, kept: bool, coordinates: int, dim: int, seed: int) -> Call:
+def _sklearn(name: str, prepared: bool, coordinates: int, dim: int, seed: int) -> Call:
     """scikit-learn holds the matrix. Kept: made beforehand, and not counted; else a call makes it, as ours does."""
-    held = getattr(import_module("sklearn.random_projection"), name)(dim, random_state=seed)
-    if kept:
-        held.fit(torch.empty(1, coordinates).zero_().numpy())
-        return lambda values: torch.from_numpy(held.transform(values.numpy()))
-    return lambda values: torch.from_numpy(held.fit_transform(values.numpy()))
+    projector = getattr(import_module("sklearn.random_projection"), name)(dim, random_state=seed)
+    if prepared:
+        projector.fit(torch.empty(1, coordinates).zero_().numpy())
+        return lambda values: torch.from_numpy(projector.transform(values.numpy()))
+    return lambda values: torch.from_numpy(projector.fit_transform(values.numpy()))
 
 
 _IN_BLOCKS_OF_100 = 4 * 100 / 512  # a float32 block of 100 of 512 rows
@@ -121,7 +121,7 @@ _ALL = (
     ),
     Subject(
         "sklearn gaussian, kept", partial(_sklearn, "GaussianRandomProjection", True), True, "scikit-learn", _TWICE,
-        note="matrix made before the clock starts, and held", kept=True, short_only=_HELD
+        note="matrix made before the clock starts, and held", prepared=True, short_only=_HELD
     ),
     Subject(
         "sklearn sparse", partial(_sklearn, "SparseRandomProjection", False), False, "scikit-learn",
@@ -129,7 +129,7 @@ _ALL = (
     ),
     Subject(
         "sklearn sparse, kept", partial(_sklearn, "SparseRandomProjection", True), False, "scikit-learn",
-        note="matrix made before the clock starts, and held", kept=True, short_only=_HELD
+        note="matrix made before the clock starts, and held", prepared=True, short_only=_HELD
     ),
 )  # fmt: skip
 SUBJECTS = {subject.name: subject for subject in _ALL}
@@ -142,6 +142,6 @@ NOT_ON_A_CPU = {
 
 def versions() -> dict[str, str]:
     """The version of every peer's distribution that is installed here."""
-    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    installed = {package.name.lower(): package.version for package in metadata.distributions()}
     names = {peer.distribution for peer in PEERS if peer.distribution}
     return {name: installed[name] for name in sorted(names) if name in installed}

@@ -65,8 +65,8 @@ def make(root: str, clips: int, part: int) -> None:
         one = tables.vectors(np.ones((count, 1), np.float32))
         frames, version = pa.array(np.full(count, 9, np.int32)), pa.array(["v"] * count)
         columns = [ids, version, tables.vectors(values), one, one, frames, pa.nulls(count, pa.string())]
-        found = pa.table(columns, schema=schemas.features_schema(1, DIM))
-        tables.append(join(root, "features", name), found, fingerprints.features(run), settings=settings)
+        table = pa.table(columns, schema=schemas.features_schema(1, DIM))
+        tables.append(join(root, "features", name), table, fingerprints.features(run), settings=settings)
 
     write("queries", 0, QUERIES)
     for _ in in_order(lambda start: write("clips", start, min(part, clips - start)), range(0, clips, part)):
@@ -135,9 +135,9 @@ def in_a_process(way: str, root: str) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"  {way}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"  {way}: {figures['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return figures
 
 
 def large(root: str, rounds: int, jobs: bool) -> dict[str, dict[str, float]]:
@@ -151,12 +151,12 @@ def large(root: str, rounds: int, jobs: bool) -> dict[str, dict[str, float]]:
         runs[way].append(in_a_process(way, root))
     return {
         way: {
-            "seconds": statistics.median(run["seconds"] for run in found),
-            "cpu_s": statistics.median(run["cpu_s"] for run in found),
-            "peak_bytes": max(run["peak_bytes"] for run in found),
+            "seconds": statistics.median(run["seconds"] for run in repeats),
+            "cpu_s": statistics.median(run["cpu_s"] for run in repeats),
+            "peak_bytes": max(run["peak_bytes"] for run in repeats),
         }
-        for way, found in runs.items()
-        if found
+        for way, repeats in runs.items()
+        if repeats
     }
 
 
@@ -168,8 +168,8 @@ def small(root: str) -> dict[str, dict[str, float]]:
     ids = [f"{i:016x}" for i in range(SMALL)]
 
     def arrays() -> None:
-        found = influence(clips, queries, whiten=0.01)
-        votes(found, 0.1)
+        scores = influence(clips, queries, whiten=0.01)
+        votes(scores, 0.1)
 
     def selected() -> None:
         select(influence(clips, queries, whiten=0.01), ids, by="votes")
@@ -180,9 +180,9 @@ def small(root: str) -> dict[str, dict[str, float]]:
         "parquet": lambda: ranking(root, 0.01),
         "job_whitened": lambda: rank_clips(run_of(root, 0.01)),
     }
-    found = {name: [_seconds(call) for _ in range(6)] for name, call in calls.items()}
+    repeats = {name: [_seconds(call) for _ in range(6)] for name, call in calls.items()}
     return {
-        what: {name: statistics.median(one[i] for one in seconds) for name, seconds in found.items()}
+        what: {name: statistics.median(one[i] for one in seconds) for name, seconds in repeats.items()}
         for i, what in enumerate(("small_s", "small_cpu_s"))
     }
 
@@ -209,10 +209,10 @@ def main() -> None:
         print("\n" + json.dumps(measure(given.way, given.root)))
         return
     clips, rounds = (100_000, 1) if given.quick else (given.clips, 3 if given.clips <= 2_000_000 else 1)
-    found = machine()
-    print_machine(found)
+    hardware = machine()
+    print_machine(hardware)
     rate = matmul_rate("cpu")
-    print(f"ceiling: {rate / 1e9:.0f} GFLOP/s of fp32 matrix products, {found['threads']} threads\n")
+    print(f"ceiling: {rate / 1e9:.0f} GFLOP/s of fp32 matrix products, {hardware['threads']} threads\n")
     root = tempfile.mkdtemp(prefix="ranking-", dir=given.folder)
     try:
         make(join(root, "large"), clips, given.part)
@@ -228,7 +228,7 @@ def main() -> None:
         print(f"  {name:<16} {value:.3f} s, {smaller['small_cpu_s'][name]:.3f} CPU s")
     print()
     print_json(
-        {"benchmark": "ranking", "machine": found, "matmul_flop_per_s": rate, "clips": clips, "queries": QUERIES,
+        {"benchmark": "ranking", "machine": hardware, "matmul_flop_per_s": rate, "clips": clips, "queries": QUERIES,
          "dim": DIM, "part_rows": given.part, "table_bytes": size, "ways": figures, **smaller}
     )  # fmt: skip
 

@@ -65,17 +65,17 @@ def write_manifest(path: Path, count: int) -> None:
     schema = pa.schema([(name, pa.string()) for name in ("path", "id", "version", "source", "caption")])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for start in range(0, count, PART):
-            found = videos(range(start, min(start + PART, count)))
-            writer.write_table(pa.table({"id": found.pop("clip_id"), **found}).select(schema.names))
+            rows = videos(range(start, min(start + PART, count)))
+            writer.write_table(pa.table({"id": rows.pop("clip_id"), **rows}).select(schema.names))
 
 
 def write_clips(folder: Path, numbers: range, root: Path, motion: bool) -> None:
     """A table of clips of these videos, or of their motion, whose masks are small."""
     schema = schemas.motion_schema(schemas.CLIPS) if motion else schemas.CLIPS
     for start in range(0, len(numbers), PART):
-        found = videos(numbers[start : start + PART])
-        rows = len(found["path"])
-        columns = {**found, "uri": pc.binary_join_element_wise(f"{root}/", found["path"], "")}
+        listed = videos(numbers[start : start + PART])
+        rows = len(listed["path"])
+        columns = {**listed, "uri": pc.binary_join_element_wise(f"{root}/", listed["path"], "")}
         whole = {"start_frame": 0, "num_frames": 81, "fps": 16.0, "height": 480, "width": 832}
         filled = [
             columns[f.name]
@@ -127,8 +127,8 @@ class Watch:
 def memory() -> tuple[float, float]:
     """Bytes that are resident for this process, and those of them that are shared memory: here the object store's."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    held = {line[0]: float(line[1]) * 1024 for line in lines if line[-1] == "kB"}
-    return held["VmRSS:"], held["RssShmem:"]
+    sizes = {line[0]: float(line[1]) * 1024 for line in lines if line[-1] == "kB"}
+    return sizes["VmRSS:"], sizes["RssShmem:"]
 
 
 def index(root: Path, count: int) -> Spent:
@@ -138,8 +138,8 @@ def index(root: Path, count: int) -> Spent:
     watch("ceiling")
     listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
     watch("list")
-    held = blocks(str(root / "index" / "clips"), ["clip_id", "uri", "caption", "source"])
-    assert passed_columns.changed(listed.videos, held, ["source"]) == ([], []), (
+    columns = blocks(str(root / "index" / "clips"), ["clip_id", "uri", "caption", "source"])
+    assert passed_columns.changed(listed.videos, columns, ["source"]) == ([], []), (
         "the manifest says the same as the table"
     )
     watch("compare")
@@ -154,17 +154,17 @@ def attribute(root: Path, count: int) -> Spent:
         pq.read_table(path)
     watch("ceiling")
     indexed = tables.Scan(str(root / "clips"), lambda rows: pc.is_null(rows.column("error")))
-    found = tables.pending_rows(indexed, [str(root / "motion" / "clips")]).rows
+    pending = tables.pending_rows(indexed, [str(root / "motion" / "clips")]).rows
     watch("subtract")
-    return scheduled(found, "clip_id", count, watch)
+    return scheduled(pending, "clip_id", count, watch)
 
 
-def scheduled(found: tables.ShuffledRows, name: str, count: int, watch: Watch) -> Spent:
+def scheduled(pending: tables.ShuffledRows, name: str, count: int, watch: Watch) -> Spent:
     """Stream what is lacking, and see that it is the odd half, in the order of its hash."""
     seen = {"rows": 0, "last": 0, "bytes": 0.0}
 
     def seen_blocks() -> Iterator[pa.Table]:
-        for rows in found:
+        for rows in pending:
             numbers = pc.cast(
                 pc.utf8_slice_codeunits(pc.replace_substring(rows.column(name), ".mp4", ""), -9), pa.int64()
             )
@@ -180,10 +180,10 @@ def scheduled(found: tables.ShuffledRows, name: str, count: int, watch: Watch) -
 
     streaming.connect()
     with tempfile.TemporaryDirectory(prefix="scale-") as root:
-        streaming.stream(Stage("scale", root, POOL, Nothing), seen_blocks(), found.num_rows, lambda *_: None)
+        streaming.stream(Stage("scale", root, POOL, Nothing), seen_blocks(), pending.num_rows, lambda *_: None)
     watch("schedule")
-    assert seen["rows"] == found.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
-    window = min(min(streaming.ROWS, found.num_rows) * seen["bytes"] / seen["rows"], streaming.BYTES)
+    assert seen["rows"] == pending.num_rows == count // 2, f"{seen['rows']} of {count // 2} were scheduled"
+    window = min(min(streaming.ROWS, pending.num_rows) * seen["bytes"] / seen["rows"], streaming.BYTES)
     steps = [step for step in ("list", "compare", "subtract", "schedule") if step in watch.spent]
     whole = {f"whole{kind}": sum(watch.spent[step + kind] for step in steps) for kind in ("", "_cpu")}
     return {**watch.spent, **whole, "peak_bytes": watch.own, "resident_bytes": watch.resident, "window_bytes": window}
@@ -215,14 +215,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         alone(make, Path(folder), count)
         print(f"{count:,} videos and their tables: {_size(Path(folder)) / 2**20:.0f} MiB on disk", flush=True)
-        found = {case.__name__: alone(case, Path(folder), count) for case in (index, attribute)}
-    for name, spent in found.items():
+        figures = {case.__name__: alone(case, Path(folder), count) for case in (index, attribute)}
+    for name, spent in figures.items():
         print(
             f"{name}: {spent['whole']:.0f} s of {LIMITS['seconds']:.0f} allowed ({spent['whole_cpu']:.0f} s of a CPU), "
             f"{spent['peak_bytes'] / 2**20:.0f} MiB of {LIMITS['bytes'] / 2**20:.0f} allowed, "
             f"{spent['window_bytes'] / 2**20:.0f} MiB in the object store at a time"
         )
-    ceilings.print_json({"benchmark": "scale", "videos": count, "machine": machine, "limits": LIMITS, "found": found})
+    ceilings.print_json({"benchmark": "scale", "videos": count, "machine": machine, "limits": LIMITS, "found": figures})
 
 
 def _size(folder: Path) -> int:

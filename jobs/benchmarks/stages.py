@@ -99,13 +99,13 @@ def clock(call: Callable[[], object], device: torch.device, warmup: int = 1) -> 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-    taken = ceilings.timed(call, device, 2, warmup)
-    if max(taken) < 1:
-        taken += ceilings.timed(call, device, 3, warmup=0)
+    seconds = ceilings.timed(call, device, 2, warmup)
+    if max(seconds) < 1:
+        seconds += ceilings.timed(call, device, 3, warmup=0)
     if device.type != "cuda":
-        return median(taken), {}
+        return median(seconds), {}
     peak = torch.cuda.max_memory_allocated()
-    return median(taken), {"peak GiB": peak / 2**30, "above start GiB": (peak - before) / 2**30}
+    return median(seconds), {"peak GiB": peak / 2**30, "above start GiB": (peak - before) / 2**30}
 
 
 def flops(call: Callable[[], object]) -> float:
@@ -138,16 +138,16 @@ def flows(subject: Subject, rates: Rates) -> list[Figure]:
     sizes = [(own.height, own.width)]
     if subject.device.type == "cuda":
         sizes.append(subject.run.geometry[2:])
-    found = []
+    figures = []
     for height, width in sizes:
         for dtype in ("float32", "bfloat16"):
             config = own.model_copy(update={"height": height, "width": width, "dtype": dtype})
-            found.append(attempt("raft", dtype, partial(_flow, subject, rates, config)))
+            figures.append(attempt("raft", dtype, partial(_flow, subject, rates, config)))
     if subject.device.type == "cuda":
         whole = own.model_copy(update={"batch": len(subject.frames) - 1})
-        found.append(attempt("raft", "a clip at a time", partial(_flow, subject, rates, whole)))
+        figures.append(attempt("raft", "a clip at a time", partial(_flow, subject, rates, whole)))
     what = f"{own.flow} {own.height}x{own.width}, {own.dtype}, by torchvision's own forward"
-    return [*found, attempt("raft", what, partial(_torchvision, subject, what))]
+    return [*figures, attempt("raft", what, partial(_torchvision, subject, what))]
 
 
 def _flow(subject: Subject, rates: Rates, config: Motion) -> Figure:
@@ -220,13 +220,13 @@ def masks(subject: Subject, rates: Rates) -> list[Figure]:
 
 def autoencoders(subject: Subject, rates: Rates) -> list[Figure]:
     layouts = [True, False] if subject.device.type == "cuda" else [False]
-    found, first = [], subject.model.vae
+    figures, first = [], subject.model.vae
     for last in layouts:
         for dtype in ("float32", "bfloat16"):
             what = f"encode {dtype}{', channels last' if last else ''}"
-            found.append(attempt("vae", what, partial(_autoencoder, subject, rates, dtype, last, what)))
+            figures.append(attempt("vae", what, partial(_autoencoder, subject, rates, dtype, last, what)))
             subject.model.vae = first
-    return found
+    return figures
 
 
 def _autoencoder(subject: Subject, rates: Rates, dtype: str, last: bool, what: str) -> Figure:
@@ -306,31 +306,31 @@ def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
 def gradients(subject: Subject, rates: Rates) -> list[Figure]:
     """Loss and backward, what projecting adds by kind, and on a GPU the cheaper geometries and parameters."""
     given, what = _inputs(subject, subject.grid.shape), f"{len(subject.settings)} setting(s)"
-    found = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, True))]
-    bare = found[0].seconds
+    figures = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, True))]
+    bare = figures[0].seconds
     if bare is not None:
-        found += [
+        figures += [
             attempt("projection", kind, partial(_projection, subject, rates, given, kind, bare)) for kind in rates.kinds
         ]
-    return found + (_cheaper(subject, rates, given) if subject.device.type == "cuda" else [])
+    return figures + (_cheaper(subject, rates, given) if subject.device.type == "cuda" else [])
 
 
 def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
     model: Any = subject.model.trained
     small = _inputs(subject, (11, 30, 52))
     both, what = (Setting(mask="motion"), Setting(mask="none")), "motion mask and none"
-    found = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, settings=both))]
+    figures = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, settings=both))]
     what = "41x240x416"
-    found.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))
+    figures.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))
     model.disable_gradient_checkpointing()
     what += " without checkpointing"
-    found.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))
+    figures.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))
     model.enable_gradient_checkpointing()
     restrict(model, LAST_THIRD)
     what = "the last third of the blocks alone"
-    found.append(attempt("gradient", what, partial(_gradient, subject, rates, given, what)))
+    figures.append(attempt("gradient", what, partial(_gradient, subject, rates, given, what)))
     restrict(model, ".*")
-    return found
+    return figures
 
 
 def _gradient(
@@ -346,16 +346,16 @@ def _gradient(
     Model FLOPs are three forward passes, hardware FLOPs what is executed: recomputation under checkpointing and within
     attention's backward included.
     """
-    taken = subject.settings if settings is None else settings
+    chosen_settings = subject.settings if settings is None else settings
     with torch.no_grad():
-        forward = flops(lambda: list(_losses(subject, given, taken))) if counts else 0.0
+        forward = flops(lambda: list(_losses(subject, given, chosen_settings))) if counts else 0.0
     with _dropped(subject.model.trained):
-        executed = flops(lambda: _bare(subject, given, taken))
-        seconds, details = clock(lambda: _bare(subject, given, taken), subject.device, warmup=0)
+        executed = flops(lambda: _bare(subject, given, chosen_settings))
+        seconds, details = clock(lambda: _bare(subject, given, chosen_settings), subject.device, warmup=0)
     dtype = subject.model.dtype
     details["of matmul rate"] = executed / seconds / rates.product(dtype)
     if counts:  # elsewhere not every block has a backward
-        asked = forward * (1 + 2 * len(taken))
+        asked = forward * (1 + 2 * len(chosen_settings))
         details |= {"model TFLOP": asked / 1e12, "model TFLOP/s": asked / seconds / 1e12}
     what = f"loss and backward, {what}, {str(dtype).removeprefix('torch.')}"
     return worked("gradient", what, seconds, executed, rates, dtype, counts, details)
@@ -392,11 +392,11 @@ def attentions(subject: Subject, rates: Rates) -> list[Figure]:
     """One attention of 12 heads x 32,760 x 128 in bfloat16, forward and backward, by each of PyTorch's backends."""
     if subject.device.type != "cuda":
         return []
-    found = []
+    figures = []
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
         name = str(backend).rpartition(".")[2].lower()
-        found.append(attempt("attention", name, partial(_attention, subject, rates, backend, name)))
-    return found
+        figures.append(attempt("attention", name, partial(_attention, subject, rates, backend, name)))
+    return figures
 
 
 def _attention(subject: Subject, rates: Rates, backend: SDPBackend, name: str) -> Figure:
@@ -428,7 +428,7 @@ PARTS: Mapping[str, Callable[[Subject, Rates], list[Figure]]] = {
 
 def run(subject: Subject, rates: Rates, only: Sequence[str]) -> list[Figure]:
     """Every part that is wanted; one that raises is a row with its reason, and the others still run."""
-    found: list[Figure] = []
+    figures: list[Figure] = []
     for name in only:
         if name not in PARTS:
             continue
@@ -437,13 +437,13 @@ def run(subject: Subject, rates: Rates, only: Sequence[str]) -> list[Figure]:
             new = PARTS[name](subject, rates)
         except Exception as error:  # whatever this machine lacks, the other parts are still worth their figures
             new = [failed(name, "", error)]
-        found += new
+        figures += new
         gc.collect()
         if subject.device.type == "cuda":
             torch.cuda.empty_cache()
-        taken = ", ".join(f"{f.what} {f.failure or format(f.seconds or 0, '.4f') + ' s'}" for f in new)
-        print(f"({name} within {time.monotonic() - start:.0f} s: {taken})", file=sys.stderr, flush=True)
-    return found
+        summary = ", ".join(f"{f.what} {f.failure or format(f.seconds or 0, '.4f') + ' s'}" for f in new)
+        print(f"({name} within {time.monotonic() - start:.0f} s: {summary})", file=sys.stderr, flush=True)
+    return figures
 
 
 def bill(figures: Sequence[Figure]) -> dict[str, float]:
@@ -494,7 +494,7 @@ def main() -> None:
     figures = run(subject, Rates(limits, tuple(arguments.kinds.split(","))), only)
     if figures:
         print_figures(figures)
-    found = agreement.print_agreements(device, arguments.videos) if "agreement" in only else None
+    agreements = agreement.print_agreements(device, arguments.videos) if "agreement" in only else None
     ceilings.print_json(
         {
             "benchmark": "stages",
@@ -503,7 +503,7 @@ def main() -> None:
             "ceilings": limits,
             "figures": [asdict(f) for f in figures],
             "bill_s": bill(figures),
-            "agreement": found,
+            "agreement": agreements,
         }
     )
 

@@ -174,8 +174,8 @@ def _of_motion(run: Run, motion: str, motion_of: Mapping[str, str], named: Seque
     identity = json.dumps([motion, versions, fingerprints.evaluation(one), sorted(motion_of.items())], sort_keys=True)
     place = join(run.root, "specificity", f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.json")
     if stores.exists(place):
-        kept: Changes = json.loads(stores.read_bytes(place))["changes"]
-        return kept
+        earlier: Changes = json.loads(stores.read_bytes(place))["changes"]
+        return earlier
     one = one.model_copy(update={"evaluate": one.evaluate.model_copy(update={"arms": (BASE, *versions)})})
     print(f"\n{motion}: {', '.join(versions)}", flush=True)
     finetune_arms(one, versions)
@@ -246,7 +246,7 @@ def verdicts(measured: Mapping[str, Changes]) -> list[Verdict]:
         float(np.mean([of_motion["selected"][name] for of_motion in measured.values()]))
         for name in ("masked_target", "masked_others", "plain_target")
     )
-    found = [
+    by_criterion = [
         Verdict("random", not over_random.high < 0, _interval(over_random)),
         Verdict(
             "specific",
@@ -256,11 +256,11 @@ def verdicts(measured: Mapping[str, Changes]) -> list[Verdict]:
     ]
     for name, rival in (("search", search), ("hard", "own_loss")):
         if rival not in shared:
-            found.append(Verdict(name, None, f"not every motion has the arm {rival}"))
+            by_criterion.append(Verdict(name, None, f"not every motion has the arm {rival}"))
             continue
         less = float(np.mean(_over(measured, "selected", rival)))
-        found.append(Verdict(name, not less < 0, f"against {rival} {less:+.2%}"))
-    return found
+        by_criterion.append(Verdict(name, not less < 0, f"against {rival} {less:+.2%}"))
+    return by_criterion
 
 
 def sentence(by_criterion: Sequence[Verdict], motions: int) -> str:

@@ -187,9 +187,9 @@ def post(address: str, path: str, said: dict[str, Any]) -> None:
 def measure_server(address: str, pid: int, clips: int) -> Figures:
     def view(**spec: Any) -> None:
         given = {**spec, "stamp": time.monotonic_ns() % (1 << 50)}
-        found = get(address, "view", spec=given)
+        page = get(address, "view", spec=given)
         get(address, "rows", spec=given, **{"from": 0, "to": 60})
-        assert found["n"] <= clips
+        assert page["n"] <= clips
 
     def word(n: int) -> None:
         said = {"batch": uuid.uuid4().hex, "by": "bench", "say": "keep", "clips": [f"clip-{n * 7:09d}"]}

@@ -161,9 +161,9 @@ class FeatureWorker:
         settings, dim = len(self.run.attribution.settings), self.gradients.projection.dim
         features = np.zeros((len(rows), settings, dim), np.float32)
         norms, losses = np.zeros((len(rows), settings), np.float32), np.zeros((len(rows), settings), np.float32)
-        taken = iter(zip(*(part.numpy() for part in self.gradients.collect()), strict=True))
+        collected = iter(zip(*(part.numpy() for part in self.gradients.collect()), strict=True))
         for n, row in enumerate(rows):
-            gradients = {place: next(taken) for place in row["losses"]}
+            gradients = {place: next(collected) for place in row["losses"]}
             row["error"] = row["error"] or _unusable(row["losses"], gradients)
             if row["error"] is None:
                 for s in dict.fromkeys(place[-1] for place in gradients):

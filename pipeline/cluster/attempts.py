@@ -161,22 +161,22 @@ class Attempts:
         }
 
 
-def standstill(stage: str, told: dict[str, Any], asked: str, free: str) -> str:
+def standstill(stage: str, figures: dict[str, Any], asked: str, free: str) -> str:
     """What a stage that makes no progress waits for: one paragraph. `asked` is what an actor needs, `free` what there
     is."""
-    missing = told["expected"] - len(told["working"]) - len(told["waiting"]) - len(told["starting"])
-    parts = [f"{stage}: nothing was finished for {told['still']:.0f} s."]
-    for place, names, seconds in sorted(told["working"], key=lambda w: -w[2])[:NAMED]:
+    missing = figures["expected"] - len(figures["working"]) - len(figures["waiting"]) - len(figures["starting"])
+    parts = [f"{stage}: nothing was finished for {figures['still']:.0f} s."]
+    for place, names, seconds in sorted(figures["working"], key=lambda w: -w[2])[:NAMED]:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         parts.append(f"The actor on {place} has worked for {seconds:.0f} s on {', '.join(names[:NAMED])}{more}.")
-    if len(told["working"]) > NAMED:
-        parts.append(f"{len(told['working']) - NAMED} more actors are at work.")
-    for place, died in told["starting"]:
+    if len(figures["working"]) > NAMED:
+        parts.append(f"{len(figures['working']) - NAMED} more actors are at work.")
+    for place, died in figures["starting"]:
         parts.append(f"The actor on {place} is loading" + (f" (it died {died} times doing so)." if died else "."))
-    if told["waiting"]:
-        parts.append(f"{len(told['waiting'])} actors are up and wait for rows.")
+    if figures["waiting"]:
+        parts.append(f"{len(figures['waiting'])} actors are up and wait for rows.")
     if missing > 0:
-        parts.append(f"{missing} of {told['expected']} actors wait for {asked} each; the cluster has {free}.")
+        parts.append(f"{missing} of {figures['expected']} actors wait for {asked} each; the cluster has {free}.")
     return " ".join(parts)
 
 

@@ -62,9 +62,9 @@ class Teller:
         self._journal, self._actor = journal, context.get_actor_id()  # the id outlives a restart
         self.place = f"{ray.util.get_node_ip_address()} (node {context.get_node_id()[:8]}, process {os.getpid()})"
 
-    def tell(self, method: str, *told: Any) -> Any:
+    def tell(self, method: str, *arguments: Any) -> Any:
         """Call a method of `Attempts` for this actor, and wait until it is noted."""
-        return ray.get(getattr(self._journal, method).remote(self._actor, *told))
+        return ray.get(getattr(self._journal, method).remote(self._actor, *arguments))
 
 
 class Meters:
@@ -154,15 +154,17 @@ def permission(root: str) -> Iterator[Any]:
         yield actor
 
 
-def describe(told: dict[str, Any], stage: str, pool: Pool) -> str:
+def describe(figures: dict[str, Any], stage: str, pool: Pool) -> str:
     """What a stage waits for, with what the cluster has free. Actors whose node is gone wait for another one."""
     gone = [f"node {node['NodeID'][:8]}," for node in ray.nodes() if not node["Alive"]]
 
     def is_alive(entry: Any) -> bool:
         return not any(node in (entry if isinstance(entry, str) else entry[0]) for node in gone)
 
-    told = told | {state: [h for h in told[state] if is_alive(h)] for state in ("working", "waiting", "starting")}
-    return standstill(stage, told, _asked(pool), _free(pool))
+    figures = figures | {
+        state: [h for h in figures[state] if is_alive(h)] for state in ("working", "waiting", "starting")
+    }
+    return standstill(stage, figures, _asked(pool), _free(pool))
 
 
 def gang(pool: Pool) -> str | None:

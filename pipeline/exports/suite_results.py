@@ -95,7 +95,7 @@ def _match(file: str, by_name: Mapping[str, Row]) -> str | None:
         tail = "/".join(names[start:])
         if tail in by_name:
             return tail
-    same = [known for known in by_name if posixpath.basename(known) == names[-1]]
+    same = [name for name in by_name if posixpath.basename(name) == names[-1]]
     return same[0] if len(same) == 1 else None
 
 

@@ -93,13 +93,13 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _cut(row: Row, file: str, video: bytes) -> Row:
-    known = {"clip_id": row["clip_id"], "version": row["version"]}
-    return {**known, "file": file, "bytes": len(video), "problem": None}
+    identity = {"clip_id": row["clip_id"], "version": row["version"]}
+    return {**identity, "file": file, "bytes": len(video), "problem": None}
 
 
 def _refused(row: Row, error: ClipError) -> Row:
-    known = {"clip_id": row["clip_id"], "version": row["version"]}
-    return {**known, "file": None, "bytes": None, "problem": str(error)}
+    identity = {"clip_id": row["clip_id"], "version": row["version"]}
+    return {**identity, "file": None, "bytes": None, "problem": str(error)}
 
 
 def _table(rows: list[Row]) -> pa.Table:

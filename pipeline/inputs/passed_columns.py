@@ -18,9 +18,9 @@ from pipeline.tables.ids import TextSet
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
 
-def check(listed: pa.Schema, held: Iterable[pa.Schema], where: str, key: str, folder: str) -> None:
+def check(listed: pa.Schema, schemas: Iterable[pa.Schema], where: str, key: str, folder: str) -> None:
     """Raise InputError if a column that passes through is of another type than in a table's parts."""
-    for schema in held:
+    for schema in schemas:
         for field in schema:
             now = listed.field(field.name).type if field.name in listed.names else field.type
             if pa.types.is_null(field.type) or now == field.type:
@@ -57,7 +57,9 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.fill_null(column.cast(pa.string()), _NOTHING)
 
 
-def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequence[str]) -> tuple[list[str], list[str]]:
+def changed(
+    listed: Iterable[pa.Table], before: Iterable[pa.Table], names: Sequence[str]
+) -> tuple[list[str], list[str]]:
     """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
     among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
     uris, captioned, worded = TextSet(), TextSet(), TextSet()
@@ -66,7 +68,7 @@ def changed(listed: Iterable[pa.Table], held: Iterable[pa.Table], names: Sequenc
         captioned.add(_captioned(rows))
         worded.add(_worded(rows, names))
     recaptioned, reworded = list[str](), list[str]()
-    for rows in held:
+    for rows in before:
         others = rows.filter(pa.array(~worded.has(_worded(rows, names))))
         others = others.filter(pa.array(uris.has(_video(others))))
         reworded += others.column("clip_id").to_pylist()

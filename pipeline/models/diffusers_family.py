@@ -66,9 +66,11 @@ class DiffusersFamily:
     def check_folder(self) -> None:
         """Raise ConfigError for parts and classes that the adapter does not know."""
         named = [key for key, value in self.index.items() if isinstance(value, list) and any(value)]
-        known = {*self.components, *self.optional, "scheduler"}
-        others = [key for key in named if key not in known]
-        others += [key for key in ("transformer_2", "text_encoder_2") if key not in known | {*others} and self.has(key)]
+        expected = {*self.components, *self.optional, "scheduler"}
+        others = [key for key in named if key not in expected]
+        others += [
+            key for key in ("transformer_2", "text_encoder_2") if key not in expected | {*others} and self.has(key)
+        ]
         if others:
             raise self.unsupported(f"a pipeline with {', '.join(others)}, which {self.title} does not have")
         kinds = {"vae": self.vae_class, **{e.part: self.transformer_class for e in self.experts}}

@@ -387,7 +387,7 @@ def check_blocks(subject: Subject) -> str:
             raise CheckError(f"{part} has no list of blocks, so that it cannot be sharded")
         inside = sum(p.numel() for block in blocks for p in block.parameters())
         counts[part] = f"{len(blocks)} blocks with {inside / sum(p.numel() for p in module.parameters()):.0%}"
-    return ", ".join(f"{part}: {told}" for part, told in counts.items())
+    return ", ".join(f"{part}: {count}" for part, count in counts.items())
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -69,18 +69,18 @@ def _side(pixels: float, step: int) -> int:
     return max(math.ceil(LEAST_SIDE / step) * step, round(pixels / step) * step)
 
 
-def text(root: str, data: str, queries: str | None, found: Survey, machine: Machine) -> str:
+def text(root: str, data: str, queries: str | None, survey: Survey, machine: Machine) -> str:
     """The file as YAML. `found` are the videos of `data`."""
     model = target(machine)
     lines = (RECIPES / f"{model.recipe}.yaml").read_text(encoding="utf-8").splitlines()
     head = [
         f"# Made from the recipe {model.recipe} for these videos and this machine:",
-        f"# {found.sentence()}.",
+        f"# {survey.sentence()}.",
         f"# {machine.sentence()}.",
         "# Every key that is not here has its default; `motion-curation keys [SECTION]` lists them all.",
         "#",
     ]
-    changes = _videos(root, data, queries, found) | _geometry(found, model) | _machine(machine)
+    changes = _videos(root, data, queries, survey) | _geometry(survey, model) | _machine(machine)
     return "\n".join([*head, *edited(lines, changes)]) + "\n"
 
 

@@ -61,9 +61,9 @@ def read(root: str, night: str, name: str) -> dict[str, Any] | None:
     return record
 
 
-def write(root: str, night: str, name: str, held: Record) -> None:
+def write(root: str, night: str, name: str, record: Record) -> None:
     path = stores.join(folder(root, night), name)
-    stores.write_bytes(path, json.dumps(held, indent=2, allow_nan=False).encode())
+    stores.write_bytes(path, json.dumps(record, indent=2, allow_nan=False).encode())
 
 
 def check_date(night: str, today: datetime.date, history: Sequence[Record]) -> None:

@@ -72,13 +72,13 @@ def stage(error: BaseException) -> str:
     return named[-1] if named else ""
 
 
-def post(run: Run, job: str, state: str, **told: str) -> bool:
+def post(run: Run, job: str, state: str, **facts: str) -> bool:
     """Post {job, root, state, time} and the first lines of what else is told, `stage` and `error` of a failure, `night`
     and `headline` of a night that is done, a bounded number of times; whether it was taken."""
     url = address(run)
     if url is None:
         return False
-    lines = {key: (value.splitlines() or [""])[0] for key, value in told.items()}
+    lines = {key: (value.splitlines() or [""])[0] for key, value in facts.items()}
     fields = {"job": job, "root": run.root, "state": state, **lines}
     safe = {key: scrubbed(value).replace(url, HIDDEN)[:500] for key, value in fields.items()}
     body = json.dumps({**safe, "time": datetime.now(UTC).isoformat(timespec="seconds")}).encode()

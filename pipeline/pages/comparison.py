@@ -42,25 +42,25 @@ class Compared:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def write_tables(run: Run, found: Compared) -> None:
+def write_tables(run: Run, compared: Compared) -> None:
     """comparison/metrics/, contests/ and verdicts/ as Parquet, and all but the single verdicts in comparison.json."""
     folder = join(run.root, "comparison")
     for name, rows, schema in (
-        ("metrics", found.metrics, contests.METRICS),
-        ("contests", found.tallies, contests.TALLIES),
-        ("verdicts", found.verdicts, contests.VERDICTS),
+        ("metrics", compared.metrics, contests.METRICS),
+        ("contests", compared.tallies, contests.TALLIES),
+        ("verdicts", compared.verdicts, contests.VERDICTS),
     ):
         tables.replace(join(folder, name), pa.Table.from_pylist(rows, schema=schema), {})
     record = {
         "root": run.root,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "arms": list(found.arms),
+        "arms": list(compared.arms),
         "group": run.finetune.group,
         "steps": run.finetune.steps,
         "seeds": list(run.evaluate.seeds),
         "rules": RULES,
-        "metrics": found.metrics,
-        "contests": found.tallies,
+        "metrics": compared.metrics,
+        "contests": compared.tallies,
     }
     stores.write_bytes(join(folder, "comparison.json"), json.dumps(record, indent=1, allow_nan=False).encode())
 
@@ -68,10 +68,10 @@ def write_tables(run: Run, found: Compared) -> None:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def text(found: Compared) -> str:
+def text(compared: Compared) -> str:
     """The tables of the paper: metrics by arm, and win, tie and loss of each pair."""
     lines, metric = list[str](), ""
-    for row in found.metrics:
+    for row in compared.metrics:
         if row["metric"] != metric:
             metric = row["metric"]
             lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>12} {'95 %':>17}   n"]
@@ -80,8 +80,8 @@ def text(found: Compared) -> str:
             between = f"{row['relative_low']:+.2%} to {row['relative_high']:+.2%}"
             against = f"{row['relative']:>+12.2%} {between:>17}"
         lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
-    for name in dict.fromkeys(row["judge"] for row in found.tallies):
-        rows = {f"{row['ours']} against {row['theirs']}": row for row in found.tallies if row["judge"] == name}
+    for name in dict.fromkeys(row["judge"] for row in compared.tallies):
+        rows = {f"{row['ours']} against {row['theirs']}": row for row in compared.tallies if row["judge"] == name}
         width = max(map(len, rows))
         head = f"  {'':<{width}} {'win':>7} {'tie':>7} {'loss':>7}   {'win, 95 %':>14}   n"
         lines += ["", f"{TITLES[name]}: {RULES[name]}", head]
@@ -103,18 +103,18 @@ def _between(row: Record) -> str:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def write(run: Run, found: Compared, video_of: VideoOf) -> str:
+def write(run: Run, compared: Compared, video_of: VideoOf) -> str:
     """Write the page; returns its place. `video_of` gives the frames of a video's uri, None where it has none."""
-    shown = _shown(found)
-    studio = Studio(run, lambda row: None, {}, len(shown) * len(found.arms))
+    shown = _shown(compared)
+    studio = Studio(run, lambda row: None, {}, len(shown) * len(compared.arms))
     captions = figures.by_id(run.root, "queries", [clip for clip, _ in shown], ["clip_id", "caption", "group"])
     rows = []
     for clip_id, seed in shown:
         cells: dict[str, Any] = {}
-        for arm in found.arms:
-            uri = found.videos.get((arm, clip_id, seed))
+        for arm in compared.arms:
+            uri = compared.videos.get((arm, clip_id, seed))
             frames = video_of(uri) if uri is not None and run.report.pictures else None
-            distance = found.distances.get(arm, {}).get((clip_id, seed))
+            distance = compared.distances.get(arm, {}).get((clip_id, seed))
             picture = None if frames is None else studio.video(frames)
             link = _link(run.root, uri) if run.report.captions else None  # a video's name is its caption
             cells[arm] = {"picture": picture, "link": link, "distance": distance}
@@ -126,12 +126,12 @@ def write(run: Run, found: Compared, video_of: VideoOf) -> str:
         .get_template("comparison.html")
         .render(
             run=run,
-            found=found,
+            found=compared,
             rows=rows,
             rules=RULES,
             titles=TITLES,
-            metrics=_by(found.metrics, "metric"),
-            contests=_by(found.tallies, "judge"),
+            metrics=_by(compared.metrics, "metric"),
+            contests=_by(compared.tallies, "judge"),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             direction=comparison.direction,
         )

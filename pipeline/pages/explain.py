@@ -117,31 +117,31 @@ def pixel_frames(frames: int, latents: int) -> list[str]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def write(run: Run, found: Explanation, frames_of: FramesOf) -> str:
+def write(run: Run, explanation: Explanation, frames_of: FramesOf) -> str:
     """Write the page; returns its place. `frames_of` is that of `report.write`."""
-    clip_id = found.clip["clip_id"]
-    ends = _ends(found.queries)
+    clip_id = explanation.clip["clip_id"]
+    ends = _ends(explanation.queries)
     queries = figures.by_id(run.root, "queries", [q["query_id"] for q in ends])
-    near = figures.by_id(run.root, "clips", [i for i, _ in found.near])
+    near = figures.by_id(run.root, "clips", [i for i, _ in explanation.near])
     studio = Studio(run, frames_of, {}, 4 + len(ends) + len(near))
     shown = [(q, queries.get(q["query_id"], {}), _taken(studio, queries.get(q["query_id"]))) for q in ends]
-    picture, film = _pictures(run, found, frames_of)
+    picture, film = _pictures(run, explanation, frames_of)
     pages = environment()
     pages.filters["group_sums"] = group_sums
     page = pages.get_template("explain.html").render(
         run=run,
-        e=found,
+        e=explanation,
         title=clip_id,
-        overall=next((d for d in found.decisions if d["group"] == "all"), None),
+        overall=next((d for d in explanation.decisions if d["group"] == "all"), None),
         picture=picture,
         film=film,
         high=shown[: len(shown) - len(shown) // 2],
         low=shown[len(shown) - len(shown) // 2 :][::-1],
-        near=[(near.get(i, _gone(i)), cosine, _taken(studio, near.get(i))) for i, cosine in found.near],
-        links=explain_links.links(run.root, [i for i, _ in found.near]),
-        groups=_groups(found),
+        near=[(near.get(i, _gone(i)), cosine, _taken(studio, near.get(i))) for i, cosine in explanation.near],
+        links=explain_links.links(run.root, [i for i, _ in explanation.near]),
+        groups=_groups(explanation),
         duplicate=DUPLICATE,
-        still=_carried_by_one(found),
+        still=_carried_by_one(explanation),
     )
     place = stores.join(explain_links.folder(run.root, clip_id), "index.html")
     stores.write_bytes(place, page.encode())

@@ -150,16 +150,16 @@ class Studio:
         return picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)
 
 
-def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], ranked: int) -> list[Card]:
+def cards(plan: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], ranked: int) -> list[Card]:
     """The shown queries' cards; `decisions` maps (group, clip_id) to the decision, and so many clips are `ranked`."""
 
     def side(query: Row, sign: str) -> tuple[Neighbor, ...]:
-        rows = found.neighbors.get(query["clip_id"], {}).get(sign, [])[:EACH]
+        rows = plan.neighbors.get(query["clip_id"], {}).get(sign, [])[:EACH]
         return tuple(neighbor(query, row) for row in rows)
 
     def neighbor(query: Row, row: Row) -> Neighbor:
         clip_id, own = row["clip_id"], query["group"] or "all"
-        clip = found.clips.get(clip_id)
+        clip = plan.clips.get(clip_id)
         group = own if (own, clip_id) in decisions else "all"
         thumbnail = None if clip is None else studio.clip(clip)
         shown = clip or {"clip_id": clip_id, "source": None, "caption": None}
@@ -173,7 +173,7 @@ def cards(found: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str],
             side(query, "positive"),
             side(query, "negative"),
         )
-        for query in found.shown
+        for query in plan.shown
     ]
 
 
@@ -214,8 +214,8 @@ def generated(
     ]
 
 
-def count(found: Plan, evaluation: Any) -> int:
+def count(plan: Plan, evaluation: Any) -> int:
     """How many pictures a page will hold, counted before any is taken."""
-    neighbors = sum(len(s[:EACH]) for q in found.shown for s in found.neighbors.get(q["clip_id"], {}).values())
+    neighbors = sum(len(s[:EACH]) for q in plan.shown for s in plan.neighbors.get(q["clip_id"], {}).values())
     videos = 0 if evaluation is None else sum(len(uris) for _, uris in comparison.videos(evaluation)[1])
-    return 2 * len(found.shown) + neighbors + videos
+    return 2 * len(plan.shown) + neighbors + videos

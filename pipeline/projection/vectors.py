@@ -99,8 +99,8 @@ def gaussian_lanes(_typing, table, out, row, k0, k1, coordinate, block, tag):  #
         drawn = [build.trunc(c, _INDICES) for c in _philox(build, counter, k0, k1)]
         for e in range(8):
             shifted = build.lshr(drawn[e // 2], _same(12, _INDICES)) if e % 2 else drawn[e // 2]
-            found = _look_up(build, entries, build.and_(shifted, _same(0xFFF, _INDICES)))
-            build.store(found, _place(build, target, build.add(start, _int(e * LANES))), align=4)
+            values = _look_up(build, entries, build.and_(shifted, _same(0xFFF, _INDICES)))
+            build.store(values, _place(build, target, build.add(start, _int(e * LANES))), align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -119,9 +119,9 @@ def sign_lanes(_typing, words, out, row):  # type: ignore[no-untyped-def]
             lanes = build.trunc(_spread(build, word), _INDICES)
             for first in (0, LANES):
                 bits = build.lshr(lanes, ir.Constant(_INDICES, list(range(first, first + LANES))))
-                found = build.or_(build.shl(bits, _same(31, _INDICES)), _same(0x3F800000, _INDICES))  # 1.0 and a sign
+                values = build.or_(build.shl(bits, _same(31, _INDICES)), _same(0x3F800000, _INDICES))  # 1.0 and a sign
                 place = _place(build, target, build.add(start, _int(32 * w + first)))
-                build.store(build.bitcast(found, _FLOATS), place, align=4)
+                build.store(build.bitcast(values, _FLOATS), place, align=4)
         return context.get_dummy_value()
 
     return signature, generate
@@ -144,7 +144,7 @@ def _products(vectors: int, chunks: int) -> Any:
             stride = cgutils.unpack_tuple(build, gradients.shape, 2)[1]
             multiply_add = _declared(build, f"llvm.fmuladd.v{LANES}f32", ir.FunctionType(_FLOATS, [_FLOATS] * 3))
             for first in range(0, 8, chunks):
-                kept = [[cgutils.alloca_once(build, _FLOATS) for _ in range(chunks)] for _ in range(vectors)]
+                accumulators = [[cgutils.alloca_once(build, _FLOATS) for _ in range(chunks)] for _ in range(vectors)]
                 places = [
                     [
                         _place(
@@ -155,7 +155,7 @@ def _products(vectors: int, chunks: int) -> Any:
                     for v in range(vectors)
                 ]
                 for v, c in product(range(vectors), range(chunks)):
-                    build.store(build.load(places[v][c], align=4, typ=_FLOATS), kept[v][c])
+                    build.store(build.load(places[v][c], align=4, typ=_FLOATS), accumulators[v][c])
                 with cgutils.for_range(build, count) as loop:
                     tiled = build.add(build.mul(loop.index, _int(8 * LANES)), _int(first * LANES))
                     p = [
@@ -167,10 +167,10 @@ def _products(vectors: int, chunks: int) -> Any:
                         scalar = build.load(build.gep(gradients.data, [place], source_etype=_F32), typ=_F32)
                         value = _broadcast(build, scalar, _FLOATS)
                         for c in range(chunks):
-                            held = build.load(kept[v][c], typ=_FLOATS)
-                            build.store(build.call(multiply_add, [value, p[c], held]), kept[v][c])
+                            running = build.load(accumulators[v][c], typ=_FLOATS)
+                            build.store(build.call(multiply_add, [value, p[c], running]), accumulators[v][c])
                 for v, c in product(range(vectors), range(chunks)):
-                    build.store(build.load(kept[v][c], typ=_FLOATS), places[v][c], align=4)
+                    build.store(build.load(accumulators[v][c], typ=_FLOATS), places[v][c], align=4)
             return context.get_dummy_value()
 
         return signature, generate

@@ -157,29 +157,31 @@ def _found(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def sentences(told: Mapping[str, Any] | None) -> list[str]:
+def sentences(quality: Mapping[str, Any] | None) -> list[str]:
     """What `quality` found, for people; the last one is a warning where the audit is too small."""
-    if told is None:
+    if quality is None:
         return []
     first = (
-        f"of {told['clips']:,} clips {told[TOP]:,} first, {told[BOTTOM]:,} last and {told['audited']:,} audited ones "
-        "get the full setting"
+        f"of {quality['clips']:,} clips {quality[TOP]:,} first, {quality[BOTTOM]:,} last and {quality['audited']:,} "
+        "audited ones get the full setting"
     )
-    if not told["compared"]:
+    if not quality["compared"]:
         return [first, "no audited clip is ranked in full: nothing is known of the shortlist's quality"]
     agreed = (
-        "unknown" if told["spearman"] is None else f"{told['spearman']:.2f}{_reach(told['spearman_interval'], '.2f')}"
+        "unknown"
+        if quality["spearman"] is None
+        else f"{quality['spearman']:.2f}{_reach(quality['spearman_interval'], '.2f')}"
     )
-    clauses = [f"on {told['compared']:,} audited clips the rank correlation of the two influences is {agreed}"]
+    clauses = [f"on {quality['compared']:,} audited clips the rank correlation of the two influences is {agreed}"]
     for name, words in (("found_top", "first"), ("found_bottom", "last")):
-        entry = told[name]
+        entry = quality[name]
         if entry["count"]:
             reach = _reach(entry["interval"], ".0%")
             clauses.append(
                 f"of their {entry['count']:,} {words} by the full setting {entry['found']:,} are on the shortlist for "
                 f"their rank, {entry['share']:.0%}{reach}"
             )
-    few = told["compared"] < ENOUGH
+    few = quality["compared"] < ENOUGH
     warning = (
         [f"fewer than {ENOUGH} audited clips say next to nothing; raise attribution.shortlist.audit"] if few else []
     )

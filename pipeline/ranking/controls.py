@@ -28,16 +28,16 @@ def compare(influence: Floats, other: Floats, chosen: npt.NDArray[np.bool_]) -> 
     return {"share": share, "spearman": spearman(influence, other)}
 
 
-def overlaps(found: Selected, alike: Mapping[str, Alike], sampled: bool = False) -> dict[str, dict[str, Any]]:
+def overlaps(selected: Selected, alike: Mapping[str, Alike], sampled: bool = False) -> dict[str, dict[str, Any]]:
     """For every group: how the selection agrees with motion magnitude alone, and with each likeness by its name.
 
     Where only a sample of the clips has its motion measured, the sample stands for all of them.
     """
     by_group = {}
-    for name, group in found.groups.items():
+    for name, group in selected.groups.items():
         flags = group.places >= 0
         if sampled:
-            flags[flags] = np.isfinite(found.magnitude[group.places[flags]])
+            flags[flags] = np.isfinite(selected.magnitude[group.places[flags]])
         at = group.places[flags]
         chosen, influence = (group.decisions == SELECTED)[flags], group.influence[flags].astype(np.float64)
         by_group[name] = {
@@ -45,17 +45,17 @@ def overlaps(found: Selected, alike: Mapping[str, Alike], sampled: bool = False)
             "ranked": len(chosen),
             "chance": float(chosen.mean()) if len(chosen) else None,
             "chance_sd": _chance_sd(len(chosen), int(chosen.sum())),
-            "magnitude": compare(influence, found.magnitude[at], chosen),
+            "magnitude": compare(influence, selected.magnitude[at], chosen),
         }
         for control, likeness in alike.items():
-            by_group[name][control] = compare(influence, _of_clips(found, likeness, name)[at], chosen)
+            by_group[name][control] = compare(influence, _of_clips(selected, likeness, name)[at], chosen)
     return by_group
 
 
-def _of_clips(found: Selected, alike: Alike, group: str) -> Floats:
+def _of_clips(selected: Selected, alike: Alike, group: str) -> Floats:
     """The likeness of every clip of the run to a group; NaN where it is not known."""
-    places = found.ids.find(alike.clip_ids)
-    values = np.full(len(found.ids), np.nan)
+    places = selected.ids.find(alike.clip_ids)
+    values = np.full(len(selected.ids), np.nan)
     values[places[places >= 0]] = alike.groups.get(group, np.full(len(places), np.nan))[places >= 0]
     return values
 

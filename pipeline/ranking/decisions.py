@@ -48,9 +48,9 @@ def read(root: str) -> pa.Table:
     if rows is None or not rows.num_rows:
         return schemas.DECISIONS.empty_table()
     check(root)
-    known = pc.fill_null(pc.is_in(rows.column("say"), pa.array(get_args(Say))), False)
-    if not pc.all(known).as_py():
-        word = rows.column("say").filter(pc.invert(known))[0].as_py()
+    words = pc.fill_null(pc.is_in(rows.column("say"), pa.array(get_args(Say))), False)
+    if not pc.all(words).as_py():
+        word = rows.column("say").filter(pc.invert(words))[0].as_py()
         raise InputError(
             f"{folder}: a row says {word!r}, and a decision is one of {', '.join(get_args(Say))}. Take the part that "
             "holds it out of that folder."
@@ -141,9 +141,9 @@ def curated_order(ordered: pa.Array, harmful: pa.Array, verdict: pa.Table) -> pa
     """
     ids = ordered.type
     clips = verdict.column("clip_id").cast(ids).combine_chunks()
-    kept = clips.filter(pc.equal(verdict.column("verdict"), KEEP).combine_chunks())
-    ranked = ordered.filter(pc.is_in(ordered, kept))
-    unranked = kept.filter(pc.invert(pc.is_in(kept, ordered)))
+    keep = clips.filter(pc.equal(verdict.column("verdict"), KEEP).combine_chunks())
+    ranked = ordered.filter(pc.is_in(ordered, keep))
+    unranked = keep.filter(pc.invert(pc.is_in(keep, ordered)))
     rest = ordered.filter(pc.invert(pc.or_(pc.is_in(ordered, clips), pc.is_in(ordered, harmful.cast(ids)))))
     return pa.concat_arrays([ranked, unranked.take(pc.sort_indices(unranked)), rest])
 

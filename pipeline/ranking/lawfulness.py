@@ -111,12 +111,12 @@ class _Measure:
             of_group = group == code
             apart = self.judge.courses(self.groups[code], videos[of_group])
             distances[of_group], laws[of_group] = apart.mean(1), (apart / self.typical).argmax(1)
-        known = len(self.among) > 0
+        judged = len(self.among) > 0
         columns = [
             clips.column("clip_id"),
             pa.array([self.groups[code] for code in group.tolist()], pa.string()),
             pa.array(distances, pa.float64()),
-            pa.array(quantiles(distances, self.among), pa.float64()) if known else pa.nulls(len(videos), pa.float64()),
+            pa.array(quantiles(distances, self.among), pa.float64()) if judged else pa.nulls(len(videos), pa.float64()),
             pa.array([COURSES[law] for law in laws.tolist()], pa.string()),
             pa.array(np.where(named, by, FLOW).tolist(), pa.string()),
             *self._flaws(tables.matrix(clips, "flaws").astype(np.float64)),
@@ -171,8 +171,8 @@ def _judge(run: Run) -> Judge | None:
     if table is None or not table.num_rows or queries is None:
         return None
     groups: Mapping[str, str] = {row["clip_id"]: row["group"] or "all" for row in queries.to_pylist()}
-    described = table.filter(pc.is_valid(table.column("description")))
-    rows = [row for row in described.to_pylist() if row["clip_id"] in groups]
+    with_description = table.filter(pc.is_valid(table.column("description")))
+    rows = [row for row in with_description.to_pylist() if row["clip_id"] in groups]
     return taught([(groups[r["clip_id"]], np.array(r["description"], np.float64)) for r in rows]) if rows else None
 
 
@@ -180,8 +180,8 @@ def _flaws_of_queries(run: Run) -> Floats:
     """Of every query whose movement is known: [Q, FLAWS]."""
     table = tables.read(join(shortlist.motion_root(run), "movement", "queries"), ["flaws"])
     assert table is not None, "the judge was made of the same table"
-    known = table.filter(pc.is_valid(table.column("flaws")))
-    return tables.matrix(known, "flaws").astype(np.float64)
+    measured = table.filter(pc.is_valid(table.column("flaws")))
+    return tables.matrix(measured, "flaws").astype(np.float64)
 
 
 def _typical_courses(judge: Judge) -> Floats:

@@ -44,9 +44,9 @@ def likenesses(root: str, query_groups: Mapping[str, str]) -> dict[str, Alike]:
     measure = _Measure(groups, *_numbers(rows))
     ids, values = list[pa.Array](), {name: list[Array]() for name in (LOOKS, MOVEMENT)}
     for block in scanning.blocks(folders["clips"], COLUMNS):
-        known = block.filter(pc.is_valid(block.column("description")))
-        for start in range(0, known.num_rows, CHUNK):
-            clips = known.slice(start, CHUNK)
+        measured = block.filter(pc.is_valid(block.column("description")))
+        for start in range(0, measured.num_rows, CHUNK):
+            clips = measured.slice(start, CHUNK)
             ids.extend(clips.column("clip_id").chunks)
             for name, likeness in measure(*_numbers(clips)).items():
                 values[name].append(likeness)

@@ -200,8 +200,8 @@ def query_rows(run: Run, root: str, queries: FeatureTable) -> tuple[list[str], l
         away = unit[unwanted].mean(0)
         unit = unit[~unwanted] - away / np.linalg.norm(away)
         unit = unit_settings(unit, len(queries.members))
-    kept = np.flatnonzero(~unwanted).tolist()
-    return [ids[n] for n in kept], [groups[n] for n in kept], unit
+    places = np.flatnonzero(~unwanted).tolist()
+    return [ids[n] for n in places], [groups[n] for n in places], unit
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -57,9 +57,9 @@ def _videos(run: Run, name: str) -> pa.Table | None:
 
 def _overlapping(rows: pa.Table, others: pa.Table) -> list[bool]:
     """Of rows whose files others have too, whether a span of the others' may share a frame with theirs."""
-    known = others.filter(pc.is_in(others.column("uri"), rows.column("uri").combine_chunks()))
+    same_uri = others.filter(pc.is_in(others.column("uri"), rows.column("uri").combine_chunks()))
     listed: dict[str, set[str | None]] = {}
-    for row in known.select(["uri", "span"]).to_pylist():
+    for row in same_uri.select(["uri", "span"]).to_pylist():
         listed.setdefault(row["uri"], set()).add(row["span"])
     pairs = rows.select(["uri", "span"]).to_pylist()
     return [any(spans.overlap(row["span"], span) for span in listed[row["uri"]]) for row in pairs]

@@ -28,7 +28,7 @@ def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
     people = preferences.people(answers, key, run.study.passing)
     counted = {row["person"]: row["counts"] for row in people}
     judged = preferences.judgements(answers, key)
-    passed = [j for j in judged if counted[j.person]]
+    of_counted = [j for j in judged if counted[j.person]]
     return {
         "study": key.study,
         "question": key.asked["question"],
@@ -37,10 +37,10 @@ def score(run: Run, key: Key, answers: Sequence[Answer]) -> dict[str, Any]:
         "passing": run.study.passing,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "scores": {
-            "passed": preferences.scores(passed, key.arms, seed),
+            "passed": preferences.scores(of_counted, key.arms, seed),
             "everyone": preferences.scores(judged, key.arms, seed),
         },
-        "left": preferences.left_share(passed, seed),
+        "left": preferences.left_share(of_counted, seed),
         "people": people,
     }
 
@@ -68,24 +68,24 @@ def interval(row: Mapping[str, Any], name: str) -> str:
     return "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
+def lines(results: Mapping[str, Any]) -> list[str]:
     """The table as the paper prints it, win / tie / loss in per cent, with 95 % intervals."""
-    people: list[Row] = found["people"]
+    people: list[Row] = results["people"]
     failed = [row["person"] for row in people if not row["counts"]]
     shown = {"everyone": f"{len(people)} people{'' if failed else ', none failed the catch trials'}"}
     if failed:
         shown = {"passed": f"{len(people) - len(failed)} people who passed the catch trials", **shown}
-    wide = max(len(words) for words in [*shown.values(), *map(_versus, found["scores"]["everyone"])])
-    output = [found["question"]]
+    wide = max(len(words) for words in [*shown.values(), *map(_versus, results["scores"]["everyone"])])
+    output = [results["question"]]
     for who, title in shown.items():
-        rows = found["scores"][who]
+        rows = results["scores"][who]
         output.append(f"{title:<{wide}}" + "".join(f"{f'{name} %':>20}" for name in OUTCOMES) + "  judgements  alpha")
         output += [f"{_versus(row):<{wide}}{_shares(row)}{row['judgements']:>12}{_alpha(row):>7}" for row in rows]
         output += [] if rows else ["no pair of two arms was judged"]
     if failed:
-        output.append(f"failed the catch trials (below {found['passing']:.0%} right): {', '.join(failed)}")
-    if found["left"]["left"] is not None:
-        output.append(f"the left video was chosen in {found['left']['left']:.1%} of the choices")
+        output.append(f"failed the catch trials (below {results['passing']:.0%} right): {', '.join(failed)}")
+    if results["left"]["left"] is not None:
+        output.append(f"the left video was chosen in {results['left']['left']:.1%} of the choices")
     return output
 
 

@@ -75,14 +75,14 @@ class IdSet:
         """The ids whose flag is set: [len(self)]."""
         return IdSet(self._first[flags], self._second[flags])
 
-    def has_digests(self, wanted: Digests) -> Flags:
-        return self.find_digests(wanted) >= 0
+    def has_digests(self, digests: Digests) -> Flags:
+        return self.find_digests(digests) >= 0
 
-    def find_digests(self, wanted: Digests) -> Places:
+    def find_digests(self, digests: Digests) -> Places:
         if not len(self):
-            return np.full(len(wanted), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._first, wanted[:, 0]), len(self) - 1)
-        return np.where((self._first[at] == wanted[:, 0]) & (self._second[at] == wanted[:, 1]), at, -1)
+            return np.full(len(digests), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._first, digests[:, 0]), len(self) - 1)
+        return np.where((self._first[at] == digests[:, 0]) & (self._second[at] == digests[:, 1]), at, -1)
 
 
 class IdList:

@@ -141,10 +141,10 @@ def pending_rows(source: Scan, folders: Sequence[str]) -> Pending:
     for block in source:
         ids = digests(block.column("clip_id"))
         standings = [outcome.standing_of(ids, block.column("version")) for outcome in outcomes]
-        is_pending = np.logical_and.reduce([standing.is_pending for standing in standings])
-        for old, standing in zip(superseded, standings, strict=True):
-            old.add_digests(ids[standing.gives_way & is_pending])
-            last_tries.update(block.column("clip_id").filter(pa.array(standing.last_try & is_pending)).to_pylist())
+        is_pending = np.logical_and.reduce([places.is_pending for places in standings])
+        for old, places in zip(superseded, standings, strict=True):
+            old.add_digests(ids[places.gives_way & is_pending])
+            last_tries.update(block.column("clip_id").filter(pa.array(places.last_try & is_pending)).to_pylist())
         rows.add_digests(block.filter(pa.array(is_pending)), ids[is_pending])
     for folder, old in zip(folders, superseded, strict=True):
         _drop(folder, old.to_set())

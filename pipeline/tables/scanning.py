@@ -57,17 +57,17 @@ def schema(parts: Sequence[Footer]) -> pa.Schema:
     return pa.unify_schemas([part.schema.remove_metadata() for part in parts]) if parts else pa.schema([])
 
 
-def part_blocks(part: Footer, fs: fsspec.AbstractFileSystem, wanted: pa.Schema) -> Iterator[pa.Table]:
+def part_blocks(part: Footer, fs: fsspec.AbstractFileSystem, schema: pa.Schema) -> Iterator[pa.Table]:
     """A part's rows in bounded blocks, with the wanted columns; those that it lacks are null."""
-    names = [name for name in wanted.names if name in part.schema.names]
+    names = [name for name in schema.names if name in part.schema.names]
     bytes_each = sum(part.columns[name] for name in names) / max(part.rows, 1)
     rows = int(min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(bytes_each, 1))))
     with opened(part.path, fs) as file:
         for batch in file.iter_batches(rows, columns=names):
             columns = [
-                batch.column(f.name).cast(f.type) if f.name in names else pa.nulls(len(batch), f.type) for f in wanted
+                batch.column(f.name).cast(f.type) if f.name in names else pa.nulls(len(batch), f.type) for f in schema
             ]
-            yield pa.table(columns, schema=wanted)
+            yield pa.table(columns, schema=schema)
 
 
 def blocks(folder: str, names: Sequence[str]) -> Iterator[pa.Table]:

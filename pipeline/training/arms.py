@@ -248,10 +248,10 @@ def _by_decision(run: Run, clip_ids: pa.Array) -> Weights:
 def _of_true_group(run: Run, clips: pa.Table) -> pa.Array:
     column = str(run.data.oracle)
     if column not in clips.column_names:
-        passed = [c for c in clips.column_names if c not in schemas.CLIPS.names]
+        others = [c for c in clips.column_names if c not in schemas.CLIPS.names]
         raise ConfigError(
             f"data.oracle={column!r}: the manifest {run.data.videos!r} gave no such column; beside the usual ones it "
-            f"has {', '.join(passed) or 'none'}. Name one of them, or leave the arm oracle out."
+            f"has {', '.join(others) or 'none'}. Name one of them, or leave the arm oracle out."
         )
     groups = _query_groups(run)
     group = _known_group(run, groups.values())

@@ -47,16 +47,16 @@ _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken wha
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def nearest(times: Floats, wanted: Floats, fps: float) -> npt.NDArray[np.int64]:
+def nearest(times: Floats, moments: Floats, fps: float) -> npt.NDArray[np.int64]:
     """Indices [m] of the times [n] (ascending) nearest to those wanted [m]; the earlier one of two equally near.
 
     A frame is not shown half a step of `fps` or more before its time: until then its predecessor stays on the screen,
     through a pause or while a slow film is read at a higher rate.
     """
-    after = np.clip(np.searchsorted(times, wanted), 0, len(times) - 1)
+    after = np.clip(np.searchsorted(times, moments), 0, len(times) - 1)
     before = np.maximum(after - 1, 0)
-    ahead = times[after] - wanted
-    earlier = (wanted - times[before] <= ahead + _TIE) | (ahead > 0.5 / fps - _TIE)
+    ahead = times[after] - moments
+    earlier = (moments - times[before] <= ahead + _TIE) | (ahead > 0.5 / fps - _TIE)
     return np.where(earlier, before, after).astype(np.int64)
 
 
@@ -172,12 +172,12 @@ class _Seen:
     def times(self) -> Floats:
         return self.line.times[self.numbers]
 
-    def segment(self, wanted: Floats, fps: float) -> tuple[list[int], str | None]:
+    def segment(self, moments: Floats, fps: float) -> tuple[list[int], str | None]:
         """The cuts of the segment of these times, counted in its frames, and its error."""
-        chosen = nearest(self.times, wanted, fps)
+        chosen = nearest(self.times, moments, fps)
         inside = self.changes[(self.changes > chosen[0]) & (self.changes <= chosen[-1])]
         cuts = [int(cut) for cut in np.unique(np.searchsorted(chosen, inside))]
-        needed = nearest(self.line.times, wanted, fps)
+        needed = nearest(self.line.times, moments, fps)
         if needed[-1] > self.numbers[-1]:
             return cuts, f"decode: {_missing(int(self.numbers[-1]) + 1)}"
         gone = self.lost[(self.lost >= needed[0]) & (self.lost <= needed[-1])]

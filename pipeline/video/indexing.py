@@ -44,11 +44,11 @@ def caption_of(video: Mapping[str, Any], seed: int, clip_id: str) -> str:
 def index(video: Mapping[str, Any], data: Data, decoder: Decoder, seed: int = 0) -> list[dict[str, Any]]:
     """The rows of one row of `videos.videos`: its segments, or one row with an `error`. Columns: those of
     `schemas.CLIPS` and whatever else the manifest has, `group` among it."""
-    passed = {k: v for k, v in video.items() if k not in _OWN}
+    others = {k: v for k, v in video.items() if k not in _OWN}
 
     def row(start_frame: int, fields: Mapping[str, Any], error: str | None) -> dict[str, Any]:
         name = clip_id(video, start_frame)
-        return {**passed, "clip_id": name, "caption": caption_of(video, seed, name), **fields, "error": error}
+        return {**others, "clip_id": name, "caption": caption_of(video, seed, name), **fields, "error": error}
 
     try:
         if video.get("error"):

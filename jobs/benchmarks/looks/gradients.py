@@ -119,8 +119,8 @@ def _write(path: Path, arrays: tuple[Array, Array, Array]) -> None:
 
 
 def _read(path: Path) -> tuple[Array, Array, Array]:
-    with np.load(path) as held:
-        return held["clips"], held["queries"], held["looks"]
+    with np.load(path) as arrays:
+        return arrays["clips"], arrays["queries"], arrays["looks"]
 
 
 def _gradients(

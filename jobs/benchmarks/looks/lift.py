@@ -23,12 +23,12 @@ def yardsticks(scores: Scores, corpus: Corpus) -> dict[str, float]:
     real clips over cartoons of one motion, NaN where no motion has both. A motion's score is the mean over its
     queries."""
     of_clips, of_queries = ({key: _names(side, key) for key in _NAMES} for side in (corpus.clips, corpus.queries))
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for key in ("motion", "colour"):
         same = of_clips[key][:, None] == of_queries[key][None]
         nearest = np.argsort(-scores, axis=0, kind="stable")[:NEAREST]
-        found[key] = float(np.take_along_axis(same, nearest, 0).mean())
-        found[f"{key}_lift"] = found[key] / float(same.mean())
+        figures[key] = float(np.take_along_axis(same, nearest, 0).mean())
+        figures[f"{key}_lift"] = figures[key] / float(same.mean())
     firsts, areas, lawful = [], [], []
     for name in sorted(set(of_queries["motion"])):
         mean = scores[:, of_queries["motion"] == name].mean(1)
@@ -38,7 +38,7 @@ def yardsticks(scores: Scores, corpus: Corpus) -> dict[str, float]:
         real, cartoon = (mean[shows & (of_clips["kind"] == kind)] for kind in ("real", "cartoon"))
         lawful += [auc(real, cartoon)] if len(real) and len(cartoon) else []
     named = zip(("first_ten", "group_auc", "real_over_cartoon"), (firsts, areas, lawful), strict=True)
-    return found | {key: float(np.mean(values)) if values else np.nan for key, values in named}
+    return figures | {key: float(np.mean(values)) if values else np.nan for key, values in named}
 
 
 def _names(videos: Sequence[Video], key: str) -> Names:

@@ -71,8 +71,8 @@ def untrained(corpus: Corpus) -> tuple[str, Scores]:
 
 
 def _by_flow(clips: Sequence[Video], queries: Sequence[Video]) -> Scores:
-    described = [(video.scene.motion, video.description.astype(np.float64)) for video in queries]
-    spread = judge.taught(described).spread
+    descriptions = [(video.scene.motion, video.description.astype(np.float64)) for video in queries]
+    spread = judge.taught(descriptions).spread
     numbers = [np.stack([video.description for video in side]) / spread for side in (clips, queries)]
     apart: Scores = np.stack([np.abs(numbers[0] - query).mean(1) for query in numbers[1]], 1)
     return -apart

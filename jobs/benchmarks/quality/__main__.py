@@ -50,24 +50,24 @@ def main() -> None:
     machine = ceilings.machine()
     ceilings.print_machine(machine)
     start = time.monotonic()
-    found = run(QUICK if given.quick else LONG, given.folder)
+    results = run(QUICK if given.quick else LONG, given.folder)
     seconds = time.monotonic() - start
     print(f"{duration(seconds)} in this call; plots and tables in {given.folder}/report")
-    ceilings.print_json({"benchmark": "quality", "machine": machine, "seconds": seconds, **found})
+    ceilings.print_json({"benchmark": "quality", "machine": machine, "seconds": seconds, **results})
 
 
 def run(plan: Plan, folder: str) -> dict[str, Any]:
     """Every study, printed as it ends. Returns their tables."""
     study = studies.Studies(plan, folder)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, call in study.all.items():
-        found[name] = call()
-        if not found[name]:
+        results[name] = call()
+        if not results[name]:
             continue
-        report.write(f"{folder}/report/{name}.parquet", found[name])
-        report.show(name, found[name])
-    report.draw(found, f"{folder}/report")
-    return found
+        report.write(f"{folder}/report/{name}.parquet", results[name])
+        report.show(name, results[name])
+    report.draw(results, f"{folder}/report")
+    return results
 
 
 if __name__ == "__main__":

@@ -85,27 +85,27 @@ ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "mask_ove
 
 
 def _by_hash(seed: int, clip_ids: Sequence[str]) -> list[str]:
-    found: list[str] = by_hash(seed, pa.array(clip_ids, pa.string())).to_pylist()
-    return found
+    ids: list[str] = by_hash(seed, pa.array(clip_ids, pa.string())).to_pylist()
+    return ids
 
 
 def changes(after: Losses, before: Losses, held_out: Clips, target: str) -> dict[str, float]:
     """Relative change of mean losses: masked and plain, on the target and on the other motions."""
-    found = {}
+    relative = {}
     own = held_out.motions == target
     for place, rows in (("target", own), ("others", ~own)):
         for column, name in enumerate(("masked", "plain")):
-            found[f"{name}_{place}"] = float(after[rows, column].mean() / before[rows, column].mean() - 1)
-    return found
+            relative[f"{name}_{place}"] = float(after[rows, column].mean() / before[rows, column].mean() - 1)
+    return relative
 
 
-def table(found: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[str, float | str]]:
+def table(by_arm: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[str, float | str]]:
     """A row an arm: the mean change of each loss with its 95 % interval over targets and seeds, and the same of the
     masked target loss paired with random's. `found` is by arm, target and seed."""
     rows: list[dict[str, float | str]] = []
-    for arm in dict.fromkeys(arm for arm, _, _ in found):
-        mine = {(target, seed): values for (a, target, seed), values in found.items() if a == arm}
-        random = {(target, seed): values for (a, target, seed), values in found.items() if a == "random"}
+    for arm in dict.fromkeys(arm for arm, _, _ in by_arm):
+        mine = {(target, seed): values for (a, target, seed), values in by_arm.items() if a == arm}
+        random = {(target, seed): values for (a, target, seed), values in by_arm.items() if a == "random"}
         targets, seeds = ([key[place] for key in mine] for place in (0, 1))
         row: dict[str, float | str] = {"arm": arm}
         for name in next(iter(mine.values())):

@@ -33,7 +33,7 @@ def subsets(clips: Clips, design: Design, count: int, share: float | None = None
     Another `share` of the corpus may be asked for. Subset n does not depend on `count`."""
     size = round((SHARE[design] if share is None else share) * len(clips))
     named = sorted(set(clips.motions.tolist()) - {""})
-    found = []
+    members = []
     for number in range(count):
         rng = np.random.default_rng([5, number, design == "skewed"])
         chances = np.ones(len(clips))
@@ -41,8 +41,8 @@ def subsets(clips: Clips, design: Design, count: int, share: float | None = None
             shares = dict(zip(named, rng.dirichlet(np.full(len(named), CONCENTRATION)), strict=True))
             counts = Counter(clips.motions.tolist())
             chances = np.array([shares.get(m, 1 / len(named)) / counts[m] for m in clips.motions.tolist()]) + 1e-9
-        found.append(np.sort(rng.choice(len(clips), size, replace=False, p=chances / chances.sum())))
-    return found
+        members.append(np.sort(rng.choice(len(clips), size, replace=False, p=chances / chances.sum())))
+    return members
 
 
 def predicted(scores: Floats, members: list[Rows]) -> Floats:
@@ -53,8 +53,8 @@ def predicted(scores: Floats, members: list[Rows]) -> Floats:
 def specific(values: Floats) -> Floats:
     """[S, T] without each row's mean, columns standardised first: motions whose losses are large must not rule it."""
     scaled = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
-    found: Floats = scaled - scaled.mean(1, keepdims=True)
-    return found
+    centred: Floats = scaled - scaled.mean(1, keepdims=True)
+    return centred
 
 
 def correlations(a: Floats, b: Floats) -> Floats:
@@ -91,20 +91,20 @@ def _bootstrapped(values: Floats, gain: Floats, target_specific: bool) -> tuple[
     """An LDS, and that of resampled subsets and motions: [DRAWS], the same draws for every method."""
     if target_specific:
         values, gain = specific(values), specific(gain)
-    rng, found = np.random.default_rng(0), []
+    rng, draws = np.random.default_rng(0), []
     subsets, motions = gain.shape
     for _ in range(DRAWS):
         rows, columns = rng.integers(0, subsets, subsets), rng.integers(0, motions, motions)
-        found.append(correlations(values[rows][:, columns], gain[rows][:, columns]).mean())
-    return float(correlations(values, gain).mean()), np.array(found)
+        draws.append(correlations(values[rows][:, columns], gain[rows][:, columns]).mean())
+    return float(correlations(values, gain).mean()), np.array(draws)
 
 
 def both_lds(predicted: Floats, gains: Floats) -> dict[str, float]:
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for name, target_specific in (("plain", False), ("specific", True)):
         score = lds(predicted, gains, target_specific)
-        found |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
-    return found
+        columns |= {name: score.value, f"{name}_low": score.low, f"{name}_high": score.high}
+    return columns
 
 
 # --- a rule that was chosen by its LDS, on subsets that took no part in the choice ------------------------------------
@@ -115,13 +115,13 @@ def cross_fitted(scores: Mapping[str, Floats], members: list[Rows], gains: Float
     two names, [S, T]. `scores` are [N, T] by rule. Each half of the prediction is in units of its own spread."""
     predictions = {name: predicted(values, members) for name, values in scores.items()}
     halves = [np.arange(len(members)) % 2 == fold for fold in (0, 1)]
-    found, named = np.zeros_like(gains), []
+    fitted, named = np.zeros_like(gains), []
     for half in halves:
         best = max(predictions, key=lambda name: _score(predictions[name][half], gains[half]))
         named.append(best)
         values = predictions[best][~half]
-        found[~half] = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
-    return named, found
+        fitted[~half] = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
+    return named, fitted
 
 
 def _score(values: Floats, gains: Floats) -> float:

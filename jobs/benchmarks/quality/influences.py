@@ -39,10 +39,10 @@ class Method:
 
 def kernel(grams: Mapping[Place, Grams], method: Method) -> Floats:
     """Cosines (or products) of whole gradients, mean over the settings: [M, M]."""
-    found = [
+    cosines = [
         _cosines(grams[place][method.pair], _lengths(grams[place], method.pair), method) for place in method.places
     ]
-    total: Floats = np.mean(found, axis=0)
+    total: Floats = np.mean(cosines, axis=0)
     return total
 
 
@@ -70,13 +70,13 @@ def influence(cosines: Floats, clips: int, whiten: float | None, rows: npt.NDArr
     Phi (Phi^T Phi / N + l)^-1 = (Phi Phi^T / N + l)^-1 Phi. Only `rows` of the clips take part; others are NaN."""
     at = np.flatnonzero(rows)
     plain = cosines[at][:, clips:]
-    found = np.full((clips, cosines.shape[1] - clips), np.nan)
+    scores = np.full((clips, cosines.shape[1] - clips), np.nan)
     if whiten is None:
-        found[at] = plain
+        scores[at] = plain
     else:
         own = cosines[np.ix_(at, at)]
-        found[at] = np.linalg.solve(own / len(at) + whiten * np.eye(len(at)), plain)
-    return found
+        scores[at] = np.linalg.solve(own / len(at) + whiten * np.eye(len(at)), plain)
+    return scores
 
 
 def by_motion(values: Floats, queries: Clips, motions: Sequence[str]) -> Floats:
@@ -98,9 +98,9 @@ def values(grams: Mapping[Place, Grams], method: Method, clips: Clips) -> Floats
 def voted(values: Floats) -> Floats:
     """How many of the queries each clip is among the top tenth of: [N, Q] -> [N]; NaN where it has no influence."""
     has = np.isfinite(values).all(1)
-    found = np.full(len(values), np.nan)
-    found[has] = votes(values[has].astype(np.float32), 0.1)
-    return found
+    scores = np.full(len(values), np.nan)
+    scores[has] = votes(values[has].astype(np.float32), 0.1)
+    return scores
 
 
 # --- controls: what needs no gradient ---------------------------------------------------------------------------------
@@ -119,20 +119,20 @@ def raw_latents(clips: Clips, queries: Clips, motions: Sequence[str]) -> Floats:
 def _cosines_of(a: Tensor, b: Tensor, clips: Clips, queries: Clips, motions: Sequence[str]) -> Floats:
     x, y = (v.flatten(1).numpy().astype(np.float64) for v in (a, b))
     x, y = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (x, y))
-    found = by_motion(x @ y.T, queries, motions)
-    found[~clips.moving] = np.nan
-    return found
+    scores = by_motion(x @ y.T, queries, motions)
+    scores[~clips.moving] = np.nan
+    return scores
 
 
 def magnitude(clips: Clips, motions: Sequence[str]) -> Floats:
-    found: Floats = np.repeat(clips.magnitude[:, None].astype(np.float64), len(motions), 1)
-    return found
+    scores: Floats = np.repeat(clips.magnitude[:, None].astype(np.float64), len(motions), 1)
+    return scores
 
 
 def chance(clips: Clips, motions: Sequence[str]) -> Floats:
     return np.random.default_rng(11).standard_normal((len(clips), len(motions)))
 
 
-def known(clips: Clips, motions: Sequence[str]) -> Floats:
+def true_motion(clips: Clips, motions: Sequence[str]) -> Floats:
     """The oracle: 1 for a real clip of the motion, and 0."""
     return np.stack([((clips.motions == m) & (clips.kinds == "real")).astype(np.float64) for m in motions], 1)

@@ -39,11 +39,11 @@ ROWS_AT_A_TIME = 64
 
 def parts(module: nn.Module) -> dict[str, list[str]]:
     """The parameters' names by part of the model: each block, and each module beside the blocks."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name, _ in module.named_parameters():
         first, *rest = name.split(".")
-        found.setdefault(f"{first}.{rest[0]}" if first == "blocks" else first, []).append(name)
-    return found
+        groups.setdefault(f"{first}.{rest[0]}" if first == "blocks" else first, []).append(name)
+    return groups
 
 
 def grams(
@@ -96,8 +96,8 @@ def gradients(
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The gradients of every clip of the sets [M, D] under each of `masks`, and the sizes of the model's parts."""
     named = dict(model.trained.named_parameters())
-    held = [[named[name] for name in names] for names in parts(model.trained).values()]
-    sizes, parameters = [sum(p.numel() for p in part) for part in held], [p for part in held for p in part]
+    groups = [[named[name] for name in names] for names in parts(model.trained).values()]
+    sizes, parameters = [sum(p.numel() for p in part) for part in groups], [p for part in groups for p in part]
     rows = {mask: torch.zeros(sum(map(len, sets)), sum(sizes)) for mask in masks}
     full = shared_noise(0, noise, tuple(sets[0].latent.shape[1:]))  # type: ignore[arg-type]
     for n, (latent, text, mask, clip_id) in enumerate(_each(*sets)):
@@ -106,8 +106,8 @@ def gradients(
         for name in masks:
             if name == "none" or bool(mask.any()):
                 weight = mask[None] if name == "motion" else None
-                found = torch.autograd.grad(masked_mean(errors, weight), parameters, retain_graph=name != masks[-1])
-                torch.cat([g.flatten() for g in found], out=rows[name][n])
+                of_names = torch.autograd.grad(masked_mean(errors, weight), parameters, retain_graph=name != masks[-1])
+                torch.cat([g.flatten() for g in of_names], out=rows[name][n])
     return rows, sizes
 
 
@@ -118,8 +118,8 @@ def projected(rows: Tensor) -> Iterator[tuple[str, Floats]]:
         p = Projection(kind, dim)
         return torch.cat([p(rows[i : i + ROWS_AT_A_TIME]) for i in range(0, len(rows), ROWS_AT_A_TIME)])
 
-    def products(found: Tensor) -> Floats:
-        gram: Floats = (found @ found.T)[None].numpy()
+    def products(rows: Tensor) -> Floats:
+        gram: Floats = (rows @ rows.T)[None].numpy()
         return gram
 
     widest = features("gaussian", DIMS[-1])
@@ -137,15 +137,15 @@ def _each(*sets: Clips) -> Iterator[tuple[Tensor, Tensor, Tensor, str]]:
             yield latent[:, :frames], text, mask[:frames], clip_id
 
 
-def write(path: str, found: Grams) -> None:
+def write(path: str, grams: Grams) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **found)  # type: ignore[arg-type]
+    np.savez(buffer, **grams)  # type: ignore[arg-type]
     stores.write_bytes(path, buffer.getvalue())
 
 
 def read(path: str) -> Grams:
-    with np.load(io.BytesIO(stores.read_bytes(path))) as held:
-        return {name: held[name] for name in held.files}
+    with np.load(io.BytesIO(stores.read_bytes(path))) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 # --- what else a gradient could be of: other masks, own noise, other models, cheaper clips ----------------------------
@@ -187,8 +187,8 @@ def mixed(clips: Clips) -> Clips:
 
 def cut(clips: Clips) -> npt.NDArray[np.bool_]:
     """Which clips `mixed` cuts: [N]."""
-    found: npt.NDArray[np.bool_] = np.arange(len(clips)) % 2 == 1
-    return found
+    shorter: npt.NDArray[np.bool_] = np.arange(len(clips)) % 2 == 1
+    return shorter
 
 
 def other_latents(clips: Clips) -> Clips:

@@ -38,8 +38,8 @@ def track(flow: Flow) -> Track:
     y, x = np.mgrid[0 : flow.shape[2], 0 : flow.shape[3]].astype(np.float64)
 
     def mean(values: Floats) -> Floats:
-        found: Floats = (weight * values).sum((1, 2))
-        return found
+        weighted: Floats = (weight * values).sum((1, 2))
+        return weighted
 
     drift = np.stack([mean(u), mean(v)], 1)
     dx, dy = x - mean(x)[:, None, None], y - mean(y)[:, None, None]
@@ -50,15 +50,15 @@ def track(flow: Flow) -> Track:
 
 def deviation(motion: str, flow: Flow) -> float:
     """How far a video is from the law of `motion`, one of LAWS. ValueError for another."""
-    found = track(flow)
+    course = track(flow)
     if motion == "spin":
-        return _rest(found.turn, straight=False)
+        return _rest(course.turn, straight=False)
     if motion == "explode":
-        rising = np.polyfit(np.linspace(-1, 1, len(found.speed)), found.speed, 1)[0]
-        return float(rising / max(found.speed.mean(), 1e-9))
+        rising = np.polyfit(np.linspace(-1, 1, len(course.speed)), course.speed, 1)[0]
+        return float(rising / max(course.speed.mean(), 1e-9))
     if motion in ("free_fall", "slide"):
-        heading = found.drift.sum(0)
-        along = found.drift @ (heading / max(float(np.linalg.norm(heading)), 1e-9))
+        heading = course.drift.sum(0)
+        along = course.drift @ (heading / max(float(np.linalg.norm(heading)), 1e-9))
         return _rest(along, straight=True)
     raise ValueError(f"motion={motion!r}: no law is known of it here; there are {', '.join(LAWS)}")
 

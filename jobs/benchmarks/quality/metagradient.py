@@ -71,8 +71,8 @@ class Differentiable:
         noisy = self.model.schedule.noised(latent, noise, timestep)
         named = dict(zip(self.names, parameters, strict=True))
         given = {"hidden_states": noisy, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
-        found: Tensor = functional_call(self.model.trained, named, (), given)[0]
-        return (found - self.model.schedule.target(latent, noise, timestep)).square().mean(1)
+        prediction: Tensor = functional_call(self.model.trained, named, (), given)[0]
+        return (prediction - self.model.schedule.target(latent, noise, timestep)).square().mean(1)
 
     def loss(self, parameters: Tensors, weights: Tensor, step: int) -> Tensor:
         """The training loss of a step under weights [rows] of the clips."""
@@ -94,9 +94,9 @@ class Differentiable:
         first = tuple(b1 * m + (1 - b1) * g for m, g in zip(first, gradients, strict=True))
         second = tuple(b2 * v + (1 - b2) * g * g for v, g in zip(second, gradients, strict=True))
         scale = self.problem.learning_rate / (1 - b1 ** (number + 1))
-        held = zip(parameters, first, second, strict=True)
+        states = zip(parameters, first, second, strict=True)
         moved = tuple(
-            p - scale * m / ((v / (1 - b2 ** (number + 1)) + UNDER_ROOT).sqrt() + EPSILON) for p, m, v in held
+            p - scale * m / ((v / (1 - b2 ** (number + 1)) + UNDER_ROOT).sqrt() + EPSILON) for p, m, v in states
         )
         return moved, first, second
 
@@ -106,8 +106,8 @@ class Differentiable:
         states = [self.start()]
         for number in range(self.problem.steps):
             leaves = tuple(p.requires_grad_() for p in states[-1][0])
-            found = self.step((leaves, *states[-1][1:]), weights, number, keep=False)
-            states.append(_detached(found))
+            state = self.step((leaves, *states[-1][1:]), weights, number, keep=False)
+            states.append(_detached(state))
         return states
 
     def target(self, parameters: Tensors, clips: Clips, rows: Sequence[int], timesteps: Sequence[float]) -> Tensor:
@@ -133,28 +133,30 @@ class Differentiable:
                 state: State = tuple(tuple(t.detach().requires_grad_() for t in part) for part in states[number])  # type: ignore[assignment]
                 after = self.step(state, weights, number, keep=True)
                 inputs = [t for part in state for t in part]
-                found = torch.autograd.grad(
+                gradient = torch.autograd.grad(
                     [t for part in after for t in part], [*inputs, weights], back, materialize_grads=True
                 )
-                total -= found[-1]
-                back = list(found[:-1])
+                total -= gradient[-1]
+                back = list(gradient[:-1])
         return total
 
 
 def exact(clips: Clips, held_out: Clips, targets: Sequence[str], problem: Problem, subsets: int, dropped: int) -> Exact:
     """Exact influence of every clip of a small problem on each target, and how much lower the targets' masked losses
     really end if the clips of a subset lack `dropped` of them: [rows, T], [S, rows], [S, T]."""
-    found, timesteps = Differentiable(retraining.fresh(), problem), (251.0, 501.0, 751.0)
+    differentiable, timesteps = Differentiable(retraining.fresh(), problem), (251.0, 501.0, 751.0)
     count, at = len(problem.rows), [held_out.of(target).tolist() for target in targets]
     with sdpa_kernel(SDPBackend.MATH):
-        states = found.trained(torch.ones(count))
-        influence = torch.stack([found.influence(states, held_out, rows, timesteps) for rows in at], 1)
+        states = differentiable.trained(torch.ones(count))
+        influence = torch.stack([differentiable.influence(states, held_out, rows, timesteps) for rows in at], 1)
         weights, gains = np.ones((subsets, count), np.float32), np.zeros((subsets, len(targets)))
         for n in range(subsets):
             weights[n, np.random.default_rng([6, n]).choice(count, dropped, replace=False)] = 0
-            parameters = found.trained(torch.from_numpy(weights[n]))[-1][0]
+            parameters = differentiable.trained(torch.from_numpy(weights[n]))[-1][0]
             with torch.no_grad():
-                gains[n] = [-float(found.target(parameters, held_out, rows, timesteps).double()) for rows in at]
+                gains[n] = [
+                    -float(differentiable.target(parameters, held_out, rows, timesteps).double()) for rows in at
+                ]
     return Exact(influence.double().numpy(), weights.astype(np.float64), gains)
 
 

@@ -50,15 +50,15 @@ class Scored:
     by_query: bool = True
 
 
-def compared(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
+def compared(computed: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
     """The methods of the main table, and the controls."""
-    every, many = held.places, f"{len(held.places)} settings"
+    every, many = computed.places, f"{len(computed.places)} settings"
     others = [place for place in every if place[0] != PAPER[0]]
 
     def of(pair: str, whiten: float | None, places: tuple[Place, ...] = (PAPER,)) -> Scored:
-        return Scored(influences.values(held.shared, Method(places, pair, whiten), clips), len(places))
+        return Scored(influences.values(computed.shared, Method(places, pair, whiten), clips), len(places))
 
-    found = {
+    table = {
         "motive": of("motion", None),
         "no mask": of("none", None),
         "motive, whitened": of("motion", WHITEN),
@@ -69,31 +69,31 @@ def compared(held: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ..
         f"no mask, {many}": of("none", None, every),
         f"motive, {many}, whitened": of("motion", WHITEN, every),
         f"no mask, {many}, whitened": of("none", WHITEN, every),
-        "best": combined(held, clips, *BEST),
+        "best": combined(computed, clips, *BEST),
     }
     for control, title in (("untrained", "untrained model"), ("others", "own mask, another clip's latent")):
-        values = influences.values({PAPER: held.others[control]}, Method((PAPER,), "motion", WHITEN), clips)
-        found[f"control: {title}, whitened"] = Scored(values, 1)
+        values = influences.values({PAPER: computed.others[control]}, Method((PAPER,), "motion", WHITEN), clips)
+        table[f"control: {title}, whitened"] = Scored(values, 1)
     for name, values in (
         ("control: mask overlap alone", influences.overlap(clips, queries, motions)),
         ("control: raw latents", influences.raw_latents(clips, queries, motions)),
         ("control: motion magnitude", influences.magnitude(clips, motions)),
         ("control: random", influences.chance(clips, motions)),
-        ("oracle: the clip's true motion", influences.known(clips, motions)),
+        ("oracle: the clip's true motion", influences.true_motion(clips, motions)),
     ):
-        found[name] = Scored(values, 0, by_query=False)
-    return found
+        table[name] = Scored(values, 0, by_query=False)
+    return table
 
 
-def combined(held: Kernels, clips: Clips, pairs: Sequence[str], whiten: float | None = WHITEN) -> Scored:
+def combined(computed: Kernels, clips: Clips, pairs: Sequence[str], whiten: float | None = WHITEN) -> Scored:
     """The mean of several pairs' influence, each in units of its own spread, over every setting; of a clip without
     motion the mean of those that it has."""
-    found = [influences.values(held.shared, Method(held.places, pair, whiten), clips) for pair in pairs]
-    scaled = np.stack([values / np.nanstd(values) for values in found])
+    of_pairs = [influences.values(computed.shared, Method(computed.places, pair, whiten), clips) for pair in pairs]
+    scaled = np.stack([values / np.nanstd(values) for values in of_pairs])
     has = np.isfinite(scaled)
     mean = np.where(has, scaled, 0).sum(0) / np.maximum(has.sum(0), 1)
     of_clips = {"motion" if pair == "motion" else "none" for pair in pairs}
-    return Scored(np.where(has.any(0), mean, np.nan), len(of_clips) * len(held.places))
+    return Scored(np.where(has.any(0), mean, np.nan), len(of_clips) * len(computed.places))
 
 
 def motion_scores(scored: Scored, queries: Clips, motions: tuple[str, ...]) -> Floats:
@@ -105,21 +105,21 @@ def motion_scores(scored: Scored, queries: Clips, motions: tuple[str, ...]) -> F
 
 
 def ablations(
-    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
+    computed: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
 ) -> Iterator[Named]:
     """All of them. `parts` names the model's (`kernels.parts`), in order."""
-    yield from _of_one_setting(held, clips, queries, motions)
-    yield from _of_every_setting(held, clips, queries, motions, parts)
+    yield from _of_one_setting(computed, clips, queries, motions)
+    yield from _of_every_setting(computed, clips, queries, motions, parts)
 
 
-def _of_one_setting(held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str]) -> Iterator[Named]:
+def _of_one_setting(computed: Kernels, clips: Clips, queries: Clips, motions: Sequence[str]) -> Iterator[Named]:
     def of(name: str, method: Method, at: str | None = None) -> Named:
-        grams = held.shared if at is None else dict.fromkeys(method.places, held.others[at])
+        grams = computed.shared if at is None else dict.fromkeys(method.places, computed.others[at])
         return name, influences.by_motion(influences.values(grams, method, clips), queries, motions)
 
     ours = Method(ONE, "motion", WHITEN)
     yield of("motive, whitened, timestep 751", ours)
-    for place in held.places:
+    for place in computed.places:
         if place != PAPER:
             yield of(f"timestep {place[0]:g}, noise {place[1]}", Method((place,), "motion", WHITEN))
     yield of("a noise of its own for each clip", ours, "own")
@@ -130,11 +130,11 @@ def _of_one_setting(held: Kernels, clips: Clips, queries: Clips, motions: Sequen
     yield of("clips of half the height and width", ours, "small")
     yield of("clips of five frames", ours, "short")
     yield of("every second clip of five frames", ours, "mixed")
-    values = influences.values(held.shared, ours, clips)
+    values = influences.values(computed.shared, ours, clips)
     voted = [influences.voted(values[:, queries.of(motion)]) for motion in motions]
     yield "votes instead of the mean", np.stack(voted, 1)
     yield from _of_few_queries("", values, queries, motions)
-    for pair in held.others["projected"]:
+    for pair in computed.others["projected"]:
         if pair != "seconds":
             yield of(f"projected: {pair}", Method(ONE, pair, WHITEN), "projected")
     yield of("projected: gaussian-512, not whitened", Method(ONE, "gaussian-512", None), "projected")
@@ -147,13 +147,13 @@ def _of_few_queries(start: str, values: Floats, queries: Clips, motions: Sequenc
 
 
 def _of_every_setting(
-    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
+    computed: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: Sequence[str]
 ) -> Iterator[Named]:
-    places = held.places
+    places = computed.places
     start = f"{len(places)} settings"
 
     def of(name: str, method: Method) -> Named:
-        values = influences.values(held.shared, method, clips)
+        values = influences.values(computed.shared, method, clips)
         return f"{start}{name}", influences.by_motion(values, queries, motions)
 
     for whiten in (None, 0.1, 0.03, 0.01, 0.003, 0.001):
@@ -161,11 +161,11 @@ def _of_every_setting(
     for pair, title in (("none", "unmasked"), ("crossed", "queries masked, clips not")):
         for whiten in (None, WHITEN, 0.001):
             yield of(f", {title}, lambda {whiten}", Method(places, pair, whiten))
-    crossed = influences.values(held.shared, Method(places, "crossed", WHITEN), clips)
+    crossed = influences.values(computed.shared, Method(places, "crossed", WHITEN), clips)
     yield from _of_few_queries(f"{start}, queries masked, clips not, ", crossed, queries, motions)
     for pairs in (("motion", "none"), ("crossed", "none"), ("crossed", "motion")):
         for whiten in (WHITEN, 0.001):
-            values = combined(held, clips, pairs, whiten).values
+            values = combined(computed, clips, pairs, whiten).values
             yield f"{start}, {' and '.join(pairs)}, lambda {whiten}", influences.by_motion(values, queries, motions)
     yield of(", each part of the model alike", Method(places, "motion", WHITEN, by_part=True))
     yield of(", lengths kept", Method(places, "motion", WHITEN, lengths=True))
@@ -186,23 +186,23 @@ def _of_every_setting(
 
 
 def cheaper(
-    held: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: int
+    computed: Kernels, clips: Clips, queries: Clips, motions: Sequence[str], parts: int
 ) -> Iterator[tuple[str, float, Floats]]:
     """A name, the cost, and every clip's score for every motion [N, T]; the full one first, then its repetition."""
-    places, again, last = held.places, tuple(held.repeated), tuple(range(parts))[-LAST:]
-    whole = sum(_seconds(grams) for grams in held.repeated.values())
+    places, again, last = computed.places, tuple(computed.repeated), tuple(range(parts))[-LAST:]
+    whole = sum(_seconds(grams) for grams in computed.repeated.values())
     single, one = whole / len(places), Method((PAPER,), "motion", WHITEN)
 
     def scores(grams: Mapping[Place, Grams], method: Method) -> Floats:
         return influences.by_motion(influences.values(grams, method, clips), queries, motions)
 
-    yield f"full: {len(places)} settings", 1.0, scores(held.shared, Method(places, "motion", WHITEN))
-    yield "full, other noises", 1.0, scores(held.repeated, Method(again, "motion", WHITEN))
-    yield "one setting", single / whole, scores(held.shared, one)
+    yield f"full: {len(places)} settings", 1.0, scores(computed.shared, Method(places, "motion", WHITEN))
+    yield "full, other noises", 1.0, scores(computed.repeated, Method(again, "motion", WHITEN))
+    yield "one setting", single / whole, scores(computed.shared, one)
     part = Method((PAPER,), "motion", WHITEN, parts=last)
-    yield "one setting, the last block alone", single / whole, scores(held.shared, part)
+    yield "one setting, the last block alone", single / whole, scores(computed.shared, part)
     for name, title in (("short", "five frames of nine"), ("small", "half height and width")):
-        grams = held.others[name]
+        grams = computed.others[name]
         yield f"one setting, {title}", _seconds(grams) / whole, scores({PAPER: grams}, one)
 
 
@@ -216,5 +216,7 @@ def alike(scores: Floats, full: Floats) -> dict[str, float]:
     rows = np.isfinite(full).all(1) & np.isfinite(scores).all(1)
     a, b = scores[rows], full[rows]
     top, listed = (max(1, round(share * len(a))) for share in (TOP, LISTED))
-    kept = [len(set(np.argsort(-x)[:listed]) & set(np.argsort(-y)[:top])) / top for x, y in zip(a.T, b.T, strict=True)]
-    return {"spearman": float(spearman_by_column(a, b).mean()), "top_kept": float(np.mean(kept))}
+    shares = [
+        len(set(np.argsort(-x)[:listed]) & set(np.argsort(-y)[:top])) / top for x, y in zip(a.T, b.T, strict=True)
+    ]
+    return {"spearman": float(spearman_by_column(a, b).mean()), "top_kept": float(np.mean(shares))}

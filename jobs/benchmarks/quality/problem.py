@@ -76,8 +76,8 @@ class Clips:
 
     @property
     def moving(self) -> npt.NDArray[np.bool_]:
-        found: npt.NDArray[np.bool_] = (self.mask.flatten(1).amax(1) > 0).numpy()
-        return found
+        nonzero: npt.NDArray[np.bool_] = (self.mask.flatten(1).amax(1) > 0).numpy()
+        return nonzero
 
     def of(self, motion: str) -> npt.NDArray[np.int64]:
         """Rows of a motion that move."""
@@ -126,7 +126,7 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
     run, model = run_of(), base_model()
     raft = load_raft(run.motion, torch.device("cpu"))
     _, _, height, width = run.geometry
-    held: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
+    by_name: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
     magnitudes = []
 
     def encoded(frames: npt.NDArray[np.uint8]) -> Tensor:
@@ -137,22 +137,26 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
         flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
         latent = encoded(frames)
         grid = models.grid_of(model.family, len(frames), height, width)
-        held["latent"].append(latent)
-        held["small"].append(encoded(world.render(scene, height // 2, width // 2)))
+        by_name["latent"].append(latent)
+        by_name["small"].append(encoded(world.render(scene, height // 2, width // 2)))
         for name, settings, moves in (
             ("mask", run.motion, flow),
             ("robust", run.motion.model_copy(update={"normalise": "quantile"}), flow),
             ("steady", run.motion, flow - motion.camera_motion(flow)),
         ):
             mask = motion.motion_mask(moves, settings, grid)
-            held[name].append(torch.zeros(grid.shape) if mask is None else mask)
+            by_name[name].append(torch.zeros(grid.shape) if mask is None else mask)
         magnitudes.append(motion.statistics(flow)[0])
     texts = torch.stack([model.text(scene.caption)["text"] for scene in scenes])
-    stacked = {name: torch.stack(tensors) for name, tensors in held.items()} | {"text": texts.contiguous()}
+    stacked = {name: torch.stack(tensors) for name, tensors in by_name.items()} | {"text": texts.contiguous()}
     stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(stacked))
-    told = {"clip_id": [s.name for s in scenes], "motion": [s.motion for s in scenes], "kind": [s.kind for s in scenes]}
+    labels = {
+        "clip_id": [s.name for s in scenes],
+        "motion": [s.motion for s in scenes],
+        "kind": [s.kind for s in scenes],
+    }
     with stores.writing(f"{folder}/clips.parquet") as file:
-        pq.write_table(pa.table({**told, "magnitude": pa.array(magnitudes, pa.float32())}), file)
+        pq.write_table(pa.table({**labels, "magnitude": pa.array(magnitudes, pa.float32())}), file)
 
 
 def filmed(model: VideoModel, captions: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:

@@ -41,17 +41,17 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return f"{value:+.3f}" if low is None else f"{value:+.3f} [{low:+.3f}, {row[f'{name}_high']:+.3f}]"
 
 
-def draw(found: Mapping[str, Rows], folder: str) -> None:
+def draw(results: Mapping[str, Rows], folder: str) -> None:
     """lds.png, cost.png and counterfactual.png in a local folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    rows = found["lds"]
-    ceiling = found["ceiling"][0]["specific_of_mean"] if found["ceiling"] else None
+    rows = results["lds"]
+    ceiling = results["ceiling"][0]["specific_of_mean"] if results["ceiling"] else None
     _bars([(r["method"], r["specific"], r["specific_low"], r["specific_high"]) for r in rows],
           "LDS, target-specific", f"{folder}/lds.png", ceiling)  # fmt: skip
     _cost(rows, f"{folder}/cost.png")
-    held = found["counterfactual"]
+    arms = results["counterfactual"]
     name = "masked_target"
-    _bars([(r["arm"], 100 * r[name], 100 * r[f"{name}_low"], 100 * r[f"{name}_high"]) for r in held],
+    _bars([(r["arm"], 100 * r[name], 100 * r[f"{name}_low"], 100 * r[f"{name}_high"]) for r in arms],
           "held-out masked loss on the target after fine-tuning, %", f"{folder}/counterfactual.png")  # fmt: skip
 
 
@@ -81,14 +81,14 @@ def _bars(values: list[tuple[str, float, float, float]], title: str, path: str, 
 
 def _cost(rows: Rows, path: str) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    held = sorted((row["gradients"], row["specific"], row["method"]) for row in rows if row["gradients"])
+    points = sorted((row["gradients"], row["specific"], row["method"]) for row in rows if row["gradients"])
     before, at = 0, 0.0
-    for cost, value, name in held:
+    for cost, value, name in points:
         axes.plot(cost, value, "o", color=_colour(name))
         at = max(value, at + APART) if cost == before else value  # labels must not lie upon one another
         axes.annotate(name, (cost, at), xytext=(8, 0), textcoords="offset points", va="center", fontsize=8)
         before = cost
-    costs = sorted({cost for cost, *_ in held})
+    costs = sorted({cost for cost, *_ in points})
     axes.set_xlabel("backward passes a clip")
     axes.set_ylabel("LDS, target-specific")
     axes.set_xlim(0, 2 * costs[-1])

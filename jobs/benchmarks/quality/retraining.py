@@ -50,8 +50,8 @@ class Retraining:
     seed: int
 
     def digest(self, recipe: Recipe, problem: str) -> str:
-        known = json.dumps([problem, asdict(recipe), self.weights, self.seed])
-        return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
+        identity = json.dumps([problem, asdict(recipe), self.weights, self.seed])
+        return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
 
 
 def on(rows: npt.NDArray[np.int64], seed: int) -> Retraining:
@@ -101,7 +101,7 @@ def _state() -> dict[str, Any]:
 def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
     """Mean losses over the recipe's timesteps and noises, the same for every model: [N, 2], masked and plain."""
     model.trained.eval()
-    found = np.zeros((len(clips), 2))
+    means = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
         here = slice(start, start + AT_A_TIME)
         latent = clips.latent[here]
@@ -110,6 +110,6 @@ def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
             noise = torch.stack([own_noise(clip_id, at, shape) for clip_id in clips.clip_ids[here]])
             for t in recipe.timesteps:
                 errors = loss_map(model, latent, {"text": clips.text[here]}, torch.full((len(latent),), t), noise)
-                found[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
-                found[here, 1] += errors.mean((1, 2, 3)).numpy()
-    return found / (len(recipe.timesteps) * recipe.noises)
+                means[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
+                means[here, 1] += errors.mean((1, 2, 3)).numpy()
+    return means / (len(recipe.timesteps) * recipe.noises)

@@ -22,32 +22,32 @@ def auc(above: Floats, below: Floats) -> float:
 
 def same_motion(scores: Floats, clips: Clips, motions: Sequence[str]) -> Interval:
     """AUC of a motion's real clips over all other clips that move; the interval is over the motions."""
-    real, found = clips.kinds == "real", []
+    real, areas = clips.kinds == "real", []
     for column, motion in enumerate(motions):
         own = (clips.motions == motion) & real & clips.moving
-        found.append(auc(scores[own, column], scores[(clips.motions != motion) & clips.moving, column]))
-    return bootstrap_mean(found, list(motions))
+        areas.append(auc(scores[own, column], scores[(clips.motions != motion) & clips.moving, column]))
+    return bootstrap_mean(areas, list(motions))
 
 
 def real_over_cartoon(scores: Floats, clips: Clips, motions: Sequence[str]) -> Interval:
     """AUC of a motion's real clips over its cartoons, for motions that have cartoons; the interval is over them."""
-    found, named = [], []
+    areas, named = [], []
     for column, motion in enumerate(motions):
         real, cartoon = (_of(clips, motion, kind) for kind in ("real", "cartoon"))
         if cartoon.any():
-            found.append(auc(scores[real, column], scores[cartoon, column]))
+            areas.append(auc(scores[real, column], scores[cartoon, column]))
             named.append(motion)
-    return bootstrap_mean(found, named)
+    return bootstrap_mean(areas, named)
 
 
 def short_over_long(scores: Floats, cut: npt.NDArray[np.bool_], motions: Sequence[str]) -> Interval:
     """AUC of clips that were cut short over the others, in a corpus of both: .5 where length does not matter. NaN rows
     have no score; the interval is over the motions."""
     has = np.isfinite(scores).all(1)
-    found = [auc(column[has & cut], column[has & ~cut]) for column in scores.T]
-    return bootstrap_mean(found, list(motions))
+    areas = [auc(column[has & cut], column[has & ~cut]) for column in scores.T]
+    return bootstrap_mean(areas, list(motions))
 
 
 def _of(clips: Clips, motion: str, kind: str) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = (clips.motions == motion) & (clips.kinds == kind) & clips.moving
-    return found
+    members: npt.NDArray[np.bool_] = (clips.motions == motion) & (clips.kinds == kind) & clips.moving
+    return members

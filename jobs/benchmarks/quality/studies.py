@@ -70,8 +70,8 @@ class Studies:
 
     # --- what they share ----------------------------------------------------------------------------------------------
 
-    def retrained(self, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
-        return tasks.measured(self.folder, self.plan.size, self.plan.recipe, title, wanted)
+    def retrained(self, title: str, trainings: Sequence[Retraining]) -> list[Losses]:
+        return tasks.measured(self.folder, self.plan.size, self.plan.recipe, title, trainings)
 
     @cached_property
     def base(self) -> Losses:
@@ -83,14 +83,14 @@ class Studies:
         again = [(t, noise + OTHER_NOISE) for t, noise in places] if self.plan.others else []
         others = methods.OTHERS if self.plan.others else methods.CONTROLS
         kinds = [(*place, "shared") for place in places] + [(*place, "masked") for place in again]
-        found = tasks.grams(
+        grams = tasks.grams(
             self.folder, self.plan.size, self.plan.recipe, kinds + [(*tasks.PAPER, name) for name in others]
         )
         one, two = len(places), len(places) + len(again)
         return Kernels(
-            dict(zip(places, found[:one], strict=True)),
-            dict(zip(again, found[one:two], strict=True)),
-            dict(zip(others, found[two:], strict=True)),
+            dict(zip(places, grams[:one], strict=True)),
+            dict(zip(again, grams[one:two], strict=True)),
+            dict(zip(others, grams[two:], strict=True)),
         )
 
     @cached_property
@@ -107,14 +107,14 @@ class Studies:
         plan = self.plan
         count, draws = (plan.subsets, plan.draws) if design == "skewed" else (plan.halves, plan.draws_of_halves)
         members = datamodel.subsets(self.clips, design, count)
-        wanted = [on(rows, seed) for seed in range(draws) for rows in members]
-        found = [self.gain(losses) for losses in self.retrained(f"LDS, {design}", wanted)]
-        return members, np.array(found).reshape(draws, count, -1)
+        trainings = [on(rows, seed) for seed in range(draws) for rows in members]
+        gains = [self.gain(losses) for losses in self.retrained(f"LDS, {design}", trainings)]
+        return members, np.array(gains).reshape(draws, count, -1)
 
     def gains(self, design: Design) -> tuple[list[Any], Floats]:
         """The subsets of a design and what each gained, mean over the seeds: [S, T]."""
-        members, found = self.fine_tuned(design)
-        return members, found.mean(0)
+        members, draws = self.fine_tuned(design)
+        return members, draws.mean(0)
 
     def motion_scores(self, scored: Scored) -> Floats:
         return motion_scores(scored, self.queries, MOTIONS)
@@ -137,11 +137,11 @@ class Studies:
         """How well the fine-tunings of half the seeds tell those of the others on the same subset, and what follows for
         the mean of all of them, which LDS is about (Spearman 1910, Brown 1910): the exact expectation would have the
         root of that."""
-        members, found = self.fine_tuned("skewed")
-        if len(found) < 2:
+        members, draws = self.fine_tuned("skewed")
+        if len(draws) < 2:
             return []
-        halves = found[::2].mean(0), found[1::2].mean(0)
-        row: dict[str, Any] = {"subsets": len(members), "draws": len(found), **both_lds(*halves)}
+        halves = draws[::2].mean(0), draws[1::2].mean(0)
+        row: dict[str, Any] = {"subsets": len(members), "draws": len(draws), **both_lds(*halves)}
         for name in ("plain", "specific"):
             whole = 2 * row[name] / (1 + row[name])
             row |= {f"{name}_of_mean": whole, f"{name}_of_the_truth": max(0.0, whole) ** 0.5}
@@ -173,12 +173,12 @@ class Studies:
         if not self.plan.others:
             return []
         members, gains = self.gains("skewed")
-        found = list(methods.cheaper(self.kernels, self.clips, self.queries, MOTIONS, len(self.parts)))
-        full = found[0][2]
+        attributions = list(methods.cheaper(self.kernels, self.clips, self.queries, MOTIONS, len(self.parts)))
+        full = attributions[0][2]
         return [
             {"attribution": name, "cost": cost, **methods.alike(scores, full),
              **both_lds(datamodel.predicted(scores, members), gains)}
-            for name, cost, scores in found
+            for name, cost, scores in attributions
         ]  # fmt: skip
 
     def lengths(self) -> Rows:
@@ -188,8 +188,8 @@ class Studies:
             grams = {tasks.PAPER: self.kernels.others["mixed"]}
             values = influences.values(grams, Method((tasks.PAPER,), "motion", whiten), self.clips)
             scores = influences.by_motion(values, self.queries, MOTIONS)
-            found = retrieval.short_over_long(scores, kernels.cut(self.clips), MOTIONS)
-            rows.append({"method": name, **found.columns("short_over_long")})
+            area = retrieval.short_over_long(scores, kernels.cut(self.clips), MOTIONS)
+            rows.append({"method": name, **area.columns("short_over_long")})
         return rows
 
     def retrieval(self) -> Rows:
@@ -219,11 +219,11 @@ class Studies:
 
     def laws(self) -> Rows:
         """How far generated videos are from the law of their motion, by what the model was fine-tuned on."""
-        wanted = {(arm, m): self.choices[arm, m, 0] for arm in LAW_ARMS[1:] for m in self.plan.laws}
-        wanted |= {("base", m): Retraining((), 0) for m in self.plan.laws}
-        given = [(task, motion) for (_, motion), task in wanted.items()]
-        found = tasks.generated(self.folder, self.plan.size, self.plan.recipe, given, self.plan.films)
-        by = dict(zip(wanted, found, strict=True))
+        trainings = {(arm, m): self.choices[arm, m, 0] for arm in LAW_ARMS[1:] for m in self.plan.laws}
+        trainings |= {("base", m): Retraining((), 0) for m in self.plan.laws}
+        given = [(task, motion) for (_, motion), task in trainings.items()]
+        deviations = tasks.generated(self.folder, self.plan.size, self.plan.recipe, given, self.plan.films)
+        by = dict(zip(trainings, deviations, strict=True))
         rows: Rows = []
         for arm in LAW_ARMS if self.plan.laws else ():
             pairs = [(m, n, value) for m in self.plan.laws for n, value in enumerate(by[arm, m])]
@@ -237,18 +237,18 @@ class Studies:
         """LDS on a small problem that can be differentiated: of the exact influence, and of the methods on the same."""
         if not self.plan.exact:
             return []
-        found = tasks.exact(self.folder, self.plan.size, self.plan.targets, self.plan.exact)
+        small = tasks.exact(self.folder, self.plan.size, self.plan.targets, self.plan.exact)
         rows = list(tasks.exact_rows(self.clips))
         columns = [MOTIONS.index(target) for target in self.plan.targets]
         scores = {name: motion_scores(s, self.queries, MOTIONS)[rows][:, columns] for name, s in self.scored.items()}
-        compared = {"exact influence, by differentiation": found.influence, **scores}
-        return [{"method": n, **both_lds(found.weights @ np.nan_to_num(v), found.gains)} for n, v in compared.items()]
+        compared = {"exact influence, by differentiation": small.influence, **scores}
+        return [{"method": n, **both_lds(small.weights @ np.nan_to_num(v), small.gains)} for n, v in compared.items()]
 
     def counterfactual(self) -> Rows:
-        wanted = {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}
-        losses = self.retrained("counterfactual", list(wanted.values()))
-        found = {
+        trainings = {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}
+        losses = self.retrained("counterfactual", list(trainings.values()))
+        changes = {
             key: counterfactual.changes(after, self.base, self.held_out, key[1])
-            for key, after in zip(wanted, losses, strict=True)
+            for key, after in zip(trainings, losses, strict=True)
         }
-        return counterfactual.table(found)
+        return counterfactual.table(changes)

@@ -80,30 +80,30 @@ def digest(task: Retraining, recipe: Recipe, size: Size) -> str:
     return task.digest(recipe, f"{size.trained} {problem.base_digest()}")
 
 
-def measured(folder: str, size: Size, recipe: Recipe, title: str, wanted: Sequence[Retraining]) -> list[Losses]:
+def measured(folder: str, size: Size, recipe: Recipe, title: str, trainings: Sequence[Retraining]) -> list[Losses]:
     """Held-out losses [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
-    places = [f"{folder}/retrained/{digest(task, recipe, size)}.parquet" for task in wanted]
-    missing = {place: (folder, size, recipe, task, place) for place, task in zip(places, wanted, strict=True)}
+    places = [f"{folder}/retrained/{digest(task, recipe, size)}.parquet" for task in trainings]
+    missing = {place: (folder, size, recipe, task, place) for place, task in zip(places, trainings, strict=True)}
     each(title, _retrain, [given for place, given in missing.items() if not Path(place).exists()])
-    found = [pq.read_table(place) for place in places]
-    return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in found]
+    losses = [pq.read_table(place) for place in places]
+    return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in losses]
 
 
 def _retrain(folder: str, size: Size, recipe: Recipe, task: Retraining, place: str) -> None:
     clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
     model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
-    found = retraining.losses(model, held_out, recipe)
-    columns = {"clip_id": list(held_out.clip_ids), "masked": found[:, 0], "plain": found[:, 1]}
+    losses = retraining.losses(model, held_out, recipe)
+    columns = {"clip_id": list(held_out.clip_ids), "masked": losses[:, 0], "plain": losses[:, 1]}
     with stores.writing(place) as file:
         pq.write_table(pa.table(columns), file)
 
 
 def generated(
-    folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[Retraining, str]], films: int
+    folder: str, size: Size, recipe: Recipe, trainings: Sequence[tuple[Retraining, str]], films: int
 ) -> list[list[float]]:
     """How far the videos that each fine-tuned model makes of a motion's captions are from its law (`laws`)."""
-    places = [f"{folder}/generated/{digest(task, recipe, size)}-{motion}-{films}.json" for task, motion in wanted]
-    missing = {p: (folder, size, recipe, *given, films, p) for p, given in zip(places, wanted, strict=True)}
+    places = [f"{folder}/generated/{digest(task, recipe, size)}-{motion}-{films}.json" for task, motion in trainings]
+    missing = {p: (folder, size, recipe, *given, films, p) for p, given in zip(places, trainings, strict=True)}
     each("generate", _generate, [given for place, given in missing.items() if not Path(place).exists()])
     return [json.loads(stores.read_bytes(place)) for place in places]
 
@@ -113,8 +113,8 @@ def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion:
     model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
     model.trained.eval()
     captions = [scene.caption for scene in size.scenes("held_out") if scene.motion == motion][:films]
-    found = [laws.deviation(motion, flow) for flow in problem.filmed(model, captions)]
-    stores.write_bytes(place, json.dumps(found).encode())
+    deviations = [laws.deviation(motion, flow) for flow in problem.filmed(model, captions)]
+    stores.write_bytes(place, json.dumps(deviations).encode())
 
 
 def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
@@ -122,8 +122,8 @@ def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> me
     place = f"{folder}/exact/{size.trained}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}.npz"
     if not Path(place).exists():
         each("exact influence", _exact, [(folder, size, targets, subsets, place)])
-    with np.load(io.BytesIO(stores.read_bytes(place))) as held:
-        return metagradient.Exact(*(held[name] for name in metagradient.Exact._fields))
+    with np.load(io.BytesIO(stores.read_bytes(place))) as arrays:
+        return metagradient.Exact(*(arrays[name] for name in metagradient.Exact._fields))
 
 
 def exact_rows(clips: Clips) -> tuple[int, ...]:
@@ -134,20 +134,20 @@ def exact_rows(clips: Clips) -> tuple[int, ...]:
 def _exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int, place: str) -> None:
     clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
     problem = metagradient.Problem(clips, exact_rows(clips))
-    found = metagradient.exact(clips, held_out, targets, problem, subsets, EXACT // 4)
+    influence = metagradient.exact(clips, held_out, targets, problem, subsets, EXACT // 4)
     buffer = io.BytesIO()
-    np.savez(buffer, **found._asdict())
+    np.savez(buffer, **influence._asdict())
     stores.write_bytes(place, buffer.getvalue())
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def grams(folder: str, size: Size, recipe: Recipe, wanted: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
+def grams(folder: str, size: Size, recipe: Recipe, kinds: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
     """Kernels of (timestep, noise, name of a variant)."""
     home = f"{folder}/kernels/{size.name}-{problem.base_digest()}"
-    places = [f"{home}/{name}-{t:g}-{n}.npz" for t, n, name in wanted]
-    missing = [(folder, size, recipe, *given, place) for given, place in zip(wanted, places, strict=True)]
+    places = [f"{home}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
+    missing = [(folder, size, recipe, *given, place) for given, place in zip(kinds, places, strict=True)]
     each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
     return [kernels.read(place) for place in places]
 

@@ -171,11 +171,11 @@ def encode(run: Run, rows: Sequence[Segment], folder: str) -> None:
         latent = model.encode(frames, run.geometry[1])["latent"]
         grid = models.grid(run)
         mask = motion.motion_mask(flow, run.motion, grid)
-        described = movement(frames, flow - motion.camera_motion(flow))["description"]
+        numbers = movement(frames, flow - motion.camera_motion(flow))["description"]
         tensors["latent"].append(latent)
         tensors["mask"].append(torch.zeros(grid.shape) if mask is None else mask)
         tensors["text"].append(model.text(row.caption)["text"])
-        tensors["description"].append(torch.tensor(described, dtype=torch.float64))
+        tensors["description"].append(torch.tensor(numbers, dtype=torch.float64))
         columns.append({**asdict(row), "other": None, "magnitude": motion.statistics(flow)[0]})
     if not columns:
         raise ClipError("decode", f"not one of {len(rows)} segments can be decoded, the first is {rows[0].clip_id}")

@@ -113,12 +113,12 @@ def _captions(window: Mapping[str, Any]) -> dict[str, str]:
 
 def _passed(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers and texts that pass through; what lies one level deeper as OUTER_INNER."""
-    passed: dict[str, Any] = {}
+    others: dict[str, Any] = {}
     for name, value in meta.items():
         if name in _TAKEN:
             continue
         if isinstance(value, dict):
-            passed |= {f"{name}_{inner}": one for inner, one in value.items() if isinstance(one, int | float | str)}
+            others |= {f"{name}_{inner}": one for inner, one in value.items() if isinstance(one, int | float | str)}
         elif isinstance(value, int | float | str):
-            passed[name] = value
-    return passed
+            others[name] = value
+    return others

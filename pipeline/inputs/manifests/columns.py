@@ -115,14 +115,14 @@ def described(names: Iterable[str]) -> str:
     return ", ".join(name or "''" for name in names) or "none"
 
 
-def check_described(found: Columns, names: Sequence[str]) -> None:
+def check_described(columns: Columns, names: Sequence[str]) -> None:
     """Raise ValueError unless a manifest has a column with paths and one with captions."""
-    if found.path is None:
+    if columns.path is None:
         raise ValueError(
             f"the manifest has no column with the videos' paths. It has {described(names)}; call one of them "
             f"{' | '.join(PATHS)}"
         )
-    if found.caption is None and found.captions is None:
+    if columns.caption is None and columns.captions is None:
         raise ValueError(
             "the manifest has no column with captions, which the model is conditioned on. It has "
             f"{described(names)}; call one of them {' | '.join(CAPTIONS)} (captions: lists), or add an empty one"

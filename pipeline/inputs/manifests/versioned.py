@@ -44,8 +44,8 @@ def read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]] | None:
         return None
     file.check_columns()
     root_fs, root = root_of(fs, posixpath.dirname(path), [], asked)
-    described = _Described(root_fs, root, file, asked)
-    return described.block(file.schema.empty_table()).schema, described.blocks()
+    rows = _Described(root_fs, root, file, asked)
+    return rows.block(file.schema.empty_table()).schema, rows.blocks()
 
 
 class _Described:
