@@ -144,12 +144,18 @@ class Job:
         self.process.wait()
 
 
-def test_a_session_by_keyboard_over_a_kill_and_a_reload_has_every_decision_on_disk_once(
-    run: Run, curator: Callable[..., Curator], tmp_path: Path
-) -> None:
+@pytest.fixture
+def job(run: Run, tmp_path: Path) -> Iterator[Job]:
     folder = tmp_path / "tmp"
     folder.mkdir()
     job = Job(run, folder)
+    yield job
+    job.kill()  # also where the test fails
+
+
+def test_a_session_by_keyboard_over_a_kill_and_a_reload_has_every_decision_on_disk_once(
+    run: Run, curator: Callable[..., Curator], job: Job
+) -> None:
     ann = curator(None)
     ann.open(job.address)
     page, order = ann.page, list[str]()
@@ -192,7 +198,6 @@ def test_a_session_by_keyboard_over_a_kill_and_a_reload_has_every_decision_on_di
     last = sorted(words(run.root), key=lambda row: row["at"])[-2:]
     assert [row["say"] for row in last] == ["drop", "keep"], "what was said of it before is not restored"
     assert last[0]["clip_id"] == last[1]["clip_id"]
-    job.kill()
 
 
 def test_two_curators_who_disagree_see_it_and_settle_it(
