@@ -18,7 +18,8 @@ export async function ofClip(bench, row) {
   const box = el("div", { class: "film cut" }), mark = el("div", { class: "rectangle" });
   const found = await film("clips", row.clip_id).catch(() => ({}));
   if (found.url) box.append(el("video", { muted: true, loop: true, playsInline: true, src: found.url }));
-  box.style.aspectRatio = `${row.width} / ${row.height}`;
+  box.style.aspectRatio = `${row.width} / ${row.height}`; // shares of the box are shares of the picture
+  box.style.width = `min(100%, ${(42 * row.width) / row.height}vh)`;
   box.append(mark);
   const share = () => sides.map((side) => Math.max(0, Math.min(100, Number(side.value))) / 100);
   const paint = () => {
