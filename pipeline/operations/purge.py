@@ -81,6 +81,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
         if path.endswith(tuple(f"/{name}" for name in CURATED)):
             _from_list(fs, bare, path, ids, removed)
     _packs(fs, bare, parts, ids, removed)
+    _made_queries(fs, bare, ids, removed)
     homes = _exports(fs, bare, parts, ids, removed)
     videos = set[str]()
     for part in parts:
@@ -227,6 +228,25 @@ def _exports(
                 removed.files[posixpath.dirname(_relative(path, bare))] += 1
             fs.rm_file(path)
     return homes
+
+
+def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str], removed: Removed) -> None:
+    """Remove the queries that people made of purged clips, and purged queries out of the manifest of all."""
+    folder = stores.join(bare, "made_queries")
+    gone = set(ids)
+    for path in _files(fs, folder):
+        if path.endswith(".json"):
+            record = json.loads(fs.cat_file(path))
+            if record.get("clip") in gone or record["id"] in gone:
+                gone.add(record["id"])
+                for name in (f"{record['id']}.mp4", posixpath.basename(path)):
+                    _remove(fs, bare, stores.join(folder, name), removed)
+    manifest = stores.join(folder, "manifest.jsonl")
+    if fs.exists(manifest):
+        lines = [line for line in fs.cat_file(manifest).decode().split("\n") if line]
+        rest = [line for line in lines if json.loads(line)["id"] not in gone]
+        if len(rest) < len(lines):
+            stores.write_bytes(_whole(fs, manifest), "".join(f"{line}\n" for line in rest).encode())
 
 
 def _packs(

@@ -137,6 +137,7 @@ def write(run: Run, explanation: Explanation, frames_of: FramesOf) -> str:
         film=film,
         high=shown[: len(shown) - len(shown) // 2],
         low=shown[len(shown) - len(shown) // 2 :][::-1],
+        studio=studio,
         near=[(near.get(i, _gone(i)), cosine, _taken(studio, near.get(i))) for i, cosine in explanation.near],
         links=explain_links.links(run.root, [i for i, _ in explanation.near]),
         groups=_groups(explanation),
@@ -192,7 +193,7 @@ def _pictures(run: Run, explanation: Explanation, frames_of: FramesOf) -> tuple[
     mask = _mask(explanation.motion)
     seconds = len(frames) / run.geometry[1]
     return (
-        pictures.picture(frames, gallery.QUERY, LARGEST, seconds, mask),
+        pictures.picture(frames, gallery.QUERY, LARGEST, seconds, mask, film=True),
         pictures.picture(frames, gallery.FILM, LARGEST, seconds, mask, 12),
     )
 

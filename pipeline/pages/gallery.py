@@ -124,6 +124,7 @@ class Studio:
         self._limit = min(LARGEST, BYTES // max(1, pictures))
         self._taken: dict[str, Picture | None] = {}
         self.pictures, self.captions = run.report.pictures, run.report.captions
+        self.films = False  # whether one of the pictures is a film, for which a page needs a script
 
     def clip(self, row: Row) -> Picture | None:
         """The picture of a clip; None where it cannot be decoded, or where the page has no pictures."""
@@ -141,10 +142,16 @@ class Studio:
         frames = self._frames_of(dict(row)) if self.pictures else None
         if frames is None:
             return None, None
-        return self._picture(key, frames, QUERY), self._picture(key, frames, FILM, 8)
+        return self._picture(key, frames, QUERY), self._strip(key, frames)
 
-    def _picture(self, key: Key, frames: npt.NDArray[np.uint8], box: tuple[int, int], most: int = 24) -> Picture:
-        return picture(frames, box, self._limit, len(frames) / self._run.geometry[1], self._masks.get(key), most)
+    def _picture(self, key: Key, frames: npt.NDArray[np.uint8], box: tuple[int, int]) -> Picture:
+        seconds = len(frames) / self._run.geometry[1]
+        shown = picture(frames, box, self._limit, seconds, self._masks.get(key), film=True)
+        self.films = self.films or shown.film is not None
+        return shown
+
+    def _strip(self, key: Key, frames: npt.NDArray[np.uint8]) -> Picture:
+        return picture(frames, FILM, self._limit, len(frames) / self._run.geometry[1], self._masks.get(key), 8)
 
     def video(self, frames: npt.NDArray[np.uint8]) -> Picture:
         return picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)

@@ -15,17 +15,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.video.cut_clips import encode_clip
+
 Frames = npt.NDArray[np.uint8]  # [frames, height, width, 3]
 Mask = npt.NDArray[np.uint8]  # [latent frames, h, w], W x 255
 
 TINY = 64  # clips up to this many pixels wide are enlarged without smoothing and kept without loss where that fits
 MASK_WIDTH = 56  # latent grids wider than this are averaged: the page is no wider
+FILM_QUALITIES = (26, 31, 36)  # of x264: the higher, the smaller
 ATTEMPTS = ((24, 80), (24, 60), (16, 60), (16, 40), (10, 40), (8, 25), (5, 20), (3, 10))  # frames, WebP quality
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A strip of `count` frames, shown `width` x `height` CSS pixels large and played in `seconds`; data URIs."""
+    """A strip of `count` frames, shown `width` x `height` CSS pixels large and played in `seconds`; data URIs.
+
+    Where a strip cannot hold every frame, `film` is an H.264 film of all `frames` of them; the strip is then its first
+    frame, and the mask a strip of its `count` latent frames.
+    """
 
     strip: str
     mask: str | None
@@ -34,6 +41,8 @@ class Picture:
     height: int
     seconds: float
     pixelated: bool
+    film: str | None = None
+    frames: int = 0
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -70,11 +79,13 @@ def picture(
     seconds: float,
     mask: Mask | None = None,
     most: int = 24,
+    film: bool = False,
 ) -> Picture:
     """A clip's picture of at most `limit` bytes (before base64), fitted into a box of CSS pixels (width, height).
 
     The mask, if any, is of these very frames. Frames are left out, evenly, and quality is lowered, as far as the limit
-    asks. Raises ValueError for frames that are no uint8 [F, H, W, 3].
+    asks. With `film`, frames are not left out: a film holds them all, as long as it keeps to the limit at a quality
+    that shows anything. Raises ValueError for frames that are no uint8 [F, H, W, 3].
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"frames of {frames.dtype} {frames.shape}: a picture takes uint8 [frames, height, width, 3]")
@@ -88,8 +99,29 @@ def picture(
         strip = _encode(_side_by_side(pixels[chosen]), room, quality, pixelated)
         if len(strip) <= room:
             break
+    if film and len(chosen) < len(frames):
+        whole = _film(frames, (width, height), limit, seconds, mask)
+        if whole is not None:
+            return whole
     mask_uri = None if over is None else _uri(over)
     return Picture(_uri(strip), mask_uri, len(chosen), width, height, seconds, pixelated)
+
+
+def _film(frames: Frames, shown: tuple[int, int], limit: int, seconds: float, mask: Mask | None) -> Picture | None:
+    """A picture whose film has every frame; None where the limit leaves no room for one."""
+    width, height = (max(2, side // 2 * 2) for side in shown)
+    small = np.stack([np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.LANCZOS)) for f in frames])
+    over = None if mask is None else _mask_strip(mask, range(len(mask)))
+    poster = _webp(Image.fromarray(small[0]), quality=60)
+    room = limit - len(over or b"") - len(poster)
+    for crf in FILM_QUALITIES:
+        data = encode_clip(small, len(frames) / seconds, crf)
+        if len(data) <= room:
+            uri = "data:video/mp4;base64," + base64.b64encode(data).decode()
+            latents = 1 if mask is None else len(mask)
+            mask_uri = None if over is None else _uri(over)
+            return Picture(_uri(poster), mask_uri, latents, *shown, seconds, False, uri, len(frames))
+    return None
 
 
 def _fit(frames: Frames, box: tuple[int, int]) -> tuple[int, int, Frames, bool]:

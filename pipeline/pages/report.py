@@ -90,6 +90,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             cards=gallery.cards(plan, studio, gallery.decisions(root, frozenset(plan.clips)), _ranked(numbers)),
             ranked=_ranked(numbers),
             plan=plan,
+            studio=studio,
             explained=explain_links.links(root, sorted(plan.clips)),
             groups=sorted(set(groups.values())),
             queries=len(groups),

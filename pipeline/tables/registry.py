@@ -342,6 +342,7 @@ FILES = (
     Files("exports/*/files", "what an export wrote, where `export.to` names no other folder"),
     Files("nights/*", "the page and the record of a night; `model/` is its model, if it was promoted"),
     Files("plan", "`plan.json`: what the recipe costs on these videos"),
+    Files("made_queries", "queries that people made: a video and a record each, and a manifest of all queries"),
     Files("previews/packs", "films of clips, many in a file; `previews/` says where each one lies"),
     Files("report", "the page of the run"),
     Files("study", "the handout, the answers and the results of a blind study"),

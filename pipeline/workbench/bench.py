@@ -14,8 +14,9 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import ConfigError
-from pipeline.workbench import duplicates, index
-from pipeline.workbench.people import People
+from pipeline.workbench import duplicates, index, made_queries
+from pipeline.workbench.made_queries import Made
+from pipeline.workbench.people import People, ReadOnlyError
 from pipeline.workbench.previews import Previews
 from pipeline.workbench.scores import Scores
 from pipeline.workbench.views import Views
@@ -71,6 +72,24 @@ class Bench:
         else:
             raise ValueError(f"kind={kind!r}: it is clips or queries")
         return None if row is None else self.previews.film(kind, row)
+
+    def make_query(self, asked: Made, path: str | None = None) -> dict[str, Any]:
+        """Make a query out of a clip, or of a local video, and write the manifest anew. Raises ClipError, and
+        ValueError where the run has no such clip."""
+        if self.people.read_only is not None:
+            raise ReadOnlyError(self.people.read_only)
+        with self.previews.decoder() as decoder:
+            if path is not None:
+                record = made_queries.of_file(self._run, path, asked, decoder)
+            else:
+                at = int(self.index.places([asked.clip or ""])[0])
+                if at < 0:
+                    raise ValueError(f"the run has no clip {asked.clip!r}")
+                row = self.index.rows([at], self.index.clips.column_names)[0]
+                record = made_queries.of_clip(self._run, row, asked, decoder)
+        with self._lock:
+            made_queries.write_manifest(self._run, self.index.queries)
+        return record
 
     def duplicates(self, threshold: float) -> list[dict[str, Any]]:
         threshold = round(threshold, 4)

@@ -96,7 +96,7 @@ class Previews:
 
     def _made(self, name: str, row: Row) -> bytes:
         try:
-            with self._decoder() as decoder:
+            with self.decoder() as decoder:
                 data = make(decoder, row)
         except ClipError as error:
             with self._lock:
@@ -106,7 +106,8 @@ class Previews:
         return data
 
     @contextmanager
-    def _decoder(self) -> Iterator[Decoder]:
+    def decoder(self) -> Iterator[Decoder]:
+        """One of the decoders, for as long as the body runs."""
         decoder = self._free.get()
         try:
             yield decoder

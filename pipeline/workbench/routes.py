@@ -8,13 +8,18 @@ GET  /view, /rows          a view: its size, facets and histogram; a few of its 
 GET  /clip, /mask, /film   one clip: what is known of it, its motion mask, its film
 GET  /queries, /changes    the queries with their weights; what other weights would change
 GET  /duplicates, /agreement, /handout
+GET  /made                 the queries that people made, and what they cost
 POST /decisions, /undo, /weights, /likes, /duplicates, /reload
+POST /made, /brought       a query out of a clip; out of a video that is sent
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -30,9 +35,10 @@ from starlette.routing import Route
 from pipeline.errors import ClipError, UsageError
 from pipeline.pages import loopback
 from pipeline.pages.loopback import LoopbackOnly, Policy, json_body, refusal
-from pipeline.workbench import duplicates, facts, handout, review
+from pipeline.workbench import duplicates, facts, handout, made_queries, review
 from pipeline.workbench.bench import Bench
-from pipeline.workbench.overview import overview
+from pipeline.workbench.made_queries import Made
+from pipeline.workbench.overview import overview, with_queries
 from pipeline.workbench.people import Decision, Like, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.views import SORTS, Spec
 
@@ -41,6 +47,7 @@ log = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"
 KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 LONGEST = 16 << 20  # bytes of what is posted
+BRINGING = 600  # seconds in which a video has come
 PAGE_ROWS = 240  # rows of a view that are sent at once
 POLICY = Policy(script="'none'", style="'none'", img="'self' data: blob:", media="'self' blob:")
 Handler = Callable[[Request], Any]
@@ -57,6 +64,7 @@ def application(bench: Bench) -> Starlette:
         Route("/static/{name}", served.static),
         *(Route(f"/{name}", _answered(getattr(served, f"get_{name}"))) for name in GETS),
         *(Route(f"/{name}", _posted(getattr(served, f"post_{name}")), methods=["POST"]) for name in POSTS),
+        Route("/brought", served.brought, methods=["POST"]),
     ]
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
@@ -65,9 +73,9 @@ def application(bench: Bench) -> Starlette:
 
 GETS = (
     *("state", "overview", "view", "rows", "clip", "mask", "film", "queries", "changes", "duplicates", "agreement"),
-    "handout",
+    *("handout", "made"),
 )
-POSTS = ("decisions", "undo", "weights", "likes", "duplicates", "reload")
+POSTS = ("decisions", "undo", "weights", "likes", "duplicates", "reload", "made")
 
 
 def _answered(handler: Handler) -> Callable[[Request], Response]:
@@ -96,6 +104,8 @@ def _posted(handler: Callable[[bytes], Any]) -> Callable[[Request], Awaitable[Re
             return _response(await run_in_threadpool(handler, body))
         except ReadOnlyError as error:
             return refusal(403, str(error))
+        except ClipError as error:
+            return refusal(410, str(error))
         except (UsageError, ValueError, KeyError) as error:
             return refusal(400, _sentence(error))
         except OSError as error:
@@ -296,6 +306,44 @@ class Routes:
         threshold = float(_object(body).get("threshold", 0.97))
         with self._searching:
             return {"batch": duplicates.write(self._bench.index.run.root, self._bench.duplicates(threshold))}
+
+    def get_made(self, request: Request) -> Any:
+        run = self._bench.index.run
+        return {
+            "queries": made_queries.records(run.root),
+            "cost": made_queries.cost(run),
+            "frames": run.data.frames,
+            "fps": run.data.fps,
+            "line": with_queries(run.root),
+        }
+
+    def post_made(self, body: bytes) -> Any:
+        return self._bench.make_query(Made.model_validate_json(body))
+
+    async def brought(self, request: Request) -> Response:
+        """A video of somebody's own, as it comes: into a private file, decoded by the child, and never kept."""
+        kind = request.headers.get("content-type", "")
+        length = request.headers.get("content-length", "")
+        if kind != "application/octet-stream" or not length.isdecimal() or int(length) > made_queries.LONGEST:
+            return refusal(400, "a video of at most 512 MiB, sent as application/octet-stream", {"Connection": "close"})
+        handle, path = tempfile.mkstemp(dir=self._bench.folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                async with asyncio.timeout(BRINGING):
+                    async for chunk in request.stream():
+                        await run_in_threadpool(file.write, chunk)
+            said = {name: request.query_params[name] for name in ("batch", "by", "group", "caption")}
+            return JSONResponse(await run_in_threadpool(self._bench.make_query, Made.model_validate(said), path))
+        except ReadOnlyError as error:
+            return refusal(403, str(error))
+        except ClipError as error:
+            return refusal(410, str(error))
+        except (UsageError, ValueError, KeyError, TimeoutError, ClientDisconnect) as error:
+            return refusal(400, _sentence(error), {"Connection": "close"})
+        except OSError as error:
+            return refusal(507, f"it could not be written: {error}")
+        finally:
+            os.unlink(path)
 
     def post_reload(self, body: bytes) -> Any:
         self._bench.reload()

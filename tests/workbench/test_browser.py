@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
+from pipeline.workbench import made_queries
 from tests.support.workbenches import GONE, HOSTILE, Served, run_of, words
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
@@ -399,3 +400,27 @@ def test_the_grid_says_what_it_is(server: Served, curator: Callable[..., Curator
     ann.press("End")
     ann.until(lambda: "24 of 24" in str(ann.page.text_content("#status")), "End does not lead to the end")
     assert ann.page.evaluate("document.querySelectorAll('*').length") < 400
+
+
+def test_a_clip_becomes_a_query_whose_rectangle_is_drawn(
+    run: Run, server: Served, curator: Callable[..., Curator]
+) -> None:
+    ann = curator()
+    ann.page.goto(f"{server.address}#clip&id=clip-01&group=roll")
+    ann.page.wait_for_selector("html[data-ready][data-screen=clip]")
+    ann.page.click("button:has-text('Make it a query')")
+    box = ann.page.locator(".cut").bounding_box()
+    assert box is not None
+    assert abs(box["width"] - box["height"]) < 2, "shares of the box are not shares of the picture"
+    ann.page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    ann.page.mouse.down()
+    ann.page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + box["height"] - 1)
+    ann.page.mouse.up()
+    ann.page.fill("dialog input >> nth=0", "hop")
+    ann.page.click("dialog button[type=submit]")
+    ann.until(lambda: made_queries.records(run.root), "the query is not made")
+    record = made_queries.records(run.root)[0]
+    assert (record["group"], record["clip"], record["by"]) == ("hop", "clip-01", "ann")
+    assert record["rectangle"] == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.02)
+    ann.open(server.address, "queries")
+    ann.until(lambda: "manifest.jsonl" in ann.page.inner_text("main"), "the command is not shown")

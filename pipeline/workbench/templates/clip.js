@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { Player } from "./player.js";
+import { ofClip } from "./making.js";
 import { el, percent, signed } from "./dom.js";
 
 const title = (row) => [row.caption, row.file].filter(Boolean).join(" · ") || row.clip_id;
@@ -49,7 +50,7 @@ async function one(bench, place, words) {
     el("button", { type: "button", class: "keep", onclick: () => say("keep") }, "Keep"), el("button", { type: "button", class: "drop", onclick: () => say("drop") }, "Drop"),
     el("button", { type: "button", onclick: () => say("clear") }, "Clear"), el("button", { type: "button", onclick: () => bench.note(id) }, "Note"),
     el("button", { type: "button", onclick: () => bench.like(id, 1) }, "More like this"), el("button", { type: "button", onclick: () => bench.like(id, -1) }, "Not like this"),
-    el("button", { type: "button", onclick: () => history.back() }, "Back")));
+    el("button", { type: "button", onclick: () => ofClip(bench, row) }, "Make it a query"), el("button", { type: "button", onclick: () => history.back() }, "Back")));
   if (row.error) place.append(el("p", { role: "alert", class: "panel" }, `${row.error}. It can be decided on all the same.`));
   const facts = el("div", { class: "cols" });
   place.append(facts);

@@ -3,6 +3,7 @@
 import { batch, get } from "./api.js";
 import { count, el } from "./dom.js";
 import { list, moving, picture } from "./films.js";
+import { section } from "./making.js";
 
 export async function show(bench, main) {
   const all = await get("queries", { by: bench.by });
@@ -65,6 +66,7 @@ export async function show(bench, main) {
     });
   }
 
+  host.append(await section(bench));
   group.addEventListener("change", () => { bench.group = group.value; rows(); change(); });
   rows();
   change();

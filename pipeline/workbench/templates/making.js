@@ -1,0 +1,89 @@
+// Queries that people make: of a clip, with a rectangle whose motion counts, or of a video of their own.
+
+import { batch, film, get, post } from "./api.js";
+import { ask, el } from "./dom.js";
+
+const groupField = (bench, value) => {
+  const field = el("input", { maxlength: "60", value, required: true, autocomplete: "off", list: "motions" });
+  return { field, row: el("label", {}, "Which motion it shows", field, el("datalist", { id: "motions" }, bench.about.groups.filter((name) => name !== "all").map((name) => el("option", { value: name })))) };
+};
+
+// Ask for motion, caption and rectangle, and make a query of a clip.
+export async function ofClip(bench, row) {
+  if (!(await bench.name())) return;
+  const made = await get("made");
+  const { field, row: groupRow } = groupField(bench, bench.group === "all" ? "" : bench.group);
+  const caption = el("input", { maxlength: "2000", value: row.caption ?? "", autocomplete: "off" });
+  const sides = ["left", "top", "right", "bottom"].map((name, n) => el("input", { type: "number", min: "0", max: "100", step: "1", value: n < 2 ? "0" : "100", "aria-label": `${name}, per cent` }));
+  const box = el("div", { class: "film cut" }), mark = el("div", { class: "rectangle" });
+  const found = await film("clips", row.clip_id).catch(() => ({}));
+  if (found.url) box.append(el("video", { muted: true, loop: true, playsInline: true, src: found.url }));
+  box.style.aspectRatio = `${row.width} / ${row.height}`; // shares of the box are shares of the picture
+  box.style.width = `min(100%, ${(42 * row.width) / row.height}vh)`;
+  box.append(mark);
+  const share = () => sides.map((side) => Math.max(0, Math.min(100, Number(side.value))) / 100);
+  const paint = () => {
+    const [left, top, right, bottom] = share();
+    mark.style.inset = `${100 * top}% ${100 * (1 - right)}% ${100 * (1 - bottom)}% ${100 * left}%`;
+  };
+  sides.forEach((side) => side.addEventListener("input", paint));
+  let from = null;
+  const at = (event) => {
+    const place = box.getBoundingClientRect();
+    return [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height].map((x) => Math.round(100 * Math.max(0, Math.min(1, x))));
+  };
+  box.addEventListener("pointerdown", (event) => { from = at(event); box.setPointerCapture(event.pointerId); event.preventDefault(); });
+  box.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    const to = at(event);
+    [Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.max(from[0], to[0]), Math.max(from[1], to[1])].forEach((value, n) => { sides[n].value = String(value); });
+    paint();
+  });
+  box.addEventListener("pointerup", () => { from = null; });
+  paint();
+  const given = await ask("Make it a query", el("div", {}, groupRow, el("label", {}, "Caption", caption),
+    el("p", { class: "soft" }, "Draw a rectangle: outside it the picture stands still, so that only what moves inside counts."), box,
+    el("p", { class: "controls" }, sides), el("p", { class: "soft" }, `Costs ${made.cost}.`)),
+  { yes: "Make it", read: () => ({ group: field.value, caption: caption.value, rectangle: share() }) });
+  if (!given) return;
+  try {
+    await post("made", { batch: batch(), by: bench.by, clip: row.clip_id, ...given });
+    bench.say("made; the screen Queries has the command that ranks by it");
+  } catch (error) { bench.fail(error); }
+}
+
+// The section of the screen Queries.
+export async function section(bench) {
+  const host = el("section", { class: "panel" });
+  const motion = groupField(bench, bench.group === "all" ? "" : bench.group), caption = el("input", { maxlength: "2000", autocomplete: "off" });
+  const file = el("input", { type: "file", accept: "video/*", "aria-label": "A video of your own" }), said = el("p", { role: "status", class: "soft" });
+
+  async function bring(video) {
+    if (!video || !(await bench.name())) return;
+    if (!motion.field.value.trim()) { said.textContent = "say first which motion it shows"; motion.field.focus(); return; }
+    said.textContent = `sending ${video.name} …`;
+    try {
+      const words = new URLSearchParams({ batch: batch(), by: bench.by, group: motion.field.value.trim(), caption: caption.value.trim() });
+      const response = await fetch(`brought?${words}`, { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: video });
+      const answer = await response.json();
+      if (!response.ok) throw new Error(answer.error);
+      await fill();
+      said.textContent = "made";
+    } catch (error) { said.textContent = error.message; }
+  }
+
+  file.addEventListener("change", () => bring(file.files[0]));
+  for (const name of ["dragover", "drop"]) host.addEventListener(name, (event) => { event.preventDefault(); if (name === "drop") bring(event.dataTransfer.files[0]); });
+
+  async function fill() {
+    const made = await get("made");
+    host.replaceChildren(el("h2", {}, "Queries of your own"),
+      el("p", { class: "soft" }, `Open a clip and make it a query, or bring a video: drop it here. Its first ${made.frames} frames at ${made.fps} a second count. Costs ${made.cost}.`),
+      el("div", { class: "controls" }, motion.row, el("label", {}, "Caption", caption), file), said,
+      made.queries.length ? el("ul", { class: "plain" }, made.queries.map((query) => el("li", {}, `${query.group}: ${query.caption || query.id}, by ${query.by}${query.clip ? `, of ${query.clip}` : ""}`))) : el("p", { class: "soft" }, "There are none yet."),
+      made.queries.length ? el("p", {}, "This attributes them and ranks by them too:") : null, made.queries.length ? el("pre", {}, made.line) : null,
+      el("p", { class: "soft" }, "A caption that the base model turns into a video goes into the recipe: queries.prompts."));
+  }
+  await fill();
+  return host;
+}

@@ -1,0 +1,103 @@
+"""Queries that people make: of clips with a rectangle, of videos of their own; what a next ranking makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config import Run
+from pipeline.errors import ClipError
+from pipeline.inputs import videos
+from pipeline.operations import purge
+from pipeline.synthetic import world
+from pipeline.video.decoder import Decoder
+from pipeline.video.frames import write_mp4
+from pipeline.workbench import made_queries
+from pipeline.workbench.made_queries import Made
+from tests.support.registered import unregistered
+from tests.support.workbenches import FPS, FRAMES, GONE, SIZE, Served, run_of
+from tests.workbench.test_server import ask, get, post
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return run_of(tmp_path / "run")
+
+
+def asked(**more: object) -> Made:
+    return Made.model_validate({"batch": "made-batch", "by": "ann", "group": "roll", "caption": "a ball", **more})
+
+
+def test_outside_the_rectangle_nothing_moves_and_inside_all_stays() -> None:
+    frames = world.render(world.scene(5, "made", "real", world.MOTIONS[0]), SIZE, SIZE)
+    made = made_queries.frozen_outside(frames, (0.25, 0.5, 0.75, 1.0))
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[SIZE // 2 :, SIZE // 4 : 3 * SIZE // 4] = True
+    assert (made[:, inside] == frames[:, inside]).all()
+    assert (made[:, ~inside] == frames[0, ~inside]).all()
+
+
+@pytest.mark.parametrize("rectangle", [(0.5, 0, 0.5, 1), (0, 0, 1, 2), (0.9, 0, 0.1, 1), (0, 0.99, 1, 1)])
+def test_a_rectangle_without_an_area_is_refused(rectangle: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError):
+        asked(rectangle=rectangle)
+
+
+def test_the_manifest_keeps_the_ids_of_the_runs_own_queries(run: Run) -> None:
+    served = Served(run)
+    said = {"batch": "made-of-a-clip", "by": "ann", "group": "roll", "caption": "a ball", "clip": "clip-01"}
+    status, record = post(served, "made", {**said, "rectangle": [0, 0, 0.5, 1]})
+    assert (status, record["id"]) == (200, "made-made-of-a-clip")
+    assert post(served, "made", {**said, "rectangle": [0, 0, 0.5, 1]})[0] == 200, "sent twice it is one"
+    made = get(served, "made")[1]
+    assert [query["clip"] for query in made["queries"]] == ["clip-01"]
+    assert "manifest.jsonl" in made["line"]
+    found = videos.videos(str(Path(run.root) / "made_queries" / "manifest.jsonl"), "queries.videos").to_pylist()
+    assert {row["id"]: row["group"] for row in found} == {
+        **{f"query-{n:02d}": ("roll", "spin")[n % 2] for n in range(4)},
+        "made-made-of-a-clip": "roll",
+    }
+    assert not any(row["error"] for row in found)
+    with Decoder() as decoder:
+        path = next(row["uri"] for row in found if row["id"].startswith("made"))
+        assert [row["num_frames"] for row in decoder.index(path, FRAMES, FPS)] == [FRAMES]
+    assert unregistered(run.root) == []
+    assert post(served, "made", {**said, "batch": "of-a-lost-clip", "clip": GONE})[0] == 410
+    assert post(served, "made", {**said, "batch": "of-no-clip", "clip": "nowhere"})[0] == 400
+    served.stop()
+    purge.purge(run.root, {"clip-01"})
+    assert not [path for path in (Path(run.root) / "made_queries").iterdir() if path.name.startswith("made")]
+    lines = (Path(run.root) / "made_queries" / "manifest.jsonl").read_text().splitlines()
+    assert {json.loads(line)["id"] for line in lines} == {f"query-{n:02d}" for n in range(4)}
+
+
+def test_a_video_of_ones_own_is_decoded_and_never_kept(run: Run, tmp_path: Path) -> None:
+    served = Served(run)
+    path = tmp_path / "phone.mp4"
+    write_mp4(str(path), world.render(world.scene(5, "phone", "real", world.MOTIONS[1]), SIZE, SIZE), FPS)
+    query = "brought?batch=of-my-own-1&by=ann&group=hop&caption=hopping"
+    kind = "application/octet-stream"
+    status, _, body = ask(served, query, "POST", path.read_bytes(), Content_Type=kind)
+    assert status == 200, body
+    made = Path(run.root) / "made_queries" / "made-of-my-own-1.mp4"
+    assert made.read_bytes() != path.read_bytes()
+    for data, kind_of in ((b"no video at all", kind), (path.read_bytes()[:400], kind), (b"", kind)):
+        status, _, body = ask(served, query.replace("own-1", "own-2"), "POST", data, Content_Type=kind_of)
+        assert status in (400, 410)
+        assert json.loads(body)["error"]
+    assert ask(served, query, "POST", path.read_bytes(), Content_Type="video/mp4")[0] == 400
+    assert ask(served, "brought?by=ann", "POST", path.read_bytes(), Content_Type=kind)[0] == 400
+    assert len(list((Path(run.root) / "made_queries").glob("*.mp4"))) == 1
+    assert [p.name for p in Path(served.bench.folder).iterdir() if p.name.startswith("tmp")] == []
+    served.stop()
+
+
+def test_a_video_that_is_too_short_says_so(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "short.mp4"
+    write_mp4(str(path), np.zeros((3, SIZE, SIZE, 3), np.uint8), FPS)
+    with Decoder() as decoder, pytest.raises(ClipError, match="too_short"):
+        made_queries.of_file(run, str(path), asked(), decoder)
