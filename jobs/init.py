@@ -28,15 +28,16 @@ def init(words: list[str]) -> None:
     faults = Faults()
     with faults.collected():
         videos = survey.survey(arguments.videos, "--videos")
+    queries = None
     if arguments.queries is not None:
         with faults.collected():
             queries = survey.survey(arguments.queries, "--queries")
     faults.check()
     machine = survey.machine()
-    text = new_config.text(f"runs/{path.stem}", arguments.videos, arguments.queries, videos, machine)
+    text = new_config.text(f"runs/{path.stem}", arguments.videos, arguments.queries, videos, machine, queries)
     _write(path, text)
     print(f"videos: {videos.sentence()}")
-    if arguments.queries is not None:
+    if queries is not None:
         print(f"queries: {queries.sentence()}")
     print(f"machine: {machine.sentence()}")
     _say_next(str(path))

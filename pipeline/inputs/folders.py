@@ -345,7 +345,7 @@ def _caption_maps(place: _Place, others: Mapping[str, Any]) -> dict[str, Caption
             raise InputError(f"{place.named}: {place.below(path)} lies outside data.base; take it away.")
         try:
             with place.fs.open(path, "rb") as file:
-                maps[posixpath.dirname(path)] = json_documents.captions(file.read())
+                maps[posixpath.dirname(path)] = json_documents.captions(file)
         except ValueError as error:
             raise InputError(
                 f"{place.named}: {place.below(path)} cannot be used: {error}. Correct it, or take it away."

@@ -69,8 +69,10 @@ def _side(pixels: float, step: int) -> int:
     return max(math.ceil(LEAST_SIDE / step) * step, round(pixels / step) * step)
 
 
-def text(root: str, data: str, queries: str | None, survey: Survey, machine: Machine) -> str:
-    """The file as YAML. `found` are the videos of `data`."""
+def text(
+    root: str, data: str, queries: str | None, survey: Survey, machine: Machine, of_queries: Survey | None = None
+) -> str:
+    """The file as YAML. `survey` is of the videos of `data`, `of_queries` of those of `queries`."""
     model = target(machine)
     lines = (RECIPES / f"{model.recipe}.yaml").read_text(encoding="utf-8").splitlines()
     head = [
@@ -80,17 +82,19 @@ def text(root: str, data: str, queries: str | None, survey: Survey, machine: Mac
         "# Every key that is not here has its default; `motion-curation keys [SECTION]` lists them all.",
         "#",
     ]
-    changes = _videos(root, data, queries, survey) | _geometry(survey, model) | _machine(machine)
+    changes = _videos(root, data, queries, survey, of_queries) | _geometry(survey, model) | _machine(machine)
     return "\n".join([*head, *edited(lines, changes)]) + "\n"
 
 
-def _videos(root: str, data: str, queries: str | None, survey: Survey) -> dict[str, Value]:
+def _videos(root: str, data: str, queries: str | None, survey: Survey, of_queries: Survey | None) -> dict[str, Value]:
     sample = min(20, max(5, survey.count // 5))
     where = "better than a sample: videos of the motions that you look for, one folder a motion"
-    bare = survey.count - survey.captioned
+    most = Data.model_fields["empty_captions"].default
     captions = {}
-    if bare > survey.count * Data.model_fields["empty_captions"].default:
-        captions["data.empty_captions"] = Value(1.0, f"{bare} of {survey.count} videos have no caption: empty ones")
+    for name, one in (("videos", survey), ("queries", of_queries)):
+        if one is not None and one.count - one.captioned > most * one.count:
+            why = f"{one.count - one.captioned} of {one.count} {name} have no caption: empty ones are used"
+            captions["data.empty_captions"] = Value(1.0, why)
     return {
         "root": Value(root, "all tables, models and pages of this run; local or s3://"),
         "data.videos": Value(data),

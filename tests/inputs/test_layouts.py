@@ -697,3 +697,82 @@ def test_lance_without_its_library_says_how_to_get_it(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "lance", None)
     with pytest.raises(InputError, match=r"pip install 'motion-curation\[lance\]'"):
         videos(str(tmp_path))
+
+
+# --- hostile metadata ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "template", ["{video_key.__class__}/{episode_index:06d}.mp4", "{episode_index:999999999d}.mp4", "{elsewhere}.mp4"]
+)
+def test_a_robots_template_is_no_program(tmp_path: Path, template: str) -> None:
+    root = _lerobot(tmp_path, "v2.1", [TOP])
+    info = json.loads((root / "meta" / "info.json").read_text())
+    write_json(root / "meta" / "info.json", {**info, "video_path": template})
+    with pytest.raises(InputError, match=r"info\.json: the dataset's metadata cannot be read"):
+        videos(str(root))
+
+
+@pytest.mark.parametrize("template", ["../{episode_index}.mp4", "https://example.com/{episode_index}.mp4"])
+def test_a_robots_template_leads_nowhere_else(tmp_path: Path, template: str) -> None:
+    root = _lerobot(tmp_path / "robot", "v2.1", [TOP])
+    info = json.loads((root / "meta" / "info.json").read_text())
+    write_json(root / "meta" / "info.json", {**info, "video_path": template})
+    errors = videos(str(root), base=str(root)).column("error").to_pylist()
+    assert [error.split(":")[0] for error in errors] == ["refused", "refused"]
+
+
+def test_a_curators_metadata_leads_to_no_other_file(tmp_path: Path) -> None:
+    touch(tmp_path / "out" / "clips", ("u1.mp4",))
+    touch(tmp_path, ("secret.mp4",))
+    write_json(tmp_path / "out" / "metas" / "v0" / "u1.json", _meta("u1", [], clip_location="../../secret.mp4"))
+    outside = _meta("u2", [], source_video="../secret.mp4", clip_format="source_span")
+    write_json(tmp_path / "out" / "metas" / "v0" / "u2.json", outside)
+    rows = videos(str(tmp_path / "out"), base=str(tmp_path / "out")).to_pylist()
+    assert [row["error"] for row in rows] == [
+        "read: the manifest names this file, but it is not there",
+        "refused: it lies outside data.base",
+    ]
+
+
+def test_a_configuration_leads_to_no_place_outside_the_base(tmp_path: Path) -> None:
+    touch(tmp_path / "outside")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "dataset.toml").write_text('[[directory]]\npath = "../outside"\n')
+    errors = videos(str(tmp_path / "inside"), base=str(tmp_path / "inside")).column("error").to_pylist()
+    assert errors == ["refused: it lies outside data.base"] * 2
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    touch(tmp_path / "set")
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set")
+    (tmp_path / "x.toml").write_text('[[directory]]\npath = "set"\n')
+    assert set(captions(tmp_path / "x.toml")) == set(NAMES)
+    assert videos(str(tmp_path / "x.toml")).num_rows == 2, "nothing is doubled"
+
+
+def test_spans_in_the_metadata_of_folders_below(tmp_path: Path) -> None:
+    """Where the types of a CSV's cells are decided for all folders together."""
+    for name in ("x", "y"):
+        touch(tmp_path / name)
+        (tmp_path / name / "metadata.csv").write_text("file_name,text,start,end\na.mp4,one,1.0,2.5\na.mp4,two,2.5,4\n")
+    rows = videos(str(tmp_path)).to_pylist()
+    listed = [(row["relative"], row["caption"], row.get("span")) for row in rows if "a.mp4" in row["relative"]]
+    assert listed == [
+        ("x/a.mp4", "one", "1s-2.5s"),
+        ("x/a.mp4", "two", "2.5s-4s"),
+        ("y/a.mp4", "one", "1s-2.5s"),
+        ("y/a.mp4", "two", "2.5s-4s"),
+    ]
+
+
+def test_a_row_without_spans_among_rows_of_many_is_an_error_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path)
+    rows = [
+        {"video": "a.mp4", "timestamp": [["0", "1"], ["2", "3"]], "caption": ["one", "two"]},
+        {"video": "b.mp4", "timestamp": [], "caption": []},
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    errors = videos(str(tmp_path / "list.jsonl")).column("error").to_pylist()
+    assert errors[:2] == [None, None]
+    assert errors[2].startswith("refused: line 2: its `timestamp` is '[]'")

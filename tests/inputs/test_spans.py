@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -352,3 +353,31 @@ def test_spans_equal_the_whole_file_where_they_cover_it(film: Path) -> None:
     whole, span = video.segments(str(film), 5, 8.0), video.segments(str(film), 5, 8.0, span="0s-5s")
     assert whole == span
     assert np.all([row["error"] is None for row in whole])
+
+
+def test_a_span_has_the_segments_of_the_same_frames_in_a_file_of_their_own(tmp_path: Path) -> None:
+    """The oracle: whatever the rates, a span is indexed and decoded as if somebody had cut it out."""
+    draw = np.random.default_rng(5)
+    film = numbered.write(tmp_path / "film.mp4", "libx264", range(200), rate=25, keys=17, b_frames=2)
+    for _ in range(4):
+        first = int(draw.integers(0, 150))
+        last = int(draw.integers(first + 12, 200))
+        fps, frames = float(draw.choice([5.0, 8.0, 12.5, 16.0, 24.0, 25.0, 30.0])), int(draw.integers(2, 6))
+        alone = tmp_path / "alone.mp4"
+        _write_part(alone, first, last)
+        expected = video.segments(str(alone), frames, fps)
+        for span in (f"{first}f-{last}f", f"{first / 25:g}s-{last / 25:g}s", f"{first}f+{(last - first) / 25:g}s"):
+            rows = video.segments(film, frames, fps, span=span)
+            assert [row["start_frame"] - first for row in rows] == [row["start_frame"] for row in expected], span
+            for row in rows:
+                shown = numbered.numbers(video.decode(film, row["start_frame"], frames, fps, 32, 64))
+                assert first <= min(shown) <= max(shown) < last, span
+
+
+def _write_part(path: Path, first: int, last: int) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        for number in range(first, last):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered.picture(number), format="rgb24")))
+        container.mux(stream.encode(None))

@@ -161,3 +161,17 @@ def test_the_command_is_there_and_ends_with_status_2(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: --videos='/nowhere'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("gpus", [(), (80 * GIB,)])
+@pytest.mark.parametrize(
+    ("captioned", "of_queries", "expected"), [(20, None, 0.5), (2, None, 1.0), (20, 0, 1.0), (20, 20, 0.5)]
+)
+def test_videos_without_captions_are_allowed_where_the_file_is_made_for_them(
+    gpus: tuple[int, ...], captioned: int, of_queries: int | None, expected: float, tmp_path: Path
+) -> None:
+    found = Survey(20, 1, captioned, (FILM,))
+    queries = None if of_queries is None else Survey(20, 1, of_queries, (FILM,))
+    text = new_config.text("runs/mine", "v", "q" if queries else None, found, Machine(16, 64 * GIB, gpus), queries)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert config.load(str(tmp_path / "mine.yaml")).data.empty_captions == expected

@@ -17,7 +17,7 @@ import fsspec
 
 from pipeline.errors import InputError
 from pipeline.inputs import spans
-from pipeline.inputs.layouts.contents import Rows, read_text
+from pipeline.inputs.layouts.contents import LARGEST, Rows, read_text
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join
 
@@ -58,7 +58,11 @@ def read(fs: fsspec.AbstractFileSystem, root: str, asked: VideoSet) -> Rows:
 
 def _metas(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, dict[str, Any]]]:
     """The path and the object of every clip's metadata. Raises InputError."""
-    paths = sorted(path for path in fs.find(folder) if path.endswith((".json", ".jsonl")))
+    sizes = {path: int(info["size"]) for path, info in fs.find(folder, detail=True).items()}
+    paths = sorted(path for path in sizes if path.endswith((".json", ".jsonl")))
+    for path in paths:
+        if sizes[path] > LARGEST:
+            raise InputError(f"{path}: it has {sizes[path]} bytes; {LARGEST} are in memory at most.")
     single = [path for path in paths if path.endswith(".json")]
     texts = dict(zip(single, fs.cat_ranges(single, None, None), strict=True)) if single else {}
     metas: list[tuple[str, dict[str, Any]]] = []

@@ -6,6 +6,7 @@ In v2 an episode is a file; in v3 many of them share one, each from a time stamp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join
 
 FOLDER = "meta"
+_FIELD = re.compile(r"\{(\w+)(?::0?(\d)d)?\}")
 INFO = f"{FOLDER}/info.json"
 
 
@@ -88,14 +90,27 @@ def _lines(fs: fsspec.AbstractFileSystem, root: str) -> list[dict[str, Any]]:
 def _shared(row: Mapping[str, Any], template: str, camera: str) -> dict[str, Any]:
     at = {name: row[f"videos/{camera}/{name}"] for name in ("chunk_index", "file_index")}
     start, end = (float(row[f"videos/{camera}/{name}"]) for name in ("from_timestamp", "to_timestamp"))
-    file = template.format(video_key=camera, **{name: int(value) for name, value in at.items()})
+    file = _filled(template, {"video_key": camera, **{name: int(value) for name, value in at.items()}})
     return {"file_name": file, **_said(row), "span": str(spans.between(start, "s", end, "s"))}
 
 
 def _own_file(row: Mapping[str, Any], template: str, camera: str, chunk: int) -> dict[str, Any]:
     episode = int(row["episode_index"])
-    file = template.format(video_key=camera, episode_chunk=episode // chunk, episode_index=episode)
+    file = _filled(template, {"video_key": camera, "episode_chunk": episode // chunk, "episode_index": episode})
     return {"file_name": file, **_said(row)}
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str:
+    """A path from its template, in which a field is a name, perhaps with a width: {episode_index:06d}. Raises KeyError
+    for another name, ValueError for any other field."""
+
+    def value(match: re.Match[str]) -> str:
+        return str(values[match[1]]).zfill(int(match[2] or 0))
+
+    path = _FIELD.sub(value, template)
+    if "{" in path:
+        raise ValueError(f"video_path={template!r} has a field that is no name with a width below 10")
+    return path
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:

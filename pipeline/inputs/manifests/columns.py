@@ -14,7 +14,8 @@ from pipeline.tables.schemas import CAPTIONS, RESERVED, caption_column
 VIDEO_IDS = ("videoid", "video_id")  # names of files without their end
 PATHS = (
     *("file_name", "path", "video", "video_path", "url", "uri", "file"),
-    *("media_path", "videos", "file_names", "video_file_name", *VIDEO_IDS),
+    *("media_path", "videos", "file_names", "video_file_name"),
+    *("filename", "filepath", "file_path", "video path", "clip_path", *VIDEO_IDS),
 )
 LISTED_PATHS = ("videos", "file_names")  # lists of one: data-juicer's, and Hugging Face's
 

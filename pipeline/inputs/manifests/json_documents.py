@@ -28,11 +28,8 @@ ROWS = 50_000  # of a block
 
 def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
     """Blocks of rows as `json_blocks.blocks` gives them; LINE counts the entries from 1. Raises ValueError."""
-    data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST} bytes, all of which would be in memory; write it as .jsonl")
     with collection_paused():
-        listed = rows_of(document(data))
+        listed = rows_of(document(file))
         # A row that stands several times is one of more weight.
         numbers = {json.dumps(row, sort_keys=True): place for place, row in reversed(list(enumerate(listed, 1)))}
         places = sorted(numbers.values())
@@ -47,9 +44,9 @@ def blocks(file: BinaryIO, kinds: Kinds) -> Iterator[pa.Table]:
         yield block
 
 
-def captions(data: bytes) -> dict[str, list[str]]:
+def captions(file: BinaryIO) -> dict[str, list[str]]:
     """The captions of an object whose keys are files. Raises ValueError for any other document."""
-    listed = document(data)
+    listed = document(file)
     if not is_map(listed):
         raise ValueError("it is no object with a caption, or a list of captions, for each video file")
     texts: dict[str, list[str]] = {}
@@ -67,8 +64,11 @@ def captions(data: bytes) -> dict[str, list[str]]:
     return texts
 
 
-def document(data: bytes) -> Any:
+def document(file: BinaryIO) -> Any:
     """A document of JSON. Raises ValueError."""
+    data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST} bytes, all of which would be in memory; write it as .jsonl")
     try:
         return json.loads(decode_text(data), object_pairs_hook=distinct)
     except RecursionError:

@@ -64,8 +64,16 @@ def listed(
 def _rates(table: pa.Table, fps: float) -> list[float]:
     """The rate at which each row's pictures would be shown: its own, if the manifest has a column `fps`."""
     name = next((name for name in table.column_names if name.strip().casefold() == "fps"), None)
-    values = [None] * table.num_rows if name is None else table.column(name).to_pylist()
-    return [float(v) if isinstance(v, int | float) and 0 < v < math.inf else fps for v in values]
+    if name is None:
+        return [fps] * table.num_rows
+    rates = []
+    for value in table.column(name).to_pylist():
+        try:
+            rate = float(value)  # of a CSV in a folder it is a text
+        except (TypeError, ValueError):
+            rate = math.nan
+        rates.append(rate if 0 < rate < math.inf else fps)
+    return rates
 
 
 def _with_local_paths(table: pa.Table, file: reader.ManifestFile) -> reader.ManifestFile:

@@ -239,7 +239,7 @@ def _span(row: Mapping[str, Any], columns: SpanColumns) -> spans.Span | None:
 
 
 def _of_pair(value: Any, name: str) -> spans.Span | None:
-    if value is None or (isinstance(value, str) and not value.strip()) or value == []:
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | tuple):
         value = value[0]
