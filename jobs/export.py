@@ -28,6 +28,7 @@ from pipeline.exports import checks, clip_rows, destination, provenance, suite_r
 from pipeline.exports.formats import Format
 from pipeline.exports.suites import SUITES
 from pipeline.exports.worker import ExportWorker
+from pipeline.ranking import decisions
 from pipeline.stages import budget, run_record
 from pipeline.stages.progress import Progress, achieved, counts
 from pipeline.storage import stores
@@ -100,7 +101,8 @@ def _record(run: Run, layout: Format, rows: pa.Table, digest: str) -> dict[str, 
     d, e = run.data, run.export
     geometry = {"frames": d.frames, "fps": d.fps, "height": d.height, "width": d.width}
     about = {"format": layout.name, "arm": e.arm, "group": e.group, "model": e.model, "root": run.root}
-    return {**about, **geometry, "digest": digest, "clips": rows.num_rows}
+    people = {"decisions": decisions.digest(decisions.read(run.root))} if e.arm == "curated" else {}
+    return {**about, **geometry, **people, "digest": digest, "clips": rows.num_rows}
 
 
 def _is_to_be_tried_again(home: str) -> bool:

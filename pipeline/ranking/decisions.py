@@ -10,6 +10,8 @@ Rows may come in any order, in any parts, and twice: the verdicts are the same.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -62,6 +64,12 @@ def fingerprint(root: str) -> dict[str, Any]:
     """What decisions of a run are about: its clips' geometry."""
     written: dict[str, Any] = tables.metadata(join(root, "clips")).get("fingerprint", {})
     return written
+
+
+def digest(rows: pa.Table) -> str:
+    """A hash of a set of rows, whatever their order: which words something was made of."""
+    keys = sorted((row["batch"], row["group"], row["clip_id"], row["say"], row["by"]) for row in rows.to_pylist())
+    return hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).hexdigest()
 
 
 def check(root: str) -> None:

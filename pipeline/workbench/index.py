@@ -64,7 +64,12 @@ class Standing:
     @cached_property
     def order(self) -> Places:
         """Places of all clips from best to worst; those that are not ranked come last, by id."""
-        return np.argsort(self.rank, kind="stable").astype(np.int32)
+        places = np.flatnonzero(self.rank != NOT_RANKED).astype(np.int32)
+        ranks = self.rank[places]
+        at_rank = np.full(int(ranks.max(initial=-1)) + 1, -1, np.int32)  # no two share a rank: faster than to sort
+        at_rank[ranks] = places
+        others = np.flatnonzero(self.rank == NOT_RANKED).astype(np.int32)
+        return np.concatenate([at_rank[at_rank >= 0], others])
 
     def percentile(self, rank: int) -> float | None:
         """Share of the other ranked clips that rank lower, in per cent."""

@@ -65,6 +65,12 @@ def test_any_order_and_split_of_the_rows_give_one_state(
         assert decisions.verdicts(again, group, VERSIONS).equals(state)
 
 
+def test_a_digest_is_of_the_set_of_rows() -> None:
+    rows = [row("1", "a", "keep"), row("2", "b", "drop")]
+    assert decisions.digest(table(rows)) == decisions.digest(table(rows[::-1]))
+    assert decisions.digest(table(rows)) != decisions.digest(table(rows[:1]))
+
+
 def by_hand(rows: list[dict[str, Any]], group: str) -> dict[str, tuple[str, str]]:
     """The rule in plain words, as an oracle."""
     present = dict(zip(VERSIONS["clip_id"].to_pylist(), VERSIONS["version"].to_pylist(), strict=True))
