@@ -46,6 +46,7 @@ class DiffusersFamily:
         self.transformer_config = read_config(path / "transformer" / "config.json")
         self.vae_config = read_config(path / "vae" / "config.json")
         self.check_folder()
+        self.check_dropout()
 
     @property
     def name(self) -> str:
@@ -78,6 +79,16 @@ class DiffusersFamily:
             class_name = self.config(part).get("_class_name", kind)
             if class_name != kind:
                 raise self.unsupported(f"a pipeline whose {part} is a {class_name}, not a {kind}")
+
+    def check_dropout(self) -> None:
+        """Raise ConfigError for dropout: training would draw it from numbers that belong to no name."""
+        for expert in self.experts:
+            for key, value in self.config(expert.part).items():
+                if "dropout" in key and isinstance(value, int | float) and value > 0:
+                    raise ConfigError(
+                        f"{self.path / expert.part / 'config.json'}: {key}={value}; a training with dropout depends on "
+                        f"the machine and the order of work. Set {key} to 0 in a copy of the folder."
+                    )
 
     def has(self, part: str) -> bool:
         return (self.path / part).is_dir()
