@@ -43,8 +43,8 @@ class DiffusersFamily:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = read_config(path / INDEX)
-        self.transformer_config = read_config(path / "transformer" / "config.json")
-        self.vae_config = read_config(path / "vae" / "config.json")
+        self._configs: dict[str, dict[str, Any]] = {}
+        self.transformer_config, self.vae_config = self.config("transformer"), self.config("vae")
         self.check_folder()
         self.check_dropout()
 
@@ -94,7 +94,10 @@ class DiffusersFamily:
         return (self.path / part).is_dir()
 
     def config(self, part: str) -> dict[str, Any]:
-        return read_config(self.path / part / "config.json")
+        """A part's configuration, read once."""
+        if part not in self._configs:
+            self._configs[part] = read_config(self.path / part / "config.json")
+        return self._configs[part]
 
     def number(self, part: str, key: str) -> int:
         """A whole number of a part's configuration. Raises ConfigError where it is missing: nothing is assumed."""
