@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
@@ -58,6 +58,7 @@ class AttributionPilot:
         pool = run.resources.extract_features
         self.runs, self.device = variants(run), device_for(pool.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
+        place_experts(self.model, [setting for r in self.runs.values() for setting in r.attribution.settings])
         self.motion = {name: MotionWorker(r, models.grid(r), pool.gpus, 1) for name, r in self.runs.items()}
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
