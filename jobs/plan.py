@@ -103,6 +103,9 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
+    for sentence in model_sentences(run, rows):
+        print(sentence)
+    print()
     pilots.print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
     if len(attributed) > 1:
         print("\nattribution (motion and features), without the shortlist and with it")
@@ -114,6 +117,27 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
         print(f"storage costs {sum(storage.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
     summary = costs.summary([*own, *(cost for cost in attributed if cost is not now)], storage, run.prices)
     stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(summary, indent=1).encode())
+
+
+def model_sentences(run: Run, rows: pa.Table) -> list[str]:
+    """What the settings' times mean to the model, and what masks keep on its grid."""
+    family, grid = models.family(run.model), models.grid(run)
+    sentences = [f"model: {family.name}, latent grid {'x'.join(map(str, grid.shape))}"]
+    for timestep in dict.fromkeys(s.timestep for s in run.attribution.settings):
+        expert = next(e for e in family.experts if e.has(timestep))
+        asked = f", asks the {expert.name}-noise expert" if len(family.experts) > 1 else ""
+        sentences.append(f"t = {timestep:g}: a share of noise of {family.schedule.level(timestep):.2f}{asked}")
+    values = {
+        metric: [r["value"] for r in rows.to_pylist() if r["metric"] == metric and r["variant"] == pilot.AS_IT_IS]
+        for metric in (pilot.ENERGY, pilot.CELLS)
+    }
+    if values[pilot.ENERGY]:
+        kept, cells = (sum(values[m]) / len(values[m]) for m in (pilot.ENERGY, pilot.CELLS))
+        sentences.append(
+            f"masks: on this grid they keep {kept:.0%} of the energy that they have at {run.motion.height}x"
+            f"{run.motion.width}; {cells:,.0f} of {prod(grid.shape):,} cells move"
+        )
+    return sentences
 
 
 def attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline import models, motion, tables
 from pipeline.attribution.canary import check_canary
 from pipeline.attribution.functionals import query_feature
-from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.errors import ClipError
@@ -58,6 +58,7 @@ class FeatureWorker:
         self.model: VideoModel = open_model(run.model, self.device)
         if a.weights is not None:
             load_weights(self.model, a.weights, merge=True)
+        place_experts(self.model, a.settings)
         restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.trained, projection, a.hold)

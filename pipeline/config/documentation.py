@@ -33,6 +33,7 @@ configuration that it used to `ROOT/config.yaml`, and `--config ROOT/config.yaml
 | `hunyuanvideo-1.5` | HunyuanVideo 1.5 at 480p |
 | `ltx-video-2b` | LTX-Video 2B |
 | `mochi` | Mochi 1 |
+| `sana-video-2b` | Sana-Video 2B at 480p |
 | `skyreels-v2-t2v-14b` | SkyReels V2 text-to-video |
 | `tiny` | your own videos on a machine without a GPU; the model is the demo's toy |
 | `wan2.1-i2v-14b-480p` | Wan 2.1 image-to-video |

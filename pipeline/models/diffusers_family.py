@@ -43,9 +43,10 @@ class DiffusersFamily:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = read_config(path / INDEX)
-        self.transformer_config = read_config(path / "transformer" / "config.json")
-        self.vae_config = read_config(path / "vae" / "config.json")
+        self._configs: dict[str, dict[str, Any]] = {}
+        self.transformer_config, self.vae_config = self.config("transformer"), self.config("vae")
         self.check_folder()
+        self.check_dropout()
 
     @property
     def name(self) -> str:
@@ -79,11 +80,24 @@ class DiffusersFamily:
             if class_name != kind:
                 raise self.unsupported(f"a pipeline whose {part} is a {class_name}, not a {kind}")
 
+    def check_dropout(self) -> None:
+        """Raise ConfigError for dropout: training would draw it from numbers that belong to no name."""
+        for expert in self.experts:
+            for key, value in self.config(expert.part).items():
+                if "dropout" in key and isinstance(value, int | float) and value > 0:
+                    raise ConfigError(
+                        f"{self.path / expert.part / 'config.json'}: {key}={value}; a training with dropout depends on "
+                        f"the machine and the order of work. Set {key} to 0 in a copy of the folder."
+                    )
+
     def has(self, part: str) -> bool:
         return (self.path / part).is_dir()
 
     def config(self, part: str) -> dict[str, Any]:
-        return read_config(self.path / part / "config.json")
+        """A part's configuration, read once."""
+        if part not in self._configs:
+            self._configs[part] = read_config(self.path / part / "config.json")
+        return self._configs[part]
 
     def number(self, part: str, key: str) -> int:
         """A whole number of a part's configuration. Raises ConfigError where it is missing: nothing is assumed."""

@@ -47,7 +47,9 @@ class DiffusersModel:
         if device.type == "cuda":
             channels_last(self.vae, True)
         for part in ("vae", *self.frozen):
-            getattr(self.pipeline, part).requires_grad_(False).eval()
+            component = getattr(self.pipeline, part)
+            if component is not None:  # a benchmark of sizes has no text encoder
+                component.requires_grad_(False).eval()
         modules = {expert.part: getattr(self.pipeline, expert.part) for expert in family.experts}
         self.trained: nn.Module = modules["transformer"] if len(modules) == 1 else nn.ModuleDict(modules)
         for module in modules.values():

@@ -16,6 +16,7 @@ from pipeline.models.adapters.hunyuan import HunyuanFamily
 from pipeline.models.adapters.hunyuan15 import Hunyuan15Family
 from pipeline.models.adapters.ltx import LTXFamily
 from pipeline.models.adapters.mochi import MochiFamily
+from pipeline.models.adapters.sana import SanaFamily
 from pipeline.models.adapters.skyreels import SkyReelsFamily
 from pipeline.models.adapters.wan import WanFamily
 from pipeline.models.adapters.wan22 import WanExpertsFamily, WanTokensFamily
@@ -51,6 +52,7 @@ ADAPTERS: dict[str, OfFolder] = {
     "HunyuanVideoPipeline": HunyuanFamily,
     "LTXPipeline": LTXFamily,
     "MochiPipeline": MochiFamily,
+    "SanaVideoPipeline": SanaFamily,
     "SkyReelsV2Pipeline": SkyReelsFamily,
     "WanImageToVideoPipeline": wan_image_to_video,
     "WanPipeline": wan_text_to_video,

@@ -132,13 +132,38 @@ def motion_mask(flow: Tensor, config: Motion, grid: Grid) -> Tensor | None:
     before it. Space is pooled by area, and a latent frame is the mean over the pixel frames that the autoencoder folds
     into it (Wu et al. 2026, section 3; METHOD's step 2).
     """
+    weight = _weights(flow, config)
+    return None if weight is None else _pooled(weight, grid)
+
+
+def mask_energy(flow: Tensor, config: Motion, grid: Grid) -> tuple[float, int] | None:
+    """What a mask keeps on a grid: the share of the energy (the sum of W^2) of the mask at the working size, and the
+    number of cells that weigh more than half of the largest. None for a clip without motion.
+
+    Motion that is smaller or shorter than a cell is spread over it, and its energy is lost.
+    """
+    weight = _weights(flow, config)
+    if weight is None:
+        return None
+    mask = _pooled(weight, grid)
+    frames = torch.tensor(grid.folds, dtype=torch.float64, device=mask.device)
+    cells = (mask.double().square().mean((1, 2)) * frames).sum() / frames.sum()
+    return float(cells / weight.double().square().mean()), int((mask > mask.max() / 2).sum())
+
+
+def _weights(flow: Tensor, config: Motion) -> Tensor | None:
+    """W at the working size, [F, h, w]."""
     magnitude = flow.norm(dim=1)
     low = float(magnitude.min())
     high = float(magnitude.max()) if config.normalise == "min_max" else _quantile(magnitude, config.quantile)
     if high - low < max(config.still, 1e-6):
         return None
     weight = ((magnitude - low) / (high - low + 1e-6)).clamp(0, 1)
-    weight = torch.cat([weight, weight[-1:]])
+    return torch.cat([weight, weight[-1:]])
+
+
+def _pooled(weight: Tensor, grid: Grid) -> Tensor:
+    """[F, h, w] on a latent grid."""
     pooled = F.adaptive_avg_pool2d(weight[:, None], (grid.height, grid.width))[:, 0]
     parts, start = list[Tensor](), 0
     for fold, same in groupby(grid.folds):

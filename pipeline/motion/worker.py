@@ -48,6 +48,13 @@ class MotionWorker:
         row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
         return row
 
+    def energy(self, frames: Frames) -> tuple[float, int] | None:
+        """What a clip's mask keeps on the model's grid; see `motion.mask_energy`."""
+        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
+        if self.run.motion.camera == "subtract":
+            flow = flow - motion.camera_motion(flow)
+        return motion.mask_energy(flow, self.run.motion, self.grid)
+
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
         for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):

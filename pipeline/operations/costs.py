@@ -66,7 +66,7 @@ def seconds_by_part(rows: pa.Table, variant: str) -> dict[str, list[float]]:
     """The pilot's seconds of a variant; what went wrong does not count."""
     seconds: dict[str, list[float]] = {}
     for row in rows.to_pylist():
-        if row["variant"] == variant and row["problem"] is None:
+        if row["variant"] == variant and row["problem"] is None and row["seconds"] is not None:
             seconds.setdefault(row["metric"], []).append(row["seconds"])
     return seconds
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 AS_IT_IS, SHORTLIST = "as it stands", "the shortlist's variant"
 SCHEMA = schemas.PILOT
+ENERGY, CELLS = "mask_energy", "mask_cells"  # what a mask keeps on the model's grid, and how many of its cells move
 VARIED = 3  # clips of a batch that the variant of a shortlist is timed on
 STEPS = 4  # of fine-tuning; the first warms up and does not count
 DENOISING = (2, 4)  # steps of the two videos whose difference is the price of a step
@@ -57,6 +58,7 @@ class AttributionPilot:
         pool = run.resources.extract_features
         self.runs, self.device = variants(run), device_for(pool.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
+        place_experts(self.model, [setting for r in self.runs.values() for setting in r.attribution.settings])
         self.motion = {name: MotionWorker(r, models.grid(r), pool.gpus, 1) for name, r in self.runs.items()}
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
@@ -94,11 +96,23 @@ class AttributionPilot:
             if seconds["gradient"] > 0:
                 clip_ids.append(clip["clip_id"])
             rows += [line(clip["clip_id"], name, part, taken_by) for part, taken_by in seconds.items()]
+            rows += self._energy(name, clip)
         if clip_ids:
             _, last = timed(gradients.collect, self.device)
             rows += [line(i, name, "projection", last / len(clip_ids)) for i in clip_ids]
         gradients.close()
         return rows
+
+    def _energy(self, name: str, clip: Row) -> list[Row]:
+        """What the clip's mask keeps on the model's grid; nothing for a still clip."""
+        frames, fps, height, width = self.runs[name].geometry
+        worker = self.motion[name]
+        video = worker.decoder.submit_frames(clip["uri"], clip["start_frame"], frames, fps, height, width).result()
+        energy = worker.energy(video)
+        if energy is None:
+            return []
+        values = zip((ENERGY, CELLS), energy, strict=True)
+        return [line(clip["clip_id"], name, metric, None, value=float(value)) for metric, value in values]
 
     def _parts(self, name: str, clip: Row, gradients: ProjectedGradients, warm: bool) -> dict[str, float]:
         """Seconds of every part of a clip. A still clip that has no unmasked setting takes no time for gradients."""
@@ -188,8 +202,16 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
     return result, time.perf_counter() - start
 
 
-def line(clip_id: str, variant: str, part: str, seconds: float, problem: str | None = None) -> Row:
-    return {"clip_id": clip_id, "variant": variant, "metric": part, "seconds": seconds, "problem": problem}
+def line(
+    clip_id: str,
+    variant: str,
+    part: str,
+    seconds: float | None,
+    problem: str | None = None,
+    value: float | None = None,
+) -> Row:
+    keys = {"clip_id": clip_id, "variant": variant, "metric": part}
+    return {**keys, "seconds": seconds, "value": value, "problem": problem}
 
 
 def table(rows: list[Row]) -> pa.Table:

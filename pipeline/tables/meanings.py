@@ -210,8 +210,10 @@ PARTS: Meanings = {
 PILOT: Meanings = {
     "clip_id": _CLIP_ID,
     "variant": "`as it stands`, or the cheaper variant of the recipe that was timed.",
-    "metric": "Name of the part of a stage.",
+    "metric": "Name of the part of a stage; `mask_energy` and `mask_cells` are no parts.",
     "seconds": "Seconds that it took.",
+    "value": "What a mask keeps on the model's grid: the share of its energy at the working size (`mask_energy`), and "
+    "the cells that weigh more than half of the largest (`mask_cells`).",
     "problem": _ERROR,
 }
 EXPORTS: Meanings = {

@@ -133,6 +133,7 @@ PILOT = pa.schema(
         ("variant", pa.string()),
         ("metric", pa.string()),
         ("seconds", pa.float64()),
+        ("value", pa.float64()),
         ("problem", pa.string()),
     ]
 )

@@ -16,6 +16,7 @@ from pipeline.config import Finetune, Run, load
 from pipeline.config.attribution import Setting
 from pipeline.errors import ConfigError
 from pipeline.models import trained_weights
+from pipeline.models.adapters.wan22 import WanExperts
 from pipeline.models.conditioning import split
 from pipeline.models.diffusers_model import DiffusersModel
 from pipeline.operations import in_use
@@ -76,6 +77,24 @@ def test_layers_are_those_of_one_expert(model: DiffusersModel) -> None:
     gradient = LayeredGradient(model.trained, Projection("gaussian", 8, 0), layers=True)
     gradient.close()
     assert {"transformer.blocks.0", "transformer_2.blocks.0", "transformer_2.scale_shift_table"} <= set(gradient.names)
+
+
+def test_experts_change_places_where_one_fits_the_device(model: DiffusersModel) -> None:
+    """On a GPU the one that is not asked waits in main memory; here moves are written down and not made."""
+    moved = []
+    assert isinstance(model, WanExperts)
+    for name, module in model.transformers().items():
+        module.to = lambda place, name=name: moved.append((name, str(place)))  # type: ignore[method-assign, assignment]
+    model.apart, model.device = True, torch.device("cuda")
+    for name, module in model.transformers().items():
+        model._bring(module, ())
+        other = "transformer_2" if name == "transformer" else "transformer"
+        assert moved[-2:] == [(other, "cpu"), (name, "cuda")], "both would be on the device"
+    model.keep_on_device(["transformer"])
+    assert moved[-2:] == [("transformer", "cuda"), ("transformer_2", "cpu")]
+    count = len(moved)
+    model._bring(model.transformers()["transformer"], ())
+    assert len(moved) == count, "what is trained is moved while it is trained"
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pipeline.motion import (
     encode_mask,
     estimate,
     load_raft,
+    mask_energy,
     motion_mask,
     statistics,
 )
@@ -56,6 +57,22 @@ def by_hand(flow: Tensor, latent: tuple[int, int, int], stride: int) -> npt.NDAr
 def grid_of(frames: int, height: int, width: int, stride: int) -> Grid:
     """A latent grid whose frames after the first are of `stride` pixel frames each."""
     return Grid((1, *[stride] * (frames - 1)), height, width)
+
+
+# --- what a grid keeps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_grid_keeps_all_of_what_fills_its_cells_and_little_of_what_is_smaller(stride: int) -> None:
+    frames, latent = 9, 8 // stride + 1
+    filling, small = torch.zeros(frames - 1, 2, 32, 32), torch.zeros(frames - 1, 2, 32, 32)
+    filling[:, 0, 8:16, 8:16] = 5
+    small[:, 0, 8, 8] = 5
+    whole = mask_energy(filling, PLAIN, grid_of(latent, 4, 4, stride))
+    assert whole == (pytest.approx(1, abs=1e-5), latent)
+    spread = mask_energy(small, PLAIN, grid_of(latent, 4, 4, stride))
+    assert spread == (pytest.approx(1 / 64, rel=1e-4), latent), "a pixel in a cell of 64"
+    assert mask_energy(torch.zeros(frames - 1, 2, 32, 32), PLAIN, grid_of(latent, 4, 4, stride)) is None
 
 
 # --- the mask --------------------------------------------------------------------------------------------------------

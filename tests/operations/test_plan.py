@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,11 @@ def test_a_plan_from_videos(
         parts = costs.seconds_by_part(rows, variant)
         assert {"decode", "motion", "encode", "caption", "gradient", "projection"} <= set(parts), variant
         assert all(sum(parts[part]) > 0 for part in costs.PARTS)
-    assert "The same command with a --set more" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "The same command with a --set more" in printed
+    assert "model: Wan 2.1 text-to-video, latent grid 5x8x8" in printed
+    assert "t = 751: a share of noise of 0.75" in printed
+    assert re.search(r"masks: on this grid they keep \d+% of the energy .* of 320 cells move", printed)
     told = json.loads((tmp_path / "plan" / "plan.json").read_text())
     by_stage = {stage["what"]: stage for stage in told["stages"]}
     assert by_stage["index_clips"]["count"] == 30

@@ -24,6 +24,8 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma2Config,
+    Gemma2Model,
     LlamaConfig,
     LlamaModel,
     Qwen2_5_VLTextConfig,
@@ -213,6 +215,46 @@ def skyreels() -> Any:
         vae=wan_vae(),
         scheduler=flow_steps(8.0),
         transformer=wan_transformer(kind=diffusers.SkyReelsV2Transformer3DModel),
+    )
+
+
+def sana() -> Any:
+    torch.manual_seed(0)
+    encoder = Gemma2Model(
+        Gemma2Config(
+            head_dim=16,
+            hidden_size=8,
+            intermediate_size=64,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            num_key_value_heads=2,
+            vocab_size=512,
+            max_position_embeddings=4096,
+            attn_implementation="eager",
+        )
+    )
+    transformer = diffusers.SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=8,
+        mlp_ratio=2.5,
+        patch_size=(1, 2, 2),
+        rope_max_seq_len=32,
+    )
+    return diffusers.SanaVideoPipeline(
+        transformer=filled(transformer),
+        vae=wan_vae(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0
+        ),
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer(4096),
     )
 
 
@@ -487,6 +529,7 @@ TINY = {
     "wan2.2-i2v-a14b": Tiny(wan_image_experts, (5, 16, 32), {"text_tokens": 16}, (951.0, 751.0)),
     "wan2.2-ti2v-5b-image": Tiny(wan_image_tokens, (5, 32, 48), {"text_tokens": 16}),
     "skyreels-v2": Tiny(skyreels, (5, 16, 32), {"text_tokens": 16}),
+    "sana-video": Tiny(sana, (5, 32, 32), {"text_tokens": 16}),
     "hunyuanvideo": Tiny(hunyuan, (9, 32, 48), {"text_tokens": 16}),
     "mochi": Tiny(mochi, (13, 32, 48), {"text_tokens": 16}),
     "hunyuanvideo-1.5": Tiny(hunyuan15, (5, 16, 24), {"text_tokens": 32}),

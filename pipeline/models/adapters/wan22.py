@@ -79,6 +79,8 @@ class WanExperts(Wan):
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
         self.apart = device.type == "cuda"
         super().__init__(family, pipeline, config, device)
+        for module in self.transformers().values():
+            module.register_forward_pre_hook(self._bring)  # the pipeline's own call asks them as well
 
     def place(self, pipeline: Any, device: torch.device) -> None:
         if not self.apart:
@@ -97,14 +99,14 @@ class WanExperts(Wan):
         self.pipeline.load_lora_weights(folder)
         self.pipeline.load_lora_weights(folder, weight_name=lora_file("transformer_2"), load_into_transformer_2=True)
 
-    def asked(self, timestep: Tensor) -> nn.Module:
-        module = super().asked(timestep)
-        if self.apart and next(module.parameters()).device != self.device:
-            for other in self.transformers().values():
-                if other is not module:
-                    other.to("cpu")
-            module.to(self.device)
-        return module
+    def _bring(self, module: nn.Module, _: Any) -> None:
+        """Before a transformer computes, let it and the other one change places."""
+        if not self.apart or next(module.parameters()).device.type == self.device.type:
+            return
+        for other in self.transformers().values():
+            if other is not module:
+                other.to("cpu")
+        module.to(self.device)
 
 
 class WanTokensFamily(DiffusersFamily):
