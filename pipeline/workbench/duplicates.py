@@ -38,10 +38,10 @@ def groups(index: Index, features: Features, threshold: float) -> list[dict[str,
     """
     if not LEAST <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: it must be at least {LEAST} and at most 1")
-    found = list(_pairs(features.rows, threshold))
-    if not found:
+    pairs = list(_pairs(features.rows, threshold))
+    if not pairs:
         return []
-    a, b = np.concatenate(found).T
+    a, b = np.concatenate(pairs).T
     n = len(features.rows)
     _, labels = connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n)), directed=False)
     together = np.unique(np.concatenate([a, b]))

@@ -48,7 +48,7 @@ def clip(index: Index, people: People, clip_id: str, group: str) -> dict[str, An
     row = index.rows([at], DETAILS)[0]
     numbers = {name: _number(row[name]) for name in ("fps", "motion_mean", "camera_share")}
     about = {name: row[name] for name in ("start_frame", "num_frames", "height", "width")}
-    passed = {
+    columns = {
         facet.name: facet.values[facet.codes[at]]
         for facet in index.facets
         if facet.name not in ("source", "error", "length", "camera share") and facet.codes[at] >= 0
@@ -59,7 +59,7 @@ def clip(index: Index, people: People, clip_id: str, group: str) -> dict[str, An
         **card,
         **about,
         **numbers,
-        "columns": passed,
+        "columns": columns,
         "motions": motions(index, people, at),
         "queries": _queries(index, at),
         "words": [_word(word, version) for word in words],

@@ -110,8 +110,8 @@ class Index:
         if len(clip_ids) < FEW:  # ids are in order; a hash table of all of them takes longer
             return np.array([self._place(clip_id) for clip_id in clip_ids], np.int32)
         at = pc.index_in(pa.array(list(clip_ids), pa.string()), self.ids)
-        found: Places = pc.fill_null(at, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-        return found
+        places: Places = pc.fill_null(at, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return places
 
     def _place(self, clip_id: str) -> int:
         low, high = 0, len(self)
@@ -311,8 +311,8 @@ def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | 
         columns, start = Columns(rows, len(query_ids)), 0
         for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), ROWS // 4):
             at = pc.fill_null(pc.index_in(block.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
-            known = at >= 0
-            row_of[at[known]] = start + np.flatnonzero(known)
+            inside = at >= 0
+            row_of[at[inside]] = start + np.flatnonzero(inside)
             columns.add(tables.matrix(block, "influence"))
             start += block.num_rows
     except (OSError, ValueError, KeyError) as error:
@@ -335,9 +335,9 @@ def _facets(clips: pa.Table) -> list[Facet]:
     lengths = pc.binary_join_element_wise(pc.round(seconds, 1).cast(pa.string()), "s", " ")
     facets.append(_coded("length", lengths))
     facets.append(_coded("error", pc.struct_field(pc.extract_regex(clips.column("error"), "^(?P<code>[a-z_]+)"), 0)))
-    known = {*schemas.CLIPS.names, "file", "motion_mean", "camera_share"}
+    own = {*schemas.CLIPS.names, "file", "motion_mean", "camera_share"}
     for name in clips.column_names:
-        if name not in known and pa.types.is_string(clips.schema.field(name).type):
+        if name not in own and pa.types.is_string(clips.schema.field(name).type):
             facets.append(_coded(name, clips.column(name)))
     return [facet for facet in facets if len(facet.values) + bool((facet.codes < 0).any()) > 1 and facet.values]
 

@@ -106,11 +106,11 @@ def write_manifest(run: Run, queries: Sequence[Mapping[str, Any]]) -> str:
     for query in sorted(queries, key=lambda query: query["start_frame"] or 0):
         own.setdefault(str(query["uri"]), query)  # its first segment, whose id is the video's
     made = records(run.root)
-    taken = {record["id"] for record in made}
+    made_ids = {record["id"] for record in made}
     lines = [
         {"file_name": uri, "id": q["clip_id"], **{name: q[name] for name in ("caption", "group", "source")}}
         for uri, q in own.items()
-        if q["clip_id"] not in taken
+        if q["clip_id"] not in made_ids
     ]
     for record in made:
         place = join(run.root, FOLDER, f"{record['id']}.mp4")

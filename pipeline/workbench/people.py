@@ -173,10 +173,14 @@ class People:
             if group not in self._codes:
                 codes = np.full(len(self._index), NOBODY, np.int8)
                 if self.decisions.rows.num_rows:
-                    version_of = self._index.clips.select(["clip_id", "version"])
-                    self._put(codes, decisions.verdicts(self.decisions.rows, group, version_of))
+                    self._put(codes, self._verdicts(self.decisions.rows, group))
                 self._codes[group] = codes
             return self._codes[group]
+
+    def _verdicts(self, rows: pa.Table, group: str) -> pa.Table:
+        """`decisions.verdicts`, with the versions of the clips that the rows name and of no others."""
+        clip_ids = pc.unique(rows.column("clip_id")).to_pylist()
+        return decisions.verdicts(rows, group, self._versions(clip_ids))
 
     def _put(self, codes: npt.NDArray[np.int8], verdicts: pa.Table) -> None:
         places = self._index.places(verdicts.column("clip_id").to_pylist())
@@ -198,7 +202,7 @@ class People:
         rows = self.decisions.rows.filter(pc.equal(self.decisions.rows.column("by"), by))
         flags = np.zeros(len(self._index), bool)
         if rows.num_rows:
-            verdicts = decisions.verdicts(rows, group, self._index.clips.select(["clip_id", "version"]))
+            verdicts = self._verdicts(rows, group)
             flags[self._index.places(verdicts.column("clip_id").to_pylist())] = True
         return flags
 

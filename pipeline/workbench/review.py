@@ -61,10 +61,10 @@ def _agreement(index: Index, words: Any, group: str) -> dict[str, Any]:
     between = agreement.nominal(list(counts.values())) if counts else None
     places = index.places(clips)
     standing = index.standing(group)
-    known = (places >= 0) & (standing.rank[places] != NOT_RANKED)
-    selected = standing.decision[places[known]] == 0
-    kept = np.array([say == "keep" for say in says], bool)[known]
-    same, every = int((selected == kept).sum()), int(known.sum())
+    ranked = (places >= 0) & (standing.rank[places] != NOT_RANKED)
+    selected = standing.decision[places[ranked]] == 0
+    keeps = np.array([say == "keep" for say in says], bool)[ranked]
+    same, every = int((selected == keeps).sum()), int(ranked.sum())
     interval = wilson(same, every) if every else None
     return {
         "words": len(says),

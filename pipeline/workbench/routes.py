@@ -202,8 +202,8 @@ class Routes:
 
     def get_clip(self, request: Request) -> Any:
         bench = self._bench
-        found = facts.clip(bench.index, bench.people, _id(request), request.query_params.get("group", "all"))
-        return found if found is not None else refusal(404, "the run has no such clip")
+        clip = facts.clip(bench.index, bench.people, _id(request), request.query_params.get("group", "all"))
+        return clip if clip is not None else refusal(404, "the run has no such clip")
 
     def get_mask(self, request: Request) -> Any:
         if not self._bench.index.run.report.pictures:

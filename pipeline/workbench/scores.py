@@ -120,10 +120,10 @@ class Scores:
         standing = index.standing(group)
         size = self.size(group)
         chosen = np.zeros(len(index), bool)
-        kept = _best(score, np.flatnonzero(codes == 0), size)
-        chosen[kept] = True
+        first = _best(score, np.flatnonzero(codes == 0), size)
+        chosen[first] = True
         open_to = (codes == NOBODY) & (standing.decision != 2) & (standing.rank != NOT_RANKED)
-        chosen[_best(score, np.flatnonzero(open_to), size - len(kept))] = True
+        chosen[_best(score, np.flatnonzero(open_to), size - len(first))] = True
         return chosen
 
     def size(self, group: str) -> int:

@@ -106,11 +106,11 @@ class Views:
         return View(key, spec, places, counts, histogram)
 
     def _all_but(self, base: Flags, masks: dict[str, Flags], name: str) -> Flags:
-        kept = base.copy()
+        rest = base.copy()
         for other, mask in masks.items():
             if other != name:
-                kept &= mask
-        return kept
+                rest &= mask
+        return rest
 
     def _coded(self, spec: Spec) -> list[tuple[str, tuple[str, ...], npt.NDArray[Any]]]:
         """Every facet: its name, its values and each clip's place among them."""

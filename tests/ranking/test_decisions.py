@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import tables
@@ -51,6 +51,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
     return rows
 
 
+@settings(max_examples=40)
 @given(histories(), st.randoms(use_true_random=False), st.lists(st.integers(0, 60), max_size=3))
 def test_any_order_and_split_of_the_rows_give_one_state(
     rows: list[dict[str, Any]], random: Any, cuts: list[int]
@@ -89,12 +90,14 @@ def by_hand(rows: list[dict[str, Any]], group: str) -> dict[str, tuple[str, str]
     return state
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_the_state_is_that_of_the_rule(rows: list[dict[str, Any]]) -> None:
     for group in ("all", "roll", "fall"):
         assert said(rows, group) == by_hand(rows, group)
 
 
+@settings(max_examples=40)
 @given(histories(), st.integers(0, 7))
 def test_undo_is_exact(rows: list[dict[str, Any]], which: int) -> None:
     batch = f"b{which}"
