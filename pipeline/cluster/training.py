@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all, nothing
 
 DONE = "done.json"
+ENCODING = 2  # raise by hand when the files of encoded clips change
 MAX_FAILURES = 3
 POLL = 5.0  # seconds between two looks at an arm's metrics
 REGROW = 300.0  # seconds between two looks whether lost workers can be had again: each costs a restart
@@ -128,7 +129,7 @@ def finetune(
             "rows": rows.select(columns).sort_by("clip_id"),
             "frames": frames,
             "folder": folder,
-            "cache": stores.join(root, "finetuned", ".latents", _short(_encoded_as(run, model_hash))),
+            "cache": stores.join(root, "finetuned", ".latents", _short([ENCODING, *_encoded_as(run, model_hash)])),
             "name": name,
             "checkpoints": stores.join(storage, name),
         }

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.motion import flaws
 from pipeline.motion.flaws import FLAWS
 from pipeline.motion.judge import COURSES, Floats, Judge, taught
@@ -69,12 +69,14 @@ def quantiles(distances: Floats, among: Floats) -> Floats:
 def lawfulness(run: Run) -> Iterator[pa.Table]:
     """Rows of lawfulness/: every clip whose movement is known, in blocks. Nothing where no query's movement is.
 
-    Raises ConfigError where `ranking.group_column` names no column of clips/.
+    Raises ConfigError where `ranking.group_column` names no column of clips/, FingerprintError for a movement/ of
+    before flaws were measured.
     """
     judge = _judge(run)
     folder = join(shortlist.motion_root(run), "movement", "clips")
     if judge is None or not tables.parts(folder):
         return
+    _check_flaws(run)
     measure = _Measure(judge, _flaws_of_queries(run))
     ids, codes = _named(run, measure.groups)
     by = COLUMN if run.ranking.group_column else CAPTION
@@ -174,6 +176,16 @@ def _judge(run: Run) -> Judge | None:
     with_description = table.filter(pc.is_valid(table.column("description")))
     rows = [row for row in with_description.to_pylist() if row["clip_id"] in groups]
     return taught([(groups[r["clip_id"]], np.array(r["description"], np.float64)) for r in rows]) if rows else None
+
+
+def _check_flaws(run: Run) -> None:
+    for name in ("clips", "queries"):
+        folder = join(shortlist.motion_root(run), "movement", name)
+        if not all("flaws" in schema.names for schema in tables.columns(folder)):
+            raise FingerprintError(
+                f"{folder}: its rows were measured before clips had flaws. Delete movement/ and motion/ of this run, "
+                "and run estimate_motion or curate again: no gradient is computed anew."
+            )
 
 
 def _flaws_of_queries(run: Run) -> Floats:

@@ -111,9 +111,11 @@ class Ranked:
         """The clips' ids from best to worst by `weighted_mean`."""
         return self.clip_ids.take(pa.array(placed(self.weighted_mean(group, weights), None, self.clip_ids)))
 
-    def order(self, group: str, by: Literal["mean", "votes"], vote_fraction: float) -> pa.LargeStringArray:
+    def order(
+        self, group: str, by: Literal["mean", "votes"], vote_fraction: float, spare: float = 0.0
+    ) -> pa.LargeStringArray:
         """The clips' ids from best to worst for a group."""
-        mean, votes = self.score(group, self.marks(vote_fraction))
+        mean, votes = self.score(group, self.marks(vote_fraction), spare)
         return self.clip_ids.take(pa.array(placed(mean, votes if by == "votes" else None, self.clip_ids)))
 
 

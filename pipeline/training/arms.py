@@ -159,7 +159,7 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
     if arm == "motive_whitened":
         return _ranked(run, "motion", run.ranking.whiten or WHITEN, "mean")
     if arm == "selected":
-        ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by)
+        ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by, run.ranking.spare)
         return ordered.filter(pc.invert(pc.is_in(ordered, _harmful(run).cast(ordered.type))))
     if arm == "curated":
         verdicts = decisions.run_verdicts(run.root, run.finetune.group)
@@ -179,9 +179,9 @@ def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array
     return clip_ids.take(pa.array(placed(score.astype(np.float32), None, clip_ids)))
 
 
-def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"]) -> pa.Array:
+def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"], spare: float = 0.0) -> pa.Array:
     ranked = recorded(run, mask, whiten) or rank(run, mask, whiten)
-    return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction)
+    return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction, spare)
 
 
 def _weighted(run: Run) -> pa.Array:
@@ -191,7 +191,9 @@ def _weighted(run: Run) -> pa.Array:
     group = _known_group(run, ranked.groups)
     query_ids = [ranked.query_ids[query] for query in ranked.of(group)]
     weights = query_weights.of_queries(query_weights.weights(query_weights.read(run.root)), query_ids, group)
-    return ranked.order(group, r.by, r.vote_fraction) if weights is None else ranked.weighted_order(group, weights)
+    if weights is None:
+        return ranked.order(group, r.by, r.vote_fraction, r.spare)
+    return ranked.weighted_order(group, weights)
 
 
 def _lawful(run: Run) -> pa.Array:

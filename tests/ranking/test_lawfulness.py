@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import config, tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FingerprintError
 from pipeline.motion import colours, judge
 from pipeline.motion.flaws import FLAWS
 from pipeline.ranking import lawfulness
@@ -153,6 +153,17 @@ def test_a_flaw_spoils_a_clip_whose_motion_nobody_names(run: Run, tmp_path: Path
         ids[2]: "its picture stands still for 50% of the clip, which no query does",
         ids[4]: "it jumps: a change 9.0 times the usual one, which no query does",
     }
+
+
+def test_a_movement_of_before_flaws_is_named(run: Run, tmp_path: Path) -> None:
+    older = run.model_copy(update={"root": str(tmp_path)})
+    for name in ("queries", "movement/queries", "clips", "movement/clips"):
+        rows = tables.read(stores.join(run.root, name))
+        assert rows is not None
+        rows = rows.drop_columns(["flaws"]) if name == "movement/clips" else rows
+        tables.append(stores.join(str(tmp_path), name), rows, {})
+    with pytest.raises(FingerprintError, match="measured before clips had flaws"):
+        measure_lawfulness(older, {})
 
 
 def test_without_movement_nothing_is_known(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,6 +317,8 @@ def test_spared_motions_are_taken_from_a_groups_mean_and_from_no_one_elses() -> 
     for group in ("all", "spin", "roll"):
         assert np.array_equal(ranked().score(group, marks, 0.0)[0], ranked().score(group, marks)[0])
     assert np.array_equal(ranked().score("all", marks, 0.5)[0], ranked().score("all", marks)[0])
+    order = [ids(12)[n] for n in np.argsort(-mean, kind="stable")]
+    assert ranked().order("spin", "mean", 0.1, 0.5).to_pylist() == order, "an arm that picks does not spare"
     with pytest.raises(ValueError, match="spare is taken from mean influence"):
         Ranking(spare=0.5, by="votes")
 
