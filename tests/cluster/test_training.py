@@ -106,7 +106,7 @@ def frames_and_a_kill(run: Run) -> training_set.FramesOf:
 
 def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = tiny.opened(checkpoint)
-    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
+    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache), 8.0)
     training = loop.begin(model, run.finetune, run.seed)
     clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
     losses = [line.loss for line in loop.train(training, clips, run.finetune, run.seed)]

@@ -151,7 +151,7 @@ def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], Weights]
     """The same training in this process, undisturbed and not sharded."""
     config = run.finetune.model_copy(update={"sharding": "none"})
     model = tiny.opened(checkpoint)
-    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache))
+    training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache), 8.0)
     training = loop.begin(model, config, run.seed)
     clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
     losses = [line.loss for line in loop.train(training, clips, config, run.seed)]
