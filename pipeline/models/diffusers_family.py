@@ -7,6 +7,7 @@ is built.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module
@@ -27,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 
 
-class DiffusersFamily:
+class DiffusersFamily(ABC):
     """A folder of a diffusers pipeline. Raises ConfigError, when it is made, for relatives that would be computed
     wrongly."""
 
@@ -126,8 +127,8 @@ class DiffusersFamily:
     # --- geometry -----------------------------------------------------------------------------------------------------
 
     @property
-    def strides(self) -> tuple[int, int]:
-        raise NotImplementedError
+    @abstractmethod
+    def strides(self) -> tuple[int, int]: ...
 
     @property
     def channels(self) -> int:
@@ -190,6 +191,7 @@ class DiffusersFamily:
 
     def check(self, config: VideoModelConfig) -> None:
         """Every key of `model` is possible."""
+        return
 
     def check_tokens(self, config: VideoModelConfig, exactly: int) -> None:
         if config.text_tokens != exactly:
@@ -212,8 +214,8 @@ class DiffusersFamily:
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    def open(self, config: VideoModelConfig, device: torch.device) -> VideoModel:
-        raise NotImplementedError
+    @abstractmethod
+    def open(self, config: VideoModelConfig, device: torch.device) -> VideoModel: ...
 
     def load(self, config: VideoModelConfig, **components: Any) -> Any:
         """diffusers' pipeline of the folder, on the CPU, in the dtypes of `config`. Raises ConfigError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ def lora_file(part: str) -> str:
     return LORA if part == "transformer" else f"pytorch_lora_weights_{part}.safetensors"
 
 
-class DiffusersModel:
+class DiffusersModel(ABC):
     """A pipeline that is loaded; see `VideoModel` for its methods.
 
     The autoencoder runs in the dtype that it has, float32 as diffusers advises or bfloat16; its latents are normalised
@@ -63,6 +64,7 @@ class DiffusersModel:
 
     def keep_on_device(self, parts: Collection[str]) -> None:
         """Nothing to do where there is one transformer."""
+        return
 
     # --- what is trained ----------------------------------------------------------------------------------------------
 
@@ -115,11 +117,11 @@ class DiffusersModel:
         video: Tensor = torch.from_numpy(frames).to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         return video
 
-    def normalised(self, raw: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def normalised(self, raw: Tensor) -> Tensor: ...
 
-    def text(self, caption: str) -> dict[str, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def text(self, caption: str) -> dict[str, Tensor]: ...
 
     def cut(self, caption: str) -> int:
         """By the first tokenizer; templates around a caption are not counted."""
@@ -133,8 +135,8 @@ class DiffusersModel:
 
     # --- the transformer ----------------------------------------------------------------------------------------------
 
-    def arguments(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def arguments(self, noisy: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]: ...
 
     def unpacked(self, output: Tensor, noisy: Tensor) -> Tensor:
         """The transformer's output in the layout [B, C, f, h, w]."""
