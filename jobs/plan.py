@@ -40,7 +40,7 @@ CHEAPER = (
 
 def plan(run: Run) -> None:
     attribution.check(run, "index_clips", video_sets.names(run))
-    listed = manifest.videos(*video_sets.listed(run, "clips")[:6])
+    listed = manifest.of_set(video_sets.asked(run, "clips"))
     run_record.record(run)
     streaming.connect()
     resources.check(run, ["extract_features", "finetune"])
@@ -84,7 +84,7 @@ def _size(run: Run, videos: int, segments: float) -> costs.Size:
     return costs.Size(
         videos=videos,
         clips=videos * segments,
-        held_out=manifest.videos(*video_sets.listed(run, "held_out")[:6]).num_rows if held_out else 0,
+        held_out=manifest.of_set(video_sets.asked(run, "held_out")).num_rows if held_out else 0,
         parameters=sum(p.numel() for p in module.parameters()),
         latent_numbers=family.channels * grid(d.frames, d.height, d.width),
         mask_numbers=grid(frames, height, width),

@@ -33,6 +33,7 @@ from pipeline.config.operations import Pool
 from pipeline.errors import ClipError
 from pipeline.inputs import passed_columns
 from pipeline.inputs.changes import Listing
+from pipeline.inputs.video_set import VideoSet
 from pipeline.tables import schemas
 from pipeline.tables.ids import digests
 from pipeline.tables.scanning import blocks
@@ -136,7 +137,7 @@ def index(root: Path, count: int) -> Spent:
     for batch in pq.ParquetFile(root / "manifest.parquet").iter_batches(PART):
         del batch
     watch("ceiling")
-    listed = Listing(str(root / "manifest.parquet"), "data.videos", None)
+    listed = Listing(VideoSet(str(root / "manifest.parquet")))
     watch("list")
     columns = blocks(str(root / "index" / "clips"), ["clip_id", "uri", "caption", "source"])
     assert passed_columns.changed(listed.videos, columns, ["source"]) == ([], []), (

@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.inputs import folders, video_ids, videos
 from pipeline.inputs.manifests import versioned
 from pipeline.inputs.shards import members
-from pipeline.inputs.video_set import PICTURES, VideoSet
+from pipeline.inputs.video_set import VideoSet
 from pipeline.tables import retries
 from pipeline.tables.ids import Flags, IdList, IdSet
 from pipeline.tables.schemas import CAPTIONS
@@ -29,17 +29,7 @@ class Listing:
     Raises InputError, naming `key`.
     """
 
-    def __init__(
-        self,
-        where: str,
-        key: str,
-        base: str | None,
-        files: str | None = None,
-        camera: str | None = None,
-        fps: float = PICTURES,
-        empty_captions: float = 1.0,
-    ) -> None:
-        asked = VideoSet(where, key, base, files, camera, fps)
+    def __init__(self, asked: VideoSet) -> None:
         self.schema, blocks = _read(asked)
         self._own = False  # whether videos have ids of their own
         self.captions = CaptionShare()
@@ -57,13 +47,13 @@ class Listing:
                 yield block, _names(block)
 
         self.videos = tables.shuffled(self.schema, named())
-        self.captions.check(asked, empty_captions)
-        self._check_names(where, key)
-        self._check_ids_of_spans(ids_of_spans.to_set(), where, key)
-        self._check_segments(of_segments.to_set(), where, key)
+        self.captions.check(asked)
+        self._check_names(asked)
+        self._check_ids_of_spans(ids_of_spans.to_set(), asked)
+        self._check_segments(of_segments.to_set(), asked)
         self._versions = versions.to_set()
 
-    def _check_names(self, where: str, key: str) -> None:
+    def _check_names(self, asked: VideoSet) -> None:
         """Raise InputError where an id, or a file without one, is listed more than once."""
         if not self.videos.has_repeats:
             return
@@ -73,11 +63,11 @@ class Listing:
             repeated |= set(names.filter(pa.array(self.videos.is_repeated(names))).to_pylist())
         more = f" and {len(repeated) - 10} more" if len(repeated) > 10 else ""
         raise InputError(
-            f"{key}={where!r}: in the manifest, {', '.join(sorted(repeated)[:10])}{more} is listed more than once. "
+            f"{asked.named}: in the manifest, {', '.join(sorted(repeated)[:10])}{more} is listed more than once. "
             "List every file once, or give its rows ids of their own in a column `id`; every id must be its own."
         )
 
-    def _check_ids_of_spans(self, ids: IdSet, where: str, key: str) -> None:
+    def _check_ids_of_spans(self, ids: IdSet, asked: VideoSet) -> None:
         """Raise InputError where several rows with spans have one id."""
         repeated = (ids.digests[1:] == ids.digests[:-1]).all(axis=1)
         if not repeated.any():
@@ -89,11 +79,11 @@ class Listing:
             names |= set(own.filter(pa.array(twice.has(own))).to_pylist())
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         raise InputError(
-            f"{key}={where!r}: in the manifest, {', '.join(sorted(names)[:10])}{more} is the id of more than one row. "
+            f"{asked.named}: in the manifest, {', '.join(sorted(names)[:10])}{more} is the id of more than one row. "
             "Every span of a video needs an id of its own; correct them, or leave the column `id` out."
         )
 
-    def _check_segments(self, of_segments: IdSet, where: str, key: str) -> None:
+    def _check_segments(self, of_segments: IdSet, asked: VideoSet) -> None:
         """Raise InputError where a segment of one of these videos may be called as another video is."""
         if not len(of_segments):
             return
@@ -106,7 +96,7 @@ class Listing:
                 names = [one, video_ids.video_of(one) or one]
                 if shared.has(pa.array(names, pa.string())).any():
                     ids.add(one)
-        video_ids.check_segments(ids, where, key)
+        video_ids.check_segments(ids, asked.where, asked.key)
 
     def subtract(self, folder: str) -> set[str]:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
@@ -174,14 +164,14 @@ class CaptionShare:
         share = self.empty / self.videos if self.videos else 0.0
         return f"without a caption: {self.empty} of {self.videos} videos ({share:.1%})"
 
-    def check(self, asked: VideoSet, most: float) -> None:
-        """Raise InputError where their share is above `most`."""
-        if self.empty <= most * self.videos:
+    def check(self, asked: VideoSet) -> None:
+        """Raise InputError where their share is above what the set allows."""
+        if self.empty <= asked.empty_captions * self.videos:
             return
         raise InputError(
-            f"{asked.named}: {self.sentence()}, more than data.empty_captions={most:g} allows. Looked for were "
-            f"{looked_for(asked.where)}. Correct the names, or set data.empty_captions=1 if these videos have no "
-            "captions: empty ones are used then."
+            f"{asked.named}: {self.sentence()}, more than data.empty_captions={asked.empty_captions:g} allows. "
+            f"Looked for were {looked_for(asked.where)}. Correct the names, or set data.empty_captions=1 if these "
+            "videos have no captions: empty ones are used then."
         )
 
 
@@ -196,22 +186,13 @@ def looked_for(where: str) -> str:
     return f"NAME.txt beside each video, {', '.join(folders.METADATA)} with {columns}"
 
 
-def check(
-    where: str,
-    key: str,
-    base: str | None,
-    files: str | None = None,
-    camera: str | None = None,
-    fps: float = PICTURES,
-    empty_captions: float = 1.0,
-) -> pa.Schema:
+def check(asked: VideoSet) -> pa.Schema:
     """Read a listing to its end, for its columns and captions. Raises InputError."""
-    asked = VideoSet(where, key, base, files, camera, fps)
     schema, blocks = _read(asked)
     captions = CaptionShare()
     for block in blocks:
         captions.add(block)
-    captions.check(asked, empty_captions)
+    captions.check(asked)
     return schema
 
 
@@ -219,5 +200,5 @@ def _read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]]:
     manifest = versioned.read(asked)
     if manifest is not None:
         return manifest
-    table = videos.videos(asked.where, asked.key, asked.base, asked.files, asked.camera, asked.fps)
+    table = videos.of_set(asked)
     return table.schema, (table.slice(i, BLOCK) for i in range(0, table.num_rows, BLOCK))

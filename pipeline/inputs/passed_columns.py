@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import InputError
+from pipeline.inputs.video_set import VideoSet
 from pipeline.tables.ids import TextSet
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
 
-def check(listed: pa.Schema, schemas: Iterable[pa.Schema], where: str, key: str, folder: str) -> None:
+def check(listed: pa.Schema, schemas: Iterable[pa.Schema], asked: VideoSet, folder: str) -> None:
     """Raise InputError if a column that passes through is of another type than in a table's parts."""
     for schema in schemas:
         for field in schema:
@@ -26,7 +27,7 @@ def check(listed: pa.Schema, schemas: Iterable[pa.Schema], where: str, key: str,
             if pa.types.is_null(field.type) or now == field.type:
                 continue
             raise InputError(
-                f"{key}={where!r}: its column {field.name!r} is of type {now}, but {folder} holds it as {field.type} "
+                f"{asked.named}: its column {field.name!r} is of type {now}, but {folder} holds it as {field.type} "
                 "from an earlier run. Write it as it was, give it another name, or take another root."
             )
 

@@ -11,7 +11,8 @@ PICTURES = 16.0  # frames a second of a folder of pictures, where nobody says it
 @dataclass(frozen=True)
 class VideoSet:
     """`where` is the value of `key`, such as data.videos; `base`, `files` and `camera` are data.base, `files` of the
-    set's own section, and data.camera; `fps` is the rate of folders of pictures that say none: data.fps. A trainer's
+    set's own section, and data.camera; `fps` is the rate of folders of pictures that say none: data.fps;
+    `empty_captions` is the share of videos that may have no caption: data.empty_captions. A trainer's
     configuration says further with which ends captions lie beside videos, and which columns of its manifests have which
     names here. Where it leads to a folder, that folder's own configurations are not read."""
 
@@ -21,6 +22,7 @@ class VideoSet:
     files: str | None = None
     camera: str | None = None
     fps: float = PICTURES
+    empty_captions: float = 1.0
     sidecars: tuple[str, ...] = (".txt",)
     columns: Mapping[str, str] = field(default_factory=dict)
     configurations: tuple[str, ...] = ()  # that led here, the last one last

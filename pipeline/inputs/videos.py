@@ -58,9 +58,15 @@ def videos(
 
     Raises UsageError, naming `key`: ConfigError for a place that is not there, InputError for what is wrong in it.
     """
+    return of_set(VideoSet(where, key, base, files, camera, fps))
+
+
+def of_set(asked: VideoSet) -> pa.Table:
+    """The same of a set of videos."""
+    where, key = asked.where, asked.key
     fs, bare = place_of(where, key)
     try:
-        rows, said = _listed(fs, bare, VideoSet(where, key, base, files, camera, fps))
+        rows, said = _listed(fs, bare, asked)
     except PermissionError as error:
         raise InputError(f"{key}={where!r}: it may not be read ({error}). Check its permissions.") from error
     try:

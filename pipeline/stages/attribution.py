@@ -35,9 +35,9 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
     for name in names if stage == "index_clips" else ():
         if name == "queries" and run.queries.videos is None:
             continue  # they lie under the run's own root, which is there or will be
-        place, folder = video_sets.listed(run, name), stores.join(run.root, name)
+        videos, folder = video_sets.asked(run, name), stores.join(run.root, name)
         with faults.collected():
-            passed_columns.check(changes.check(*place), tables.columns(folder), *place[:2], folder)
+            passed_columns.check(changes.check(videos), tables.columns(folder), videos, folder)
     with faults.collected():
         models.family(run.model)
     with faults.collected():

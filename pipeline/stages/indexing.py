@@ -28,7 +28,7 @@ def index(run: Run, name: str) -> Counted:
     """Find a set's videos and cut them into segments."""
     folder = stores.join(run.root, name)
     merge(folder)
-    listed = Listing(*video_sets.listed(run, name))
+    listed = Listing(video_sets.asked(run, name))
     print(f"{name}: {listed.captions.sentence()}")
     others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
     schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import Run
+from pipeline.inputs.video_set import VideoSet
 from pipeline.storage import stores
 
 SETS = {"clips": "data.videos", "queries": "queries.videos", "held_out": "evaluate.videos"}
@@ -19,11 +20,11 @@ def where(run: Run, name: str) -> str | None:
     return {"clips": run.data.videos, "queries": run.queries.videos, "held_out": run.evaluate.videos}[name]
 
 
-def listed(run: Run, name: str) -> tuple[str, str, str | None, str | None, str | None, float, float]:
-    """Where a set's videos are, the key that says so, the folder they must lie in, that of a manifest's relative paths,
-    a robot's camera, the rate of pictures, and the share of empty captions that is allowed."""
-    d = run.data
-    if name == "queries" and run.queries.videos is None:  # made from prompts: they lie under the run's own root
-        return str(where(run, name)), SETS[name], None, None, None, d.fps, 1.0
+def asked(run: Run, name: str) -> VideoSet:
+    """A set as the configuration asks for it. Queries made from prompts lie under the run's own root, and may have no
+    captions."""
+    d, place = run.data, str(where(run, name))
+    if name == "queries" and run.queries.videos is None:
+        return VideoSet(place, SETS[name], fps=d.fps)
     files = {"clips": d.files, "queries": run.queries.files, "held_out": run.evaluate.files}[name]
-    return str(where(run, name)), SETS[name], d.base, files, d.camera, d.fps, d.empty_captions
+    return VideoSet(place, SETS[name], d.base, files, d.camera, d.fps, d.empty_captions)

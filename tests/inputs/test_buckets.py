@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.config import Data
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.shards import members as shards
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.synthetic import world
@@ -185,11 +186,7 @@ def test_a_remote_file_is_fetched_once_for_the_spans_that_come_together(store: S
         {"video": f"{n}.mp4", "caption": "c", "start_frame": i, "end_frame": i + 5} for i in range(4) for n in "abc"
     ]
     _put(store, "data/list.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    listed = [
-        row
-        for block in Listing(f"s3://{BUCKET}/data/list.jsonl", "data.videos", None).videos
-        for row in block.to_pylist()
-    ]
+    listed = [row for block in Listing(VideoSet(f"s3://{BUCKET}/data/list.jsonl")).videos for row in block.to_pylist()]
     store.requests.clear()
     with Decoder() as decoder:
         clips = [clip for row in listed for clip in index(row, Data(videos="x", frames=5, fps=8.0), decoder)]

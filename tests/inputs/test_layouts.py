@@ -22,6 +22,7 @@ from pipeline.exports import formats
 from pipeline.exports.trainers import ExportedSet
 from pipeline.inputs.changes import Listing, check
 from pipeline.inputs.layouts import line_files
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.video.decoder import Decoder
 from pipeline.video.indexing import index
@@ -128,22 +129,22 @@ def test_a_set_without_captions_is_refused_above_the_limit(tmp_path: Path) -> No
     touch(tmp_path, ("a.mp4", "b.mp4", "c.mp4", "d.mp4"))
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_text("two")
-    listed = Listing(str(tmp_path), "data.videos", None, empty_captions=0.5)
+    listed = Listing(VideoSet(str(tmp_path), empty_captions=0.5))
     assert listed.captions.sentence() == "without a caption: 2 of 4 videos (50.0%)"
     (tmp_path / "b.txt").unlink()
     for refused in (Listing, check):
         with pytest.raises(InputError, match=r"3 of 4 videos \(75\.0%\), more than data\.empty_captions=0\.5") as error:
-            refused(str(tmp_path), "data.videos", None, empty_captions=0.5)
+            refused(VideoSet(str(tmp_path), empty_captions=0.5))
         assert "NAME.txt" in str(error.value)
         assert "metadata.json" in str(error.value)
-    assert Listing(str(tmp_path), "data.videos", None, empty_captions=1.0).videos.num_rows == 4
+    assert Listing(VideoSet(str(tmp_path), empty_captions=1.0)).videos.num_rows == 4
 
 
 def test_videos_with_errors_do_not_count_as_without_captions(tmp_path: Path) -> None:
     touch(tmp_path, ("a.mp4",))
     rows = [{"video": "a.mp4", "prompt": "one"}, *({"video": f"gone{n}.mp4", "prompt": ""} for n in range(5))]
     where = str(write_json(tmp_path / "list.json", rows))
-    assert Listing(where, "data.videos", None, empty_captions=0.5).captions.videos == 1
+    assert Listing(VideoSet(where, empty_captions=0.5)).captions.videos == 1
 
 
 # --- folders and hubs ------------------------------------------------------------------------------------------------

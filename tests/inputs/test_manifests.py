@@ -19,6 +19,7 @@ from pipeline.config import Data
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests import csv_blocks
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.storage import stores
 from pipeline.tables import schemas
@@ -30,7 +31,7 @@ Rows = list[dict[str, Any]]
 
 def streamed(where: str) -> Rows:
     """The rows of a listing, as a stage draws them."""
-    rows = [row for block in Listing(where, "data.videos", None).videos for row in block.to_pylist()]
+    rows = [row for block in Listing(VideoSet(where)).videos for row in block.to_pylist()]
     return sorted(rows, key=lambda row: str(row["uri"]))
 
 
@@ -115,7 +116,7 @@ def test_a_csv_column_is_of_numbers_where_all_values_are(tmp_path: Path, values:
 def test_a_column_of_a_csv_without_values_has_no_type_yet(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,caption,score,note\na.mp4,,,nan\n")
     (tmp_path / "v.csv").write_text("path,caption,score,note,version,size\na.mp4,,,nan,1,1\n")
-    for found in (videos(str(tmp_path / "l.csv")).schema, Listing(str(tmp_path / "v.csv"), "data.videos", None).schema):
+    for found in (videos(str(tmp_path / "l.csv")).schema, Listing(VideoSet(str(tmp_path / "v.csv"))).schema):
         assert not {"score", "note"} & set(found.names), "a later run, in which it has numbers, would be refused"
 
 

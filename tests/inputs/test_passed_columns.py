@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.inputs import passed_columns
+from pipeline.inputs.video_set import VideoSet
 
 ROWS: list[dict[str, Any]] = [
     {"uri": "a", "caption": "one", "group": "g", "score": 1.5, "tags": ["x"], "more": {"k": 1}},
@@ -78,10 +79,10 @@ def test_columns_of_any_type_are_told() -> None:
 def test_a_column_of_another_type_is_a_clear_error() -> None:
     held = [pa.schema([("clip_id", pa.string()), ("score", pa.int64())])]
     passed_columns.check(
-        pa.schema([("score", pa.int64()), ("new", pa.string())]), held, "x.jsonl", "data.videos", "run/clips"
+        pa.schema([("score", pa.int64()), ("new", pa.string())]), held, VideoSet("x.jsonl"), "run/clips"
     )
-    passed_columns.check(pa.schema([]), held, "x.jsonl", "data.videos", "run/clips")
+    passed_columns.check(pa.schema([]), held, VideoSet("x.jsonl"), "run/clips")
     with pytest.raises(InputError) as caught:
-        passed_columns.check(pa.schema([("score", pa.string())]), held, "x.jsonl", "data.videos", "run/clips")
+        passed_columns.check(pa.schema([("score", pa.string())]), held, VideoSet("x.jsonl"), "run/clips")
     for word in ("data.videos", "x.jsonl", "score", "string", "int64", "run/clips"):
         assert word in str(caught.value)

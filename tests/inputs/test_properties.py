@@ -24,6 +24,7 @@ from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Run
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.manifests.columns import columns
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.ranking import selection
 from pipeline.tables import schemas
@@ -98,7 +99,7 @@ def write(folder: Path, kind: str, rows: Rows) -> str:
 
 
 def streamed(where: str) -> Rows:
-    return [row for block in Listing(where, "data.videos", None).videos for row in block.to_pylist()]
+    return [row for block in Listing(VideoSet(where)).videos for row in block.to_pylist()]
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_every_clip_leaves_every_stage_once(
     place = folder()
     where = write(toys[0].parent, "jsonl", rows)  # beside the videos, whose group is then that of the data root
     run = worker.motion.run.model_copy(update={"root": str(place)})
-    listed = Listing(where, "data.videos", None)
+    listed = Listing(VideoSet(where))
     others = [field for field in listed.schema if field.name not in (*schemas.VIDEOS.names, *schemas.CLIPS.names)]
     clips = pa.schema([*schemas.QUERIES, *others])
     parts = [part["clips"] for block in listed.videos for part in indexing.IndexWorker(run, clips)(block)]

@@ -20,6 +20,7 @@ from pipeline.errors import InputError
 from pipeline.inputs import spans
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.spans import SpanError
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.tables.schemas import CLIPS
 from pipeline.video import frames as video
@@ -61,7 +62,7 @@ def _manifest(folder: Path, film: Path, rows: list[dict[str, Any]], end: str = "
 
 def _indexed(where: str, decoder: Decoder, frames: int = 5, fps: float = 10.0) -> list[dict[str, Any]]:
     data = Data(videos=where, frames=frames, fps=fps, height=32, width=64)
-    listed = [row for block in Listing(where, "data.videos", None).videos for row in block.to_pylist()]
+    listed = [row for block in Listing(VideoSet(where)).videos for row in block.to_pylist()]
     return sorted((row for one in listed for row in index(one, data, decoder)), key=lambda row: row["start_frame"])
 
 
@@ -178,7 +179,7 @@ def test_a_span_listed_twice_and_an_id_twice_are_errors(tmp_path: Path, film: Pa
         videos(_manifest(tmp_path, film, rows))
     versioned = [{**row, "version": "1"} for row in rows]
     with pytest.raises(InputError, match="a is the id of more than one row"):
-        Listing(_manifest(tmp_path, film, versioned), "data.videos", None)
+        Listing(VideoSet(_manifest(tmp_path, film, versioned)))
 
 
 @pytest.mark.parametrize("with_ids", [False, True])
@@ -197,12 +198,12 @@ def test_a_run_that_was_killed_between_two_spans_of_a_video_goes_on(
     schema = pa.schema([*CLIPS, ("span", pa.string())])
     first = [row for row in clips if row["span"] == "0s-1s"]
     tables.append(folder, pa.Table.from_pylist(first, schema=schema), {})
-    listed = Listing(where, "data.videos", None)
+    listed = Listing(VideoSet(where))
     listed.subtract(folder)
     assert [row["span"] for block in listed.videos for row in block.to_pylist()] == ["2s-3s"]
     rest = [row for row in clips if row["span"] == "2s-3s"]
     tables.append(folder, pa.Table.from_pylist(rest, schema=schema), {})
-    listed = Listing(where, "data.videos", None)
+    listed = Listing(VideoSet(where))
     listed.subtract(folder)
     assert listed.videos.num_rows == 0
     table = tables.read(folder)
@@ -214,7 +215,7 @@ def test_an_edited_span_gives_way(tmp_path: Path, film: Path, decoder: Decoder) 
     folder = str(tmp_path / "run" / "clips")
     before = _indexed(_manifest(tmp_path, film, [{}]), decoder)
     tables.append(folder, pa.Table.from_pylist(before, schema=CLIPS), {})
-    listed = Listing(_manifest(tmp_path, film, [{"start": 0.0, "end": 1.0}]), "data.videos", None)
+    listed = Listing(VideoSet(_manifest(tmp_path, film, [{"start": 0.0, "end": 1.0}])))
     listed.subtract(folder)
     assert listed.videos.num_rows == 1, "the whole video is not listed any more"
     table = tables.read(folder)
@@ -260,7 +261,7 @@ def test_a_column_that_looks_like_a_span_and_is_not_understood_is_an_error(
     with pytest.raises(InputError, match=f"its column `{name}` looks like a part of a span"):
         videos(_manifest(tmp_path, film, [{name: 3.5}]))
     with pytest.raises(InputError, match=f"its column `{name}` looks like a part of a span"):
-        Listing(_manifest(tmp_path, film, [{name: 3.5, "version": "1", "size": 1}]), "data.videos", None)
+        Listing(VideoSet(_manifest(tmp_path, film, [{name: 3.5, "version": "1", "size": 1}])))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from pipeline import config, tables
 from pipeline.config import Data, files
 from pipeline.errors import ConfigError, InputError
 from pipeline.inputs.changes import Listing
+from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.pages import report
 from pipeline.storage import stores
@@ -92,7 +93,7 @@ def _taken_at_its_word(manifest: str, base: str | None = None) -> pa.Table:
     rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
     told = "".join(json.dumps({**row, "version": "1", "id": f"{i:03d}"}) + "\n" for i, row in enumerate(rows))
     Path(manifest).with_name("told.jsonl").write_text(told)
-    listed = Listing(str(Path(manifest).with_name("told.jsonl")), "data.videos", base)
+    listed = Listing(VideoSet(str(Path(manifest).with_name("told.jsonl")), base=base))
     return pa.concat_tables(listed.videos).sort_by("id")
 
 

@@ -442,7 +442,7 @@ def test_a_video_listed_twice_is_an_error_that_names_it(tmp_path: Path, own: boo
     columns: dict[str, list[Any]] = {"path": ["1.mp4", "2.mp4", "1.mp4"], "caption": [""] * 3, "version": ["v"] * 3}
     columns |= {"id": ["x", "y", "x"]} if own else {"size": [1, 2, 1]}
     with pytest.raises(InputError, match="x" if own else "1.mp4"):
-        Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+        Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
 
 
 def clips(*found: tuple[str, str, str, str | None]) -> pa.Table:
@@ -453,7 +453,7 @@ def clips(*found: tuple[str, str, str, str | None]) -> pa.Table:
 def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> None:
     """Without ids: known by their uri, however many clips a video has."""
     columns = {"path": [f"{i}.mp4" for i in range(5)], "caption": [""] * 5, "version": ["v"] * 5, "size": [1] * 5}
-    listed = Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+    listed = Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
     table, at = str(tmp_path / "clips"), [f"{tmp_path}/{i}.mp4" for i in range(6)]
     tables.append(table, clips(("a", at[0], "v", None), ("b", at[0], "v", None), ("c", at[1], "old", None)), {})
     tables.append(
@@ -467,7 +467,7 @@ def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> N
 
 def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
     columns = {"path": ["1.mp4"] * 3, "id": ["x", "y", "z"], "caption": [""] * 3, "version": ["v"] * 3}
-    listed = Listing(manifest_file(tmp_path, "parquet", columns), "data.videos", None)
+    listed = Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
     table, uri = str(tmp_path / "clips"), f"{tmp_path}/1.mp4"
     tables.append(table, clips(("x", uri, "v", None), ("x-16", uri, "v", None), ("y", uri, "old", None)), {})
     listed.subtract(table)
