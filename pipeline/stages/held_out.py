@@ -3,7 +3,8 @@ saw."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +13,7 @@ from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import InputError
+from pipeline.evaluation.comparison import LOSSES
 from pipeline.evaluation.held_out import Trained, held_out_tasks
 from pipeline.inputs import spans
 from pipeline.operations import nights
@@ -87,10 +89,18 @@ def losses(
             tables.append(folder, _taken_over(tables.read(last), trainings), fingerprint)
     measure(run, held_out_tasks(trainings, rows), folder)
     table = tables.read(folder)
-    ids = {row["clip_id"] for row in rows}
-    values: dict[str, dict[str, dict[str, float]]] = {m.arm: {"masked_loss": {}, "plain_loss": {}} for m in trainings}
-    for row in [] if table is None else table.to_pylist():
-        if row["clip_id"] in ids and row["arm"] in values:
+    measured = [] if table is None else table.to_pylist()
+    return by_clip(measured, [training.arm for training in trainings], {row["clip_id"] for row in rows})
+
+
+def by_clip(
+    rows: Iterable[Mapping[str, Any]], arms: Sequence[str], clip_ids: Set[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Rows of evaluation/ as arm -> loss -> clip_id -> value, over all timesteps: bands of them have no part in a
+    decision."""
+    values: dict[str, dict[str, dict[str, float]]] = {arm: {loss: {} for loss in LOSSES} for arm in arms}
+    for row in rows:
+        if row["clip_id"] in clip_ids and row["arm"] in values and row["metric"] in LOSSES:
             values[row["arm"]][row["metric"]][row["clip_id"]] = row["value"]
     return values
 
