@@ -76,7 +76,7 @@ def main(
             work(run)
             return
         with webhook.on_failure(run, name):
-            with lease.held(run.root, name, submitted), budget.one_job(run.budget):
+            with lease.hold(run.root, name, submitted), budget.one_job(run.budget):
                 stores.sweep(run.root)
                 work(run)
             if afterwards is not None:

@@ -132,9 +132,9 @@ def model_sentences(run: Run, rows: pa.Table) -> list[str]:
         for metric in (pilot.ENERGY, pilot.CELLS)
     }
     if values[pilot.ENERGY]:
-        kept, cells = (sum(values[m]) / len(values[m]) for m in (pilot.ENERGY, pilot.CELLS))
+        energy, cells = (sum(values[m]) / len(values[m]) for m in (pilot.ENERGY, pilot.CELLS))
         sentences.append(
-            f"masks: on this grid they keep {kept:.0%} of the energy that they have at {run.motion.height}x"
+            f"masks: on this grid they keep {energy:.0%} of the energy that they have at {run.motion.height}x"
             f"{run.motion.width}; {cells:,.0f} of {prod(grid.shape):,} cells move"
         )
     return sentences

@@ -18,7 +18,7 @@ from pipeline.tables import purge_list
 
 
 def purge(run: Run) -> None:
-    ids = wanted(run)
+    ids = named_ids(run)
     before = purge_list.digests(run.root)
     unknown = sorted(i for i in ids - purging.known(run.root, ids) if purge_list.digest(i) not in before)
     if unknown:
@@ -45,7 +45,7 @@ def purge(run: Run) -> None:
     )
 
 
-def wanted(run: Run) -> set[str]:
+def named_ids(run: Run) -> set[str]:
     """The ids that the configuration names. Raises ConfigError where there are none."""
     ids = set(run.purge.clips)
     if run.purge.file is not None:

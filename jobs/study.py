@@ -34,7 +34,7 @@ def study(run: Run) -> None:
 
 def built(run: Run) -> Key:
     """The study of this root, built now unless it is there."""
-    key = handout.found(run)
+    key = handout.present_key(run)
     if key is None:
         with Decoder(run.data.decode_timeout) as decoder:
             checking, writing = Progress("videos checked"), Progress("videos written")
@@ -59,7 +59,7 @@ def score(run: Run, place: str) -> None:
         raise MissingTableError(
             f"study.answers={place!r}: {handout.place(run.root)} holds no study; give the root that it was built in."
         )
-    handout.found(run)
+    handout.present_key(run)
     outcome = results.write(run, key, answers.read(place, key))
     print("\n".join(results.lines(outcome)))
     print(f"page: {handout.place(run.root, 'results.html')}")

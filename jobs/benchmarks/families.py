@@ -246,21 +246,21 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not arguments.quick:
         parser.error("the published sizes need a GPU; --quick runs anywhere")
-    wanted = arguments.families.split(",") if arguments.families else [p.name for p in PUBLISHED]
-    unknown = set(wanted) - {p.name for p in PUBLISHED}
+    names = arguments.families.split(",") if arguments.families else [p.name for p in PUBLISHED]
+    unknown = set(names) - {p.name for p in PUBLISHED}
     if unknown:
         parser.error(f"--families: there is no {', '.join(sorted(unknown))}; known are {[p.name for p in PUBLISHED]}")
     machine = ceilings.machine()
     ceilings.print_machine(machine)
-    found: dict[str, Any] = {}
+    by_family: dict[str, Any] = {}
     for published in PUBLISHED:
-        if published.name in wanted:
+        if published.name in names:
             with alone(device):
-                found[published.name] = attempted(published, device, arguments.quick)
+                by_family[published.name] = attempted(published, device, arguments.quick)
     parts = ("flow", "encode", "gradient and projection", "training step", "TFLOP/s", "peak GiB", "attention")
-    rows = [[name, *(_cell(figures.get(part)) for part in parts)] for name, figures in found.items()]
+    rows = [[name, *(_cell(figures.get(part)) for part in parts)] for name, figures in by_family.items()]
     ceilings.print_table(["family", *parts], rows)
-    ceilings.print_json({"machine": machine, "quick": arguments.quick, "families": found})
+    ceilings.print_json({"machine": machine, "quick": arguments.quick, "families": by_family})
 
 
 def attempted(published: Published, device: torch.device, quick: bool) -> dict[str, Any]:

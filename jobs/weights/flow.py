@@ -43,10 +43,10 @@ def judge(model: torch.nn.Module, updates: int, count: int = 64) -> dict[str, fl
     """Mean end-point error in pixels on held-out pairs, and that of predicting no motion at all."""
     model.eval()
     before, after, exact = batch(HELD_OUT, 0, count, REACH)
-    found = torch.cat([model(before[i : i + 8], after[i : i + 8], updates)[-1] for i in range(0, count, 8)])
+    flow = torch.cat([model(before[i : i + 8], after[i : i + 8], updates)[-1] for i in range(0, count, 8)])
     model.train()
     return {
-        "end_point_error": float((found - exact).norm(dim=1).mean()),
+        "end_point_error": float((flow - exact).norm(dim=1).mean()),
         "no_motion": float(exact.norm(dim=1).mean()),
         "largest": float(exact.norm(dim=1).max()),
     }
@@ -74,15 +74,15 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate(step, args.steps, 6e-4)
         before, after, exact = batch(0, step * 4, 4)
-        found = model(before, after, args.updates)
-        losses = [0.8 ** (len(found) - 1 - i) * (flow - exact).abs().mean() for i, flow in enumerate(found)]
+        flows = model(before, after, args.updates)
+        losses = [0.8 ** (len(flows) - 1 - i) * (flow - exact).abs().mean() for i, flow in enumerate(flows)]
         loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 20 == 0:
-            error = float((found[-1].detach() - exact).norm(dim=1).mean())
+            error = float((flows[-1].detach() - exact).norm(dim=1).mean())
             spent = time.monotonic() - start
             print(f"step {step + 1} loss {float(loss.detach()):.3f} error {error:.2f} px {spent:.0f} s", flush=True)
         if (step + 1) % 200 == 0 or step + 1 == args.steps:

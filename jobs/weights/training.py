@@ -57,8 +57,8 @@ def velocity_error(
 ) -> torch.Tensor:
     """Squared error of the predicted velocity of each latent h [B, C, f, h, w] at timesteps t [B]: [B]."""
     s = (t / 1000).view(-1, 1, 1, 1, 1)
-    found: torch.Tensor = model((1 - s) * h + s * noise, t, context, return_dict=False)[0]
-    return ((found - (noise - h)) ** 2).mean((1, 2, 3, 4))
+    velocity: torch.Tensor = model((1 - s) * h + s * noise, t, context, return_dict=False)[0]
+    return ((velocity - (noise - h)) ** 2).mean((1, 2, 3, 4))
 
 
 def small_rate(step: int, steps: int) -> float:

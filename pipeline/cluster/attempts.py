@@ -146,7 +146,7 @@ class Attempts:
         busy = sum(a.busy + (now - a.since if a.names else 0.0) for a in self._actors.values())
         return Figures(actors=self._expected, actor_seconds=lived, busy_seconds=min(busy, lived))
 
-    def told(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """How the stage stands, in plain values: the figures of `Figures`, and who does what since when."""
         now = self._clock()
         figures = replace(self._done + self._pool(), seconds=now - self._begun, deaths=self._deaths)

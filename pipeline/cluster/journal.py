@@ -51,7 +51,7 @@ def _beside_the_driver(kind: type) -> Iterator[Any]:
 
 def figures(journal: Any) -> Figures:
     """What the stage achieved so far."""
-    return Figures(**ray.get(journal.told.remote())["figures"])
+    return Figures(**ray.get(journal.status.remote())["figures"])
 
 
 class Teller:
@@ -95,7 +95,7 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
     states = Gauge("curation_actors", "actors of a pool by what they do", ("stage", "state"))
 
     def note() -> dict[str, Any]:
-        status: dict[str, Any] = ray.get(journal.told.remote())
+        status: dict[str, Any] = ray.get(journal.status.remote())
         figures = Figures(**status["figures"])
         share.set(figures.busy_share or 0.0, {"stage": stage})
         counts = {state: len(status[state]) for state in ("working", "waiting", "starting")}

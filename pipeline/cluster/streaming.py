@@ -303,7 +303,7 @@ def _named(stage: Stage, journal: Any) -> Iterator[None]:
     try:
         yield
     except ExecutionTimeoutError as error:
-        waits = ray_journal.describe(ray.get(journal.told.remote()), stage.title, stage.pool)
+        waits = ray_journal.describe(ray.get(journal.status.remote()), stage.title, stage.pool)
         raise StageError(stage.title, f"no progress for {NO_PROGRESS / 60:.0f} minutes. {waits}\n{AGAIN}") from error
     except ray.exceptions.RayError as error:
         lease.check(stage.root)  # the actors were stopped for it

@@ -30,7 +30,7 @@ _SECRET_VARIABLES = re.compile(r"(?:SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY)", 
 _SHORTEST = 12  # characters; shorter values of such variables are words ("testing", "disabled") that texts may hold
 
 
-def held(text: str) -> str | None:
+def kind_of(text: str) -> str | None:
     """What kind of credentials a text carries, without them; None if none."""
     if _USER.search(text):
         return "a user name or key before an @"

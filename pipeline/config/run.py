@@ -499,7 +499,7 @@ def _refuse_credentials(value: Any, key: str = "") -> None:
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, one in inner:
         _refuse_credentials(one, f"{key}.{name}" if key else str(name))
-    kind = credentials.held(value) if isinstance(value, str) else None
+    kind = credentials.kind_of(value) if isinstance(value, str) else None
     if kind:
         raise ConfigError(
             f"{key}: this address holds {kind}, and it would be repeated in config.yaml, tables and logs. Write it "

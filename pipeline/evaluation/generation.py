@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
 )
 
 
-def wanted(run: Run, weights: str) -> pa.Table:
+def prompted_queries(run: Run, weights: str) -> pa.Table:
     """A row for every prompt; its id belongs to the prompt, the seed, the geometry and the model's weights."""
     d, e = run.data, run.evaluate
     rows = []

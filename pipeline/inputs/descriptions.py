@@ -146,7 +146,7 @@ def _without_secrets(rows: pa.Table, named: Columns, where: str, key: str) -> pa
         column = rows.column(index).combine_chunks()
         suspect = pc.fill_null(pc.match_substring_regex(column, credentials.SUSPECT, ignore_case=True), False)
         values = column.filter(suspect).to_pylist()
-        clean = [credentials.scrubbed(value) if credentials.held(value) else value for value in values]
+        clean = [credentials.scrubbed(value) if credentials.kind_of(value) else value for value in values]
         if values != clean:
             count = sum(old != new for old, new in zip(values, clean, strict=True))
             log.warning("%s=%r: %d values of `%s` hold credentials; they are masked.", key, where, count, field.name)
@@ -189,7 +189,7 @@ def _suspect(texts: pa.Array) -> bool:
 
 def _scrubbed(value: Any) -> Any:
     if isinstance(value, str):
-        return credentials.scrubbed(value) if credentials.held(value) else value
+        return credentials.scrubbed(value) if credentials.kind_of(value) else value
     if isinstance(value, dict):
         return {name: _scrubbed(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -63,7 +63,7 @@ class _Place:
         return of_file(self.fs, path, self.below(path), info, self.base)
 
 
-def found(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadManifest) -> Found:
+def listed_below(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadManifest) -> Found:
     """The videos of a folder or glob, or a single one: those that metadata files in its folders list (`read` gives
     them), the other files with the captions in the files beside them, ordered by path, and those in shards. What is
     passed over is a warning; a known list of videos that is passed over is an error. Raises InputError."""

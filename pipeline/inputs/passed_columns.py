@@ -1,7 +1,7 @@
 """What a manifest or shard says of its videos: columns keep one type from run to run, and changes are noticed.
 
 A video's version tells of its file alone. Whether its caption, group or another column is what its rows hold is seen by
-comparing texts: `told` of the listing's rows with `told` of a table's.
+comparing texts: `texts` of the listing's rows with `texts` of a table's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check(listed: pa.Schema, schemas: Iterable[pa.Schema], asked: VideoSet, fold
             )
 
 
-def told(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+def texts(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
     """A text for each row that differs where its captions or any of these columns do; a column that is not there is
     null."""
     columns = [captions(rows), *(_text(_column(rows, name)) for name in names)]
@@ -90,4 +90,4 @@ def _captioned(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def _worded(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(_video(rows), told(rows, names), _BETWEEN)
+    return pc.binary_join_element_wise(_video(rows), texts(rows, names), _BETWEEN)

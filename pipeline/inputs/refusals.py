@@ -39,7 +39,7 @@ def of_text(path: str) -> str | None:
 
 def of_address(path: str) -> str | None:
     """Why an address is refused, whatever lies there."""
-    kind = credentials.held(path)
+    kind = credentials.kind_of(path)
     if kind:
         return f"its address holds {kind}; list it plainly and give credentials by the environment or a role"
     if _WINDOWS.match(path):

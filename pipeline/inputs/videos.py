@@ -116,9 +116,9 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folder
                 others = folders.metadata_below(fs, bare)
                 folders.say_other_metadata(asked.named, posixpath.basename(manifest), others)
             return listing.listed(fs, manifest, asked)
-        return folders.found(fs, bare, asked, partial(_metadata, fs, asked))
+        return folders.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
     if any(c in bare for c in MAGIC):
-        return folders.found(fs, bare, asked, partial(_metadata, fs, asked))
+        return folders.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
     if bare.lower().endswith(MANIFESTS):
         raise ConfigError(f"{asked.named}: there is no such manifest. Check the path.")
     raise ConfigError(
@@ -130,7 +130,7 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folder
 def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
     """The manifest that a place is, or that lies in it; None where it is a folder, a video or shards.
 
-    A folder's metadata in capitals (METADATA.CSV), and that of the folders in it, is for `folders.found` to list.
+    A folder's metadata in capitals (METADATA.CSV), and that of the folders in it, is for `folders` to list.
     """
     if fs.isfile(bare):
         manifest = bare if bare.lower().endswith(MANIFESTS) else None

@@ -237,9 +237,9 @@ def picture(frame: Frames) -> Any:
     return Image.fromarray(frame)
 
 
-def channels_last(module: nn.Module, wanted: bool) -> None:
+def channels_last(module: nn.Module, last: bool) -> None:
     """The layout of 3-D convolutions' weights: channels last takes an H200 an eighth less time, in the same dtype."""
-    layout = torch.channels_last_3d if wanted else torch.contiguous_format
+    layout = torch.channels_last_3d if last else torch.contiguous_format
     for convolution in module.modules():
         if isinstance(convolution, nn.Conv3d):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=layout)

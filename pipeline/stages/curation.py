@@ -18,7 +18,7 @@ from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.errors import MissingTableError, NothingUsableError
-from pipeline.evaluation.generation import GenerationWorker, wanted
+from pipeline.evaluation.generation import GenerationWorker, prompted_queries
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import query_rows
 from pipeline.stages import attribution, indexing, two_stages
@@ -36,7 +36,7 @@ def generate_queries(run: Run) -> None:
     if not run.queries.prompts:
         return
     folder = stores.join(run.root, "generated", "queries")
-    rows = wanted(run, models.weights_hash(run.model))
+    rows = prompted_queries(run, models.weights_hash(run.model))
     missing = [not stores.exists(stores.join(folder, name)) for name in rows.column("file_name").to_pylist()]
     stage = Stage("generate queries", run.root, run.resources.evaluate, partial(GenerationWorker, run, folder))
     figures = streaming.stream(stage, [rows.filter(pa.array(missing))], sum(missing), Progress(stage.title))

@@ -93,7 +93,7 @@ class Holder(BaseModel, frozen=True, extra="forbid"):
 
 
 @contextlib.contextmanager
-def held(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
+def hold(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
     """Hold the run at `root` while the body runs. Raises HeldError where another does.
 
     When the lease is lost meanwhile, `check` raises LostError from then on, and so does the end of the body. Folders

@@ -39,7 +39,7 @@ def key(root: str) -> Key | None:
     return Key.model_validate_json(stores.read_bytes(path)) if stores.exists(path) else None
 
 
-def found(run: Run) -> Key | None:
+def present_key(run: Run) -> Key | None:
     """The study that the root holds, if it is the one that the configuration asks for; None where there is none yet.
 
     It is as it was built, whatever became of the arms since. Raises ConfigError where it is another one.

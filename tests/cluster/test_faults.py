@@ -260,7 +260,7 @@ def test_a_lost_lease_ends_a_stage_between_two_batches(
     stage = streaming.Stage("test", root, pool, partial(Mortal, root, ""), folders, {"found": {}})
 
     def run_until_it_is_lost() -> None:
-        with lease.held(root, "test") as mine:
+        with lease.hold(root, "test") as mine:
 
             def report(done: int, total: int, errors: dict[str, int]) -> None:
                 heard.append(done)

@@ -50,7 +50,7 @@ def test_the_busy_share_is_of_the_time_that_actors_were_up() -> None:
     clock.now = 16
     attempts.ends("a", ["1", "2"], Figures(rows=2, bytes_read=7, errors={"decode": 1}), False)
     clock.now = 20
-    found = Figures(**attempts.told()["figures"])
+    found = Figures(**attempts.status()["figures"])
     assert (found.rows, found.bytes_read, found.errors, found.actors) == (2, 7, {"decode": 1}, 2)
     assert found.busy_share == 6 / 20
     assert found.rows_per_second == 2 / 20
@@ -67,7 +67,7 @@ def test_a_new_pool_adds_to_the_figures_and_forgets_the_old_actors() -> None:
         clock.now += 5
         attempts.ends(f"{pool}", [f"{pool}"], Figures(rows=1), False)
         clock.now += 5
-    found = Figures(**attempts.told()["figures"])
+    found = Figures(**attempts.status()["figures"])
     assert (found.rows, found.actor_seconds, found.busy_seconds, found.actors) == (2, 20, 10, 1)
 
 
@@ -102,13 +102,13 @@ def test_a_standstill_names_who_waits_for_what() -> None:
     attempts.is_up("b")
     attempts.begins("a", [f"clip{i}" for i in range(5)])
     clock.now = 61
-    said = standstill("motion clips", attempts.told(), "2 CPUs", "0 of 6 CPUs free")
+    said = standstill("motion clips", attempts.status(), "2 CPUs", "0 of 6 CPUs free")
     assert said.startswith("motion clips: nothing was finished for 61 s.")
     assert "The actor on host 1 has worked for 61 s on clip0, clip1, clip2 and 2 more." in said
     assert "The actor on host 3 is loading." in said
     assert "1 of 4 actors wait for 2 CPUs each; the cluster has 0 of 6 CPUs free." in said
     attempts.writes("a", ["clip0", "clip1", "clip2", "clip3", "clip4"], ["part"])
-    assert attempts.told()["still"] == 0, "a part of a batch is progress"
+    assert attempts.status()["still"] == 0, "a part of a batch is progress"
 
 
 # --- through Ray -----------------------------------------------------------------------------------------------------

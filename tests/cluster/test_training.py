@@ -228,7 +228,7 @@ def test_a_lost_lease_ends_the_training_between_two_steps(
             path.unlink(missing_ok=True)
 
     def train_until_it_is_lost() -> None:
-        with lease.held(run.root, "finetune"):
+        with lease.hold(run.root, "finetune"):
             ray_train.finetune(run, training_rows(), frames, report)
 
     with pytest.raises(LostError):

@@ -73,7 +73,7 @@ def test_columns_of_any_type_are_told() -> None:
         "large": pa.array(["x", None], pa.large_string()),
     }
     table = pa.table({"uri": ["a", "b"], "caption": ["", None], **odd})
-    assert len(set(passed_columns.told(table, list(odd)).to_pylist())) == 2
+    assert len(set(passed_columns.texts(table, list(odd)).to_pylist())) == 2
 
 
 def test_a_column_of_another_type_is_a_clear_error() -> None:

@@ -160,7 +160,7 @@ def test_a_stopped_job_is_continued_by_the_same_command(
     while len(rows(run.root, "features", "clips")) < 2:
         assert time.monotonic() < deadline, job(tokened, "logs", "stopped").stdout
         time.sleep(0.1)
-    with pytest.raises(HeldError, match="ray job stop stopped"), lease.held(run.root, "curate"):
+    with pytest.raises(HeldError, match="ray job stop stopped"), lease.hold(run.root, "curate"):
         pytest.fail("two jobs held one run")
     start = time.monotonic()
     found = job(tokened, "stop", "stopped")

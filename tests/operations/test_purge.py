@@ -252,11 +252,11 @@ def test_a_file_of_ids_is_read_with_its_byte_order_mark(
     small_run: Callable[..., Run], tmp_path: Path, encoding: str
 ) -> None:
     (tmp_path / "ids.txt").write_bytes("a\r\né\n".encode(encoding))
-    assert job.wanted(small_run(tmp_path, purge__file=str(tmp_path / "ids.txt"))) == {"a", "é"}
+    assert job.named_ids(small_run(tmp_path, purge__file=str(tmp_path / "ids.txt"))) == {"a", "é"}
 
 
 def test_a_file_of_ids_that_cannot_be_read_is_refused(small_run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_bytes("é\n".encode("latin-1"))
     for place, says in ((tmp_path / "ids.txt", "not UTF-8"), (tmp_path, "Is a directory|directory")):
         with pytest.raises(InputError, match=rf"purge\.file=.*({says})"):
-            job.wanted(small_run(tmp_path, purge__file=str(place)))
+            job.named_ids(small_run(tmp_path, purge__file=str(place)))

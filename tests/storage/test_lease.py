@@ -55,28 +55,28 @@ def files(root: str) -> list[str]:
 
 def elsewhere(root: str, **changed: object) -> lease.Holder:
     """A lease as a job on another machine would have written it."""
-    with lease.held(root, "curate"):
+    with lease.hold(root, "curate"):
         mine = lease._read(root, None)[0]
     return lease._write(root, mine.model_copy(update={"machine": "another", "host": "far", "pid": 17, **changed}))
 
 
 def test_the_second_is_told_who_holds_it_and_since_when(root: str) -> None:
-    with lease.held(root, "curate", "raysubmit_7"):
-        with pytest.raises(HeldError) as error, lease.held(root, "report"):
+    with lease.hold(root, "curate", "raysubmit_7"):
+        with pytest.raises(HeldError) as error, lease.hold(root, "report"):
             pytest.fail("two held it")
         for part in (repr(root), "curate", "raysubmit_7", str(os.getpid()), "since 20", "ray job stop raysubmit_7"):
             assert part in str(error.value)
         assert len(files(root)) == 1, "the refused one left something"
-    with lease.held(root, "report"):
+    with lease.hold(root, "report"):
         pass
     assert files(root) == []
 
 
 def test_nothing_stays_of_a_lease_that_was_given_back(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="wrong"), lease.held(str(tmp_path / "new" / "run"), "curate"):
+    with pytest.raises(ConfigError, match="wrong"), lease.hold(str(tmp_path / "new" / "run"), "curate"):
         raise ConfigError("wrong")
     assert list(tmp_path.iterdir()) == []
-    with lease.held(str(tmp_path / "new" / "run"), "curate"):
+    with lease.hold(str(tmp_path / "new" / "run"), "curate"):
         (tmp_path / "new" / "table").mkdir()
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["table"], "a folder with something in it has to stay"
 
@@ -89,7 +89,7 @@ def test_of_many_that_come_together_one_holds_it(root: str) -> None:
         nonlocal inside, most, held, refused
         start.wait()
         try:
-            with lease.held(root, "curate"):
+            with lease.hold(root, "curate"):
                 with count:
                     inside, held = inside + 1, held + 1
                     most = max(most, inside)
@@ -110,10 +110,10 @@ def test_of_many_that_come_together_one_holds_it(root: str) -> None:
 
 def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(root: str, brisk: None) -> None:
     far = elsewhere(root, renewed=time.time())
-    with pytest.raises(HeldError, match="far"), lease.held(root, "curate"):
+    with pytest.raises(HeldError, match="far"), lease.hold(root, "curate"):
         pytest.fail("two held it")
     lease._write(root, far.model_copy(update={"renewed": time.time() - 2 * lease.EXPIRY}))
-    with lease.held(root, "curate"):
+    with lease.hold(root, "curate"):
         assert len(files(root)) == 1, "the dead holder's file is still there"
 
 
@@ -129,7 +129,7 @@ def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: N
     thread = threading.Thread(target=renew)
     thread.start()
     try:
-        with pytest.raises(HeldError, match="far"), lease.held(root, "curate"):
+        with pytest.raises(HeldError, match="far"), lease.hold(root, "curate"):
             pytest.fail("two held it")
     finally:
         over.set()
@@ -140,7 +140,7 @@ def holder(root: str) -> subprocess.Popen[str]:
     """A process that holds a run until it is killed; its lease's times are short."""
     code = (
         "import time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
-        f"with lease.held({root!r}, 'curate') as mine:\n    print('held', flush=True)\n"
+        f"with lease.hold({root!r}, 'curate') as mine:\n    print('held', flush=True)\n"
         "    while True:\n        time.sleep(0.05)\n        mine.check()"
     )
     process = subprocess.Popen(
@@ -153,11 +153,11 @@ def holder(root: str) -> subprocess.Popen[str]:
 
 def test_a_killed_holder_of_this_machine_frees_it_at_once(tmp_path: Path) -> None:
     process = holder(str(tmp_path))
-    with pytest.raises(HeldError, match=f"process id {process.pid}"), lease.held(str(tmp_path), "curate"):
+    with pytest.raises(HeldError, match=f"process id {process.pid}"), lease.hold(str(tmp_path), "curate"):
         pytest.fail("two held it")
     process.kill()
     time.sleep(0.2)  # not waited for: a zombie holds nothing either
-    with lease.held(str(tmp_path), "curate"):
+    with lease.hold(str(tmp_path), "curate"):
         assert len(files(str(tmp_path))) == 1
     process.communicate()
 
@@ -182,7 +182,7 @@ def test_a_holder_whose_file_was_taken_away_ends(tmp_path: Path) -> None:
 def lost(tmp_path: Path, brisk: None) -> Iterator[Callable[[], str]]:
     """Hold a run; the call takes the lease away and gives the run's root. The end of a lost lease raises as well."""
     root = str(tmp_path / "run")
-    holding = lease.held(root, "curate")
+    holding = lease.hold(root, "curate")
     mine = holding.__enter__()
 
     def lose() -> str:
@@ -239,7 +239,7 @@ def test_nothing_is_written_to_a_table_once_the_lease_is_lost(lost: Callable[[],
 
 def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file/run"), lease.held(str(tmp_path / "file" / "run"), "curate"):
+    with pytest.raises(ConfigError, match="file/run"), lease.hold(str(tmp_path / "file" / "run"), "curate"):
         pytest.fail("it was held")
 
 
@@ -332,7 +332,7 @@ def test_a_job_that_cannot_renew_its_lease_says_why(tmp_path: Path) -> None:
 
 
 def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
-    with lease.held(str(tmp_path), "nightly", "raysubmit_7"):
+    with lease.hold(str(tmp_path), "nightly", "raysubmit_7"):
         process = job(tmp_path, "pass")
         began, said = process.communicate(timeout=120)
     assert process.returncode == 2

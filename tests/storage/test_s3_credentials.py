@@ -46,7 +46,7 @@ SECRETS = (SECRET, KEY, "feedc0ffee", "user:pa", "XYZXYZ")
 
 @pytest.mark.parametrize("address", WITH_SECRETS)
 def test_an_address_with_credentials_is_found_and_scrubbed(address: str) -> None:
-    assert credentials.held(address)
+    assert credentials.kind_of(address)
     found = credentials.scrubbed(f"OSError: cannot open '{address}' (tried twice)")
     assert not [secret for secret in SECRETS if secret in found], found
     assert found.startswith("OSError: cannot open '")
@@ -54,7 +54,7 @@ def test_an_address_with_credentials_is_found_and_scrubbed(address: str) -> None
 
 @pytest.mark.parametrize("text", WITHOUT)
 def test_a_plain_address_is_left_alone(text: str) -> None:
-    assert credentials.held(text) is None
+    assert credentials.kind_of(text) is None
     assert credentials.scrubbed(text) == text or "signature" in text
 
 

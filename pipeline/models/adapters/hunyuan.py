@@ -13,12 +13,9 @@ from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.diffusers_model import ATTENTION, TEXT_STREAM, DiffusersModel
 
 
-class HunyuanFamily(DiffusersFamily):
-    """HunyuanVideo 13B. It is trained at `model.guidance`, 1 by default, and generates at that of `evaluate`."""
+class HunyuanGrid(DiffusersFamily):
+    """How HunyuanVideo and 1.5 write down their strides and patches."""
 
-    title = "HunyuanVideo text-to-video"
-    transformer_class = "HunyuanVideoTransformer3DModel"
-    vae_class = "AutoencoderKLHunyuanVideo"
     components = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
 
     @property
@@ -29,6 +26,14 @@ class HunyuanFamily(DiffusersFamily):
     def patch(self) -> tuple[int, int, int]:
         side = self.number("transformer", "patch_size")
         return self.number("transformer", "patch_size_t"), side, side
+
+
+class HunyuanFamily(HunyuanGrid):
+    """HunyuanVideo 13B. It is trained at `model.guidance`, 1 by default, and generates at that of `evaluate`."""
+
+    title = "HunyuanVideo text-to-video"
+    transformer_class = "HunyuanVideoTransformer3DModel"
+    vae_class = "AutoencoderKLHunyuanVideo"
 
     @property
     def generates(self) -> int:

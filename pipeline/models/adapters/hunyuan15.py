@@ -8,29 +8,20 @@ import torch
 from torch import Tensor
 
 from pipeline.config import VideoModelConfig
+from pipeline.models.adapters.hunyuan import HunyuanGrid
 from pipeline.models.contract import Conditioning, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.diffusers_model import ATTENTION, TEXT_STREAM, DiffusersModel, lora_file
 
 
-class Hunyuan15Family(DiffusersFamily):
+class Hunyuan15Family(HunyuanGrid):
     """HunyuanVideo 1.5, 480p and 720p. What embeds a first frame, and the last block's text output, change no video."""
 
     title = "HunyuanVideo 1.5 text-to-video"
     transformer_class = "HunyuanVideo15Transformer3DModel"
     vae_class = "AutoencoderKLHunyuanVideo15"
-    components = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
     optional = ("guider",)
     varying = True  # what reads letters is reached by captions with something in quotation marks
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return self.number("vae", "temporal_compression_ratio"), self.number("vae", "spatial_compression_ratio")
-
-    @property
-    def patch(self) -> tuple[int, int, int]:
-        side = self.number("transformer", "patch_size")
-        return self.number("transformer", "patch_size_t"), side, side
 
     @property
     def idle(self) -> str:
