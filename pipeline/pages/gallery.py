@@ -117,13 +117,15 @@ def _neighbors(root: str) -> dict[str, dict[str, list[Row]]]:
 
 
 class Studio:
-    """Takes the pictures of one page, each clip once, all of them within the page's budget of bytes."""
+    """Takes the pictures of one page, each clip once, all of them within the page's budget of bytes; none at all
+    without `frames_of`. `missing` counts those that could not be taken."""
 
-    def __init__(self, run: config.Run, frames_of: FramesOf, masks: Mapping[Key, Mask], pictures: int) -> None:
+    def __init__(self, run: config.Run, frames_of: FramesOf | None, masks: Mapping[Key, Mask], pictures: int) -> None:
         self._run, self._frames_of, self._masks = run, frames_of, masks
+        self.missing = 0
         self._limit = min(LARGEST, BYTES // max(1, pictures))
         self._taken: dict[str, Picture | None] = {}
-        self.pictures, self.captions = run.report.pictures, run.report.captions
+        self.pictures, self.captions = run.report.pictures and frames_of is not None, run.report.captions
         self.films = False  # whether one of the pictures is a film, for which a page needs a script
 
     def clip(self, row: Row) -> Picture | None:
@@ -132,17 +134,23 @@ class Studio:
         if not self.pictures:
             return None
         if clip_id not in self._taken:
-            frames = self._frames_of(dict(row))
+            frames = self._frames(row)
             self._taken[clip_id] = None if frames is None else self._picture(("clips", clip_id), frames, CLIP)
         return self._taken[clip_id]
 
     def query(self, row: Row) -> tuple[Picture | None, Picture | None]:
         """The picture of a query, and its film strip; None where it cannot be decoded."""
         key = ("queries", row["clip_id"])
-        frames = self._frames_of(dict(row)) if self.pictures else None
+        frames = self._frames(row) if self.pictures else None
         if frames is None:
             return None, None
         return self._picture(key, frames, QUERY), self._strip(key, frames)
+
+    def _frames(self, row: Row) -> npt.NDArray[np.uint8] | None:
+        assert self._frames_of is not None, "without it there are no pictures"
+        frames = self._frames_of(dict(row))
+        self.missing += frames is None
+        return frames
 
     def _picture(self, key: Key, frames: npt.NDArray[np.uint8], box: tuple[int, int]) -> Picture:
         seconds = len(frames) / self._run.geometry[1]
@@ -153,8 +161,9 @@ class Studio:
     def _strip(self, key: Key, frames: npt.NDArray[np.uint8]) -> Picture:
         return picture(frames, FILM, self._limit, len(frames) / self._run.geometry[1], self._masks.get(key), 8)
 
-    def video(self, frames: npt.NDArray[np.uint8]) -> Picture:
-        return picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)
+    def video(self, frames: npt.NDArray[np.uint8] | None) -> Picture | None:
+        self.missing += frames is None
+        return None if frames is None else picture(frames, VIDEO, self._limit, len(frames) / self._run.data.fps)
 
 
 def cards(plan: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], ranked: int) -> list[Card]:
@@ -212,8 +221,7 @@ def generated(
         captions |= figures.by_id(root, name, clip_ids, ["clip_id", "caption"])
 
     def one(uri: str | None) -> Picture | None:
-        frames = None if uri is None or not studio.pictures else video_of(uri)
-        return None if frames is None else studio.video(frames)
+        return None if uri is None or not studio.pictures else studio.video(video_of(uri))
 
     return [
         Generated(clip_id, captions.get(clip_id, {}).get("caption"), {a: one(uris.get(a)) for a in names})

@@ -6,6 +6,7 @@ ranking on, leave a line that says so. Everything that comes from data is escape
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import yaml
 
@@ -32,6 +35,7 @@ from pipeline.tables import figures, throughput
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("torch", "diffusers", "transformers", "torchvision", "ray", "av", "numpy", "pyarrow", "pillow")
+SUMMARY = "summary.json"
 FINGERPRINTED = ("motion/clips", "features/clips", "shortlist/features/clips", "selection")
 DASH = "\N{EN DASH}"
 REASONS = {
@@ -69,7 +73,10 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     and the same of mask_overlap, colours and movement, as far as they are known}; ``looks``: a warning where looks
     explain more of the ranking than motion does, else empty; ``evaluation``: the records of `comparison.comparison`;
     ``held_out``: whether videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n;
-    ``fingerprint``: table -> fingerprint; ``versions``. Unknown: null.
+    ``fingerprint``: table -> fingerprint; ``versions``; ``page``: a digest of what the page says and shows, null where
+    it lacks a picture. Unknown: null.
+
+    A page that would say and show what is there already is left as it is, and its summary is returned.
     """
     root, plan = run.root, gallery.plan(run.root, run.report.captions)
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
@@ -78,37 +85,73 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     groups = _query_groups(root)
     alike, masks = mask_overlaps(root, groups, plan.keys())
     numbers = _numbers(run, funnels, selected, evaluation, {"mask_overlap": alike, **likenesses(root, groups)})
-    studio = gallery.Studio(run, frames_of, masks, gallery.count(plan, evaluation))
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            run=run,
-            summary=numbers,
-            failures={kind: f.failures for kind, f in funnels.items()},
-            cards=gallery.cards(plan, studio, gallery.decisions(root, frozenset(plan.clips)), _ranked(numbers)),
-            ranked=_ranked(numbers),
-            plan=plan,
-            studio=studio,
-            explained=explain_links.links(root, sorted(plan.clips)),
-            groups=sorted(set(groups.values())),
-            queries=len(groups),
-            arms=names,
-            generated=gallery.generated(shown, names, root, studio, video_of),
-            histogram=None if selected is None else sections.histogram(selected),
-            verdicts=sections.verdicts(numbers["overlap"].get("all")),
-            sources=sections.sources(numbers["selection"]),
-            matrix=sections.matrix(numbers["selection"]),
-            metrics=sections.metrics(numbers["evaluation"]),
-            shortlist=choosing.sentences(numbers["shortlist"]),
-            configuration=_configuration(run),
-            reasons=REASONS,
+    decisions = gallery.decisions(root, frozenset(plan.clips))
+
+    def rendered(studio: gallery.Studio, summary: Mapping[str, Any]) -> str:
+        return (
+            environment()
+            .get_template("report.html")
+            .render(
+                run=run,
+                summary=summary,
+                failures={kind: f.failures for kind, f in funnels.items()},
+                cards=gallery.cards(plan, studio, decisions, _ranked(numbers)),
+                ranked=_ranked(numbers),
+                plan=plan,
+                studio=studio,
+                explained=explain_links.links(root, sorted(plan.clips)),
+                groups=sorted(set(groups.values())),
+                queries=len(groups),
+                arms=names,
+                generated=gallery.generated(shown, names, root, studio, video_of),
+                histogram=None if selected is None else sections.histogram(selected),
+                verdicts=sections.verdicts(numbers["overlap"].get("all")),
+                sources=sections.sources(numbers["selection"]),
+                matrix=sections.matrix(numbers["selection"]),
+                metrics=sections.metrics(numbers["evaluation"]),
+                shortlist=choosing.sentences(numbers["shortlist"]),
+                configuration=_configuration(run),
+                reasons=REASONS,
+            )
         )
-    )
-    stores.write_bytes(stores.join(root, "report", "index.html"), page.encode())
-    stores.write_bytes(stores.join(root, "summary.json"), json.dumps(numbers, indent=2, allow_nan=False).encode())
+
+    count = gallery.count(plan, evaluation)
+    words = rendered(gallery.Studio(run, None, masks, count), {**numbers, "written": ""})
+    digest = _digest(words, masks, run.report.pictures)
+    before = _summary(root)
+    if before.get("page") == digest and stores.exists(_place(root)):
+        return before
+    studio = gallery.Studio(run, frames_of, masks, count)
+    page = rendered(studio, numbers)
+    numbers["page"] = None if studio.missing else digest  # a page that lacks a picture is made anew
+    stores.write_bytes(_place(root), page.encode())
+    stores.write_bytes(stores.join(root, SUMMARY), json.dumps(numbers, indent=2, allow_nan=False).encode())
     return numbers
+
+
+def _place(root: str) -> str:
+    return stores.join(root, "report", "index.html")
+
+
+def _summary(root: str) -> dict[str, Any]:
+    """What was last written of this run; empty where nothing was, or where it cannot be read."""
+    place = stores.join(root, SUMMARY)
+    try:
+        summary = json.loads(stores.read_bytes(place)) if stores.exists(place) else {}
+    except ValueError:  # a file that somebody edited is written anew
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _digest(words: str, masks: Mapping[gallery.Key, npt.NDArray[np.uint8]], pictures: bool) -> str:
+    """What a page says and shows, its pictures by the masks over them: clips themselves do not change under their
+    ids."""
+    state = hashlib.blake2b(f"{pictures} {words}".encode(), digest_size=16)
+    for key in sorted(masks):
+        state.update(f"{key} {masks[key].shape}".encode())
+        state.update(masks[key].tobytes())
+    return state.hexdigest()
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -164,6 +164,41 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     return found, (root / "report" / "index.html").read_text(), root
 
 
+def test_a_page_that_would_say_the_same_is_left_as_it_is(tmp_path: Path) -> None:
+    run = build(str(tmp_path))
+    asked: list[str] = []
+
+    def frames(row: Row) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        asked.append(row["clip_id"])
+        return world.render(SCENES[row["clip_id"]], SIZE, SIZE)
+
+    first = report.write(run, frames, video_of)
+    page = tmp_path / "report" / "index.html"
+    before, pictures = page.stat().st_mtime_ns, len(asked)
+    assert pictures
+    assert report.write(run, frames, video_of) == first
+    assert page.stat().st_mtime_ns == before
+    assert len(asked) == pictures, "pictures were taken of a page that stays"
+    page.unlink()
+    report.write(run, frames, video_of)
+    assert page.exists()
+    without = run.model_copy(update={"report": run.report.model_copy(update={"captions": False})})
+    before = page.stat().st_mtime_ns
+    report.write(without, frames, video_of)
+    assert page.stat().st_mtime_ns > before, "it says something else"
+
+
+def test_a_page_that_lacks_a_picture_is_made_anew(written: tuple[dict[str, Any], str, Path], tmp_path: Path) -> None:
+    found, _, _ = written
+    assert found["page"] is None, "a tenth of its clips cannot be decoded"
+    run = build(str(tmp_path))
+    report.write(run, lambda row: None, video_of)
+    page = tmp_path / "report" / "index.html"
+    lacking = len(page.read_bytes())
+    report.write(run, frames_of, video_of)
+    assert len(page.read_bytes()) > lacking
+
+
 def text_of(page: str) -> str:
     """The page without styles, pictures and tags."""
     page = re.sub(r"<style>.*?</style>", " ", page, flags=re.S)
