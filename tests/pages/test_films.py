@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
 import av
@@ -13,8 +12,7 @@ import pytest
 
 from pipeline.pages import pictures
 from pipeline.pages.report import environment
-
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+from tests.support import browsers
 
 
 def moving(count: int, side: int = 96) -> np.ndarray:
@@ -66,13 +64,10 @@ def page(tmp_path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium")
+@browsers.needs_chromium
 @pytest.mark.parametrize("motion", ["no-preference", "reduce"])
 def test_films_play_on_hover_and_focus_and_on_demand_under_reduced_motion(tmp_path: Path, motion: str) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with browsers.chromium() as browser:
         shown = browser.new_context(reduced_motion=motion).new_page()  # type: ignore[arg-type]
         wrong: list[str] = []
         shown.on("pageerror", lambda error: wrong.append(str(error)))
@@ -92,5 +87,4 @@ def test_films_play_on_hover_and_focus_and_on_demand_under_reduced_motion(tmp_pa
         shown.evaluate("document.querySelector('video').pause()")
         shown.evaluate("document.querySelector('video').currentTime = 2")
         shown.wait_for_function("document.querySelector('.mask').style.transform === 'translateX(-80%)'")
-        browser.close()
         assert not wrong

@@ -4,17 +4,15 @@ needs no browser of its own. Where there is no chromium on the machine these tes
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from jobs import study as job
 from pipeline.config import Run
@@ -22,13 +20,10 @@ from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
 from pipeline.study.answer_server import AnswerServer
 from pipeline.study.pairs import Key, Pair
+from tests.support import browsers
 from tests.support.studies import answer, key_of, known, lines, paper_key, recorded_answers, run_of
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, browsers.needs_chromium]
 
 KEYS = {"left": ("ArrowLeft", "1"), "tie": ("ArrowDown", "0"), "right": ("ArrowRight", "2")}
 TIMEOUT = 30_000  # milliseconds, of which a machine with nothing else to do needs a hundred
@@ -37,11 +32,8 @@ READY = "[data-choice=left][aria-disabled=false]"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # Without its sandbox, which needs privileges that containers lack: it opens nothing but this page.
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+    with browsers.chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -210,13 +202,10 @@ class Served:
         videos = handout.place(self.run.root, "handout", "videos")
         self.server = AnswerServer(self.port, handout.page(self.key, served=True), videos, self.log)
         self.port = self.server.port
-        self.thread = Thread(target=self.server.serve, daemon=True)
-        self.thread.start()
+        self.thread = browsers.served(self.server)
 
     def stop(self) -> None:
-        self.server.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive(), "the server does not end"
+        browsers.stopped(self.server, self.thread)
         self.log.close()
 
     def post(self, given: answers.Answer) -> None:

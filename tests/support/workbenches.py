@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import shutil
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.tables import schemas
 from pipeline.video.frames import write_mp4
 from pipeline.workbench.bench import Bench
 from pipeline.workbench.routes import protected
+from tests.support import browsers
 from tests.support.studies import EVIL
 
 FRAMES, FPS, SIZE, K = 9, 8.0, 32, 16
@@ -115,13 +115,10 @@ class Served:
         self.bench = Bench(self.run)
         self.server = Server(self.port, protected(self.bench, self.token))
         self.port = self.server.port
-        self.thread = Thread(target=self.server.serve, daemon=True)
-        self.thread.start()
+        self.thread = browsers.served(self.server)
 
     def stop(self) -> None:
-        self.server.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive(), "the server does not end"
+        browsers.stopped(self.server, self.thread)
         self.bench.close()
 
     @property

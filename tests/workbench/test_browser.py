@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
 from pipeline.workbench import made_queries
+from tests.support import browsers
 from tests.support.workbenches import GONE, HOSTILE, Served, run_of, words
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, browsers.needs_chromium]
 TIMEOUT = 60_000  # milliseconds, of which a machine with nothing else to do needs a hundred
 ROOT = Path(__file__).parents[2]
 SCREENS = ("overview", "clips", "queries", "review", "duplicates", "handover")
@@ -34,11 +30,8 @@ SCREENS = ("overview", "clips", "queries", "review", "duplicates", "handover")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # Without its sandbox, which needs privileges that containers lack: it opens nothing but this page.
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+    with browsers.chromium() as browser:
+        yield browser
 
 
 class Curator:

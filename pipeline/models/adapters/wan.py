@@ -17,15 +17,24 @@ from pipeline.models.diffusers_model import DiffusersModel
 GENERATED = 16  # of whose multiples WanPipeline generates videos, whatever the transformer takes
 
 
-class WanFamily(DiffusersFamily):
+class AnyWanFamily(DiffusersFamily):
+    """What all Wan families share: the classes of their parts, and how they write down their strides."""
+
+    transformer_class = "WanTransformer3DModel"
+    vae_class = "AutoencoderKLWan"
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
+
+
+class WanFamily(AnyWanFamily):
     """Wan 2.1 text-to-video, 1.3B and 14B.
 
     The class of the pipeline does not tell: Wan 2.2 has the same, with a second transformer or another autoencoder.
     """
 
     title = "Wan 2.1 text-to-video"
-    transformer_class = "WanTransformer3DModel"
-    vae_class = "AutoencoderKLWan"
     components = ("vae", "text_encoder", "tokenizer", "transformer")
 
     def check_folder(self) -> None:
@@ -33,10 +42,6 @@ class WanFamily(DiffusersFamily):
         if self.vae_config.get("is_residual"):
             raise self.unsupported("a pipeline with Wan 2.2's residual autoencoder (is_residual)")
         check_inputs(self, self.transformer_config)
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
 
     @property
     def generates(self) -> int:

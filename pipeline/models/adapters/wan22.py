@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from pipeline.config import VideoModelConfig
 from pipeline.errors import ConfigError
-from pipeline.models.adapters.wan import GENERATED, Wan, check_inputs, strides_of
+from pipeline.models.adapters.wan import GENERATED, AnyWanFamily, Wan, check_inputs
 from pipeline.models.contract import Conditioning, Expert, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.diffusers_model import lora_file
 from pipeline.models.schedule import STEPS
 
 
-class WanExpertsFamily(DiffusersFamily):
+class WanExpertsFamily(AnyWanFamily):
     """Wan 2.2 A14B: `transformer` for times from `boundary_ratio` on, `transformer_2` below it.
 
     Parameters of the two have names `transformer.*` and `transformer_2.*` and consecutive coordinates. A setting's
@@ -25,8 +25,6 @@ class WanExpertsFamily(DiffusersFamily):
     """
 
     title = "Wan 2.2 A14B text-to-video"
-    transformer_class = "WanTransformer3DModel"
-    vae_class = "AutoencoderKLWan"
     components = ("vae", "text_encoder", "tokenizer", "transformer", "transformer_2")
 
     def check_folder(self) -> None:
@@ -40,10 +38,6 @@ class WanExpertsFamily(DiffusersFamily):
     def check_inputs(self) -> None:
         for part in ("transformer", "transformer_2"):
             check_inputs(self, self.config(part))
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
 
     @property
     def generates(self) -> int:
@@ -109,12 +103,10 @@ class WanExperts(Wan):
         module.to(self.device)
 
 
-class WanTokensFamily(DiffusersFamily):
+class WanTokensFamily(AnyWanFamily):
     """Wan 2.2 TI2V-5B from text: an autoencoder of stride 16 and a time for each token."""
 
     title = "Wan 2.2 TI2V-5B"
-    transformer_class = "WanTransformer3DModel"
-    vae_class = "AutoencoderKLWan"
     components = ("vae", "text_encoder", "tokenizer", "transformer")
     optional = ("transformer_2",)
 
@@ -123,10 +115,6 @@ class WanTokensFamily(DiffusersFamily):
         if any(self.index.get("transformer_2") or []) or self.has("transformer_2"):
             raise self.unsupported("a pipeline with two experts and times per token (expand_timesteps)")
         check_inputs(self, self.transformer_config)
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
 
     def open(self, config: VideoModelConfig, device: torch.device) -> VideoModel:
         return WanTokens(self, self.load(config), config, device)

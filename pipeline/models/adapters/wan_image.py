@@ -9,19 +9,17 @@ from torch import Tensor
 
 from pipeline.config import VideoModelConfig
 from pipeline.errors import ConfigError
-from pipeline.models.adapters.wan import GENERATED, Wan, strides_of
+from pipeline.models.adapters.wan import GENERATED, AnyWanFamily, Wan
 from pipeline.models.adapters.wan22 import WanExperts, WanExpertsFamily, WanTokens
 from pipeline.models.contract import Conditioning, Frames, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.diffusers_model import ATTENTION, picture
 
 
-class WanImageFamily(DiffusersFamily):
+class WanImageFamily(AnyWanFamily):
     """Wan 2.1 I2V: the first frame in channels beside the noise, and through CLIP. All frames are denoised."""
 
     title = "Wan 2.1 image-to-video"
-    transformer_class = "WanTransformer3DModel"
-    vae_class = "AutoencoderKLWan"
     components = ("vae", "text_encoder", "tokenizer", "image_encoder", "image_processor", "transformer")
     image = True
 
@@ -30,10 +28,6 @@ class WanImageFamily(DiffusersFamily):
         if self.transformer_config.get("image_dim") is None:
             raise self.unsupported("a pipeline without CLIP's tokens (image_dim) and without boundary_ratio")
         check_channels(self)
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
 
     @property
     def generates(self) -> int:
@@ -63,12 +57,10 @@ class WanImageExpertsFamily(WanExpertsFamily):
         return WanImageExperts(self, self.load(config), config, device)
 
 
-class WanImageTokensFamily(DiffusersFamily):
+class WanImageTokensFamily(AnyWanFamily):
     """Wan 2.2 TI2V-5B from a first frame: the first latent frame is given, at time 0, and has no loss."""
 
     title = "Wan 2.2 TI2V-5B from a first frame"
-    transformer_class = "WanTransformer3DModel"
-    vae_class = "AutoencoderKLWan"
     components = ("vae", "text_encoder", "tokenizer", "transformer")
     image = True
 
@@ -77,10 +69,6 @@ class WanImageTokensFamily(DiffusersFamily):
         channels, inputs = self.channels, self.number("transformer", "in_channels")
         if self.transformer_config.get("image_dim") is not None or inputs != channels:
             raise self.unsupported(f"a pipeline with times per token and in_channels={inputs} for {channels} channels")
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        return strides_of(self.vae_config, str(self.path / "vae" / "config.json"))
 
     def open(self, config: VideoModelConfig, device: torch.device) -> VideoModel:
         return WanImageTokens(self, self.load(config), config, device)
