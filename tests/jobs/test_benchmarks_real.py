@@ -8,13 +8,25 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jobs.benchmarks.real import __main__ as job
-from jobs.benchmarks.real import bench, criteria, designs, footage, layouts, options, people, spoiling
+from jobs.benchmarks.real import (
+    bench,
+    criteria,
+    designs,
+    footage,
+    layouts,
+    options,
+    people,
+    puppets,
+    spoiling,
+    versions,
+)
 from jobs.benchmarks.real.options import Real
 from pipeline.errors import ConfigError, InputError
 from pipeline.models.schedule import Schedule
@@ -194,6 +206,62 @@ def test_the_yardstick_takes_each_stratum_of_training_once() -> None:
     assert (bench.times(Even(), "other", 8).numpy() != moments).all()  # type: ignore[arg-type]
 
 
+# --- looks, twins and puppets -----------------------------------------------------------------------------------------
+
+
+def test_every_query_and_each_of_its_twins_is_shown_in_every_look() -> None:
+    query = footage.Segment("q", "u", "v", 3, "jump", "p", "", "a jump")
+    shown = versions.in_looks([query])
+    assert len({segment.clip_id for segment in shown}) == len(shown) == versions.LOOKS * 3
+    assert {(segment.twin, segment.look) for segment in shown} == {
+        (twin, look) for twin in ("", "backwards", "slow_start") for look in range(versions.LOOKS)
+    }
+    assert {(s.source, s.start_frame, s.action) for s in shown} == {("q", 3, "jump")}
+    assert [s.twin for s in versions.twins([query])] == ["backwards", "slow_start"]
+
+
+def of_clips(sources: list[str], twins: list[str], gradients: np.ndarray) -> Any:
+    """Encoded clips of which no more is asked than whose version they are and whether they move."""
+    moving = gradients.any(1)
+    clips = SimpleNamespace(clip_ids=tuple(sources), moving=moving)
+    return SimpleNamespace(sources=np.array(sources), twins=np.array(twins), clips=clips)
+
+
+def test_a_query_asks_for_its_looks_without_what_its_twins_share() -> None:
+    looks, motion, other = np.eye(versions.DIM, dtype=np.float32)[:3]
+    names = ["q"] * 4 + ["still"] * 2
+    twins = ["", "backwards", "", "backwards", "", "backwards"]
+    gradients = np.stack([looks + motion, looks + other, looks + motion, looks + other, 0 * looks, 0 * looks])
+    queries = of_clips(["q", "still"], ["", ""], gradients[[0, 4]])
+    asked = versions.asked(gradients, of_clips(names, twins, gradients), queries)
+    assert asked[0] @ motion > 1.5 * asked[0] @ looks > 0
+    assert asked[0] @ other < 0
+    assert not asked[1].any(), "a still query asks for nothing"
+
+
+def test_a_puppet_keeps_its_looks_and_what_it_does_is_another_in_every_take() -> None:
+    first, again = (puppets.scene(0, "person01", "roll", take, shifted=False) for take in (0, 1))
+    assert (first.bodies[0].texture.base == again.bodies[0].texture.base).all()
+    assert first.background is not again.background
+    assert (first.background.wave == again.background.wave).all()
+    assert not np.allclose(first.bodies[0].poses, again.bodies[0].poses)
+    assert first.caption == again.caption
+    assert first.caption.endswith(" rolling")
+    other = puppets.scene(0, "person02", "roll", 0, shifted=False)
+    assert not np.array_equal(other.bodies[0].texture.wave, first.bodies[0].texture.wave)
+    shifted = puppets.scene(0, "person01", "roll", 0, shifted=True)
+    assert (shifted.bodies[0].power, shifted.bodies[0].lobes) in {(p, lobes) for p, lobes, _ in puppets.OUTLINES}
+    assert shifted.caption == "a shape rolling"
+
+
+def test_puppets_are_a_folder_that_the_benchmark_reads(tmp_path: Path) -> None:
+    assert puppets.write(tmp_path / "w", 0, people=4, takes=1, shifted=False) == 24
+    listing = layouts.listed(str(tmp_path / "w"), Real())
+    assert listing.layout == "columns"
+    assert {video.action for video in listing.videos} == set(puppets.ACTIONS)
+    assert {video.person for video in listing.videos} == {f"person{n:02d}" for n in range(1, 5)}
+
+
 # --- criteria ---------------------------------------------------------------------------------------------------------
 
 BEST = "best"
@@ -292,7 +360,9 @@ def test_a_folder_in_kths_layout_goes_from_videos_to_a_sentence_and_on_where_it_
     assert len(everyone) == len(set(everyone)) == 5
     of = figures["bases"]["first"]
     assert of["knows"] == ["bounce"]
-    assert len(of["tables"]["first tenth"]) == 6
+    assert len(of["tables"]["first tenth"]) == 7
+    assert {row["left out"] for row in of["tables"]["left out"]} == {0.05, 0.1}
+    assert all(0 <= row["preferred"] <= 1 for row in of["tables"]["removal"])
     assert {row["design"] for row in of["tables"]["lds"]} == {"skewed", "random"}
     assert len(of["verdicts"]) == len(criteria.CRITERIA)
     assert "Nothing can be concluded" in figures["sentence"]

@@ -20,22 +20,27 @@ from jobs.benchmarks.quality import kernels, problem, retraining
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.retraining import AT_A_TIME, FIRST_NOISE, Losses, Recipe, Retraining
 from jobs.benchmarks.quality.tasks import PAPER, each
-from jobs.benchmarks.real import footage, people
+from jobs.benchmarks.real import footage, people, versions
 from jobs.benchmarks.real.footage import Footage, Segment
 from jobs.benchmarks.real.layouts import Video
 from jobs.benchmarks.real.options import Real
 from jobs.benchmarks.real.people import Part
+from jobs.benchmarks.real.versions import Directions
 from jobs.weights.training import average_of_training
+from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run, VideoModelConfig
 from pipeline.errors import InputError
 from pipeline.models import VideoModel
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
+from pipeline.projection import Projection
 from pipeline.storage import stores
 
 CHUNK = 25  # segments that one task encodes
 PAIRS = ("motion", "none", "crossed")
 BASE_FILE = "diffusion_pytorch_model.safetensors"
 
+Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 Folders = tuple[str, ...]
 Place = tuple[float, int]
 
@@ -45,13 +50,16 @@ Place = tuple[float, int]
 
 @dataclass(frozen=True)
 class Sets:
-    """The folders of every set's encoded segments; `spoiled` are versions of clips of the corpus."""
+    """The folders of every set's encoded segments; `spoiled` are versions of clips of the corpus, `looks` of the
+    queries, `twins` of the held-out clips."""
 
     base: Folders
     corpus: Folders
     queries: Folders
     held_out: Folders
     spoiled: Folders
+    looks: Folders
+    twins: Folders
 
 
 def people_of(videos: Sequence[Video], seed: int) -> dict[str, Part]:
@@ -63,9 +71,11 @@ def people_of(videos: Sequence[Video], seed: int) -> dict[str, Part]:
 
 
 def prepare(run: Run, settings: Real, parts: Mapping[Part, Sequence[Segment]]) -> Sets:
-    """Encode every set of segments, and spoiled versions of some of the corpus."""
+    """Encode every set of segments and the versions of some."""
     rows: dict[str, Sequence[Segment]] = {str(part): segments for part, segments in parts.items()}
     rows["spoiled"] = footage.spoil(parts["corpus"], settings.spoiled)
+    rows["looks"] = versions.in_looks(parts["queries"])
+    rows["twins"] = versions.twins(parts["held_out"])
     folders: dict[str, Folders] = {}
     waiting = []
     for name, segments in rows.items():
@@ -139,13 +149,13 @@ def times(model: VideoModel, clip_id: str, strata: int) -> torch.Tensor:
 @torch.no_grad()
 def losses(model: VideoModel, of: Footage, strata: int) -> Losses:
     """Mean losses of clips at times drawn as training draws them, each under noises of its own: [N, 2], masked and
-    plain. No time is one of the settings', unless by chance."""
+    plain. No time is one of the settings', unless by chance. A version of a clip has the clip's times and noises."""
     model.trained.eval()
     clips = of.clips
     means = np.zeros((len(clips), 2))
     for start in range(0, len(clips), AT_A_TIME):
         here = slice(start, start + AT_A_TIME)
-        latent, ids = clips.latent[here], clips.clip_ids[here]
+        latent, ids = clips.latent[here], of.sources[here].tolist()
         moments = torch.stack([times(model, clip_id, strata) for clip_id in ids])
         for index in range(strata):
             shape = tuple(latent.shape[1:])
@@ -195,7 +205,25 @@ class Bench:
 
     def retrained(self, title: str, tasks: Sequence[Retraining]) -> list[Losses]:
         """Held-out losses [N, 2] after each of these fine-tunings on rows of `joined`; on nothing, the base's."""
-        return self._measured(title, tasks, self.sets.held_out)
+        measured = self._measured(title, tasks, self.sets.held_out + self.sets.twins)
+        return [losses[: len(self.held_out)] for losses in measured]
+
+    def margins(self, title: str, tasks: Sequence[Retraining]) -> list[Floats]:
+        """How much higher the masked loss of every twin in `twinned` is than the clip's own, as a share of it [W],
+        after each of these fine-tunings: what `retrained` measured too."""
+        measured = self._measured(title, tasks, self.sets.held_out + self.sets.twins)
+        rows, own = self.twinned
+        return [losses[rows, 0] / losses[own, 0] - 1 for losses in measured]
+
+    @functools.cached_property
+    def twinned(self) -> tuple[Rows, Rows]:
+        """The rows of moving twins behind the held-out clips, and those of the clips that they are of, which move."""
+        both = footage.load(self.sets.held_out + self.sets.twins)
+        place = {clip_id: row for row, clip_id in enumerate(self.held_out.clips.clip_ids)}
+        twins = np.flatnonzero((both.twins != "") & both.clips.moving)
+        own = np.array([place[source] for source in both.sources[twins].tolist()], np.int64)
+        moving = both.clips.moving[own]
+        return twins[moving], own[moving]
 
     @functools.cached_property
     def before(self) -> Losses:
@@ -229,6 +257,18 @@ class Bench:
         each(f"gradients, {kind}", _grams, waiting)
         return {place: kernels.read(file) for place, file in files.items()}
 
+    @functools.cached_property
+    def directions(self) -> Directions:
+        """What clips of `joined` and queries in looks and twins say, by the product's own rule."""
+        name = footage.digest(base_digest(self.base), versions.SETTING.record(), versions.DIM, "blank captions")
+        folders = self.sets.corpus + self.sets.spoiled + self.sets.looks
+        files = [f"{self.run.root}/projected/{footage.digest(name, folder)}.npy" for folder in folders]
+        waiting = [(self, folder, file) for folder, file in zip(folders, files, strict=True)]
+        each("gradients of looks and twins", _project, [task for task in waiting if not Path(task[2]).exists()])
+        rows = np.concatenate([np.load(file) for file in files])
+        clips = len(self.joined)
+        return Directions(rows[:clips], versions.asked(rows[clips:], footage.load(self.sets.looks), self.queries))
+
     def __reduce__(self) -> tuple[type[Bench], tuple[Run, Real, Sets, str]]:
         """Another process loads the sets itself."""
         return Bench, (self.run, self.settings, self.sets, self.base)
@@ -250,6 +290,18 @@ def _grams(bench: Bench, kind: str, place: Place, file: str) -> None:
     model = untrained(bench.run.model) if kind == "untrained" else fresh(bench.run.model, bench.base)
     of = kernels.grams(model, bench.joined.clips, bench.queries.clips, *place, pairs=PAIRS)
     kernels.write(file, dict(of))
+
+
+def _project(bench: Bench, folder: str, file: str) -> None:
+    """The projected gradients of a folder's clips under `versions.SETTING` and empty captions: [N, DIM]."""
+    model, clips = fresh(bench.run.model, bench.base), footage.load((folder,)).clips
+    gradients = ProjectedGradients(model.trained, Projection("gaussian", versions.DIM, 0), hold=25)
+    for latent, mask, moves in zip(clips.latent, clips.mask, clips.moving.tolist(), strict=True):
+        take_clip(gradients, model, [versions.SETTING], latent, model.blank(), mask if moves else None, 0)
+    rows = np.zeros((len(clips), versions.DIM), np.float32)
+    rows[clips.moving] = gradients.collect()[0].numpy()
+    with stores.writing(file) as target:
+        np.save(target, rows)
 
 
 def rows_of_grams(grams: Mapping[Place, Grams], rows: npt.NDArray[np.int64], clips: int) -> dict[Place, Grams]:

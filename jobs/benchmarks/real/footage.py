@@ -29,6 +29,7 @@ from pipeline.models import VideoModel, open_model
 from pipeline.motion import judge, load_raft
 from pipeline.motion.movement import movement
 from pipeline.storage import stores
+from pipeline.video import looks
 from pipeline.video.decoder import Decoder
 
 Words = npt.NDArray[np.str_]
@@ -37,7 +38,8 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a labelled video. `way` says how it is spoiled, with the stretch `other` where that takes one."""
+    """A stretch of a labelled video. `way` says how it is spoiled, with the stretch `other` where that takes one;
+    `twin` and `look` make it another version of the clip `source` (`video.looks`)."""
 
     clip_id: str
     uri: str
@@ -49,6 +51,9 @@ class Segment:
     caption: str
     way: str = ""
     other: tuple[str, int] | None = None
+    twin: str = ""
+    look: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Footage:
     scenes: Words
     captions: Words
     ways: Words  # how a clip is spoiled, "" of one that is not
+    twins: Words  # in which order its frames are, "" as they were
+    sources: Words  # the clip that it is a version of, itself where it is none
     descriptions: Floats  # [N, judge.NUMBERS], of the flow without the camera's
 
     def __len__(self) -> int:
@@ -133,7 +140,8 @@ def spoil(corpus: Sequence[Segment], share: float, seed: int = 0) -> list[Segmen
         segment = by_id[clip_id]
         others = [s for s in corpus if s.action != segment.action] or [s for s in corpus if s is not segment]
         other = min(others, key=lambda s: hashlib.blake2b(f"{clip_id} {s.clip_id}".encode()).digest())
-        version = replace(segment, clip_id=f"{clip_id}:{way}", way=way, other=(other.uri, other.start_frame))
+        spliced = other.uri, other.start_frame
+        version = replace(segment, clip_id=f"{clip_id}:{way}", way=way, other=spliced, source=clip_id)
         if way == spoiling.CAPTION:
             version = replace(version, caption=other.caption, action=other.action)
         spoiled.append(version)
@@ -166,9 +174,12 @@ def encode(run: Run, rows: Sequence[Segment], folder: str) -> None:
     model, raft = opened(run.model), load_raft(run.motion, torch.device("cpu"))
     tensors: dict[str, list[Tensor]] = {"latent": [], "mask": [], "text": [], "description": []}
     columns: list[dict[str, Any]] = []
+    measured: tuple[tuple[str, str] | None, Tensor] = (None, torch.empty(0))
     for row, frames in _decoded(run, rows):
-        flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
-        latent = model.encode(frames, run.geometry[1])["latent"]
+        if (row.source, row.twin) != measured[0] or not row.source:  # a look has the flow of the clip as it was
+            measured = (row.source, row.twin), motion.estimate(frames, raft, run.motion, torch.device("cpu"))
+        flow = measured[1]
+        latent = model.encode(looks.recoloured(frames, row.source, row.look), run.geometry[1])["latent"]
         grid = models.grid(run)
         mask = motion.motion_mask(flow, run.motion, grid)
         numbers = movement(frames, flow - motion.camera_motion(flow))["description"]
@@ -191,6 +202,8 @@ def _decoded(run: Run, rows: Sequence[Segment]) -> Iterator[tuple[Segment, spoil
         for row in rows:
             try:
                 frames = decoder.frames(row.uri, row.start_frame, count, fps, height, width)
+                if row.twin:
+                    frames = looks.twin(frames, row.twin, row.source)
                 if row.way:
                     assert row.other is not None, "a spoiled clip has another beside it"
                     other = decoder.frames(*row.other, count, fps, height, width)
@@ -229,8 +242,17 @@ def load(folders: tuple[str, ...]) -> Footage:
         small=latent,
         frames=np.full(table.num_rows, latent.shape[2]),
     )
-    descriptions = tensors["description"].numpy()
-    return Footage(clips, words("person"), words("scene"), words("caption"), words("way"), descriptions)
+    ids, sources = words("clip_id"), words("source")
+    return Footage(
+        clips,
+        words("person"),
+        words("scene"),
+        words("caption"),
+        words("way"),
+        words("twin"),
+        np.where(sources == "", ids, sources),
+        tensors["description"].numpy(),
+    )
 
 
 def rows_of(footage: Footage, rows: npt.NDArray[np.int64]) -> Footage:
@@ -246,5 +268,7 @@ def rows_of(footage: Footage, rows: npt.NDArray[np.int64]) -> Footage:
         footage.scenes[rows],
         footage.captions[rows],
         footage.ways[rows],
+        footage.twins[rows],
+        footage.sources[rows],
         footage.descriptions[rows],
     )

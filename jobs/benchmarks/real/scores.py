@@ -16,7 +16,9 @@ from jobs.benchmarks.quality.influences import Method, Place
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.retraining import Losses
 from jobs.benchmarks.quality.tasks import PAPER
+from jobs.benchmarks.real import versions
 from jobs.benchmarks.real.footage import Footage
+from jobs.benchmarks.real.versions import Directions
 from pipeline.motion.judge import taught
 
 Floats = npt.NDArray[np.float64]
@@ -24,6 +26,7 @@ Targets = tuple[str, ...]
 
 WHITEN = 0.01
 PAPERS, BEST, UNTRAINED = "paper: masked cosine", "best: queries masked, whitened", "untrained, as best"
+TWINS = "8 looks and twins"
 FLOW, CAPTION, OWN_LOSS = "nearest flow", "caption", "own loss"
 MAGNITUDE, LENGTH, RANDOM = "magnitude", "gradient length", "random"
 OVERLAP, RAW, SCENE = "mask overlap", "raw latents", "scene"
@@ -37,9 +40,10 @@ def scores(
     grams: Mapping[Place, Grams],
     blank: Mapping[Place, Grams],
     own: Losses,
+    directions: Directions,
 ) -> dict[str, Floats]:
     """Every score of these clips. `grams` are of them and the queries, `blank` the same of an untrained model, `own`
-    [N, 2] the clips' own losses under the base."""
+    [N, 2] the clips' own losses under the base, `directions` theirs and those of the queries in looks and twins."""
     clips = of.clips
     places = tuple(grams)
 
@@ -51,6 +55,7 @@ def scores(
         PAPERS: influence(grams, Method((PAPER,), "motion", None)),
         "masked, whitened": influence(grams, Method((PAPER,), "motion", WHITEN)),
         BEST: influence(grams, Method(places, "crossed", WHITEN)),
+        TWINS: versions.scores(directions, of, queries, targets),
         UNTRAINED: influence(blank, Method(places, "crossed", WHITEN)),
         CAPTION: captions(of, queries, targets),
         FLOW: nearest_flow(of, queries, targets),

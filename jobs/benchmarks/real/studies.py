@@ -1,4 +1,4 @@
-"""The four studies of one base, each the rows of a table. A loss's change is relative to the base's; below 0 is better.
+"""The studies of one base, each the rows of a table. A loss's change is relative to the base's; below 0 is better.
 
 Intervals are Student's of 90 % over actions, those of LDS are bootstrapped over subsets and actions.
 """
@@ -29,9 +29,11 @@ Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 ALL, ALL_BUT = "all", "all but "
-ARMS = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.OWN_LOSS, scores.PAPERS, scores.BEST)
-HALVES = (scores.BEST, scores.PAPERS, scores.OWN_LOSS, scores.MAGNITUDE, scores.FLOW, scores.RANDOM)
-REMOVERS = (scores.BEST, scores.FLOW)
+ARMS = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.OWN_LOSS, scores.PAPERS, scores.BEST, scores.TWINS)
+HALVES = (scores.BEST, scores.TWINS, scores.PAPERS, scores.OWN_LOSS, scores.MAGNITUDE, scores.FLOW, scores.RANDOM)
+REMOVERS = (scores.BEST, scores.TWINS, scores.FLOW)
+LEFT_OUT = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.BEST, scores.TWINS)
+TOPS = (0.05, 0.1)  # of the corpus, that are left out
 YARDSTICKS = ("masked", "plain")
 RELIABILITY = "reliability: half of the draws"
 
@@ -50,6 +52,7 @@ class Studies:
             "lds": [*self.lds("skewed"), *self.lds("uniform")],
             "halves": self.halves(),
             "first tenth": self.first_tenth(),
+            "left out": self.left_out(),
             "harm": self.harm(),
             "spoiled or not": self.spoiled_or_not(),
             "removal": self.removal(),
@@ -62,7 +65,8 @@ class Studies:
         bench, clips = self.bench, len(self.bench.joined)
         grams, blank = (rows_of_grams(of, rows, clips) for of in (self._grams, self._blank))
         of_rows = rows_of(bench.joined, rows)
-        return scores.scores(of_rows, bench.queries, self.targets, grams, blank, bench.own[rows])
+        directions = bench.directions.of(rows)
+        return scores.scores(of_rows, bench.queries, self.targets, grams, blank, bench.own[rows], directions)
 
     @cached_property
     def _grams(self) -> Any:
@@ -156,7 +160,7 @@ class Studies:
         """A tenth of the corpus by each arm, for every target and seed; the arm `random` draws anew for every seed."""
         clips = self.bench.corpus.clips
         tasks = {
-            (arm, target, seed): on(self._first(arm, column, seed), seed)
+            (arm, target, seed): on(self._first(arm, column, seed, TENTH), seed)
             for arm in ARMS
             for column, target in enumerate(self.targets)
             for seed in range(self.settings.seeds)
@@ -179,11 +183,40 @@ class Studies:
             rows.append(row | _interval(against, labels, "over_random"))
         return rows
 
-    def _first(self, arm: str, column: int, seed: int) -> Places:
-        """The rows of an arm's first tenth for a target."""
+    def left_out(self) -> Rows:
+        """All of the corpus but the first few by a score: how much the target's loss rises for their want. What taught
+        a motion is missed most."""
+        everything = np.arange(self.count)
+        tasks = {
+            (arm, top, target, seed): on(np.setdiff1d(everything, self._first(arm, column, seed, top)), seed)
+            for arm in LEFT_OUT
+            for top in TOPS
+            for column, target in enumerate(self.targets)
+            for seed in range(self.settings.seeds)
+        }
+        after = dict(zip(tasks, self.bench.retrained("left out", list(tasks.values())), strict=True))
+        rows: Rows = []
+        for arm in LEFT_OUT:
+            for top in TOPS:
+                keys = [key for key in tasks if key[:2] == (arm, top)]
+                labels = [target for *_, target, _ in keys]
+                row: dict[str, Any] = {"score": arm, "left out": top}
+                for yardstick in YARDSTICKS:
+                    values = [-self._gain_of(after[key], key[2], yardstick) for key in keys]
+                    row |= _interval(values, labels, yardstick)
+                over = [
+                    self._gain_of(after[scores.RANDOM, *key[1:]], key[2], "masked")
+                    - self._gain_of(after[key], key[2], "masked")
+                    for key in keys
+                ]
+                rows.append(row | _interval(over, labels, "over_random"))
+        return rows
+
+    def _first(self, arm: str, column: int, seed: int, top: float) -> Places:
+        """The rows of the first few by an arm for a target, `top` of the corpus."""
         ids = self.bench.corpus.clips.clip_ids
         order = {clip_id: place for place, clip_id in enumerate(by_hash(seed, ids))}
-        count = share(TENTH, self.count)
+        count = share(top, self.count)
         if arm == scores.RANDOM:
             return np.array(sorted(range(self.count), key=lambda row: order[ids[row]])[:count])
         score = self.clean[arm][:, column]
@@ -203,8 +236,7 @@ class Studies:
         """The rows of the clips that they are versions of, in their order."""
         joined = self.bench.joined
         place = {clip_id: row for row, clip_id in enumerate(joined.clips.clip_ids)}
-        pairs = [(joined.clips.clip_ids[row], str(joined.ways[row])) for row in self.spoiled.tolist()]
-        return np.array([place[clip_id.removesuffix(f":{way}")] for clip_id, way in pairs])
+        return np.array([place[source] for source in joined.sources[self.spoiled].tolist()])
 
     @cached_property
     def dirty(self) -> Places:
@@ -291,8 +323,24 @@ class Studies:
                     self.gains(losses[name, seed], "masked"), self.gains(losses[reference, seed], "masked"), strict=True
                 )
             ]
-            rows.append(row | _interval(against, labels, f"over {reference}"))
+            rows.append(
+                row | _interval(against, labels, f"over {reference}") | self._preferred(title, tasks, name, reference)
+            )
         return rows
+
+    def _preferred(
+        self, title: str, tasks: Mapping[tuple[str, int], Retraining], name: str, reference: str
+    ) -> dict[str, float]:
+        """Which share of the held-out clips the model prefers to their twins, by how much of the clip's loss, and how
+        much more than after the reference's fine-tuning under the same seed."""
+        mine, theirs = (
+            np.stack(self.bench.margins(title, [task for (n, _), task in tasks.items() if n == one]))
+            for one in (name, reference)
+        )
+        actions = self.bench.held_out.clips.motions[self.bench.twinned[1]].tolist()
+        over = (mine - theirs).mean(0).tolist()
+        columns = {"preferred": float((mine > 0).mean()), "margin": float(mine.mean())}
+        return columns | _interval(over, actions, f"margin over {reference}")
 
 
 def _of_own(values: Floats, actions: Sequence[str], targets: Sequence[str]) -> Floats:
