@@ -25,6 +25,7 @@ from pipeline.attribution.gradients import ProjectedGradients, place_experts, re
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.errors import ClipError
+from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Conditioning, Grid, VideoModel, open_model
 from pipeline.models.conditioning import Captions, split
 from pipeline.models.device import device_for
@@ -152,7 +153,10 @@ class FeatureWorker:
 
     def _twin_mask(self, row: Row, name: str, video: Frames) -> Tensor:
         assert self.motion is not None, "it was made for the twins"
-        measured = self.motion.measure({**row, "error": None}, video)
+        box = mask_boxes.of_row(row.get("mask_box"))
+        # Its frames have another order, so a stretch of the query's time is none of the twin's.
+        of_picture = None if box is None else str(box.of_picture())
+        measured = self.motion.measure({**row, "mask_box": of_picture, "error": None}, video)
         if measured["error"] is not None:
             raise ClipError("no_motion", f"its twin {name!r} (queries.twins) has no motion mask: {measured['error']}")
         return motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.inputs.video_set import VideoSet
 from pipeline.tables.ids import TextSet
+from pipeline.tables.schemas import MASK_BOX
 
 _BETWEEN, _WITHIN, _NOTHING = "\x1e", "\x1f", "\x00"  # no caption has these
 
@@ -61,8 +62,8 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def changed(
     listed: Iterable[pa.Table], before: Iterable[pa.Table], names: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """The clips of listed videos whose captions are others now, and those of which any of these columns is (the former
-    among them). `held` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
+    """The clips of listed videos whose captions or mask boxes are others now, and those of which any of these columns
+    is (the former among them). `before` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
     uris, captioned, worded = TextSet(), TextSet(), TextSet()
     for rows in listed:
         uris.add(_video(rows))
@@ -86,7 +87,7 @@ def _video(rows: pa.Table) -> pa.ChunkedArray:
 
 
 def _captioned(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(_video(rows), captions(rows), _BETWEEN)
+    return pc.binary_join_element_wise(_video(rows), texts(rows, [MASK_BOX]), _BETWEEN)
 
 
 def _worded(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:

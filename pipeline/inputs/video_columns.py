@@ -20,11 +20,11 @@ from pipeline.config.credentials import scrubbed
 from pipeline.config.texts import decode_text, text_flaw
 from pipeline.inputs.manifests.json_blocks import MOST
 from pipeline.inputs.manifests.numbers import as_type, as_type_where_possible, cell_type
-from pipeline.tables.schemas import CAPTIONS, caption_column
+from pipeline.tables.schemas import CAPTIONS, MASK_BOX, caption_column
 
 TEXT, NUMBERS, LISTS, OBJECTS, HUGE = "text", "numbers", "lists", "objects", "integers of more than 64 bits"
 TRUTHS = "true or false"
-TEXTS = (*CAPTIONS, "id", "source", "group")  # text, whatever a file has there
+TEXTS = (*CAPTIONS, "id", "source", "group", MASK_BOX)  # text, whatever a file has there
 
 Row = dict[str, Any]
 Column: TypeAlias = "pa.ChunkedArray | list[Any]"  # a list where values are of several kinds

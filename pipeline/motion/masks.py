@@ -124,15 +124,17 @@ def camera_share(flow: Tensor, camera: Tensor) -> float:
     return max(0.0, 1 - float((flow - camera).norm(dim=1).mean()) / whole) if whole > 1e-6 else 0.0
 
 
-def motion_mask(flow: Tensor, config: Motion, grid: Grid) -> Tensor | None:
+def motion_mask(flow: Tensor, config: Motion, grid: Grid, keep: Tensor | None = None) -> Tensor | None:
     """W on the latent grid, [f, h, w] in [0, 1]: None for a clip without motion.
+
+    With `keep` [F, h, w] of the working size, W is 0 outside it, and what does not move is told by what is inside.
 
     Per pixel W = (M - min M) / (max M - min M + 1e-6) with M = |flow|, over the whole clip, at the working size; with
     `normalise: quantile` the upper end is a quantile and W is cut off at one. The last frame's flow repeats the one
     before it. Space is pooled by area, and a latent frame is the mean over the pixel frames that the autoencoder folds
     into it (Wu et al. 2026, section 3; METHOD's step 2).
     """
-    weight = _weights(flow, config)
+    weight = _weights(flow, config, keep)
     return None if weight is None else _pooled(weight, grid)
 
 
@@ -151,15 +153,17 @@ def mask_energy(flow: Tensor, config: Motion, grid: Grid) -> tuple[float, int] |
     return float(cells / weight.double().square().mean()), int((mask > mask.max() / 2).sum())
 
 
-def _weights(flow: Tensor, config: Motion) -> Tensor | None:
+def _weights(flow: Tensor, config: Motion, keep: Tensor | None = None) -> Tensor | None:
     """W at the working size, [F, h, w]."""
     magnitude = flow.norm(dim=1)
-    low = float(magnitude.min())
-    high = float(magnitude.max()) if config.normalise == "min_max" else _quantile(magnitude, config.quantile)
+    counted = magnitude if keep is None else magnitude[keep[:-1]]
+    low = float(counted.min())
+    high = float(counted.max()) if config.normalise == "min_max" else _quantile(counted, config.quantile)
     if high - low < max(config.still, 1e-6):
         return None
     weight = ((magnitude - low) / (high - low + 1e-6)).clamp(0, 1)
-    return torch.cat([weight, weight[-1:]])
+    weight = torch.cat([weight, weight[-1:]])
+    return weight if keep is None else weight * keep
 
 
 def _pooled(weight: Tensor, grid: Grid) -> Tensor:

@@ -7,10 +7,12 @@ from itertools import starmap
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Grid
 from pipeline.models.device import device_for
 from pipeline.motion import movement
@@ -28,25 +30,41 @@ class MotionWorker:
         self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
 
     def measure(self, row: Row, frames: Frames | ClipError) -> Row:
-        """The row of the motion table, with the columns of movement/ beside; a clip's own error is kept."""
+        """The row of the motion table, with the columns of movement/ beside; a clip's own error is kept.
+
+        Of a query with a `mask_box`, mask and movement are those inside it; its statistics are of the whole picture.
+        """
         row = {**row, "mask": None, "mask_shape": None, "motion_mean": None, "motion_p95": None, "camera_share": None}
         row |= {"description": None, "flaws": None, "colours": None}
         if isinstance(frames, ClipError):
             return {**row, "error": str(frames)}
+        try:
+            keep = self._keep(row, frames)
+        except ClipError as error:
+            return {**row, "error": str(error)}
         flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
         if not bool(torch.isfinite(flow).all()):
             return {**row, "error": str(ClipError("not_finite", "the optical flow of this clip is not finite."))}
         camera = motion.camera_motion(flow)
         row["camera_share"] = motion.camera_share(flow, camera)
-        row |= movement.movement(frames, flow - camera)
+        row |= movement.movement(frames, _inside(flow - camera, keep))
         flow = flow - camera if self.run.motion.camera == "subtract" else flow
         row["motion_mean"], row["motion_p95"] = motion.statistics(flow)
-        mask = motion.motion_mask(flow, self.run.motion, self.grid)
+        mask = motion.motion_mask(flow, self.run.motion, self.grid, keep)
         if mask is None:
-            still = f"its flow spans less than motion.still = {self.run.motion.still:g} pixels a frame."
+            where = "" if keep is None else f" inside its mask_box {row['mask_box']}"
+            still = f"its flow{where} spans less than motion.still = {self.run.motion.still:g} pixels a frame."
             return {**row, "flaws": movement.UNBROKEN, "error": str(ClipError("no_motion", still))}
         row["mask"], row["mask_shape"] = motion.encode_mask(mask), list(mask.shape)
         return row
+
+    def _keep(self, row: Row, frames: Frames) -> Tensor | None:
+        """Which places of the flow the row's `mask_box` keeps, [F, h, w]; None where all count. Raises ClipError."""
+        box = mask_boxes.of_row(row.get("mask_box"))
+        if box is None:
+            return None
+        size = (self.run.motion.height, self.run.motion.width)
+        return torch.from_numpy(box.keep(len(frames), self.run.geometry[1], *size)).to(self.device)
 
     def energy(self, frames: Frames) -> tuple[float, int] | None:
         """What a clip's mask keeps on the model's grid; see `motion.mask_energy`."""
@@ -68,3 +86,7 @@ class MotionWorker:
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         rows = [self.measure(row, error) for row in clips.to_pylist()]
         return self.parts(rows, schemas.motion_schema(clips.schema))
+
+
+def _inside(flow: Tensor, keep: Tensor | None) -> Tensor:
+    return flow if keep is None else flow * keep[:-1, None]

@@ -30,9 +30,11 @@ def index(run: Run, name: str) -> Counted:
     merge(folder)
     listed = Listing(video_sets.asked(run, name))
     print(f"{name}: {listed.captions.sentence()}")
-    others = [f for f in listed.schema if f.name not in (*_LISTING, *schemas.CLIPS.names)]
-    schema = pa.schema([*(schemas.QUERIES if name == "queries" else schemas.CLIPS), *others])
-    columns = [n for n in schema.names if n in ("source", "group")] + [f.name for f in others]
+    own = schemas.QUERIES if name == "queries" else schemas.CLIPS
+    others = [f for f in listed.schema if f.name not in (*_LISTING, *own.names)]
+    schema = pa.schema([*own, *others])
+    columns = [n for n in schema.names if n in ("source", "group", schemas.MASK_BOX)]
+    columns += [f.name for f in others if f.name not in columns]
     _give_way_to_words(run, name, listed, columns)
     last_tries = listed.subtract(folder)
     stage = Stage(
@@ -53,12 +55,13 @@ def index(run: Run, name: str) -> Counted:
 
 def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
     """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
-    caption, which features depend on, what was computed goes first: a job that is killed in between does it again."""
+    caption or the mask's box, which features depend on, what was computed goes first: a job that is killed in between
+    does it again."""
     folder = stores.join(run.root, name)
     columns = {column for schema in tables.columns(folder) for column in schema.names}
     if not columns:
         return
-    selection = ["clip_id", "uri", "caption", *(n for n in ("captions", *names) if n in columns)]
+    selection = ["clip_id", "uri", "caption", *(n for n in ("captions", schemas.MASK_BOX, *names) if n in columns)]
     blocks = scanning.blocks(folder, list(dict.fromkeys(selection)))
     recaptioned, reworded = passed_columns.changed(listed.videos, blocks, [n for n in names if n != "captions"])
     for root, stage in computed(run):

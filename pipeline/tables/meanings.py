@@ -35,7 +35,12 @@ CLIPS: Meanings = {
     "cuts": "Frames at which a shot changes.",
     "error": _ERROR,
 }
-QUERIES: Meanings = {**CLIPS, "group": "Name of the query's motion: its folder, or the manifest's column."}
+QUERIES: Meanings = {
+    **CLIPS,
+    "group": "Name of the query's motion: its folder, or the manifest's column.",
+    "mask_box": "The part of it whose motion counts, where that is not all of it: `left,top,right,bottom` as shares of "
+    "the picture, and perhaps the first and the last second after that. Outside, the motion mask is 0.",
+}
 MOTION: Meanings = {
     **CLIPS,
     "mask": "Motion weight of every latent place, 0 to 255, as bytes; null where the clip has no mask.",

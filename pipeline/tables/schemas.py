@@ -29,7 +29,8 @@ CLIPS = pa.schema(
         ("error", pa.string()),
     ]
 )
-QUERIES = CLIPS.append(pa.field("group", pa.string()))
+MASK_BOX = "mask_box"  # what a manifest says of its rows' masks; motion/ reads it
+QUERIES = pa.schema([*CLIPS, ("group", pa.string()), (MASK_BOX, pa.string())])
 _MOTION = [
     ("mask", pa.binary()),
     ("mask_shape", pa.list_(pa.int32())),
@@ -407,6 +408,7 @@ RESERVED = frozenset(
         _ADDED,
     )
     for name in names
+    if name != MASK_BOX
 )
 
 

@@ -1,4 +1,4 @@
-"""Queries that people make: out of a clip, or of a part of its picture, or of a video of their own.
+"""Queries that people make: out of a clip, or of a part of it, or of a video of their own.
 
 ``ROOT/made_queries`` holds an mp4 file and a record for each, and ``manifest.jsonl``, to be named as `queries.videos`:
 the run's own queries and the made ones. The run's own keep their ids there, so that only new ones cost a gradient.
@@ -12,11 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
 from pipeline.config import Run
 from pipeline.errors import InputError
+from pipeline.inputs.manifests.mask_boxes import MaskBox
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import throughput
@@ -31,41 +31,48 @@ LONGEST = 512 << 20  # bytes of a video that somebody brings
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[\w .-]{1,60}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Second = Annotated[float, Field(ge=0)]
+_OF_QUERY = ("caption", "group", "source", "mask_box")  # columns of queries/ that a manifest repeats
 
 
 class Made(Words):
-    """A query to be made: its motion, its caption, and, of a clip, the part of the picture whose motion counts."""
+    """A query to be made: its motion, its caption, and, of a clip, the part whose motion counts: a rectangle of the
+    picture, and a stretch of seconds from the clip's first frame."""
 
     group: Name
     caption: Annotated[str, StringConstraints(strip_whitespace=True, max_length=2000)] = ""
     clip: str | None = None
     rectangle: tuple[Share, Share, Share, Share] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom
+    seconds: tuple[Second, Second] | None = None  # all of the clip's time
 
     @model_validator(mode="after")
-    def _has_an_area(self) -> Made:
-        left, top, right, bottom = self.rectangle
-        if right - left < 0.05 or bottom - top < 0.05:
-            raise ValueError("the rectangle: it must be a twentieth of the picture wide and high, or more")
+    def _has_a_part(self) -> Made:
+        self.box()
         return self
 
+    def box(self) -> MaskBox:
+        """Raises ValueError for a part that is none."""
+        return MaskBox(*self.rectangle, *(self.seconds or ()))
 
-def frozen_outside(frames: Frames, rectangle: Sequence[float]) -> Frames:
-    """Frames [F, H, W, 3] that stand still outside a rectangle: nothing moves there, so the motion mask leaves it out,
-    and what is inside keeps its size and place."""
-    high, wide = frames.shape[1:3]
-    left, top, right, bottom = rectangle
-    still = np.broadcast_to(frames[:1], frames.shape).copy()
-    rows = slice(round(top * high), round(bottom * high))
-    columns = slice(round(left * wide), round(right * wide))
-    still[:, rows, columns] = frames[:, rows, columns]
-    return still
+
+def check_part(run: Run, asked: Made) -> None:
+    """Raise ValueError where the part of a clip holds fewer than two of the frames at which gradients are taken."""
+    frames, fps, *_ = run.geometry
+    seen = [n for n, inside in enumerate(asked.box().frames(frames, fps)) if inside]
+    if len(seen) < 2:
+        raise ValueError(
+            f"from {asked.box().first:g} s to {asked.box().last:g} s there are {len(seen)} of the {frames} frames at "
+            f"{fps:g} a second that attribution sees (the clip's first {frames / fps:g} s); choose a longer part"
+        )
 
 
 def of_clip(run: Run, row: Mapping[str, Any], asked: Made, decoder: Decoder) -> dict[str, Any]:
-    """Make a query of a row of clips/. Raises ClipError where its video cannot be decoded."""
+    """Make a query of a row of clips/. Raises ClipError where its video cannot be decoded, ValueError for a part of
+    the clip that attribution does not see."""
+    check_part(run, asked)
     high, wide = _even(row["height"], row["width"])
     frames = decoder.frames(row["uri"], row["start_frame"], row["num_frames"], row["fps"], high, wide)
-    return _write(run, frozen_outside(frames, asked.rectangle), row["fps"], asked)
+    return _write(run, frames, row["fps"], asked)
 
 
 def of_file(run: Run, path: str, asked: Made, decoder: Decoder) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def of_file(run: Run, path: str, asked: Made, decoder: Decoder) -> dict[str, Any
     first = decoder.index(path, run.data.frames, run.data.fps)[0]
     high, wide = _even(first["height"], first["width"])
     frames = decoder.frames(path, first["start_frame"], run.data.frames, run.data.fps, high, wide)
-    return _write(run, frozen_outside(frames, asked.rectangle), run.data.fps, asked)
+    return _write(run, frames, run.data.fps, asked)
 
 
 def _even(height: int, width: int) -> tuple[int, int]:
@@ -87,7 +94,9 @@ def _write(run: Run, frames: Frames, fps: float, asked: Made) -> dict[str, Any]:
     name = f"made-{asked.batch[:24]}"
     stores.write_bytes(join(run.root, FOLDER, f"{name}.mp4"), encode_clip(frames, fps, CRF))
     at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"id": name, "at": at, **asked.model_dump(exclude={"batch"})}
+    box = asked.box()
+    part = {} if box.is_whole else {"mask_box": str(box)}
+    record = {"id": name, "at": at, **asked.model_dump(exclude={"batch"}), **part}
     stores.write_bytes(join(run.root, FOLDER, f"{name}.json"), json.dumps(record, ensure_ascii=False).encode())
     return record
 
@@ -102,21 +111,25 @@ def records(root: str) -> list[dict[str, Any]]:
 def write_manifest(run: Run, queries: Sequence[Mapping[str, Any]]) -> str:
     """Write the manifest of the run's own queries and the made ones; its place. Raises InputError where the run's own
     cannot be listed as they are."""
-    own: dict[str, Mapping[str, Any]] = {}
-    for query in sorted(queries, key=lambda query: query["start_frame"] or 0):
-        own.setdefault(str(query["uri"]), query)  # its first segment, whose id is the video's
+    first: dict[str, int] = {}  # of each video its first segment, whose id is the video's
+    for query in queries:
+        start = query["start_frame"] or 0
+        first[query["uri"]] = min(start, first.get(query["uri"], start))
+    own = [query for query in queries if (query["start_frame"] or 0) == first[query["uri"]]]
     made = records(run.root)
     made_ids = {record["id"] for record in made}
     lines = [
-        {"file_name": uri, "id": q["clip_id"], **{name: q[name] for name in ("caption", "group", "source")}}
-        for uri, q in own.items()
+        {"file_name": q["uri"], "id": q["clip_id"], **{name: q[name] for name in _OF_QUERY if q.get(name) is not None}}
+        for q in sorted(own, key=lambda query: str(query["clip_id"]))
         if q["clip_id"] not in made_ids
     ]
     for record in made:
         place = join(run.root, FOLDER, f"{record['id']}.mp4")
         place = place if "://" in place else os.path.abspath(place)
         about = {"caption": record["caption"], "group": record["group"], "source": f"made by {record['by']}"}
-        lines.append({"file_name": place, "id": record["id"], **about})
+        # Of older records with a rectangle the film itself stands still outside it.
+        part = {"mask_box": record["mask_box"]} if "mask_box" in record else {}
+        lines.append({"file_name": place, "id": record["id"], **about, **part})
     if not all(line["file_name"] for line in lines):
         raise InputError("a query of the run has no address, so no manifest can name it")
     path = join(run.root, FOLDER, MANIFEST)
@@ -126,7 +139,14 @@ def write_manifest(run: Run, queries: Sequence[Mapping[str, Any]]) -> str:
 
 def cost(run: Run) -> str:
     """What one more query costs, by what this run itself took for its queries."""
-    rate = throughput.by_stage(run.root).get("attribute queries", {}).get("rows_per_second")
-    if not rate:
+    seconds = seconds_of_query(run.root)
+    if seconds is None:
         return "one query more: a gradient for each setting and look; this run has not measured its own pace"
-    return f"one query more: about {1 / rate:.1f} s by this run's own pace, and a new ranking"
+    return f"one query more: about {seconds:.1f} s of an actor by this run's own pace, and a new ranking"
+
+
+def seconds_of_query(root: str) -> float | None:
+    """Seconds that an actor took for a query of this run, decoding and motion included; None where it has done none."""
+    figures = throughput.by_stage(root).get("attribute queries", {})
+    seconds = figures.get("busy_seconds") or figures.get("seconds")
+    return seconds / figures["rows"] if seconds and figures["rows"] else None

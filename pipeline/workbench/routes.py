@@ -314,6 +314,7 @@ class Routes:
             "cost": made_queries.cost(run),
             "frames": run.data.frames,
             "fps": run.data.fps,
+            "seen": run.geometry[0] / run.geometry[1],
             "line": with_queries(run.root),
         }
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.weights import flow as flow_weights
+from pipeline import models
 from pipeline.config import Motion, load
 from pipeline.errors import ConfigError
 from pipeline.models import Grid
@@ -24,6 +25,7 @@ from pipeline.motion import (
     motion_mask,
     statistics,
 )
+from pipeline.motion.worker import MotionWorker
 from pipeline.synthetic import world
 
 CPU = torch.device("cpu")
@@ -298,3 +300,43 @@ def test_flow_weights_that_are_not_there_are_refused() -> None:
         load_raft(config.model_copy(update={"weights": "/no/such.safetensors"}), CPU)
     with pytest.raises(ConfigError, match=r"no weights of motion\.flow=raft_large"):
         load_raft(config.model_copy(update={"flow": "raft_large"}), CPU)
+
+
+def test_outside_what_is_kept_the_mask_is_zero_and_inside_it_spans_its_own_motion() -> None:
+    flow = torch.zeros(8, 2, 16, 16)
+    flow[:, 0, 2:6, 2:6] = 2.0  # slow, at the upper left
+    flow[:, 0, 10:14, 10:14] = 8.0  # fast, at the lower right
+    keep = torch.zeros(9, 16, 16, dtype=torch.bool)
+    keep[3:7, :8, :8] = True
+    grid = grid_of(3, 8, 8, 4)
+    mask = motion_mask(flow, PLAIN, grid, keep)
+    assert mask is not None
+    assert float(mask[:, 4:].abs().sum() + mask[:, :, 4:].abs().sum()) == 0.0
+    assert float(mask[0].abs().sum()) == 0.0, "the first latent frame is a frame before the part"
+    assert float(mask[1, 1:3, 1:3].min()) == pytest.approx(0.5), "frames 3 and 4 of 1 to 4"
+    whole = motion_mask(flow, PLAIN, grid)
+    assert whole is not None
+    assert float(whole[:, 1:3, 1:3].max()) == pytest.approx(0.25)
+    assert torch.equal(motion_mask(flow, PLAIN, grid, torch.ones_like(keep)), whole)
+    keep[:, 2:6, 2:6] = False
+    assert motion_mask(flow, PLAIN, grid, keep) is None, "nothing moves inside"
+
+
+def test_a_query_with_a_box_has_the_mask_and_movement_of_its_inside() -> None:
+    run = load("demo", {"data.frames": 9})
+    worker = MotionWorker(run, models.grid(run), 0.0, 1.0)
+    frames = world.render(world.scene(5, "boxed", "real", world.MOTIONS[0]), 32, 32)[:9]
+    row = {"clip_id": "q", "error": None}
+    plain, whole, left = (
+        worker.measure({**row, **box}, frames) for box in ({}, {"mask_box": "0,0,1,1"}, {"mask_box": "0,0,0.5,1"})
+    )
+    assert {**whole, "mask_box": None} == {**plain, "mask_box": None}
+    mask = decode_mask(left["mask"], left["mask_shape"])
+    assert left["error"] is None
+    assert float(mask[..., mask.shape[-1] // 2 :].abs().sum()) == 0.0
+    assert float(mask.sum()) > 0.0
+    assert left["motion_mean"] == plain["motion_mean"]
+    assert left["description"] != plain["description"]
+    wrong = worker.measure({**row, "mask_box": "0,0,1"}, frames)
+    assert wrong["error"].startswith("refused: mask_box='0,0,1'")
+    assert wrong["mask"] is None

@@ -410,10 +410,15 @@ def test_a_clip_becomes_a_query_whose_rectangle_is_drawn(
     ann.page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + box["height"] - 1)
     ann.page.mouse.up()
     ann.page.fill("dialog input >> nth=0", "hop")
+    ann.page.fill("[aria-label='First frame']", "3")
+    ann.page.fill("[aria-label='Last frame']", "8")
+    ann.page.click("dialog button:has-text('Play the part')")
+    assert "Costs one query more" in ann.page.inner_text("dialog")
     ann.page.click("dialog button[type=submit]")
     ann.until(lambda: made_queries.records(run.root), "the query is not made")
     record = made_queries.records(run.root)[0]
     assert (record["group"], record["clip"], record["by"]) == ("hop", "clip-01", "ann")
     assert record["rectangle"] == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.02)
+    assert record["seconds"] == [0.25, 1.0]
     ann.open(server.address, "queries")
     ann.until(lambda: "manifest.jsonl" in ann.page.inner_text("main"), "the command is not shown")

@@ -32,13 +32,34 @@ def asked(**more: object) -> Made:
     return Made.model_validate({"batch": "made-batch", "by": "ann", "group": "roll", "caption": "a ball", **more})
 
 
-def test_outside_the_rectangle_nothing_moves_and_inside_all_stays() -> None:
-    frames = world.render(world.scene(5, "made", "real", world.MOTIONS[0]), SIZE, SIZE)
-    made = made_queries.frozen_outside(frames, (0.25, 0.5, 0.75, 1.0))
-    inside = np.zeros((SIZE, SIZE), bool)
-    inside[SIZE // 2 :, SIZE // 4 : 3 * SIZE // 4] = True
-    assert (made[:, inside] == frames[:, inside]).all()
-    assert (made[:, ~inside] == frames[0, ~inside]).all()
+def test_the_part_of_a_clip_stands_in_the_manifest_and_its_film_stays_whole(run: Run) -> None:
+    served = Served(run)
+    said = {"batch": "made-of-a-part", "by": "ann", "group": "roll", "caption": "a ball", "clip": "clip-01"}
+    assert post(served, "made", {**said, "rectangle": [0, 0, 0.5, 1], "seconds": [0.25, 0.75]})[0] == 200
+    assert post(served, "made", {**said, "batch": "made-of-it-all", "rectangle": [0, 0, 1, 1]})[0] == 200
+    boxes = {query["id"]: query.get("mask_box") for query in get(served, "made")[1]["queries"]}
+    assert boxes == {"made-made-of-a-part": "0,0,0.5,1,0.25,0.75", "made-made-of-it-all": None}
+    folder = Path(run.root) / "made_queries"
+    assert (folder / "made-made-of-a-part.mp4").read_bytes() == (folder / "made-made-of-it-all.mp4").read_bytes()
+    listed = videos.videos(str(folder / "manifest.jsonl"), "queries.videos").to_pylist()
+    assert {row["id"]: row["mask_box"] for row in listed if row["id"].startswith("made")} == boxes
+    status, answer = post(served, "made", {**said, "batch": "made-of-too-little", "seconds": [0.25, 0.3]})
+    assert status == 400
+    assert "1 of the 9 frames" in answer["error"]
+    status, answer = post(served, "made", {**said, "batch": "made-of-nothing", "seconds": [0.5, 0.5]})
+    assert status == 400
+    assert not (folder / "made-made-of-nothing.mp4").exists()
+    served.stop()
+
+
+def test_the_manifest_repeats_the_boxes_of_the_runs_own_queries(run: Run) -> None:
+    queries = [
+        {"clip_id": f"q-{n}", "uri": "a.mp4", "start_frame": 0, "caption": "a ball", "group": "roll", "mask_box": box}
+        for n, box in enumerate((None, "0,0,0.5,1"))
+    ]
+    path = made_queries.write_manifest(run, queries)
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert [(line["id"], line.get("mask_box")) for line in lines] == [("q-0", None), ("q-1", "0,0,0.5,1")]
 
 
 @pytest.mark.parametrize("rectangle", [(0.5, 0, 0.5, 1), (0, 0, 1, 2), (0.9, 0, 0.1, 1), (0, 0.99, 1, 1)])

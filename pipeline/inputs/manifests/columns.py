@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.tables.schemas import CAPTIONS, RESERVED, caption_column
+from pipeline.tables.schemas import CAPTIONS, MASK_BOX, RESERVED, caption_column
 
 VIDEO_IDS = ("videoid", "video_id")  # names of files without their end
 PATHS = (
@@ -79,6 +79,8 @@ def table_name(name: str, place: int) -> str:
     without a name is called by its place.
     """
     plain = _UNUSABLE.sub("_", " ".join(name.split())) or f"column {place}"
+    if plain.casefold() == MASK_BOX:
+        return MASK_BOX
     return f"manifest_{plain}" if plain.casefold() in RESERVED else plain
 
 

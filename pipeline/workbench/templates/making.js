@@ -1,4 +1,5 @@
-// Queries that people make: of a clip, with a rectangle whose motion counts, or of a video of their own.
+// Queries that people make: of a clip, or of the rectangle and the frames of it whose motion counts, or of a video of
+// their own.
 
 import { batch, film, get, post } from "./api.js";
 import { ask, el } from "./dom.js";
@@ -8,7 +9,7 @@ const groupField = (bench, value) => {
   return { field, row: el("label", {}, "Which motion it shows", field, el("datalist", { id: "motions" }, bench.about.groups.filter((name) => name !== "all").map((name) => el("option", { value: name })))) };
 };
 
-// Ask for motion, caption and rectangle, and make a query of a clip.
+// Ask for motion, caption, rectangle and frames, and make a query of a clip.
 export async function ofClip(bench, row) {
   if (!(await bench.name())) return;
   const made = await get("made");
@@ -17,10 +18,24 @@ export async function ofClip(bench, row) {
   const sides = ["left", "top", "right", "bottom"].map((name, n) => el("input", { type: "number", min: "0", max: "100", step: "1", value: n < 2 ? "0" : "100", "aria-label": `${name}, per cent` }));
   const box = el("div", { class: "film cut" }), mark = el("div", { class: "rectangle" });
   const found = await film("clips", row.clip_id).catch(() => ({}));
-  if (found.url) box.append(el("video", { muted: true, loop: true, playsInline: true, src: found.url }));
+  const video = found.url ? el("video", { muted: true, playsInline: true, preload: "auto", src: found.url }) : null;
+  if (video) box.append(video);
   box.style.aspectRatio = `${row.width} / ${row.height}`; // shares of the box are shares of the picture
   box.style.width = `min(100%, ${(42 * row.width) / row.height}vh)`;
   box.append(mark);
+  const ends = [["First frame", "1"], ["Last frame", String(row.num_frames)]].map(([name, value]) => el("input", { type: "number", min: "1", max: String(row.num_frames), step: "1", value, "aria-label": name }));
+  const whole = () => ends[0].value === "1" && ends[1].value === String(row.num_frames);
+  const seconds = () => (whole() ? null : [(Number(ends[0].value) - 1) / row.fps, Number(ends[1].value) / row.fps]);
+  ends.forEach((end) => end.addEventListener("input", () => { if (video) { video.pause(); video.currentTime = (Number(end.value) - 0.5) / row.fps; } }));
+  let timer = 0;
+  const playPart = () => {
+    if (!video) return;
+    clearInterval(timer);
+    const [from, to] = seconds() ?? [0, row.num_frames / row.fps];
+    video.currentTime = from + 0.5 / row.fps;
+    video.play().catch(() => 0);
+    timer = setInterval(() => { if (video.currentTime >= to - 0.5 / row.fps || video.ended || !video.isConnected) { video.pause(); clearInterval(timer); } }, 20);
+  };
   const share = () => sides.map((side) => Math.max(0, Math.min(100, Number(side.value))) / 100);
   const paint = () => {
     const [left, top, right, bottom] = share();
@@ -42,9 +57,10 @@ export async function ofClip(bench, row) {
   box.addEventListener("pointerup", () => { from = null; });
   paint();
   const given = await ask("Make it a query", el("div", {}, groupRow, el("label", {}, "Caption", caption),
-    el("p", { class: "soft" }, "Draw a rectangle: outside it the picture stands still, so that only what moves inside counts."), box,
-    el("p", { class: "controls" }, sides), el("p", { class: "soft" }, `Costs ${made.cost}.`)),
-  { yes: "Make it", read: () => ({ group: field.value, caption: caption.value, rectangle: share() }) });
+    el("p", { class: "soft" }, "Draw a rectangle and choose frames: only what moves inside counts, and outside the motion mask is 0. The film itself stays whole."), box,
+    el("p", { class: "controls" }, sides), el("p", { class: "controls" }, el("label", {}, "First frame", ends[0]), el("label", {}, "Last frame", ends[1]), el("button", { type: "button", onclick: playPart }, "Play the part")),
+    el("p", { class: "soft" }, `Attribution sees the first ${made.seen.toFixed(2)} s of a clip. Costs ${made.cost}.`)),
+  { yes: "Make it", read: () => ({ group: field.value, caption: caption.value, rectangle: share(), seconds: seconds() }) });
   if (!given) return;
   try {
     await post("made", { batch: batch(), by: bench.by, clip: row.clip_id, ...given });
@@ -80,7 +96,7 @@ export async function section(bench) {
     host.replaceChildren(el("h2", {}, "Queries of your own"),
       el("p", { class: "soft" }, `Open a clip and make it a query, or bring a video: drop it here. Its first ${made.frames} frames at ${made.fps} a second count. Costs ${made.cost}.`),
       el("div", { class: "controls" }, motion.row, el("label", {}, "Caption", caption), file), said,
-      made.queries.length ? el("ul", { class: "plain" }, made.queries.map((query) => el("li", {}, `${query.group}: ${query.caption || query.id}, by ${query.by}${query.clip ? `, of ${query.clip}` : ""}`))) : el("p", { class: "soft" }, "There are none yet."),
+      made.queries.length ? el("ul", { class: "plain" }, made.queries.map((query) => el("li", {}, `${query.group}: ${query.caption || query.id}, by ${query.by}${query.clip ? `, of ${query.clip}` : ""}${query.mask_box ? ", of a part" : ""}`))) : el("p", { class: "soft" }, "There are none yet."),
       made.queries.length ? el("p", {}, "This attributes them and ranks by them too:") : null, made.queries.length ? el("pre", {}, made.line) : null,
       el("p", { class: "soft" }, "A caption that the base model turns into a video goes into the recipe: queries.prompts."));
   }
