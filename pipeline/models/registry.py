@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.adapters.cogvideox import CogVideoXFamily
 from pipeline.models.adapters.hunyuan import HunyuanFamily
 from pipeline.models.adapters.hunyuan15 import Hunyuan15Family
+from pipeline.models.adapters.kandinsky5 import Kandinsky5Family
 from pipeline.models.adapters.ltx import LTXFamily
 from pipeline.models.adapters.mochi import MochiFamily
 from pipeline.models.adapters.sana import SanaFamily
@@ -50,6 +51,7 @@ ADAPTERS: dict[str, OfFolder] = {
     "CogVideoXPipeline": CogVideoXFamily,
     "HunyuanVideo15Pipeline": Hunyuan15Family,
     "HunyuanVideoPipeline": HunyuanFamily,
+    "Kandinsky5T2VPipeline": Kandinsky5Family,
     "LTXPipeline": LTXFamily,
     "MochiPipeline": MochiFamily,
     "SanaVideoPipeline": SanaFamily,
@@ -68,7 +70,6 @@ REFUSED = {
     "HeliosPyramidPipeline": "it is autoregressive: a chunk of frames depends on those before it",
     "HunyuanVideoFramepackPipeline": "it is autoregressive: a chunk of frames depends on those before it",
     "SkyReelsV2DiffusionForcingPipeline": "its frames have times of their own, and diffusers' pipeline fails on them",
-    "Kandinsky5T2VPipeline": "its captions have no mask, so a clip's prediction depends on its neighbours' captions",
     "AllegroPipeline": "its transformer takes no adapters, and its autoencoder needs tiling",
     "EasyAnimatePipeline": "its transformer takes no adapters",
     "LTX2Pipeline": "its videos have sound, which clips here do not have",

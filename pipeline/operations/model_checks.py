@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -257,7 +258,8 @@ def check_oracle(subject: Subject) -> str:
                 ends["noise"] = noisy.clone()  # pure noise, where the pipeline begins
             inputs.append((float(t), noisy.clone()))
             target = model.schedule.target(ends["clip"], ends["noise"], t)
-            return (model.packed_output(target).to(arguments["hidden_states"].dtype),)
+            output = model.packed_output(target).to(arguments["hidden_states"].dtype)
+            return SimpleNamespace(sample=output) if arguments.get("return_dict", True) else (output,)
 
         return forward
 

@@ -28,8 +28,13 @@ from transformers import (
     Gemma2Model,
     LlamaConfig,
     LlamaModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -363,6 +368,22 @@ def cogvideox(rope: bool = False, patch_t: int | None = None) -> Any:
 # --- HunyuanVideo -----------------------------------------------------------------------------------------------------
 
 
+def hunyuan_vae() -> Any:
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=0.476986,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
+        mid_block_add_attention=True,
+    )
+    return vae.eval()
+
+
 def hunyuan() -> Any:
     from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
@@ -382,18 +403,6 @@ def hunyuan() -> Any:
         pooled_projection_dim=8,
         rope_axes_dim=(2, 4, 4),
     )
-    vae = diffusers.AutoencoderKLHunyuanVideo(
-        latent_channels=4,
-        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=0.476986,
-        spatial_compression_ratio=8,
-        temporal_compression_ratio=4,
-        mid_block_add_attention=True,
-    )
     small = {"intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 512}
     llama = LlamaModel(LlamaConfig(hidden_size=16, pad_token_id=0, **small))
     clip = CLIPTextModel(
@@ -405,7 +414,7 @@ def hunyuan() -> Any:
     llama.resize_token_embeddings(len(words))
     return diffusers.HunyuanVideoPipeline(
         transformer=filled(transformer),
-        vae=vae.eval(),
+        vae=hunyuan_vae(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder=llama.eval(),
         text_encoder_2=clip.eval(),
@@ -517,6 +526,52 @@ def hunyuan15() -> Any:
     return made
 
 
+# --- Kandinsky 5 ------------------------------------------------------------------------------------------------------
+
+
+def kandinsky5() -> Any:
+    torch.manual_seed(0)
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"}
+    words = {"vocab_size": 512, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 2, "rope_scaling": rope, "pad_token_id": 0,
+             "eos_token_id": 1}  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=words, vision_config=sight))
+    small = {"intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 512}
+    clip = CLIPTextModel(
+        CLIPTextConfig(hidden_size=16, projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=0, **small)
+    )
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=16,
+        time_dim=16,
+        out_visual_dim=4,
+        patch_size=(1, 2, 2),
+        model_dim=16,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(2, 2, 4),
+        visual_cond=True,
+        attention_type="regular",
+    )
+    processor = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer(), Qwen2VLVideoProcessor(), chat_template=CHAT)
+    made = diffusers.Kandinsky5T2VPipeline(
+        transformer=filled(transformer),
+        vae=hunyuan_vae(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder=encoder.eval(),
+        tokenizer=processor,
+        text_encoder_2=clip.eval(),
+        tokenizer_2=tokenizer(77),
+    )
+    before = made.prompt_template.split("{}")[0]
+    with_prefix(processor.tokenizer, before, made.prompt_template_encode_start_idx)
+    encoder.resize_token_embeddings(len(processor.tokenizer))
+    return made
+
+
 TINY = {
     "wan2.1": Tiny(wan, (5, 16, 32), {"text_tokens": 16}),
     "wan2.2-a14b": Tiny(wan_experts, (5, 16, 32), {"text_tokens": 16}, (951.0, 751.0)),
@@ -533,6 +588,7 @@ TINY = {
     "hunyuanvideo": Tiny(hunyuan, (9, 32, 48), {"text_tokens": 16}),
     "mochi": Tiny(mochi, (13, 32, 48), {"text_tokens": 16}),
     "hunyuanvideo-1.5": Tiny(hunyuan15, (5, 16, 24), {"text_tokens": 32}),
+    "kandinsky-5": Tiny(kandinsky5, (5, 16, 32), {"text_tokens": 32}),
 }
 
 
