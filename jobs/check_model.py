@@ -10,7 +10,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.check_model:check_model", __doc__, default="tiny")
+    command.main("jobs.check_model:check_model", __doc__, default="tiny", of_roots=True)
 
 from math import lcm
 

@@ -40,6 +40,7 @@ def main(
     afterwards: Job | str | None = None,
     lists_videos: bool = False,
     of_run: bool = False,
+    of_roots: bool = False,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
@@ -48,7 +49,8 @@ def main(
     the configuration has been read. `lists_videos`: the job needs the places of videos, model and weights, and those
     that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
     and writes none of the run's tables. `of_run`: the job is of a run that is there, needs no `--config` but the run's
-    own, and holds no lease: it writes nothing but what people say.
+    own, and holds no lease: it writes nothing but what people say. `of_roots`: the job also works a run whose clips
+    lie in several roots (`ranking.roots`).
     """
     arguments = parser(description, "" if of_run else default).parse_args()
     handler = _Handler()
@@ -67,6 +69,8 @@ def main(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
+        if not of_roots:
+            check_one_root(run)
         if lists_videos:
             check_places(run)
         for sentence in caveats(run):
@@ -100,6 +104,16 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
+
+
+def check_one_root(run: Run) -> None:
+    """Raise ConfigError for a run whose clips lie in several roots."""
+    if run.ranking.roots:
+        raise ConfigError(
+            f"ranking.roots={list(run.ranking.roots)}: this job works the clips of one root. Run it for each of these "
+            "roots, with root=... and ranking.roots=[]; for a purge, then also for the root of the joint ranking. Jobs "
+            "that work on all of them together are rank_clips, finetune, evaluate, compare, export and study."
+        )
 
 
 def of_root(pairs: Sequence[str]) -> Run:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.compare:compare", __doc__)
+    command.main("jobs.compare:compare", __doc__, of_roots=True)
 
 import json
 

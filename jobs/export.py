@@ -6,7 +6,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.export:export", __doc__)
+    command.main("jobs.export:export", __doc__, of_roots=True)
 
 import os
 from dataclasses import asdict
@@ -28,7 +28,7 @@ from pipeline.exports import checks, clip_rows, destination, provenance, suite_r
 from pipeline.exports.formats import Format
 from pipeline.exports.suites import SUITES
 from pipeline.exports.worker import ExportWorker
-from pipeline.ranking import decisions
+from pipeline.ranking import decisions, partitions
 from pipeline.stages import budget, run_record
 from pipeline.stages.progress import Progress, achieved, counts
 from pipeline.storage import stores
@@ -50,7 +50,9 @@ def export(run: Run) -> None:
 
 def export_clips(run: Run) -> None:
     layout = checks.layout(run)
-    tables.check(stores.join(run.root, "clips"), fingerprints.clips(run))
+    partitions.check(run)
+    for root in run.clip_roots:
+        tables.check(stores.join(root, "clips"), fingerprints.clips(run))
     for sentence in checks.frames(run, layout):
         print(f"warning: {sentence}")
     rows = clip_rows.clip_rows(run, layout)
@@ -101,7 +103,8 @@ def _record(run: Run, layout: Format, rows: pa.Table, digest: str) -> dict[str, 
     d, e = run.data, run.export
     geometry = {"frames": d.frames, "fps": d.fps, "height": d.height, "width": d.width}
     about = {"format": layout.name, "arm": e.arm, "group": e.group, "model": e.model, "root": run.root}
-    people = {"decisions": decisions.digest(decisions.read(run.root))} if e.arm == "curated" else {}
+    words = pa.concat_tables([decisions.read(root) for root in run.clip_roots]) if e.arm == "curated" else None
+    people = {} if words is None else {"decisions": decisions.digest(words)}
     return {**about, **geometry, **people, "digest": digest, "clips": rows.num_rows}
 
 

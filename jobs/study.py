@@ -6,7 +6,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.study:study", __doc__, afterwards="jobs.study:serve")
+    command.main("jobs.study:study", __doc__, of_roots=True, afterwards="jobs.study:serve")
 
 import contextlib
 import os

@@ -3,6 +3,8 @@
 Ceilings first: reading the table's parts and multiplying them with the queries, in a plain loop and over all cores.
 Then the ranking, with and without whitening, turn by turn with the ceiling in processes of their own: influence, exact
 cutoffs, votes, the order and every query's nearest and farthest. Then the job itself, tables written. JSON last.
+
+`--roots 4` ranks the same clips in four roots as well (`ranking.roots`), and says whether the selection is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +34,17 @@ from pipeline.ranking import influence, placed, select, selection, votes
 from pipeline.stages.ranking import rank_clips
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
-from pipeline.tables import schemas
+from pipeline.tables import scanning, schemas
 
 DIM, QUERIES = 512, 50
 SMALL = 10_000
+COMPARED = ["clip_id", "group", "votes", "mean_influence", "rank", "decision", "weight", "reason"]
 
 
-def run_of(root: str, whiten: float | None) -> Run:
+def run_of(root: str, whiten: float | None, roots: Sequence[str] = ()) -> Run:
     changes = {
         "root": root,
+        "ranking.roots": list(roots),
         "motion.of": "all",
         "ranking.mask": "motion",
         "ranking.whiten": whiten,
@@ -53,9 +57,11 @@ def run_of(root: str, whiten: float | None) -> Run:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def make(root: str, clips: int, part: int) -> None:
-    """A features table of random clips that share a direction, and of queries; each clip's numbers belong to its id."""
+def make(root: str, clips: int, part: int, first: int = 0) -> None:
+    """A features table of random clips that share a direction, and of queries; each clip's numbers belong to its id.
+    The clips are those from the `first` on, a multiple of `part`."""
     run = run_of(root, None)
+    fingerprint = fingerprints.features(run)
     settings = [s.record() for s in run.attribution.settings]
     common = np.random.default_rng(1).standard_normal(DIM, np.float32)
 
@@ -66,11 +72,27 @@ def make(root: str, clips: int, part: int) -> None:
         frames, version = pa.array(np.full(count, 9, np.int32)), pa.array(["v"] * count)
         columns = [ids, version, tables.vectors(values), one, one, frames, pa.nulls(count, pa.string())]
         table = pa.table(columns, schema=schemas.features_schema(1, DIM))
-        tables.append(join(root, "features", name), table, fingerprints.features(run), settings=settings)
+        tables.append(join(root, "features", name), table, fingerprint, settings=settings)
 
     write("queries", 0, QUERIES)
-    for _ in in_order(lambda start: write("clips", start, min(part, clips - start)), range(0, clips, part)):
+    ends, starts = first + clips, range(first, first + clips, part)
+    for _ in in_order(lambda start: write("clips", start, min(part, ends - start)), starts):
         pass
+
+
+def share_out(root: str, count: int) -> None:
+    """Put the clips of a root into several as well, every so many parts into one: root-0, root-1, ... The files are
+    linked, so that they take no more of the disk."""
+    paths = tables.parts(join(root, "features/clips"))
+    for n, home in enumerate(partition_roots(root, count)):
+        shutil.copytree(join(root, "features/queries"), join(home, "features/queries"))
+        os.makedirs(join(home, "features/clips"))
+        for path in paths[n::count]:
+            os.link(path, join(home, "features/clips", os.path.basename(path)))
+
+
+def partition_roots(root: str, count: int) -> list[str]:
+    return [f"{root}-{n}" for n in range(count)]
 
 
 # --- what is timed, each in a process of its own ----------------------------------------------------------------------
@@ -111,6 +133,20 @@ def ranking(root: str, whiten: float | None) -> None:
     selection.neighbors_table(ranked, 20, marks)
 
 
+def joint(root: str) -> None:
+    """The whole job on the clips in several roots, its tables written to one beside them."""
+    count = 0
+    while os.path.exists(partition_roots(root, count + 1)[-1]):
+        count += 1
+    rank_clips(run_of(f"{root}.joint", 0.01, partition_roots(root, count)))
+
+
+def same_selection(root: str) -> bool:
+    """Whether the ranking of several roots is that of one, row by row."""
+    of_one, of_roots = (scanning.blocks(join(one, "selection"), COMPARED) for one in (root, f"{root}.joint"))
+    return all(one.equals(other) for one, other in zip(of_one, of_roots, strict=True))
+
+
 WAYS: dict[str, Callable[[str], None]] = {
     "reading": reading,
     "ceiling": ceiling,
@@ -119,6 +155,7 @@ WAYS: dict[str, Callable[[str], None]] = {
     "whitened": lambda root: ranking(root, 0.01),
     "job": lambda root: rank_clips(run_of(root, None)),
     "job_whitened": lambda root: rank_clips(run_of(root, 0.01)),
+    "job_of_roots": joint,
 }
 
 
@@ -140,14 +177,14 @@ def in_a_process(way: str, root: str) -> dict[str, float]:
     return figures
 
 
-def large(root: str, rounds: int, jobs: bool) -> dict[str, dict[str, float]]:
+def large(root: str, rounds: int, roots: int) -> dict[str, dict[str, float]]:
     """Every way turn by turn; medians of the seconds, the largest peak."""
     ways = ["reading", "loop", "ceiling", "plain", "whitened"]
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in ways:
             runs[way].append(in_a_process(way, root))
-    for way in ("job", "job_whitened") if jobs else ():
+    for way in ("job", "job_whitened", *(["job_of_roots"] if roots else [])):
         runs[way].append(in_a_process(way, root))
     return {
         way: {
@@ -201,6 +238,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100,000 clips, once")
     parser.add_argument("--clips", type=int, default=2_000_000, help="clips of the large table; 10 million take 20 GB")
     parser.add_argument("--part", type=int, default=10_000, help="rows of a part")
+    parser.add_argument("--roots", type=int, default=0, help="rank the same clips in so many roots as well")
     parser.add_argument("--folder", default=None, help="where the tables are made for the time being")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--root", help=argparse.SUPPRESS)
@@ -217,8 +255,13 @@ def main() -> None:
     try:
         make(join(root, "large"), clips, given.part)
         size = sum(os.path.getsize(p) for p in tables.parts(join(root, "large", "features/clips")))
-        figures = large(join(root, "large"), rounds, jobs=True)
+        if given.roots:
+            share_out(join(root, "large"), given.roots)
+        figures = large(join(root, "large"), rounds, given.roots)
         report(figures, clips, size)
+        same = same_selection(join(root, "large")) if given.roots else None
+        if same is not None:
+            print(f"the ranking of {given.roots} roots is {'' if same else 'NOT '}that of one, row by row\n")
         make(join(root, "small"), SMALL, 1000)
         smaller = small(join(root, "small"))
     finally:
@@ -229,7 +272,8 @@ def main() -> None:
     print()
     print_json(
         {"benchmark": "ranking", "machine": hardware, "matmul_flop_per_s": rate, "clips": clips, "queries": QUERIES,
-         "dim": DIM, "part_rows": given.part, "table_bytes": size, "ways": figures, **smaller}
+         "dim": DIM, "part_rows": given.part, "roots": given.roots, "same": same, "table_bytes": size, "ways": figures,
+         **smaller}
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def write_run(root: str, clips: int) -> None:
     query_ids = [f"query-{n:03d}" for n in range(EACH * len(GROUPS))]
     groups = [GROUPS[n // EACH] for n in range(len(query_ids))]
     queries = rows(np.arange(len(query_ids)), films, "query").append_column("group", pa.array(groups))
+    queries = queries.append_column(schemas.MASK_BOX, pa.nulls(len(query_ids), pa.string()))
     tables.append(f"{root}/queries", queries.select(schemas.QUERIES.names).cast(schemas.QUERIES), {})
     rng = np.random.default_rng(0)
     influence = rng.standard_normal((clips, len(query_ids)), dtype=np.float32)

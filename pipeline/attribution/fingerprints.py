@@ -78,7 +78,7 @@ def _unusual(run: Run) -> Fingerprint:
 
 
 def ranking(run: Run) -> Fingerprint:
-    fingerprint = {**features(run), "ranking": run.ranking.model_dump()}
+    fingerprint = {**features(run), "ranking": run.ranking.rule}
     if run.queries.unwanted:
         fingerprint["queries.unwanted"] = list(run.queries.unwanted)
     if run.attribution.shortlist is not None:

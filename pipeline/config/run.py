@@ -228,6 +228,15 @@ class Ranking(Model):
     )
     above: float | None = Field(None, description="select by mean influence above this, instead of `fraction`")
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
+    roots: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="roots of finished runs of one fingerprint, whose clips are ranked together; none: the run's own",
+    )
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What makes one ranking of the same clips differ from another: all but the places where they lie."""
+        return self.model_dump(exclude={"roots"})
 
     @model_validator(mode="after")
     def _spares_a_mean(self) -> Ranking:
@@ -318,7 +327,10 @@ class Run(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        faults = [*self._unfit_attribution(), *self._unfit_motion(), *self._unfit_shortlist(), *self._unfit_export()]
+        faults = [
+            *(*self._unfit_attribution(), *self._unfit_motion()),
+            *(*self._unfit_shortlist(), *self._unfit_roots(), *self._unfit_export()),
+        ]
         if faults:
             raise ValueError(". ".join(faults))
         return self
@@ -356,6 +368,13 @@ class Run(Model):
                 "fraction"
             )
 
+    def _unfit_roots(self) -> Iterator[str]:
+        if self.ranking.roots and self.attribution.shortlist is not None:
+            yield (
+                "ranking.roots ranks the clips of several roots together, and attribution.shortlist lets the clips of "
+                "each root compete among themselves; leave one of the two out"
+            )
+
     def _unfit_motion(self) -> Iterator[str]:
         """What needs the motion of every clip where only that of queries is asked for."""
         if self.motion.of != "queries":
@@ -383,6 +402,11 @@ class Run(Model):
             plain: dict[str, Any] = {"looks": 1, "twins": (), "functional": "loss"}
             changes["queries"] = self.queries.model_copy(update=plain)
         return self.model_copy(update=changes)
+
+    @property
+    def clip_roots(self) -> tuple[str, ...]:
+        """The roots whose clips are ranked and trained on: the run's own, unless `ranking.roots` names others."""
+        return self.ranking.roots or (self.root,)
 
     @property
     def geometry(self) -> tuple[int, float, int, int]:

@@ -48,7 +48,7 @@ def choose(run: Run, progress: Progress | None = None) -> None:
     mean, votes = ranked.score(group, ranked.marks(r.vote_fraction))
     order = placed(mean, votes if r.by == "votes" else None, ranked.clip_ids)
     ids = ranked.clip_ids.take(pa.array(order))
-    fingerprint = {**fingerprints.features(cheaper), "ranking": r.model_dump(), "shortlist": config.model_dump()}
+    fingerprint = {**fingerprints.features(cheaper), "ranking": r.rule, "shortlist": config.model_dump()}
     rows = chosen(ids, mean[order], config, run.seed)
     tables.replace_streamed(join(shortlist.home(run.root), "chosen"), schemas.CHOSEN, rows, fingerprint, group=group)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -31,20 +32,28 @@ R = TypeVar("R")
 BATCH = 4096  # rows decoded at a time
 
 
+class Part(NamedTuple):
+    """A part of a table, and which of its rows are among the clips."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    flags: Flags
+
+
 @dataclass(frozen=True)
 class FeatureTable:
-    """The clips that have features under a mask: one row each, the row that counts where there are two."""
+    """The clips of one or several roots that have features under a mask: one row each, the row that counts where there
+    are two."""
 
-    folder: str
     settings: int  # of a row of the table
     members: tuple[int, ...]  # those of them under the mask
-    parts: tuple[tuple[str, Flags], ...]  # each part and which of its rows are among the clips
+    parts: tuple[Part, ...]
     clip_ids: pa.LargeStringArray  # of those rows, in the parts' order
     start: int = 0  # where it is the end of a table that was split: how many clips came before
 
     def split(self, rows: int) -> tuple[FeatureTable, FeatureTable]:
         """The first parts with no more than so many clips in all, and the others."""
-        ends = np.cumsum([flags.sum() for _, flags in self.parts])
+        ends = np.cumsum([part.flags.sum() for part in self.parts])
         first = int(np.searchsorted(ends, rows, "right"))
         count = int(ends[first - 1]) if first else 0
         return (
@@ -56,12 +65,12 @@ class FeatureTable:
         """Those of the clips that `ids` names."""
         membership = pc.is_in(self.clip_ids, pa.array(ids, pa.large_string()))
         flags, parts, start = membership.to_numpy(zero_copy_only=False), [], 0
-        for path, part_flags in self.parts:
-            chosen, count = part_flags.copy(), int(part_flags.sum())
-            chosen[part_flags] = flags[start : start + count]
+        for part in self.parts:
+            chosen, count = part.flags.copy(), int(part.flags.sum())
+            chosen[part.flags] = flags[start : start + count]
             start += count
             if chosen.any():
-                parts.append((path, chosen))
+                parts.append(part._replace(flags=chosen))
         return replace(self, parts=tuple(parts), clip_ids=self.clip_ids.filter(membership), start=0)
 
     def rows(self) -> dict[str, Array]:
@@ -75,20 +84,19 @@ class FeatureTable:
 
     def map_rows(self, call: Callable[[Array, slice], R]) -> Iterator[R]:
         """The same; `call` is told as well which of the clips they are."""
-        fs, _ = place(self.folder)
-        first = self.start + np.cumsum([0, *(flags.sum() for _, flags in self.parts)])
+        first = self.start + np.cumsum([0, *(part.flags.sum() for part in self.parts)])
 
-        def of_part(part: tuple[tuple[str, Flags], int]) -> list[R]:
-            (path, flags), at = part
+        def of_part(pair: tuple[Part, int]) -> list[R]:
+            part, at = pair
             outputs, start = [], 0
             # A buffer, or a whole row group's bytes would be held.
-            with opened(path, fs, buffer_size=1 << 20) as file:
+            with opened(part.path, part.fs, buffer_size=1 << 20) as file:
                 for batch in file.iter_batches(BATCH, columns=["feature"], use_threads=False):
-                    here = flags[start : start + batch.num_rows]
+                    here = part.flags[start : start + batch.num_rows]
                     start += batch.num_rows
                     if here.any():
                         phi = self._unit(batch.column(0), here)
-                        self._check(phi, path, at)
+                        self._check(phi, part.path, at)
                         outputs.append(call(phi, slice(at, at := at + len(phi))))
             return outputs
 
@@ -98,10 +106,10 @@ class FeatureTable:
     def losses(self) -> Array:
         """The model's own loss on every clip, the mean over the settings under the mask: [n], in the order of
         `clip_ids`."""
-        (fs, _), losses = place(self.folder), [np.empty(0, np.float32)]
-        for path, flags in self.parts:
-            with opened(path, fs) as file:
-                column = file.read(["loss"]).column(0).combine_chunks().filter(pa.array(flags))
+        losses = [np.empty(0, np.float32)]
+        for part in self.parts:
+            with opened(part.path, part.fs) as file:
+                column = file.read(["loss"]).column(0).combine_chunks().filter(pa.array(part.flags))
             values = column.flatten().to_numpy().reshape(-1, self.settings)
             losses.append(values[:, list(self.members)].mean(1))
         return np.concatenate(losses)
@@ -142,11 +150,19 @@ def members(settings: Sequence[Mapping[str, Any]], mask: str) -> tuple[int, ...]
     return indices
 
 
-def under_mask(root: str, name: str, mask: str) -> FeatureTable:
-    """The features of `clips` or `queries` for a ranking's mask. A still clip has none under "motion".
+def under_mask(root: str | Sequence[str], name: str, mask: str) -> FeatureTable:
+    """The features of `clips` or `queries` of a root, or of several that share no id, for a ranking's mask. A still
+    clip has none under "motion".
 
-    Raises MissingTableError where there is no such table, ConfigError where there is no such setting.
+    Raises MissingTableError where a root has no such table, ConfigError where there is no such setting.
     """
+    first, *others = (_of_root(one, name, mask) for one in ((root,) if isinstance(root, str) else root))
+    every = (first, *others)
+    clip_ids = pa.concat_arrays([table.clip_ids for table in every]) if others else first.clip_ids
+    return replace(first, parts=tuple(part for table in every for part in table.parts), clip_ids=clip_ids)
+
+
+def _of_root(root: str, name: str, mask: str) -> FeatureTable:
     folder = join(root, "features", name)
     paths = tables.parts(folder)
     if not paths:
@@ -173,8 +189,8 @@ def under_mask(root: str, name: str, mask: str) -> FeatureTable:
     flags = np.concatenate([usable for _, usable in pairs]) & _counting(rows)
     starts = np.cumsum([0, *(len(usable) for _, usable in pairs)])
     ids = rows.column("clip_id").filter(pa.array(flags)).cast(pa.large_string()).combine_chunks()
-    parts = tuple((path, flags[a:b]) for path, a, b in zip(paths, starts[:-1], starts[1:], strict=True))
-    return FeatureTable(folder, len(settings), chosen, tuple(p for p in parts if p[1].any()), ids)
+    parts = tuple(Part(fs, path, flags[a:b]) for path, a, b in zip(paths, starts[:-1], starts[1:], strict=True))
+    return FeatureTable(len(settings), chosen, tuple(part for part in parts if part.flags.any()), ids)
 
 
 def _counting(rows: pa.Table) -> Flags:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.ranking import Sums, own_part, second_moment, whitened
+from pipeline.ranking import Moment, Sums, own_part, products, second_moment, whitened
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable
 from pipeline.storage.parallel import in_order
@@ -49,15 +49,15 @@ def influence_columns(
     tell(0)
     resident, scores = list[Array](), _plain(queries)
     if whiten is not None:
-        moment = np.zeros((queries.shape[1], queries.shape[1]))
+        moment = Moment(queries.shape[1])
         for phi, part_moment in first.map_rows(lambda phi, rows: (phi, moment_of(phi, rows))):
             resident.append(phi)
-            moment += part_moment
+            moment.add(part_moment)
             tell(len(phi))
         for many, part_moment in rest.map_rows(lambda phi, rows: (len(phi), moment_of(phi, rows))):
-            moment += part_moment
+            moment.add(part_moment)
             tell(many)
-        scores = _whitened(queries, moment, count, whiten, weights)
+        scores = _whitened(queries, moment.total, count, whiten, weights)
     columns, buffer = Columns(count, len(queries)), list[Array]()
     ends = np.cumsum([len(phi) for phi in resident]).tolist()
     places = (slice(end - len(phi), end) for phi, end in zip(resident, ends, strict=True))
@@ -76,7 +76,7 @@ def influence_columns(
 
 
 def _plain(queries: Array) -> Scores:
-    return lambda phi, _: phi @ queries.T
+    return lambda phi, _: products(phi, queries)
 
 
 def _whitened(queries: Array, moment: Sums, count: int, whiten: float, weights: Sums | None) -> Scores:

@@ -9,6 +9,7 @@ spoiled one. A flaw, such as frames that are shown again, spoils any clip (`moti
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.errors import ConfigError, FingerprintError
 from pipeline.motion import flaws
 from pipeline.motion.flaws import FLAWS
 from pipeline.motion.judge import COURSES, Floats, Judge, taught
-from pipeline.ranking import shortlist
+from pipeline.ranking import partitions, shortlist
 from pipeline.storage.stores import join
 from pipeline.tables import IdSet, scanning, schemas
 
@@ -72,16 +73,16 @@ def lawfulness(run: Run) -> Iterator[pa.Table]:
     Raises ConfigError where `ranking.group_column` names no column of clips/, FingerprintError for a movement/ of
     before flaws were measured.
     """
-    judge = _judge(run)
-    folder = join(shortlist.motion_root(run), "movement", "clips")
-    if judge is None or not tables.parts(folder):
+    judge, folders = _judge(run), _movement_folders(run, "clips")
+    if judge is None or not folders:
         return
     _check_flaws(run)
     measure = _Measure(judge, _flaws_of_queries(run))
     ids, codes = _named(run, measure.groups)
     by = COLUMN if run.ranking.group_column else CAPTION
     listed = np.zeros(len(ids), bool)
-    for block in scanning.blocks(folder, ["clip_id", "description", "flaws"]):
+    blocks = (scanning.blocks(folder, ["clip_id", "description", "flaws"]) for folder in folders)
+    for block in itertools.chain.from_iterable(blocks):
         places = ids.find(block.column("clip_id"))
         first = np.zeros(len(places), bool)
         first[np.unique(places, return_index=True)[1]] = True
@@ -166,10 +167,22 @@ def _reason(row: Mapping[str, Any]) -> str:
 # --- what it is held against ------------------------------------------------------------------------------------------
 
 
+def _movement_folders(run: Run, name: str) -> list[str]:
+    """The tables movement/ of the clips or the queries, those that are there."""
+    roots = [partitions.query_root(run)] if name == "queries" else list(run.clip_roots)
+    if run.attribution.shortlist is not None:
+        roots = [shortlist.motion_root(run)]
+    return [folder for root in roots if tables.parts(folder := join(root, "movement", name))]
+
+
+def _movement_of_queries(run: Run, columns: Sequence[str]) -> pa.Table | None:
+    folders = _movement_folders(run, "queries")
+    return tables.read(folders[0], columns) if folders else None
+
+
 def _judge(run: Run) -> Judge | None:
-    folder = join(shortlist.motion_root(run), "movement", "queries")
-    table = tables.read(folder, ["clip_id", "description", "error"])
-    queries = tables.read(join(run.root, "queries"), ["clip_id", "group"])
+    table = _movement_of_queries(run, ["clip_id", "description", "error"])
+    queries = tables.read(join(partitions.query_root(run), "queries"), ["clip_id", "group"])
     if table is None or not table.num_rows or queries is None:
         return None
     groups: Mapping[str, str] = {row["clip_id"]: row["group"] or "all" for row in queries.to_pylist()}
@@ -179,8 +192,7 @@ def _judge(run: Run) -> Judge | None:
 
 
 def _check_flaws(run: Run) -> None:
-    for name in ("clips", "queries"):
-        folder = join(shortlist.motion_root(run), "movement", name)
+    for folder in (*_movement_folders(run, "clips"), *_movement_folders(run, "queries")):
         if not all("flaws" in schema.names for schema in tables.columns(folder)):
             raise FingerprintError(
                 f"{folder}: its rows were measured before clips had flaws. Delete movement/ and motion/ of this run, "
@@ -190,7 +202,7 @@ def _check_flaws(run: Run) -> None:
 
 def _flaws_of_queries(run: Run) -> Floats:
     """Of every query whose movement is known: [Q, FLAWS]."""
-    table = tables.read(join(shortlist.motion_root(run), "movement", "queries"), ["flaws"])
+    table = _movement_of_queries(run, ["flaws"])
     assert table is not None, "the judge was made of the same table"
     measured = table.filter(pc.is_valid(table.column("flaws")))
     return tables.matrix(measured, "flaws").astype(np.float64)
@@ -210,15 +222,15 @@ def _typical_courses(judge: Judge) -> Floats:
 
 def _named(run: Run, names: Sequence[str]) -> tuple[IdSet, Codes]:
     """The ids of the run's clips, and for each the place of the group that it is named for; -1: of none."""
-    column, folder = run.ranking.group_column, join(run.root, "clips")
-    if column is not None and not any(column in schema.names for schema in tables.columns(folder)):
+    column, folders = run.ranking.group_column, partitions.folders(run, "clips")
+    if column is not None and not all(any(column in s.names for s in tables.columns(folder)) for folder in folders):
         raise ConfigError(
             f"ranking.group_column={column!r}: the manifest {run.data.videos!r} gave no such column. Name a column "
             "that holds each clip's motion, or leave it out: then captions say which motion a clip shows."
         )
-    ids = IdSet.of(rows.column("clip_id") for rows in scanning.blocks(folder, ["clip_id"]))
+    ids = IdSet.of(rows.column("clip_id") for rows in partitions.blocks(run, "clips", ["clip_id"]))
     place, codes = {name: n for n, name in enumerate(names)}, np.full(len(ids), -1, np.int32)
-    for rows in scanning.blocks(folder, ["clip_id", column or "caption"]):
+    for rows in partitions.blocks(run, "clips", ["clip_id", column or "caption"]):
         texts = rows.column(column or "caption").to_pylist()
         groups = [named_group(text or "", names) if column is None else str(text) for text in texts]
         codes[ids.find(rows.column("clip_id"))] = [place.get(group or "", -1) for group in groups]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +34,15 @@ class Alike:
 
 
 def mask_overlaps(
-    root: str, query_groups: Mapping[str, str], keep: frozenset[Key] = frozenset()
+    root: str,
+    query_groups: Mapping[str, str],
+    keep: frozenset[Key] = frozenset(),
+    clip_roots: Sequence[str] | None = None,
 ) -> tuple[Alike, dict[Key, Mask]]:
     """The overlap of the clips of a root's motion/ with every group of queries and with "all", and the masks to `keep`.
 
     It is the mean over the group's queries of the cosine of the two masks; only masks of one shape are compared.
+    `clip_roots` are the roots of the clips where they lie in others than the queries.
     """
     kept_masks: dict[Key, Mask] = {}
     sums: dict[Shape, dict[str, Array]] = defaultdict(dict)
@@ -54,7 +59,8 @@ def mask_overlaps(
         for shape, of in sums.items()
     }
     blocks, overlaps = list[pa.Array](), {name: list[Array]() for name in names}
-    for ids, masks in _masks(root, "clips"):
+    of_clips = (_masks(one, "clips") for one in clip_roots or (root,))
+    for ids, masks in itertools.chain.from_iterable(of_clips):
         kept_masks |= _kept("clips", ids, masks, keep)
         blocks.append(ids)
         for name, values in zip(names, _overlaps(masks, names, means).T, strict=True):

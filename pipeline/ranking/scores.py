@@ -5,6 +5,7 @@ What is here for all clips at once, `selection` does for as many as a bucket hol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ Sums = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
 
-BLOCK = 2048  # rows whose products are summed in float32 before they join a sum in float64
+BLOCK = 4096  # rows whose scores BLAS computes at a time
+COLUMNS = 16  # queries are filled up to a multiple of it
+GRID = 2.0**-20  # unit rows are rounded to multiples of it in their second moment
+MOST_ROWS = 1 << 13  # rows whose moment float64 holds: 2^13 times (1 / GRID)^2 is 2^53
+SPLIT = 1 << 26  # where a whole number below 2^53 is cut in two
 SMALL = 2048  # rows of a system that BLAS solves sooner on one thread
 CHUNK = 1 << 18  # rows of a selection that are put into words at a time
 
@@ -128,13 +133,61 @@ def unit_settings(features: Array, settings: int) -> Array:
     return unit.reshape(features.shape).astype(np.float32, copy=False)
 
 
-def second_moment(phi: Array) -> Sums:
-    """Phi^T Phi of unit rows: [N, k] -> [k, k]. Sums of parts of the rows add up to that of all."""
-    total = np.zeros((phi.shape[1], phi.shape[1]))
+def products(phi: Array, queries: Array) -> Array:
+    """``phi @ queries.T``: [n, k], [Q, k] -> [n, Q], where a row's numbers do not depend on the rows around it.
+
+    BLAS takes another kernel, which adds in another order, for a few rows or queries and for those at an edge. Both
+    are filled up with zeros, so that every product that it computes has one shape.
+    """
+    wide: Array = np.zeros((-(-len(queries) // COLUMNS) * COLUMNS, queries.shape[1]), np.float32)
+    wide[: len(queries)] = queries
+    values: Array = np.empty((len(phi), len(queries)), np.float32)
     for start in range(0, len(phi), BLOCK):
         rows = phi[start : start + BLOCK]
+        full = rows
+        if len(rows) < BLOCK:
+            full = np.zeros((BLOCK, phi.shape[1]), np.float32)
+            full[: len(rows)] = rows
+        values[start : start + len(rows)] = (full @ wide.T)[: len(rows), : len(queries)]
+    return values
+
+
+def second_moment(phi: Array) -> Sums:
+    """Phi^T Phi of unit rows: [N, k] -> [k, k]. Sums of parts of the rows add up to that of all.
+
+    The rows are rounded to multiples of GRID. The sums of up to MOST_ROWS of their products are then multiples of
+    GRID^2 that float64 holds without rounding, so that their order does not matter.
+    """
+    total = np.zeros((phi.shape[1], phi.shape[1]))
+    for start in range(0, len(phi), MOST_ROWS):
+        rows = np.rint(phi[start : start + MOST_ROWS].astype(np.float64) / GRID)
         total += rows.T @ rows  # one array twice: BLAS computes half of the product
+    total *= GRID**2
     return total
+
+
+class Moment:
+    """The sum of second moments of up to MOST_ROWS unit rows each, the same to the bit however rows are shared out.
+
+    Each is split into a high and a low part, which integers of 64 bits hold for 10^12 rows and more.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._high, self._low = (np.zeros((size, size), np.int64) for _ in range(2))
+
+    def add(self, moment: Sums) -> None:
+        whole = moment / GRID**2
+        high = np.floor(whole / SPLIT)
+        self._low += (whole - high * SPLIT).astype(np.int64)
+        self._high += high.astype(np.int64)
+
+    @property
+    def total(self) -> Sums:
+        """Phi^T Phi [k, k]."""
+        high = self._high + self._low // SPLIT
+        total: Sums = high.astype(np.float64) * SPLIT + (self._low % SPLIT).astype(np.float64)
+        total *= GRID**2
+        return total
 
 
 def whitened(queries: Array, moment: Sums, count: float, whiten: float) -> Array:
@@ -175,17 +228,18 @@ def influence(clips: npt.ArrayLike, queries: npt.ArrayLike, whiten: float | None
     phi: Array = np.empty(clips.shape, np.float32)
     q = unit_settings(queries, 1)
 
-    def moment_of(rows: slice) -> Sums | float:
+    def moment_of(rows: slice) -> Sums | None:
         phi[rows] = unit_settings(clips[rows], 1)
-        return 0.0 if whiten is None else second_moment(phi[rows])
+        return None if whiten is None else second_moment(phi[rows])
 
-    moment = np.zeros((phi.shape[1], phi.shape[1]))
+    moment = Moment(phi.shape[1])
     for part_moment in in_order(moment_of, blocks):
-        moment += part_moment
+        if part_moment is not None:
+            moment.add(part_moment)
     if whiten is not None:
-        q = whitened(q, moment, len(phi), whiten)
+        q = whitened(q, moment.total, len(phi), whiten)
     none: Array = np.empty((0, len(q)), np.float32)
-    return np.concatenate([none, *in_order(lambda rows: phi[rows] @ q.T, blocks)])
+    return np.concatenate([none, *in_order(lambda rows: products(phi[rows], q), blocks)])
 
 
 # --- the clips that a ranking stands for ------------------------------------------------------------------------------
@@ -329,7 +383,7 @@ def selection_blocks(
     """
     rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
     whole = n if population is None else population.count
-    total = max(float(np.maximum(mean, 0).sum(dtype=np.float64)), 1e-12)
+    total = max(_exact_sum(np.maximum(mean, 0)), 1e-12)
     count = min(n, share(rule.fraction, whole)) if rule.above is None else int((mean > rule.above).sum())
     first = f"first {count} of {whole} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
     harmful, reasons = _harmful(clip_ids, unlawful, round(rule.harmful * whole))
@@ -353,6 +407,12 @@ def selection_blocks(
                 "reason": _reasons(why, rank, m, v, queries),
             }
         )
+
+
+def _exact_sum(values: Array) -> float:
+    """Their sum, rounded once: it does not depend on their order."""
+    blocks = (values[start : start + CHUNK].tolist() for start in range(0, len(values), CHUNK))
+    return math.fsum(value for block in blocks for value in block)
 
 
 def _harmful(clip_ids: pa.Array, unlawful: pa.Table | None, most: int) -> tuple[npt.NDArray[np.bool_], pa.Array]:

@@ -23,6 +23,7 @@ from pipeline.ranking import (
     Population,
     Rows,
     Sums,
+    partitions,
     placed,
     selection_blocks,
     share,
@@ -124,10 +125,11 @@ def rank(
 ) -> Ranked:
     """Influence of every clip with features under `mask` on every such query. Whitening reads the features twice.
 
-    `index` is the root whose queries/ tells their groups, `run.root` by default. Raises NothingUsableError where there
-    are no features.
+    The clips are those of all of `run.clip_roots`. `index` is the root whose queries/ tells their groups, by default
+    that of the queries. Raises NothingUsableError where there are no features.
     """
-    clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
+    home = partitions.query_root(run)
+    clips, queries = under_mask(run.clip_roots, "clips", mask), under_mask(home, "queries", mask)
     if not len(queries.clip_ids):
         raise NothingUsableError(
             f"queries: no query has a feature under mask {mask!r} (a query without motion has none); "
@@ -137,7 +139,7 @@ def rank(
         raise NothingUsableError(
             f"data.videos: no clip has a feature under mask {mask!r}, so there is nothing to rank."
         )
-    query_ids, groups, rows = query_rows(run, index or run.root, queries)
+    query_ids, groups, rows = query_rows(run, index or home, queries)
     population = shortlist.population(run, clips.clip_ids)
     weights = None if population is None else population.weights
     columns = influence_columns(clips, rows, whiten, progress, weights)
@@ -153,11 +155,11 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     rule = fingerprint.get("ranking", {})
     if (rule.get("mask"), rule.get("whiten")) != (mask, whiten):
         return None
-    clips, queries = under_mask(run.root, "clips", mask), under_mask(run.root, "queries", mask)
+    clips, queries = under_mask(run.clip_roots, "clips", mask), under_mask(run.root, "queries", mask)
     query_ids, groups, _ = query_rows(run, run.root, queries)
     if written["query_ids"] != query_ids:
         return None
-    features = tables.metadata(join(run.root, "features", "clips"))["fingerprint"]
+    features = tables.metadata(join(run.clip_roots[0], "features", "clips"))["fingerprint"]
     if any(_of_clips(fingerprint.get(field)) != _of_clips(value) for field, value in features.items()):
         return None
     columns, ids = Columns(len(clips.clip_ids), len(query_ids)), []
@@ -284,8 +286,10 @@ def unranked(run: Run, ranked: Ranked) -> pa.Table:
     """Every clip of the run without a place in the ranking, and why: columns clip_id, error; by clip_id."""
     schema = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
     pieces = [schema.empty_table()]
-    roots = (run.root,) if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
-    for folder in (join(run.root, "clips"), *(join(r, s, "clips") for r in roots for s in ("motion", "features"))):
+    roots = run.clip_roots if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
+    folders = [*(join(r, "clips") for r in run.clip_roots)]
+    folders += [join(r, stage, "clips") for r in roots for stage in ("motion", "features")]
+    for folder in folders:
         table = tables.read(folder, schema.names)
         if table is not None:
             ids = table.column("clip_id").cast(pa.large_string())

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.cluster import checkpoints, resources, streaming, training
 from pipeline.config import Arm, Finetune, Run
 from pipeline.operations import tracking
+from pipeline.ranking import partitions
 from pipeline.stages import attribution, budget, run_record
 from pipeline.stages.progress import Progress, duration
 from pipeline.storage import stores
@@ -70,6 +71,7 @@ def _each_in_a_thread(calls: Sequence[Callable[[], None]], most: int) -> None:
 
 def finetune(run: Run) -> None:
     arm = run.finetune.arm
+    partitions.check(run)
     rows = arms.training_set(run)
     if rows is None:
         print("finetuned/base: the base model as it is, nothing to train")
@@ -77,6 +79,7 @@ def finetune(run: Run) -> None:
     attribution.check(run, "finetune")
     tracking.check(run)
     run_record.record(run)
+    partitions.copy_queries(run)
     streaming.connect()
     resources.check(run, ["finetune"])
     spending = budget.spending(run.budget)

@@ -48,8 +48,13 @@ def check_disjoint(run: Run) -> None:
 
 
 def _videos(run: Run, name: str) -> pa.Table | None:
-    """The uri, version and span of each clip of a set; None where the set was not indexed."""
-    folder = stores.join(run.root, name)
+    """The uri, version and span of each clip of a set, in all roots that it lies in; None where it was not indexed."""
+    roots = run.clip_roots if name == "clips" else (run.root,)
+    listed = [rows for root in roots if (rows := _listed(stores.join(root, name))) is not None]
+    return pa.concat_tables(listed) if listed else None
+
+
+def _listed(folder: str) -> pa.Table | None:
     has_spans = any("span" in schema.names for schema in tables.columns(folder))
     table = tables.read(folder, ["uri", "version", *(["span"] if has_spans else [])])
     if table is None or has_spans:

@@ -13,7 +13,7 @@ from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.fingerprints import Fingerprint
 from pipeline.config import Run
-from pipeline.ranking import choosing, lawfulness
+from pipeline.ranking import choosing, lawfulness, partitions
 from pipeline.ranking.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
 from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
@@ -24,13 +24,16 @@ from pipeline.tables.merging import merge
 
 def rank_clips(run: Run) -> None:
     fingerprint = fingerprints.ranking(run)
+    partitions.check(run)
     for name in ("decisions", "query_weights", "likes"):  # a part for every keystroke
         merge(join(run.root, name))
-    for name in ("clips", "queries"):
-        tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
+    if not run.ranking.roots:
+        for name in ("clips", "queries"):
+            tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
     report = Progress("rank_clips")
     ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: report(done, total, {}))
     run_record.record(run)
+    partitions.copy_queries(run)
     others, decided = unranked(run, ranked), Counter[str]()
     marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
     unlawful = measure_lawfulness(run, fingerprint)
@@ -43,6 +46,8 @@ def rank_clips(run: Run) -> None:
     ):
         folder = join(run.root, name)
         tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)
+    if run.ranking.roots:
+        print(f"roots: {len(run.ranking.roots)}, with {len(ranked.clip_ids)} clips that have features")
     split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))
     print(f"selection: {decided.total()} clips = {split} ({others.num_rows} of them not ranked)")
     for sentence in choosing.sentences(choosing.quality(run)):

@@ -265,8 +265,8 @@ DUPLICATES: Meanings = {
     "batch": "Names the search that found them.",
     "group": "Names the group of clips that resemble one another.",
     "clip_id": _CLIP_ID,
-    "kind": "`feature`: their features lie close.",
-    "similarity": "Cosine of its feature with that of the group's best.",
+    "kind": "`bytes`: the same frames of the same bytes; `feature`: their features lie close.",
+    "similarity": "Cosine of its feature with that of the group's best; 1 for the same bytes.",
     "best": "Whether it is the one to keep: the best rank, then the largest picture, then the id.",
 }
 PREVIEWS: Meanings = {

@@ -39,7 +39,7 @@ from pipeline import tables
 from pipeline.config import Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
-from pipeline.ranking import decisions, lawfulness, mask_overlap, placed, query_weights, share, shortlist
+from pipeline.ranking import decisions, lawfulness, mask_overlap, partitions, placed, query_weights, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import rank, recorded
 from pipeline.storage import stores
@@ -102,9 +102,9 @@ def training_set(run: Run) -> pa.Table | None:
 def decodable(run: Run) -> pa.Table:
     """The rows of clips/ that no stage failed to read, by clip_id. A clip without motion, or whose gradient was not
     finite, is among them."""
-    clips = _table(run, "clips", None, "index_clips")
+    clips = _of_clips(run, "clips", None, "index_clips")
     clips = clips.filter(pc.is_null(clips.column("error")))
-    homes = (run.root,) if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
+    homes = run.clip_roots if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
     for folder in (stores.join(home, stage, "clips") for home in homes for stage in ("motion", "features")):
         table = tables.read(folder, ["clip_id", "error"])
         if table is not None:
@@ -132,7 +132,7 @@ def _weights(run: Run, clips: pa.Table) -> Weights:
 def tenth(run: Run) -> int:
     """How many clips an arm that picks gets: max(1, round(fraction * N)) of the N with features under ranking.mask, or
     that the shortlist of them stands for."""
-    clip_ids = under_mask(run.root, "clips", run.ranking.mask).clip_ids
+    clip_ids = under_mask(run.clip_roots, "clips", run.ranking.mask).clip_ids
     stood = shortlist.population(run, clip_ids)
     return share(run.ranking.fraction, len(clip_ids) if stood is None else stood.count)
 
@@ -145,7 +145,7 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
     if arm == "oracle":
         return by_hash(run.seed, _of_true_group(run, clips))
     if arm == "magnitude":
-        table = _motion(run, "clips", ["clip_id", "motion_mean"])
+        table = _motion(run, ["clip_id", "motion_mean"])
         table = table.filter(pc.is_finite(table.column("motion_mean")))  # null stays null, and filter drops it
         return _descending(table.column("clip_id").combine_chunks(), table.column("motion_mean").to_numpy())
     if arm == "mask_overlap":
@@ -162,8 +162,8 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
         ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by, run.ranking.spare)
         return ordered.filter(pc.invert(pc.is_in(ordered, _harmful(run).cast(ordered.type))))
     if arm == "curated":
-        verdicts = decisions.run_verdicts(run.root, run.finetune.group)
-        return decisions.curated_order(_weighted(run), _harmful(run), verdicts)
+        verdicts = [decisions.run_verdicts(root, run.finetune.group) for root in run.clip_roots]
+        return decisions.curated_order(_weighted(run), _harmful(run), pa.concat_tables(verdicts))
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 
@@ -190,7 +190,8 @@ def _weighted(run: Run) -> pa.Array:
     ranked = recorded(run, r.mask, r.whiten) or rank(run, r.mask, r.whiten)
     group = _known_group(run, ranked.groups)
     query_ids = [ranked.query_ids[query] for query in ranked.of(group)]
-    weights = query_weights.of_queries(query_weights.weights(query_weights.read(run.root)), query_ids, group)
+    rows = pa.concat_tables([query_weights.read(root) for root in run.clip_roots])
+    weights = query_weights.of_queries(query_weights.weights(rows), query_ids, group)
     if weights is None:
         return ranked.order(group, r.by, r.vote_fraction, r.spare)
     return ranked.weighted_order(group, weights)
@@ -216,7 +217,7 @@ def _named(run: Run, clips: pa.Table) -> pa.Array:
 
 def _losses(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
     """The base's own loss on each clip, over the settings that the ranking compares."""
-    features = under_mask(run.root, "clips", run.ranking.mask)
+    features = under_mask(run.clip_roots, "clips", run.ranking.mask)
     return features.clip_ids, features.losses()
 
 
@@ -265,18 +266,19 @@ def _of_true_group(run: Run, clips: pa.Table) -> pa.Array:
 
 def _overlaps(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
     """Mean cosine of each clip's mask with the queries' masks of its shape; clips of no query's shape are out."""
-    groups, root = _query_groups(run), shortlist.motion_root(run)
-    group = _known_group(run, groups.values())
-    for name in ("queries", "clips"):
-        _there(run, f"motion/{name}", "estimate_motion", root)
-    alike, _ = mask_overlap.mask_overlaps(root, groups)
+    groups, root = _query_groups(run), _query_motion_root(run)
+    group, clip_roots = _known_group(run, groups.values()), _motion_roots(run)
+    _there(run, "motion/queries", "estimate_motion", root)
+    for clip_root in clip_roots:
+        _there(run, "motion/clips", "estimate_motion", clip_root)
+    alike, _ = mask_overlap.mask_overlaps(root, groups, clip_roots=clip_roots)
     score = alike.groups.get(group, np.full(len(alike.clip_ids), np.nan))
     row_mask = np.isfinite(score)
     return alike.clip_ids.filter(pa.array(row_mask)), score[row_mask]
 
 
 def _query_groups(run: Run) -> dict[str, str]:
-    table = _table(run, "queries", ["clip_id", "group"], "index_clips")
+    table = _table(run, "queries", ["clip_id", "group"], "index_clips", partitions.query_root(run))
     return {r["clip_id"]: r["group"] or "all" for r in table.to_pylist()}
 
 
@@ -287,9 +289,25 @@ def _known_group(run: Run, groups: Iterable[str]) -> str:
     return group
 
 
-def _motion(run: Run, name: str, columns: Sequence[str]) -> pa.Table:
-    """Of every clip: with a shortlist, the table of the cheaper variant."""
-    return _table(run, f"motion/{name}", columns, "estimate_motion", shortlist.motion_root(run))
+def _motion_roots(run: Run) -> tuple[str, ...]:
+    """The roots whose motion/ has every clip: with a shortlist, that of the cheaper variant."""
+    return run.clip_roots if run.attribution.shortlist is None else (shortlist.motion_root(run),)
+
+
+def _query_motion_root(run: Run) -> str:
+    return partitions.query_root(run) if run.attribution.shortlist is None else shortlist.motion_root(run)
+
+
+def _motion(run: Run, columns: Sequence[str]) -> pa.Table:
+    return _of_clips(run, "motion/clips", columns, "estimate_motion", _motion_roots(run))
+
+
+def _of_clips(
+    run: Run, name: str, columns: Sequence[str] | None, job: str, roots: Sequence[str] | None = None
+) -> pa.Table:
+    """The rows of a table of clips, of all roots that the run's clips lie in, by clip_id."""
+    parts = [_table(run, name, columns, job, root) for root in roots or run.clip_roots]
+    return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote_options="default").sort_by("clip_id")
 
 
 def _table(run: Run, name: str, columns: Sequence[str] | None, job: str, root: str | None = None) -> pa.Table:

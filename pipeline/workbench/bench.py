@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.workbench import duplicates, index, made_queries
+from pipeline.workbench.duplicates import Copies
 from pipeline.workbench.made_queries import Made
 from pipeline.workbench.people import People, ReadOnlyError
 from pipeline.workbench.previews import Previews
@@ -42,6 +43,7 @@ class Bench:
         own = {"weighted": self.scores.of_people, "like": self.scores.liked}
         self.views = Views(self.index, self.people, own)
         self._duplicates: dict[float, list[dict[str, Any]]] = {}
+        self._copies: Copies | None = None
 
     def reload(self) -> None:
         """Read the run anew, if it has been ranked anew."""
@@ -96,6 +98,12 @@ class Bench:
         if threshold not in self._duplicates:
             self._duplicates[threshold] = duplicates.groups(self.index, self.scores.features(), threshold)
         return self._duplicates[threshold]
+
+    def copies(self) -> Copies:
+        """Clips of the same bytes. Files of one size are read once."""
+        if self._copies is None:
+            self._copies = duplicates.copies(self.index)
+        return self._copies
 
     def close(self) -> None:
         """End the decoders and remove the films."""

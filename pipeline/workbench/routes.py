@@ -239,19 +239,22 @@ class Routes:
         return {**changes, **cards}
 
     def get_duplicates(self, request: Request) -> Any:
+        by_bytes = request.query_params.get("kind", "feature") == "bytes"
         threshold = float(request.query_params.get("threshold", "0.97"))
         with self._searching:
             bench = self._bench
-            features = bench.scores.features()
-            listed = bench.duplicates(threshold)
-            shown = listed[:100]
+            listed = bench.copies().groups if by_bytes else bench.duplicates(threshold)
+            shown = [dict(group) for group in listed[:100]]
             ids = [clip["clip_id"] for group in shown for clip in group["clips"]]
             cards = facts.cards(bench.index, bench.people, bench.index.places(ids).tolist(), "all")
             by_id = {card["clip_id"]: card for card in cards}
             for group in shown:
                 group["cards"] = [{**by_id[clip["clip_id"]], **clip} for clip in group["clips"]]
             copies = sum(len(group["clips"]) - 1 for group in listed)
-            return {"groups": shown, "count": len(listed), "copies": copies, "complete": features.complete}
+            unread = bench.copies().unread if by_bytes else 0
+            complete = not unread if by_bytes else bench.scores.features().complete
+            counts = {"count": len(listed), "copies": copies, "complete": complete, "unread": unread}
+            return {"groups": shown, **counts}
 
     def get_agreement(self, request: Request) -> Any:
         self._bench.people.refresh()
@@ -303,9 +306,11 @@ class Routes:
     def post_duplicates(self, body: bytes) -> Any:
         if self._bench.people.read_only is not None:
             raise ReadOnlyError(self._bench.people.read_only)
-        threshold = float(_object(body).get("threshold", 0.97))
+        given, bench = _object(body), self._bench
+        kind = "bytes" if given.get("kind") == "bytes" else "feature"
         with self._searching:
-            return {"batch": duplicates.write(self._bench.index.run.root, self._bench.duplicates(threshold))}
+            listed = bench.copies().groups if kind == "bytes" else bench.duplicates(float(given.get("threshold", 0.97)))
+            return {"batch": duplicates.write(bench.index.run.root, listed, kind)}
 
     def get_made(self, request: Request) -> Any:
         run = self._bench.index.run

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import tables
 from pipeline.errors import UsageError
 from pipeline.ranking import query_weights, share, shortlist
 from pipeline.ranking.feature_table import FeatureTable, under_mask
+from pipeline.tables.part_files import opened
 from pipeline.workbench.index import NOT_RANKED, Floats, Index, Places
 from pipeline.workbench.people import NOBODY, People
 from pipeline.workbench.views import Spec
@@ -206,5 +206,7 @@ def _sampled(table: FeatureTable) -> FeatureTable:
 
 
 def _width(table: FeatureTable) -> int:
-    kind = tables.columns(table.folder)[0].field("feature").type
-    return int(kind.list_size) // table.settings * len(table.members)
+    part = table.parts[0]
+    with opened(part.path, part.fs) as file:
+        size = file.schema_arrow.field("feature").type.list_size
+    return int(size) // table.settings * len(table.members)

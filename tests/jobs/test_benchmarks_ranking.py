@@ -20,7 +20,8 @@ def test_ceilings_come_first_and_one_line_of_json_last(
     monkeypatch.setattr(ranking, "matmul_rate", lambda device: 1e11)
     monkeypatch.setattr(ranking, "in_a_process", ranking.measure)
     monkeypatch.setattr(ranking, "SMALL", 500)
-    monkeypatch.setattr(sys, "argv", ["ranking", "--clips", "900", "--part", "200", "--folder", str(tmp_path)])
+    asked = ["--clips", "900", "--part", "200", "--roots", "2", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["ranking", *asked])
     ranking.main()
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in ranking.WAYS]
@@ -28,6 +29,7 @@ def test_ceilings_come_first_and_one_line_of_json_last(
     found = json.loads(lines[-1])
     assert list(found["ways"]) == list(ranking.WAYS)
     assert all(way["seconds"] > 0 and way["peak_bytes"] > 1e7 for way in found["ways"].values())
+    assert found["same"] is True, "the ranking of two roots is not that of one"
     assert found["small_s"].keys() >= {"arrays", "parquet"}
     assert not list(tmp_path.iterdir()), "the tables are still there"
 

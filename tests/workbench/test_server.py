@@ -333,6 +333,18 @@ def test_many_who_speak_at_once_lose_nothing(server: Served, run: Run) -> None:
     assert sum(row["batch"].startswith("at-once-") for row in words(run.root)) == 3 * 6 * 3
 
 
+def test_copies_by_bytes_are_shown_and_written(server: Served, run: Run) -> None:
+    status, found = get(server, "duplicates", kind="bytes")
+    assert (status, found["count"], found["unread"], found["complete"]) == (200, 3, 1, False)
+    assert {clip["caption"] is not None for group in found["groups"] for clip in group["cards"]} == {True}
+    status, answer = post(server, "duplicates", {"kind": "bytes"})
+    assert status == 200
+    rows = tables.read(stores.join(run.root, "duplicates")).to_pylist()
+    kinds = {(row["kind"], row["similarity"]) for row in rows if row["batch"] == answer["batch"]}
+    assert kinds == {("bytes", 1.0)}
+    assert get(server, "duplicates", threshold=0.97)[1]["count"] == 1
+
+
 def test_guests_look_and_nothing_is_written(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", **{"workbench.write": False})
     guests = Served(run)

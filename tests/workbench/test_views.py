@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.workbench.overview import commands, overview
 from pipeline.workbench.people import Decision, Like, People, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.scores import Scores
 from pipeline.workbench.views import SORTS, Spec, Views
-from tests.support.workbenches import COPY, GROUPS, START, names, run_of, words
+from tests.support.workbenches import COPY, CUT_OFF, GONE, GROUPS, START, names, run_of, words
 
 BATCH = "batch-{:04d}"
 
@@ -287,10 +288,65 @@ def test_copies_are_grouped_with_the_better_ranked_as_the_best(opened: Opened) -
     ranks = {row["clip_id"]: row["rank"] for row in selection(opened)}
     best = next(clip["clip_id"] for clip in found[0]["clips"] if clip["best"])
     assert best == min((COPY, "clip-08"), key=lambda clip: ranks[clip])
-    duplicates.write(opened.run.root, found)
+    duplicates.write(opened.run.root, found, "feature")
     assert tables.read(stores.join(opened.run.root, "duplicates")).num_rows == 2
     with pytest.raises(ValueError, match="threshold"):
         duplicates.groups(opened.index, opened.scores.features(), 0.5)
+
+
+def test_copies_by_bytes_are_the_same_file_under_several_names(opened: Opened) -> None:
+    found = duplicates.copies(opened.index)
+    of_films = [{name for n, name in enumerate(names(24)) if n % 3 == film} - {GONE, CUT_OFF} for film in range(3)]
+    assert sorted(sorted(clip["clip_id"] for clip in group["clips"]) for group in found.groups) == sorted(
+        sorted(one) for one in of_films
+    )
+    assert found.unread == 1, "a video that is not there"
+    ranks = {row["clip_id"]: row["rank"] for row in selection(opened)}
+    for group in found.groups:
+        ranked = [ranks[clip["clip_id"]] for clip in group["clips"] if clip["clip_id"] in ranks]
+        assert [clip["best"] for clip in group["clips"]] == [True] + [False] * (len(group["clips"]) - 1)
+        assert ranked[0] == min(rank for rank in ranked if rank is not None)
+
+
+def test_files_of_one_size_are_copies_only_if_every_byte_is_the_same(opened: Opened, tmp_path: Path) -> None:
+    data = bytearray(np.random.default_rng(0).bytes(3 * duplicates.ENDS))
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(data)
+    data[len(data) // 2] ^= 1
+    (tmp_path / "c").write_bytes(data)  # another one, though both of its ends are the same
+    found = duplicates.copies(addressed(opened, [str(tmp_path / name) for name in "abc"]))
+    assert [[clip["clip_id"] for clip in group["clips"]] for group in found.groups] == [sorted_by_rank(opened, 0, 1)]
+
+
+def test_in_a_store_equal_etags_are_copies_and_dates_say_nothing(opened: Opened) -> None:
+    uris = [f"s3://bucket/{n}.mp4" for n in range(6)] + [
+        "s3://bucket/a.tar#512+99:0.mp4",
+        "s3://bucket/a.tar#9999+99:1.mp4",
+    ]
+    versions = ["a" * 32, "a" * 32, f"{'b' * 32}-2", f"{'b' * 32}-2", "2026-11-28", "2026-11-28", "c" * 32, "c" * 32]
+    found = duplicates.copies(addressed(opened, uris, versions))
+    listed = [sorted(clip["clip_id"] for clip in group["clips"]) for group in found.groups]
+    assert sorted(listed) == [["clip-00", "clip-01"], ["clip-02", "clip-03"]]
+    assert found.unread == 4
+    same = duplicates.copies(addressed(opened, ["s3://bucket/a.mp4"] * 2, ["2026", "2026"]))
+    assert len(same.groups) == 1, "one address under two ids"
+
+
+def addressed(opened: Opened, uris: list[str], versions: list[str] | None = None) -> index.Index:
+    """The index with its first clips at these addresses, and no others."""
+    clips = opened.index.clips.slice(0, len(uris))
+    for name, values in (("uri", uris), ("version", versions or ["1"] * len(uris))):
+        clips = clips.set_column(clips.column_names.index(name), name, pa.chunked_array([values], pa.string()))
+    standings = {
+        name: index.Standing(one.rank[: len(uris)], one.influence[: len(uris)], one.decision[: len(uris)])
+        for name, one in opened.index.standings.items()
+    }
+    return dataclasses.replace(opened.index, clips=clips, standings=standings)
+
+
+def sorted_by_rank(opened: Opened, *places: int) -> list[str]:
+    rank = opened.index.standing("all").rank
+    return [names(24)[at] for at in sorted(places, key=lambda at: rank[at])]
 
 
 def test_random_tables_find_the_pairs_that_comparing_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
