@@ -5,6 +5,7 @@ Paths, resources, batch sizes and library versions are no part of it; they are r
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from pipeline import models
 from pipeline.attribution.gradients import manifest, manifest_hash
-from pipeline.config import NUMERICS, Motion, Run
+from pipeline.config import NUMERICS, Motion, Run, VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import Expert
 from pipeline.models.promoted import promoted
@@ -46,21 +47,28 @@ def movement(run: Run) -> Fingerprint:
 
 def features(run: Run) -> Fingerprint:
     family, a = models.family(run.model), run.attribution
+    weights = models.weights_hash(run.model)
     return {
         **motion(run),
         "seed": run.seed,
-        "model.weights": models.weights_hash(run.model),
+        "model.weights": weights,
         "attribution.weights": None if a.weights is None else promoted(a.weights)["weights"],
         "model.dtype": run.model.dtype,
         "model.vae_dtype": run.model.vae_dtype,
         "model.text_tokens": run.model.text_tokens,
-        "model.parameters": manifest_hash(manifest(family.skeleton())),
+        "model.parameters": _parameters(run.model, weights),
         "attribution.settings": [setting.record() for setting in a.settings],
         "attribution.parameters": a.parameters,
         "attribution.projection": a.projection.model_dump(),
         **_unusual(run),
         **family.record(run.model),
     }
+
+
+@functools.cache  # half a second each, and a job asks for its fingerprints ten times
+def _parameters(model: VideoModelConfig, weights: str) -> str:
+    """The hash of what counts of a model. Files of other content have other `weights`."""
+    return manifest_hash(manifest(models.family(model).skeleton()))
 
 
 def _unusual(run: Run) -> Fingerprint:

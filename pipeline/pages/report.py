@@ -6,6 +6,7 @@ ranking on, leave a line that says so. Everything that comes from data is escape
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -233,8 +234,11 @@ def _fingerprint(root: str, name: str) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    return {"python": platform.python_version()} | {p: installed[p] for p in PACKAGES if p in installed}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _configuration(run: config.Run) -> str:
