@@ -18,7 +18,7 @@ from pipeline.config import NUMERICS, Motion, Run, VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import Expert
 from pipeline.models.promoted import promoted
-from pipeline.motion import flaws, judge, weights_file
+from pipeline.motion import flaws, judge, signature, weights_file
 
 Fingerprint = dict[str, Any]
 
@@ -43,6 +43,10 @@ def movement(run: Run) -> Fingerprint:
     settings = {f"motion.{key}": getattr(m, key) for key in ("flow", "height", "width", "updates", "dtype")}
     versions = {"judge": judge.VERSION, "flaws": flaws.VERSION}
     return {**clips(run), **_geometry(run), **settings, "motion.weights": flow_hash(m), **versions}
+
+
+def pictures(run: Run) -> Fingerprint:
+    return {**clips(run), **_geometry(run), "signature": signature.VERSION}
 
 
 def features(run: Run) -> Fingerprint:

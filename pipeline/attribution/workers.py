@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from pipeline.models.conditioning import Captions, split
 from pipeline.models.device import device_for
 from pipeline.models.loss import shared_noise
 from pipeline.models.trained_weights import load_weights
+from pipeline.motion import pictures
 from pipeline.motion.worker import MotionWorker
 from pipeline.projection import Projection
 from pipeline.storage import stores
@@ -208,11 +208,18 @@ class FeatureWorker:
         return self.gradients.waiting < len(self.run.attribution.settings) * q.looks * (1 + len(q.twins))
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        if scanning.PART in rows.column_names:  # of the motion table: its masks are read here
+        measured = scanning.PART in rows.column_names  # of the motion table: its masks are read here
+        if measured:
             rows = scanning.lookup(rows, self.LOOKED_UP)
-        clip_rows = starmap(self.take, decoded(self.decoder, self.run, rows.to_pylist()))
-        for part in tables.in_parts(clip_rows, self.projected):
-            yield {"features": self.finish(part)}
+        seen = decoded(self.decoder, self.run, rows.to_pylist())
+        for pairs in tables.in_parts((self._take(one, measured) for one in seen), self.projected):
+            shown = [picture for picture, _ in pairs if picture is not None]
+            parts = {"pictures": pictures.rows(shown)} if shown else {}
+            yield {**parts, "features": self.finish([row for _, row in pairs])}
+
+    def _take(self, seen: tuple[Row, Frames | ClipError], measured: bool) -> tuple[Row | None, Row]:
+        """A clip's row of pictures/, which it has already where its motion was measured, and that of its features."""
+        return None if measured else pictures.picture(*seen), self.take(*seen)
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
@@ -241,20 +248,25 @@ class AttributionWorker:
         self.motion = MotionWorker(run, grid, pool.gpus, pool.cpus)
         self.features = FeatureWorker(run, fingerprint, self.motion)
 
-    def both(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None]:
-        """A clip's row of the motion table, if it has one, and, if it goes on, that of the features."""
+    def take(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None, Row]:
+        """A clip's row of the motion table, if it has one, that of the features, if it goes on, and that of
+        pictures/."""
+        shown = pictures.picture(row, frames)
         if self.sample is not None and row["clip_id"] not in self.sample:
-            return None, self.features.take(row, frames)
+            return None, self.features.take(row, frames), shown
         measured = self.motion.measure(row, frames)
-        return measured, self.features.take(measured, frames) if featured(measured["error"]) else None
+        return measured, self.features.take(measured, frames) if featured(measured["error"]) else None, shown
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
-        rows = starmap(self.both, decoded(self.motion.decoder, self.motion.run, clips.to_pylist()))
-        for pairs in tables.in_parts(rows, self.features.projected):
-            moved = [motion_row for motion_row, _ in pairs if motion_row is not None]
-            gone_on = [feature_row for _, feature_row in pairs if feature_row is not None]
-            parts = {"features": self.features.finish(gone_on)}
+        seen = decoded(self.motion.decoder, self.motion.run, clips.to_pylist())
+        for part in tables.in_parts((self.take(*one) for one in seen), self.features.projected):
+            moved = [motion_row for motion_row, _, _ in part if motion_row is not None]
+            gone_on = [feature_row for _, feature_row, _ in part if feature_row is not None]
+            parts = {
+                "pictures": pictures.rows([shown for *_, shown in part]),
+                "features": self.features.finish(gone_on),
+            }
             if moved:
                 parts |= self.motion.parts(moved, schema)
             yield parts

@@ -56,6 +56,8 @@ def kind(annotation: Any) -> str:
         return " or ".join(kind(member) for member in members)
     if origin is tuple:
         return f"list of {kind(members[0])}"
+    if origin is dict:
+        return f"mapping of {kind(members[0])} to {kind(members[1])}"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
 

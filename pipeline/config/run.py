@@ -199,6 +199,23 @@ class Motion(Model):
     sample: int = Field(200, ge=0, description="clips whose motion is measured for the page where `of` is `queries`")
 
 
+class Duplicates(Model):
+    """Clips that are nearly the same. The best ranked one stands for the others in the selection."""
+
+    feature: float | None = Field(
+        0.98, ge=0.9, le=1, description="least cosine of two features; null: features do not count"
+    )
+    picture: float | None = Field(
+        0.9, ge=0.8, le=1, description="least cosine of two signatures in pictures/; null: pictures do not count"
+    )
+
+    @model_validator(mode="after")
+    def _by_something(self) -> Duplicates:
+        if self.feature is None and self.picture is None:
+            raise ValueError("feature and picture are both null, so nothing says which clips are nearly the same")
+        return self
+
+
 class Ranking(Model):
     mask: RankingMask = Field(
         "motion",
@@ -227,6 +244,12 @@ class Ranking(Model):
         description="so much of a clip's mean influence on the other groups' queries is taken from that on a group's",
     )
     above: float | None = Field(None, description="select by mean influence above this, instead of `fraction`")
+    duplicates: Duplicates | None = Field(
+        None, description="of near-duplicates the best ranked alone is selected; {}: at the thresholds below; null: all"
+    )
+    caps: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        {}, description="at most so many selected clips of each value of these columns of clips/: {source: 20}"
+    )
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
     roots: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
@@ -235,8 +258,10 @@ class Ranking(Model):
 
     @property
     def rule(self) -> dict[str, Any]:
-        """What makes one ranking of the same clips differ from another: all but the places where they lie."""
-        return self.model_dump(exclude={"roots"})
+        """What makes one ranking of the same clips differ from another: all but the places where they lie. Keys that
+        came later are there where they are set, so that older tables stay what they are."""
+        unset = {name for name in ("duplicates", "caps") if not getattr(self, name)}
+        return self.model_dump(exclude={"roots"} | unset)
 
     @model_validator(mode="after")
     def _spares_a_mean(self) -> Ranking:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import starmap
 
 import pyarrow as pa
 import torch
@@ -15,7 +14,7 @@ from pipeline.errors import ClipError
 from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Grid
 from pipeline.models.device import device_for
-from pipeline.motion import movement
+from pipeline.motion import movement, pictures
 from pipeline.tables import schemas
 from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 
@@ -75,8 +74,10 @@ class MotionWorker:
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
-        for rows in tables.in_parts(starmap(self.measure, decoded(self.decoder, self.run, clips.to_pylist()))):
-            yield self.parts(rows, schema)
+        seen = decoded(self.decoder, self.run, clips.to_pylist())
+        for pairs in tables.in_parts((pictures.picture(*one), self.measure(*one)) for one in seen):
+            shown, measured = zip(*pairs, strict=True)
+            yield {"pictures": pictures.rows(list(shown)), **self.parts(list(measured), schema)}
 
     @staticmethod
     def parts(measured: list[Row], schema: pa.Schema) -> dict[str, pa.Table]:
@@ -84,8 +85,9 @@ class MotionWorker:
         return {"movement": movement.rows(measured), "motion": pa.Table.from_pylist(measured, schema=schema)}
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        rows = [self.measure(row, error) for row in clips.to_pylist()]
-        return self.parts(rows, schemas.motion_schema(clips.schema))
+        rows = clips.to_pylist()
+        shown, measured = [pictures.picture(row, error) for row in rows], [self.measure(row, error) for row in rows]
+        return {"pictures": pictures.rows(shown), **self.parts(measured, schemas.motion_schema(clips.schema))}
 
 
 def _inside(flow: Tensor, keep: Tensor | None) -> Tensor:

@@ -141,18 +141,18 @@ def run_verdicts(root: str, group: str) -> pa.Table:
     return verdicts(rows, group, versions(root)) if rows.num_rows else VERDICTS.empty_table()
 
 
-def curated_order(ordered: pa.Array, harmful: pa.Array, verdict: pa.Table) -> pa.Array:
+def curated_order(ordered: pa.Array, barred: pa.Array, verdict: pa.Table) -> pa.Array:
     """Clips from first to last choice once people have spoken.
 
     First the clips that people keep, in the order of the ranking, then those of them that are not ranked, by id; then
-    the ranking without the clips that are dropped or disputed, and without the harmful ones that nobody keeps.
+    the ranking without the clips that are dropped or disputed, and without those that a rule bars and nobody keeps.
     """
     ids = ordered.type
     clips = verdict.column("clip_id").cast(ids).combine_chunks()
     keep = clips.filter(pc.equal(verdict.column("verdict"), KEEP).combine_chunks())
     ranked = ordered.filter(pc.is_in(ordered, keep))
     unranked = keep.filter(pc.invert(pc.is_in(keep, ordered)))
-    rest = ordered.filter(pc.invert(pc.or_(pc.is_in(ordered, clips), pc.is_in(ordered, harmful.cast(ids)))))
+    rest = ordered.filter(pc.invert(pc.or_(pc.is_in(ordered, clips), pc.is_in(ordered, barred.cast(ids)))))
     return pa.concat_arrays([ranked, unranked.take(pc.sort_indices(unranked)), rest])
 
 

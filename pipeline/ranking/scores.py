@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Ranking
+from pipeline.ranking.rules.choice import Rules, barred_words, choose
 from pipeline.storage.parallel import in_order, one_thread
 
 Array = npt.NDArray[np.float32]
@@ -342,7 +343,8 @@ def select(
     above: float | None = None,
     unlawful: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """Decide on every clip: columns clip_id, votes, mean_influence, rank, decision, weight, reason; by rank.
+    """Decide on every clip: columns clip_id, votes, mean_influence, rank, decision, weight, reason, rule, choice,
+    duplicate_of; by rank.
 
     Selected are the first max(1, round(fraction * N)), or those whose mean influence is above `above`. Influence alone
     calls no clip harmful: those are the `unlawful` ones, clip_id -> why, the first round(harmful * N) of them in their
@@ -375,27 +377,32 @@ def selection_blocks(
     rule: Ranking,
     population: Population | None = None,
     unlawful: pa.Table | None = None,
+    rules: Rules | None = None,
 ) -> Iterator[pa.Table]:
     """The tables of `select`, one after the other by rank, at most CHUNK rows each.
 
     `unlawful` has columns clip_id and reason, the least lawful first. Where the rows stand for a larger `population`,
-    both shares are of its count.
+    both shares are of its count. `rules` bar near-duplicates and what is above a cap; the next best take their places.
     """
     rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
     whole = n if population is None else population.count
+    rules = rules or Rules()
     total = max(_exact_sum(np.maximum(mean, 0)), 1e-12)
     count = min(n, share(rule.fraction, whole)) if rule.above is None else int((mean > rule.above).sum())
     first = f"first {count} of {whole} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
     harmful, reasons = _harmful(clip_ids, unlawful, round(rule.harmful * whole))
-    place = np.cumsum(~harmful[rows]) - 1  # among those that are not harmful, from best to worst
+    choice = choose(rows, harmful, rules)
+    names = ["fraction" if rule.above is None else "above", "lawfulness", "duplicate"]
+    names += [f"cap {cap.column}" for cap in rules.caps]
     for start in range(0, n, CHUNK):
         here = rows[start : start + CHUNK]
         rank, m, v = np.arange(start, start + len(here)), mean[here], votes[here]
-        bad = harmful[here]
-        chosen = ~bad & (place[start : start + CHUNK] < count if rule.above is None else m > rule.above)
+        bad, place = harmful[here], choice.place[here]
+        chosen = (place >= 0) & (place < count if rule.above is None else m > rule.above)
         decided = np.where(chosen, 0, np.where(bad, 1, 2)).astype(np.int8)
         why = _words(decided, [first, "", "not selected"])
         why = pc.if_else(pa.array(bad), reasons.take(pa.array(np.where(bad, here, 0))), why) if bad.any() else why
+        why, stand_ins = barred_words(choice, here, rules, clip_ids, why)
         yield pa.table(
             {
                 "clip_id": clip_ids.take(pa.array(here)).cast(pa.string()),
@@ -405,6 +412,9 @@ def selection_blocks(
                 "decision": _words(decided, ["selected", "harmful", "neutral"]),
                 "weight": pa.array(np.maximum(m, 0) / total, pa.float32()),
                 "reason": _reasons(why, rank, m, v, queries),
+                "rule": _words(choice.barred_by[here], names),
+                "choice": pa.array(place, pa.int64(), mask=place < 0),
+                "duplicate_of": stand_ins,
             }
         )
 
@@ -426,7 +436,7 @@ def _harmful(clip_ids: pa.Array, unlawful: pa.Table | None, most: int) -> tuple[
     return flags, ranked.column("reason").combine_chunks().take(places)
 
 
-def _words(index: npt.NDArray[np.int8], words: list[str]) -> pa.Array:
+def _words(index: npt.NDArray[np.integer], words: list[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(index), pa.array(words, pa.string())).cast(pa.string())
 
 

@@ -5,6 +5,8 @@ Everything is streamed: memory holds the clips' ids and a few numbers for each, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -33,8 +35,9 @@ from pipeline.ranking import (
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
+from pipeline.ranking.rules.choice import Rules
 from pipeline.storage.parallel import in_order
-from pipeline.storage.stores import join
+from pipeline.storage.stores import join, place
 from pipeline.tables import scanning, schemas
 
 Array = npt.NDArray[np.float32]
@@ -173,6 +176,22 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids))
 
 
+def features_state(run: Run) -> str:
+    """A hash of the files of features that a ranking is of, and of what else its influence depends on. It changes with
+    every feature that is computed anew, or merged into another part."""
+    folders = partitions.folders(run, "features/clips")
+    folders.append(join(partitions.query_root(run), "features", "queries"))
+    if run.attribution.shortlist is not None:
+        folders.append(shortlist.folder(run))
+    parts: list[Any] = [list(run.queries.unwanted)]
+    for folder in folders:
+        fs, _ = place(folder)
+        for path in tables.parts(folder):
+            about = fs.info(path)
+            parts.append({key: str(about[key]) for key in ("name", "size", "mtime", "ETag") if key in about})
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
 def _of_clips(value: Any) -> Any:
     """A field of a fingerprint; of a ranking's settings those of clips, as the table of their features has them."""
     if not isinstance(value, list):
@@ -251,14 +270,19 @@ def _placed(column: Array, rows: Rows, clip_ids: pa.LargeStringArray) -> Rows:
 
 
 def selection_tables(
-    ranked: Ranked, rule: Ranking, marks: Marks, others: pa.Table, unlawful: pa.Table | None = None
+    ranked: Ranked,
+    rule: Ranking,
+    marks: Marks,
+    others: pa.Table,
+    unlawful: pa.Table | None = None,
+    rules: Rules | None = None,
 ) -> Iterator[pa.Table]:
     """A decision on every clip for every group of queries, CHUNK rows at a time; the `others`, clip_id and why, are not
-    ranked. `unlawful` has columns clip_id and reason, the least lawful first."""
+    ranked. `unlawful` has columns clip_id and reason, the least lawful first; `rules` bar near-duplicates and more."""
     for group in ranked.all_groups:
         mean, votes = ranked.score(group, marks, rule.spare)
         queries = len(ranked.of(group))
-        for table in selection_blocks(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful):
+        for table in selection_blocks(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful, rules):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):
             yield _not_ranked(others.slice(start, CHUNK), group)
@@ -278,6 +302,9 @@ def _not_ranked(others: pa.Table, group: str) -> pa.Table:
         "decision": pa.repeat(pa.scalar("neutral"), others.num_rows),
         "weight": pa.repeat(pa.scalar(0.0, pa.float32()), others.num_rows),
         "reason": pc.binary_join_element_wise("not ranked: ", others.column("error"), ""),
+        "rule": pa.repeat(pa.scalar("not ranked"), others.num_rows),
+        "choice": pa.nulls(others.num_rows, pa.int64()),
+        "duplicate_of": pa.nulls(others.num_rows, pa.string()),
     }
     return _with_group(pa.table(columns), group)
 

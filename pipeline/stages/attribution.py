@@ -21,11 +21,12 @@ from pipeline.errors import MissingTableError
 from pipeline.inputs import changes, passed_columns
 from pipeline.motion.worker import MotionWorker
 from pipeline.ranking import shortlist
+from pipeline.ranking.rules import reading
 from pipeline.stages import budget, video_sets
 from pipeline.stages.progress import Counted, Progress, achieved, counted
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
-from pipeline.tables import IdSet, Outcomes, Pending, Scan, scanning
+from pipeline.tables import IdSet, Outcomes, Pending, Scan, scanning, schemas
 from pipeline.tables.merging import merge
 
 
@@ -37,7 +38,11 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
             continue  # they lie under the run's own root, which is there or will be
         videos, folder = video_sets.asked(run, name), stores.join(run.root, name)
         with faults.collected():
-            passed_columns.check(changes.check(videos), tables.columns(folder), videos, folder)
+            listed = changes.check(videos)
+            passed_columns.check(listed, tables.columns(folder), videos, folder)
+            if name == "clips":
+                passed = [field for field in listed if field.name not in schemas.VIDEOS.names]
+                reading.check_columns(run, [pa.schema([*schemas.CLIPS, *passed])])
     with faults.collected():
         models.family(run.model)
     with faults.collected():
@@ -52,6 +57,7 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
         for name in names:
             tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
             tables.check(stores.join(scope.motion, "movement", name), fingerprints.movement(one))
+            tables.check(stores.join(scope.motion, "pictures", name), fingerprints.pictures(one))
             if name != "held_out":
                 tables.check(stores.join(one.root, "features", name), fingerprints.features(one.of(name)))
 
@@ -91,8 +97,10 @@ def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.grid(run), pool.gpus)
     pending = tables.pending_rows(_segments(name, scope), [folder])
-    folders = {"movement": stores.join(scope.motion, "movement", name), "motion": folder}
-    merge(folders["movement"])
+    folders = {table: stores.join(scope.motion, table, name) for table in ("pictures", "movement")}
+    for side_table in folders.values():
+        merge(side_table)
+    folders["motion"] = folder
     _stream(run, pool, worker, pending, folders, f"motion {name}", scope)
     return counted(Outcomes(folder), f"{scope.words}motion/{name}")
 
@@ -105,14 +113,15 @@ def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted
     worker = partial(FeatureWorker, run, fingerprints.features(run))
     source = _moving(name, scope) if _sample(run, name, scope) is None else _segments(name, scope)
     pending = tables.pending_rows(source, [folder])
-    _stream(run, run.resources.extract_features, worker, pending, {"features": folder}, f"features {name}", scope)
+    folders = {"pictures": stores.join(scope.motion, "pictures", name), "features": folder}
+    _stream(run, run.resources.extract_features, worker, pending, folders, f"features {name}", scope)
     return counted(Outcomes(folder), f"{scope.words}features/{name}")
 
 
 def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted, Counted]:
     """Motion and features of a set in one pass over its videos; then whatever only one of the two tables lacks."""
     run, scope = run.of(name), scope or Scope(run.root, run.root)
-    folders = {stage: stores.join(scope.motion, stage, name) for stage in ("movement", "motion")}
+    folders = {stage: stores.join(scope.motion, stage, name) for stage in ("pictures", "movement", "motion")}
     folders["features"] = stores.join(run.root, "features", name)
     for folder in folders.values():
         merge(folder)
@@ -178,6 +187,7 @@ def _stream(
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
     prints = {
+        "pictures": fingerprints.pictures,
         "movement": fingerprints.movement,
         "motion": fingerprints.motion,
         "features": fingerprints.features,

@@ -80,5 +80,7 @@ def computed(run: Run) -> list[tuple[str, str]]:
     """Root and name of all that is computed for clips, the last first; also of a shortlist that is no longer asked
     for."""
     return [
-        (root, stage) for root in (run.root, shortlist.home(run.root)) for stage in ("features", "motion", "movement")
+        (root, stage)
+        for root in (run.root, shortlist.home(run.root))
+        for stage in ("features", "motion", "movement", "pictures")
     ]

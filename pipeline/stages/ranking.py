@@ -13,12 +13,26 @@ from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.fingerprints import Fingerprint
 from pipeline.config import Run
-from pipeline.ranking import choosing, lawfulness, partitions
-from pipeline.ranking.selection import influence_tables, neighbors_table, rank, selection_tables, unranked
+from pipeline.ranking import choosing, lawfulness, partitions, placed, share
+from pipeline.ranking.feature_table import under_mask
+from pipeline.ranking.rules import reading
+from pipeline.ranking.rules.choice import Rules
+from pipeline.ranking.selection import (
+    Marks,
+    Ranked,
+    features_state,
+    influence_tables,
+    neighbors_table,
+    rank,
+    recorded,
+    selection_tables,
+    unranked,
+)
 from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
 from pipeline.storage.stores import join
 from pipeline.tables import schemas
+from pipeline.tables.figures import DECISIONS
 from pipeline.tables.merging import merge
 
 
@@ -30,28 +44,67 @@ def rank_clips(run: Run) -> None:
     if not run.ranking.roots:
         for name in ("clips", "queries"):
             tables.check(join(run.root, "features", name), fingerprints.features(run.of(name)))
-    report = Progress("rank_clips")
-    ranked = rank(run, run.ranking.mask, run.ranking.whiten, lambda done, total: report(done, total, {}))
+    for folder in partitions.folders(run, "clips"):
+        reading.check_columns(run, tables.columns(folder))
+    ranked, state = _ranked(run), features_state(run)
     run_record.record(run)
     partitions.copy_queries(run)
     others, decided = unranked(run, ranked), Counter[str]()
     marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
     unlawful = measure_lawfulness(run, fingerprint)
+    rules = _rules(run, ranked, marks)
     schema = schemas.influence_schema(len(ranked.query_ids))
-    selected = selection_tables(ranked, run.ranking, marks, others, unlawful)
+    selected = selection_tables(ranked, run.ranking, marks, others, unlawful, rules)
     for name, columns, rows in (
         ("influence", schema, influence_tables(ranked)),
         ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors, marks)]),
         ("selection", schemas.SELECTION, _counted(selected, decided)),
     ):
         folder = join(run.root, name)
-        tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids)
+        tables.replace_streamed(folder, columns, rows, fingerprint, query_ids=ranked.query_ids, features=state)
     if run.ranking.roots:
         print(f"roots: {len(run.ranking.roots)}, with {len(ranked.clip_ids)} clips that have features")
-    split = " + ".join(f"{decided[d]} {d}" for d in ("selected", "neutral", "harmful"))
-    print(f"selection: {decided.total()} clips = {split} ({others.num_rows} of them not ranked)")
+    split = " + ".join(f"{decided[d]} {d}" for d in DECISIONS)
+    print(f"selection: {sum(decided[d] for d in DECISIONS)} clips = {split} ({others.num_rows} of them not ranked)")
+    for sentence in _barred(decided, ranked, run):
+        print(f"selection: {sentence}")
     for sentence in choosing.sentences(choosing.quality(run)):
         print(f"shortlist: {sentence}")
+
+
+def _ranked(run: Run) -> Ranked:
+    """Influence of every clip: read from influence/ where features, queries and whitening are still the same, so that
+    another fraction or rule of the selection costs no ranking."""
+    r = run.ranking
+    if tables.metadata(join(run.root, "influence")).get("features") == features_state(run):
+        ranked = recorded(run, r.mask, r.whiten)
+        if ranked is not None:
+            print("influence: as the last ranking left it; features and queries are the same")
+            return ranked
+    report = Progress("rank_clips")
+    return rank(run, r.mask, r.whiten, lambda done, total: report(done, total, {}))
+
+
+def _rules(run: Run, ranked: Ranked, marks: Marks) -> Rules:
+    if run.ranking.duplicates is None and not run.ranking.caps:
+        return Rules()
+    mean, votes = ranked.score("all", marks, run.ranking.spare)
+    order = placed(mean, votes if run.ranking.by == "votes" else None, ranked.clip_ids)
+    return reading.read(run, under_mask(run.clip_roots, "clips", run.ranking.mask), order)
+
+
+def _barred(decided: Counter[str], ranked: Ranked, run: Run) -> Iterator[str]:
+    """What rules bar of the clips, and whether that leaves too few."""
+    barred = {rule: count for rule, count in sorted(decided.items()) if rule == "duplicate" or rule.startswith("cap ")}
+    if barred:
+        causes = " + ".join(f"{count} by {rule}" for rule, count in barred.items())
+        yield f"barred are {causes}; the next best take their places"
+    wished = share(run.ranking.fraction, ranked.population.count)
+    if run.ranking.above is None and decided["selected"] < wished:
+        yield (
+            f"only {decided['selected']} of the {wished} clips that ranking.fraction={run.ranking.fraction:g} asks "
+            "for; rules bar the others. Raise ranking.caps, or lower the fraction."
+        )
 
 
 def measure_lawfulness(run: Run, fingerprint: Fingerprint) -> pa.Table:
@@ -78,8 +131,10 @@ def measure_lawfulness(run: Run, fingerprint: Fingerprint) -> pa.Table:
 
 
 def _counted(blocks: Iterable[pa.Table], decided: Counter[str]) -> Iterator[pa.Table]:
-    """The same tables; counts what is decided for all queries together as they pass."""
+    """The same tables; counts what is decided for all queries together, and by which rule, as they pass."""
     for table in blocks:
-        counts = table.filter(pc.equal(table.column("group"), "all")).column("decision").value_counts()
-        decided.update({row["values"]: row["counts"] for row in counts.to_pylist()})
+        of_all = table.filter(pc.equal(table.column("group"), "all"))
+        for column in ("decision", "rule"):
+            counts = of_all.column(column).value_counts()
+            decided.update({row["values"]: row["counts"] for row in counts.to_pylist()})
         yield table

@@ -61,6 +61,13 @@ MOVEMENT: Meanings = {
     "colours": "The share of each colour in what moves: four steps of red, green and blue.",
     "error": f"{_ERROR} A still clip has its movement.",
 }
+PICTURES: Meanings = {
+    "clip_id": _CLIP_ID,
+    "version": _VERSION,
+    "signature": "320 numbers of int8: the mean picture in 8 x 8 cells, and how each cell differs from it in four "
+    "stretches of the clip; null for a clip of one colour.",
+    "error": _ERROR,
+}
 FEATURES: Meanings = {
     "clip_id": _CLIP_ID,
     "version": _VERSION,
@@ -113,6 +120,11 @@ SELECTION: Meanings = {
     "decision": "`selected`, `harmful` or `neutral`.",
     "weight": "The mean influence, none below zero, over the sum of all clips'.",
     "reason": "The decision's reason in words.",
+    "rule": "What decided: `fraction` or `above` (the place in the ranking), `lawfulness`, `duplicate`, `cap COLUMN`, "
+    "or `not ranked`.",
+    "choice": "Place in the order of choice, from 0: the selection of any fraction is the clips with the lowest; null "
+    "where a rule bars the clip.",
+    "duplicate_of": "The clip that stands for this near-duplicate in the selection; null: none.",
 }
 EVALUATION: Meanings = {
     "arm": "Name of the arm; in a night `base`, `in_use` or `candidate`.",

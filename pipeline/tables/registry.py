@@ -100,6 +100,15 @@ MOVEMENT = Table(
     ids=("clip_id",),
     sizes={"description": "numbers", "flaws": "flaws", "colours": "colours"},
 )
+PICTURES = Table(
+    folders=("pictures/clips", "pictures/queries", "pictures/held_out"),
+    row="what a clip looks like, in a few hundred bytes",
+    schema=schemas.PICTURES,
+    columns=meanings.PICTURES,
+    key=("clip_id",),
+    error="error",
+    ids=("clip_id",),
+)
 FEATURES = Table(
     folders=("features/clips", "features/queries"),
     row="the projected gradients of a clip",
@@ -327,7 +336,8 @@ SCORES = Table(
 )
 
 TABLES = (
-    *(CLIPS, QUERIES, MOTION, MOVEMENT, FEATURES, CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
+    *(CLIPS, QUERIES, MOTION, MOVEMENT, PICTURES, FEATURES),
+    *(CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),
     *(DECISIONS, QUERY_WEIGHTS, LIKES, DUPLICATES, PREVIEWS),

@@ -57,7 +57,13 @@ SELECTION = pa.schema(
         ("decision", pa.string()),
         ("weight", pa.float32()),
         ("reason", pa.string()),
+        ("rule", pa.string()),
+        ("choice", pa.int64()),
+        ("duplicate_of", pa.string()),
     ]
+)
+PICTURES = pa.schema(
+    [("clip_id", pa.string()), ("version", pa.string()), ("signature", pa.binary()), ("error", pa.string())]
 )
 # How a clip moves, held against the queries of its motion.
 LAWFULNESS = pa.schema(

@@ -14,7 +14,7 @@ own_loss            on which the base's loss is highest: a control for clips tha
 no_mask             cosine of unmasked features, votes, then mean: the paper's control
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
-selected            by the recipe's own ranking and not harmful, as selection/ has it
+selected            by the recipe's own ranking, without what a rule bars, as selection/ has it
 curated             the same after people's word: what they keep, filled up by rank without what they drop or dispute;
                     ranked by the weights that they gave the queries, where they gave some
 oracle              whose column `data.oracle` names the queries' motion
@@ -160,10 +160,10 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
         return _ranked(run, "motion", run.ranking.whiten or WHITEN, "mean")
     if arm == "selected":
         ordered = _ranked(run, run.ranking.mask, run.ranking.whiten, run.ranking.by, run.ranking.spare)
-        return ordered.filter(pc.invert(pc.is_in(ordered, _harmful(run).cast(ordered.type))))
+        return ordered.filter(pc.invert(pc.is_in(ordered, _barred(run).cast(ordered.type))))
     if arm == "curated":
         verdicts = [decisions.run_verdicts(root, run.finetune.group) for root in run.clip_roots]
-        return decisions.curated_order(_weighted(run), _harmful(run), pa.concat_tables(verdicts))
+        return decisions.curated_order(_weighted(run), _barred(run), pa.concat_tables(verdicts))
     return _ranked(run, NEEDED_MASK[arm], None, "votes")
 
 
@@ -221,13 +221,18 @@ def _losses(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
     return features.clip_ids, features.losses()
 
 
-def _harmful(run: Run) -> pa.Array:
-    """The ids of the clips that the selection calls harmful."""
+def _barred(run: Run) -> pa.Array:
+    """The ids of the clips that a rule of the selection bars: harmful ones, near-duplicates, those above a cap."""
     folder, ids = stores.join(run.root, "selection"), [pa.array([], pa.string())]
-    for rows in scanning.blocks(folder, ["clip_id", "group", "decision"]) if tables.parts(folder) else ():
+    columns = ["clip_id", "group", "decision", "rank", "choice"]
+    if not any("choice" in schema.names for schema in tables.columns(folder)):  # written before there were other rules
+        columns.remove("choice")
+    for rows in scanning.blocks(folder, columns) if tables.parts(folder) else ():
+        barred = pc.equal(rows.column("decision"), "harmful")
+        if "choice" in columns:
+            barred = pc.or_(barred, pc.and_(pc.is_valid(rows.column("rank")), pc.is_null(rows.column("choice"))))
         of_group = pc.equal(rows.column("group"), run.finetune.group)
-        harmful = rows.filter(pc.and_(of_group, pc.equal(rows.column("decision"), "harmful")))
-        ids.extend(harmful.column("clip_id").chunks)
+        ids.extend(rows.filter(pc.and_(of_group, barred)).column("clip_id").chunks)
     return pa.concat_arrays(ids)
 
 

@@ -1,9 +1,7 @@
 """Groups of clips that are copies: of one video's bytes, or with features whose cosine is at least a threshold.
 
 By bytes a store's etags are compared (equal MD5), and local files of one size: their two ends first, then all of those
-whose ends are the same. By feature up to EXACT clips every pair is compared. Of more, pairs that fall together in one
-of several random tables are (random-hyperplane hashing, Charikar 2002): a pair of cosine 0.97 is missed with a chance
-below one in a hundred.
+whose ends are the same.
 """
 
 from __future__ import annotations
@@ -24,13 +22,13 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline import tables
 from pipeline.inputs.shards import members as shard_members
+from pipeline.ranking.rules.near_duplicates import similar_pairs
 from pipeline.storage.stores import join
 from pipeline.tables import schemas
 from pipeline.workbench.index import NOT_RANKED, Floats, Index
 from pipeline.workbench.scores import Features
 
-EXACT = 20_000  # clips of which every pair is compared
-BITS, TABLES, CROWD = 18, 24, 200  # of a random table; more clips in one place than CROWD are compared with the first
+BLOCK = 1 << 16  # clips whose features are in single precision at a time
 LEAST = 0.9  # the threshold below which features are no evidence of a copy
 GROUPS = 2_000  # groups that are shown
 
@@ -39,7 +37,7 @@ MOST_READ = 8 << 30  # bytes of files that are read to the end
 _ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")  # another version (a date) says nothing of the bytes
 _SIZE = re.compile(r"([0-9]+)-[0-9]+")  # of a local file's version, which is size and modification time
 
-Pairs = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int64]
 Group = dict[str, Any]
 
 
@@ -51,10 +49,9 @@ def groups(index: Index, features: Features, threshold: float) -> list[Group]:
     """
     if not LEAST <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: it must be at least {LEAST} and at most 1")
-    pairs = list(_pairs(features.rows, threshold))
-    if not pairs:
+    a, b = _pairs(index, features, threshold)
+    if not len(a):
         return []
-    a, b = np.concatenate(pairs).T
     n = len(features.rows)
     _, labels = connected_components(coo_matrix((np.ones(len(a), np.int8), (a, b)), shape=(n, n)), directed=False)
     together = np.unique(np.concatenate([a, b]))
@@ -198,46 +195,17 @@ def _together(digests: dict[str, str]) -> list[list[str]]:
 # --- by feature -------------------------------------------------------------------------------------------------------
 
 
-def _pairs(rows: npt.NDArray[np.float16], threshold: float) -> Iterator[Pairs]:
-    if len(rows) <= EXACT:
-        yield from _every_pair(rows, threshold)
-        return
-    rng = np.random.default_rng(0)
-    for _ in range(TABLES):
-        planes = rng.standard_normal((BITS, rows.shape[1])).astype(np.float32)
-        keys = _hashed(rows, planes)
-        order = np.argsort(keys, kind="stable")
-        starts = np.flatnonzero(np.append(True, np.diff(keys[order]) != 0))
-        for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-            if stop - start > 1:
-                yield from _within(rows, order[start:stop], threshold)
+def _pairs(index: Index, features: Features, threshold: float) -> tuple[Rows, Rows]:
+    rows = features.rows
 
+    def blocks() -> Iterator[tuple[Rows, Floats]]:
+        for start in range(0, len(rows), BLOCK):
+            block = rows[start : start + BLOCK].astype(np.float32)
+            yield np.arange(start, start + len(block)), block
 
-def _every_pair(rows: npt.NDArray[np.float16], threshold: float) -> Iterator[Pairs]:
-    full = rows.astype(np.float32)
-    for start in range(0, len(full), 1024):
-        cosine = full[start : start + 1024] @ full[start:].T
-        a, b = np.nonzero(cosine >= threshold)
-        after = b > a
-        yield np.stack([a[after] + start, b[after] + start], axis=1)
-
-
-def _hashed(rows: npt.NDArray[np.float16], planes: Floats) -> npt.NDArray[np.int64]:
-    weights = 1 << np.arange(BITS, dtype=np.int64)
-    blocks = [
-        ((rows[start : start + 65536].astype(np.float32) @ planes.T) > 0) @ weights
-        for start in range(0, len(rows), 65536)
-    ]
-    return np.concatenate(blocks)
-
-
-def _within(rows: npt.NDArray[np.float16], bucket: npt.NDArray[np.int64], threshold: float) -> Iterator[Pairs]:
-    full = rows[bucket].astype(np.float32)
-    first = full[: min(len(full), CROWD)]
-    a, b = np.nonzero(first @ full.T >= threshold)
-    after = b > a
-    if after.any():
-        yield np.stack([bucket[a[after]], bucket[b[after]]], axis=1)
+    order = np.argsort(index.standing("all").rank[features.places], kind="stable")
+    first, second, _ = similar_pairs(blocks, order, threshold)
+    return first, second
 
 
 def write(root: str, listed: list[Group], kind: str) -> str:

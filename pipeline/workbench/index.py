@@ -47,11 +47,22 @@ class Facet:
 
 @dataclass(frozen=True)
 class Standing:
-    """The clips' places in the ranking for a group: rank [N] (NOT_RANKED), mean influence [N] (NaN), decision [N]."""
+    """The clips' places in the ranking for a group: rank [N] (NOT_RANKED), mean influence [N] (NaN), decision [N], and
+    whether a rule keeps the clip out of the selection [N]."""
 
     rank: Places
     influence: Floats
     decision: npt.NDArray[np.int8]
+    barred: Flags
+
+    @classmethod
+    def of_nobody(cls, count: int) -> Standing:
+        return cls(
+            np.full(count, NOT_RANKED, np.int32),
+            np.full(count, np.nan, np.float32),
+            np.full(count, 3, np.int8),
+            np.zeros(count, bool),
+        )
 
     @cached_property
     def ranked(self) -> int:
@@ -168,8 +179,7 @@ class Index:
         """Of a group; where nothing is ranked yet, of nobody."""
         if group in self.standings:
             return self.standings[group]
-        n = len(self)
-        return Standing(np.full(n, NOT_RANKED, np.int32), np.full(n, np.nan, np.float32), np.full(n, 3, np.int8))
+        return Standing.of_nobody(len(self))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -268,19 +278,23 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     standings: dict[str, Standing] = {}
     words = pa.array(DECISIONS[:3])
     try:
-        for rows in _many(scanning.blocks(folder, ["clip_id", "group", "rank", "mean_influence", "decision"])):
+        columns = ["clip_id", "group", "rank", "mean_influence", "decision", "choice"]
+        if not any("choice" in schema.names for schema in tables.columns(folder)):  # before there were other rules
+            columns.remove("choice")
+        for rows in _many(scanning.blocks(folder, columns)):
             at = pc.fill_null(pc.index_in(rows.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             coded = rows.column("group").combine_chunks().dictionary_encode()
             names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
             rank = pc.fill_null(rows.column("rank"), NOT_RANKED).to_numpy().astype(np.int32)
             influence = pc.fill_null(rows.column("mean_influence"), float("nan")).to_numpy()
             decision = pc.fill_null(pc.index_in(rows.column("decision"), words), 3).to_numpy().astype(np.int8)
+            barred = decision == 2
+            if "choice" in columns:
+                barred |= pc.is_null(rows.column("choice")).to_numpy()
             for code, name in enumerate(names):
                 here = (codes == code) & (at >= 0)
-                one = standings.setdefault(
-                    name,
-                    Standing(np.full(n, NOT_RANKED, np.int32), np.full(n, np.nan, np.float32), np.full(n, 3, np.int8)),
-                )
+                one = standings.setdefault(name, Standing.of_nobody(n))
+                one.barred[at[here]] = barred[here]
                 one.rank[at[here]], one.influence[at[here]] = rank[here], influence[here]
                 one.decision[at[here]] = np.where(rank[here] == NOT_RANKED, 3, decision[here])
     except (OSError, ValueError, KeyError) as error:

@@ -122,7 +122,7 @@ class Scores:
         chosen = np.zeros(len(index), bool)
         first = _best(score, np.flatnonzero(codes == 0), size)
         chosen[first] = True
-        open_to = (codes == NOBODY) & (standing.decision != 2) & (standing.rank != NOT_RANKED)
+        open_to = (codes == NOBODY) & ~standing.barred & (standing.rank != NOT_RANKED)
         chosen[_best(score, np.flatnonzero(open_to), size - len(first))] = True
         return chosen
 

@@ -72,7 +72,7 @@ def test_a_query_is_taken_in_every_look_of_itself_and_its_twins(run: Run) -> Non
     videos = {scene.name: world.render(scene, 32, 32) for scene in scenes}
     attribution = worker(run.of("queries"))
     columns = {"version": "v", "num_frames": 9, "caption": "a red ball rolling", "error": None}
-    rows = [attribution.both({"clip_id": name, **columns}, video)[1] for name, video in videos.items()]
+    rows = [attribution.take({"clip_id": name, **columns}, video)[1] for name, video in videos.items()]
     table = attribution.features.finish([row for row in rows if row is not None])
     assert table.column("error").to_pylist() == [None, None]
     features = table.column("feature").combine_chunks().flatten().to_numpy().reshape(2, 2, DIM)

@@ -347,7 +347,7 @@ def test_deadly_files_are_rows_of_the_motion_table(
         videos.append({**video, "num_frames": 9, "fps": 8.0, "height": 32, "width": 32})
     table = str(tmp_path / "motion" / "clips")
     pool = Pool(actors=1, batch=4)
-    folders = {"movement": str(tmp_path / "movement" / "clips"), "motion": table}
+    folders = {name: str(tmp_path / name / "clips") for name in ("pictures", "movement")} | {"motion": table}
     prints: dict[str, Any] = {name: {} for name in folders}
     stage = Stage("motion clips", run.root, pool, partial(FragileMotion, run), folders, prints)
     rows = [pa.Table.from_pylist(videos, schema=schemas.CLIPS)]

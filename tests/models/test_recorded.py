@@ -89,7 +89,7 @@ def test_features_losses_and_norms_are_what_they_were(run: Run) -> None:
     for n, motion in enumerate(world.MOTIONS[:3]):
         clip = world.render(world.scene(7, f"c{n}", "real", motion), 32, 32)
         row = {"clip_id": f"c{n}", "version": "1", "num_frames": 9, "caption": f"a red ball {motion}", "error": None}
-        rows.append(worker.both({**row, "uri": "", "start_frame": 0}, clip)[1])
+        rows.append(worker.take({**row, "uri": "", "start_frame": 0}, clip)[1])
     table = worker.features.finish([row for row in rows if row is not None])
     features = np.stack(table.column("feature").to_pylist())
     np.testing.assert_allclose(features[:, [0, 1, 64, 65]], FIRST_TWO, rtol=2e-4, atol=1e-6)

@@ -338,7 +338,7 @@ def addressed(opened: Opened, uris: list[str], versions: list[str] | None = None
     for name, values in (("uri", uris), ("version", versions or ["1"] * len(uris))):
         clips = clips.set_column(clips.column_names.index(name), name, pa.chunked_array([values], pa.string()))
     standings = {
-        name: index.Standing(one.rank[: len(uris)], one.influence[: len(uris)], one.decision[: len(uris)])
+        name: index.Standing(*(column[: len(uris)] for column in (one.rank, one.influence, one.decision, one.barred)))
         for name, one in opened.index.standings.items()
     }
     return dataclasses.replace(opened.index, clips=clips, standings=standings)
@@ -347,19 +347,6 @@ def addressed(opened: Opened, uris: list[str], versions: list[str] | None = None
 def sorted_by_rank(opened: Opened, *places: int) -> list[str]:
     rank = opened.index.standing("all").rank
     return [names(24)[at] for at in sorted(places, key=lambda at: rank[at])]
-
-
-def test_random_tables_find_the_pairs_that_comparing_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(1)
-    rows = rng.standard_normal((3000, 32)).astype(np.float32)
-    rows[1::10] = rows[::10] + 0.15 * rng.standard_normal((300, 32))
-    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
-    every = {tuple(pair) for found in duplicates._pairs(rows, 0.97) for pair in found.tolist()}
-    monkeypatch.setattr(duplicates, "EXACT", 10)
-    hashed = {tuple(sorted(pair)) for found in duplicates._pairs(rows, 0.97) for pair in found.tolist()}
-    assert len(every) > 200
-    assert hashed <= every
-    assert len(hashed) > 0.98 * len(every)
 
 
 def test_queues_leave_out_what_one_has_spoken_of(opened: Opened) -> None:

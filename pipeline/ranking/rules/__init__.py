@@ -1,0 +1,1 @@
+"""Rules of the selection beside the order: near-duplicates and caps."""
