@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -40,6 +41,8 @@ from pipeline.video.timeline import (
     read_timeline,
     stamped,
 )
+
+T = TypeVar("T")
 
 _TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 
@@ -192,9 +195,7 @@ class _Seen:
 def _whole(path: str, fps: float, pulse: Pulse) -> _Seen:
     """What a whole file shows."""
     packets = read_packets(path, pulse)
-    seen, lost = _Pictures(packets), list[int]()
-    for picture in pictures(path, packets, 0, pulse, lost):
-        seen.add(picture.ordinal, picture)
+    seen, lost = _from_start(lambda: _all_pictures(path, packets, pulse))
     ordinals, dts, damaged = seen.table()
     line = _line(packets, ordinals, dts)
     numbers = np.arange(len(ordinals)) if line.ordinals is None else line.number_of[ordinals]
@@ -212,6 +213,14 @@ def _whole(path: str, fps: float, pulse: Pulse) -> _Seen:
         width=seen.width,
         end=_end(line.times, fps),
     )
+
+
+def _all_pictures(path: str, packets: Packets, pulse: Pulse) -> tuple[_Pictures, list[int]]:
+    """Every frame of a file, and the ordinals of the packets that cannot be decoded."""
+    seen, lost = _Pictures(packets), list[int]()
+    for picture in pictures(path, packets, 0, pulse, lost):
+        seen.add(picture.ordinal, picture)
+    return seen, lost
 
 
 def _within(path: str, span: Span, fps: float, pulse: Pulse) -> _Seen:
@@ -239,7 +248,7 @@ def _span_of(path: str, packets: Packets, line: Timeline, span: Span, fps: float
             seen = _pictures_between(path, packets, line, key, first, last, pulse)
     # As when decoding: from the start of the file it may be whole.
     if seen is None or not _is_whole(seen, first, last):
-        seen = _pictures_between(path, packets, line, 0, first, last, pulse)
+        seen = _from_start(lambda: _pictures_between(path, packets, line, 0, first, last, pulse))
     numbers, _, damaged = seen.table()
     if last + 1 < len(line.times):  # a time nearer to the next frame would show that one
         end = min(max(end, float(line.times[last])), float(line.times[last] + line.times[last + 1]) / 2)
@@ -333,7 +342,16 @@ def _decode(
             return _read(path, packets, line, key, target_times, fps, size, pulse)
         except (ClipError, DisorderedError, DisplacedError):
             pass  # from the start of the file it may be whole: some decoders need what the first packets say
-    return _read(path, packets, line, 0, target_times, fps, size, pulse)
+    return _from_start(lambda: _read(path, packets, line, 0, target_times, fps, size, pulse))
+
+
+def _from_start(read: Callable[[], T]) -> T:
+    """What is read from the start of a file. A container that went back to its beginning may be elsewhere then; one
+    that is opened anew is not."""
+    try:
+        return read()
+    except DisplacedError:
+        return read()
 
 
 def _read(

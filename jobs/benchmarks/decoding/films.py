@@ -113,7 +113,7 @@ def repeat(piece: Path, path: Path, frames: int, times: int) -> None:
             with av.open(str(piece)) as source:
                 stream = source.streams.video[0]
                 if written is None:
-                    written = film.add_stream_from_template(stream)
+                    written = film.add_stream_from_template(stream, opaque=True)
                 later = round(turn * frames / RATE / stream.time_base)
                 for packet in source.demux(stream):
                     if packet.size:
