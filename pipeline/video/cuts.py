@@ -17,22 +17,34 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Frames, Floats] | None = None
-        self._pixels: list[float] = []
-        self._colours: list[float] = []
+        self.first: Frames | None = None  # the first and the last frame's thumbnail
+        self.last: Frames | None = None
+        self.pixels: list[float] = []
+        self.colours: list[float] = []
+        self._histogram: Floats | None = None  # of the last one
 
     def add(self, small: Frames) -> None:
         """The next frame's thumbnail [h, w, 3]."""
-        colours = _histogram(small)
-        if self._last is not None:
-            picture, histogram = self._last
-            self._pixels.append(float(np.abs(np.subtract(small, picture, dtype=np.int16)).mean() / 255))
-            self._colours.append(float(np.abs(colours - histogram).sum() / 2))
-        self._last = small, colours
+        histogram = _histogram(small)
+        if self.last is None or self._histogram is None:
+            self.first = small
+        else:
+            self.pixels.append(float(np.abs(np.subtract(small, self.last, dtype=np.int16)).mean() / 255))
+            self.colours.append(float(np.abs(histogram - self._histogram).sum() / 2))
+        self.last, self._histogram = small, histogram
+
+    def extend(self, later: Changes) -> None:
+        """The frames that follow, of which another one noted the changes."""
+        if later.first is None or later.last is None:
+            return
+        self.add(later.first)
+        self.pixels += later.pixels
+        self.colours += later.colours
+        self.last, self._histogram = later.last, _histogram(later.last)
 
     def cuts(self) -> npt.NDArray[np.int64]:
         """Indices of the frames at which another shot begins (hard cuts; fades are not looked for)."""
-        pixels, colours = np.array(self._pixels), np.array(self._colours)
+        pixels, colours = np.array(self.pixels), np.array(self.colours)
         indices = []
         for i in np.flatnonzero((pixels > 0.08) & (colours > 0.12)):
             around = np.r_[max(0, i - 8) : i, i + 1 : min(len(pixels), i + 9)]

@@ -1,4 +1,4 @@
-"""The ways to read a film that the benchmark compares. Each runs in a process of its own: ``ways NAME ARGUMENTS``."""
+"""The ways to read a film that the benchmark compares, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _index(where: str, threads: int, frames: int) -> Figures:
     with ThreadPoolExecutor(len(workers)) as pool:
         shares = [listed.take(np.arange(i, listed.num_rows, len(workers))) for i in range(len(workers))]
         rows = [row for part in pool.map(_rows, workers, shares) for row in part]
-    peak = max(_peak_mib(worker.decoder) for worker in workers)
+    peak = _peak_mib()
     for worker in workers:
         worker.decoder.close()
     failed = [row["error"] for row in rows if row["error"] is not None]
@@ -116,11 +116,14 @@ def _index(where: str, threads: int, frames: int) -> Figures:
     return {**clock.stop(), "clips": len(rows), "peak_mib": peak}
 
 
-def _peak_mib(decoder: Decoder) -> float:
-    """The largest resident set of a decoder's child until now (Linux)."""
-    assert decoder._child is not None
-    lines = Path(f"/proc/{decoder._child.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+def _peak_mib() -> float:
+    """The largest resident set until now of a child of this process: the decoders (Linux)."""
+    peaks = []
+    for thread in Path("/proc/self/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            lines = Path(f"/proc/{child}/status").read_text().splitlines()
+            peaks += [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return max(peaks) / 1024
 
 
 def _rows(worker: IndexWorker, listed: pa.Table) -> list[dict[str, Any]]:
@@ -250,7 +253,8 @@ WAYS: dict[str, Callable[..., Figures]] = {
 
 def in_a_process(name: str, **arguments: Any) -> Figures:
     """What a way measured in a process of its own. RuntimeError where it failed."""
-    command = [sys.executable, "-m", "jobs.benchmarks.decoding.ways", name, json.dumps(arguments)]
+    code = "from jobs.benchmarks.decoding import ways; ways.main()"
+    command = [sys.executable, "-c", code, name, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} {arguments} failed: {done.stderr.strip().splitlines()[-1]}")
@@ -263,5 +267,5 @@ def measure(name: str, **arguments: Any) -> Figures:
     return WAYS[name](**arguments)
 
 
-if __name__ == "__main__":
+def main() -> None:
     print(json.dumps(measure(sys.argv[1], **json.loads(sys.argv[2]))))
