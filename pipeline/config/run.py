@@ -91,6 +91,12 @@ class Data(Model):
     height: int = Field(480, ge=8, description="pixels; frames are scaled to cover the size and cropped")
     width: int = Field(832, ge=8, description="pixels")
     stride: int | None = Field(None, ge=1, description="frames from one segment's start to the next; null: `frames`")
+    stretch: int | None = Field(
+        5000,
+        ge=100,
+        description="frames: videos of at least twice so many are indexed in stretches of about so many, which actors "
+        "share; null: each by one actor",
+    )
     decode_timeout: float = Field(120.0, gt=0, description="seconds without a frame or packet in which a decoder ends")
     oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
 

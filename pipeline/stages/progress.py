@@ -77,6 +77,27 @@ class Progress:
             self._bar = None
 
 
+class FilmProgress(Progress):
+    """Minutes of film done, the rate in times real time, and the time left; rows are parts of `left` seconds of film,
+    of `seconds` in all."""
+
+    def __init__(self, title: str, seconds: float, left: float) -> None:
+        super().__init__(title)
+        self._seconds, self._left = seconds, left
+
+    def _line(self, done: int, total: int, elapsed: float, errors: dict[str, int]) -> str:
+        if not done or not total:
+            return super()._line(done, total, elapsed, errors)
+        now = self._left * done / total
+        minutes = (self._seconds - self._left + now) / 60
+        rate = self._left / total * (self._rate(done, total, elapsed) or done / max(elapsed, 1e-9))
+        notes = "".join(f", {count} {code}" for code, count in errors.items())
+        return (
+            f"{self._title}: {minutes:.0f} of {self._seconds / 60:.0f} min of film "
+            f"[{duration(elapsed)}, {duration((self._left - now) / rate)} left, {rate:.1f} x real time{notes}]"
+        )
+
+
 def _on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 

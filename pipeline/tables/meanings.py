@@ -41,6 +41,32 @@ QUERIES: Meanings = {
     "mask_box": "The part of it whose motion counts, where that is not all of it: `left,top,right,bottom` as shares of "
     "the picture, and perhaps the first and the last second after that. Outside, the motion mask is 0.",
 }
+_STRETCH = "Name of the stretch: a hash of the video's address and version, and its number."
+STRETCHES: Meanings = {
+    "stretch": _STRETCH,
+    "uri": "Address of the video file.",
+    "version": _VERSION,
+    "number": "Place of the stretch in its video, from 0.",
+    "count": "Stretches of the video.",
+    "start_frame": "Its first frame, counted in the file's own frames.",
+    "num_frames": "Its frames.",
+    "seconds": "Its duration.",
+}
+CHANGES: Meanings = {
+    "stretch": _STRETCH,
+    "uri": "Address of the video file.",
+    "version": _VERSION,
+    "number": "Place of the stretch in its video, from 0.",
+    "count": "Stretches of the video.",
+    "height": "Pixels, after rotation.",
+    "width": "Pixels, after rotation.",
+    "times": "When each frame is shown, in seconds.",
+    "pixels": "How much the pixels of each frame but the first differ from those of the frame before it, 0 to 1.",
+    "colours": "How much its colours do, 0 to 1.",
+    "first": "Thumbnail of the first frame, 18 x 32 pixels of red, green and blue, in base64.",
+    "last": "Thumbnail of the last frame, in the same form.",
+    "problem": "Why the stretch cannot be used; its video is indexed as a whole then.",
+}
 MOTION: Meanings = {
     **CLIPS,
     "mask": "Motion weight of every latent place, 0 to 255, as bytes; null where the clip has no mask.",

@@ -79,6 +79,22 @@ QUERIES = Table(
     ids=("clip_id",),
     passes_columns=True,
 )
+STRETCHES = Table(
+    folders=("stretches/clips", "stretches/queries", "stretches/held_out"),
+    row="a stretch of a long video that is being indexed; the row goes when the video has its clips",
+    schema=schemas.STRETCHES,
+    columns=meanings.STRETCHES,
+    key=("stretch",),
+    named_by="stretch",
+)
+CHANGES = Table(
+    folders=("changes/clips", "changes/queries", "changes/held_out"),
+    row="what was noted of the frames of a stretch; the row goes when its video has its clips",
+    schema=schemas.CHANGES,
+    columns=meanings.CHANGES,
+    key=("stretch",),
+    named_by="stretch",
+)
 MOTION = Table(
     folders=("motion/clips", "motion/queries", "motion/held_out"),
     row="the motion of a clip that could be indexed, beside all that its own table says of it; with "
@@ -336,7 +352,8 @@ SCORES = Table(
 )
 
 TABLES = (
-    *(CLIPS, QUERIES, MOTION, MOVEMENT, PICTURES, FEATURES),
+    *(CLIPS, QUERIES, STRETCHES, CHANGES),
+    *(MOTION, MOVEMENT, PICTURES, FEATURES),
     *(CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),

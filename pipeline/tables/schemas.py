@@ -29,6 +29,36 @@ CLIPS = pa.schema(
         ("error", pa.string()),
     ]
 )
+# A stretch of a long video that is being indexed: what is to be decoded, and what was noted of its frames.
+STRETCHES = pa.schema(
+    [
+        ("stretch", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("number", pa.int32()),
+        ("count", pa.int32()),
+        ("start_frame", pa.int32()),
+        ("num_frames", pa.int32()),
+        ("seconds", pa.float64()),
+    ]
+)
+CHANGES = pa.schema(
+    [
+        ("stretch", pa.string()),
+        ("uri", pa.string()),
+        ("version", pa.string()),
+        ("number", pa.int32()),
+        ("count", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("times", pa.list_(pa.float64())),
+        ("pixels", pa.list_(pa.float64())),
+        ("colours", pa.list_(pa.float64())),
+        ("first", pa.string()),
+        ("last", pa.string()),
+        ("problem", pa.string()),
+    ]
+)
 MASK_BOX = "mask_box"  # what a manifest says of its rows' masks; motion/ reads it
 QUERIES = pa.schema([*CLIPS, ("group", pa.string()), (MASK_BOX, pa.string())])
 _MOTION = [

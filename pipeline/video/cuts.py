@@ -17,22 +17,34 @@ class Changes:
     """
 
     def __init__(self) -> None:
-        self._last: tuple[Frames, Floats] | None = None
-        self._pixels: list[float] = []
-        self._colours: list[float] = []
+        self.first: Frames | None = None  # the first and the last frame's thumbnail
+        self.last: Frames | None = None
+        self.pixels: list[float] = []
+        self.colours: list[float] = []
+        self._histogram: Floats | None = None  # of the last one
 
     def add(self, small: Frames) -> None:
         """The next frame's thumbnail [h, w, 3]."""
-        colours = _histogram(small)
-        if self._last is not None:
-            picture, histogram = self._last
-            self._pixels.append(float(np.abs(small.astype(np.int16) - picture).mean() / 255))
-            self._colours.append(float(np.abs(colours - histogram).sum() / 2))
-        self._last = small, colours
+        histogram = _histogram(small)
+        if self.last is None or self._histogram is None:
+            self.first = small
+        else:
+            self.pixels.append(float(np.abs(np.subtract(small, self.last, dtype=np.int16)).mean() / 255))
+            self.colours.append(float(np.abs(histogram - self._histogram).sum() / 2))
+        self.last, self._histogram = small, histogram
+
+    def extend(self, later: Changes) -> None:
+        """The frames that follow, of which another one noted the changes."""
+        if later.first is None or later.last is None:
+            return
+        self.add(later.first)
+        self.pixels += later.pixels
+        self.colours += later.colours
+        self.last, self._histogram = later.last, _histogram(later.last)
 
     def cuts(self) -> npt.NDArray[np.int64]:
         """Indices of the frames at which another shot begins (hard cuts; fades are not looked for)."""
-        pixels, colours = np.array(self._pixels), np.array(self._colours)
+        pixels, colours = np.array(self.pixels), np.array(self.colours)
         indices = []
         for i in np.flatnonzero((pixels > 0.08) & (colours > 0.12)):
             around = np.r_[max(0, i - 8) : i, i + 1 : min(len(pixels), i + 9)]
@@ -50,11 +62,24 @@ def cuts(small: Frames) -> npt.NDArray[np.int64]:
     return changes.cuts()
 
 
+def _smoothing() -> Floats:
+    """The matrix [216, 216] that adds half of each colour's count to its neighbours, round each of the three axes."""
+    one = np.eye(6) + 0.5 * (np.roll(np.eye(6), 1, 0) + np.roll(np.eye(6), -1, 0))
+    return np.kron(np.kron(one, one), one)
+
+
+_SIXTH = (np.arange(256) * 6 >> 8).astype(np.uint8)  # which sixth of its range a value lies in
+_RED, _GREEN, _BLUE = 36 * _SIXTH, 6 * _SIXTH, _SIXTH
+_SPREAD = _smoothing()
+
+
 def _histogram(picture: Frames) -> Floats:
-    """Share of the pixels [h, w, 3] in 6 x 6 x 6 colours, spread to the neighbouring ones: noise moves it little."""
-    code = (picture.reshape(-1, 3).astype(np.int64) * 6) >> 8
-    counts = np.bincount(code @ np.array([36, 6, 1]), minlength=216).reshape(6, 6, 6).astype(np.float64)
-    for axis in range(3):
-        counts = counts + 0.5 * (np.roll(counts, 1, axis) + np.roll(counts, -1, axis))
-    spread: Floats = (counts / counts.sum()).reshape(-1)
-    return spread
+    """Share of the pixels [h, w, 3] in 6 x 6 x 6 colours, spread to the neighbouring ones: noise moves it little.
+
+    Counts and their spread are multiples of an eighth, so that no order of adding changes a bit.
+    """
+    code = _RED[picture[..., 0]] + _GREEN[picture[..., 1]] + _BLUE[picture[..., 2]]
+    counts = np.bincount(code.reshape(-1), minlength=216).astype(np.float64)
+    spread = _SPREAD @ counts
+    shares: Floats = spread / spread.sum()
+    return shares

@@ -69,6 +69,17 @@ class Decoder:
         rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, arguments).result()
         return rows
 
+    def plan_stretches(self, uri: str, length: int) -> list[dict[str, Any]]:
+        """`video.plan_stretches` of a local or remote file."""
+        rows: list[dict[str, Any]] = self._thread.submit(self._call, "plan_stretches", uri, {"length": length}).result()
+        return rows
+
+    def stretch(self, uri: str, start_frame: int, num_frames: int) -> dict[str, Any]:
+        """`video.stretch` of a local or remote file."""
+        arguments = {"start_frame": start_frame, "num_frames": num_frames}
+        row: dict[str, Any] = self._thread.submit(self._call, "stretch", uri, arguments).result()[0]
+        return row
+
     def look(self, uri: str) -> dict[str, Any]:
         """`video.look` at a local or remote file: its height, width, fps and seconds."""
         row: dict[str, Any] = self._thread.submit(self._call, "look", uri, {}).result()[0]

@@ -58,7 +58,8 @@ def pose(frame: Any, aspect: float) -> Pose:
 
 def fit(frame: Any, seen: Pose, height: int, width: int) -> Frames:
     """A decoded frame as RGB [height, width, 3]: upright, scaled to cover with antialiasing, cropped centrally."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # One thread: the scaler begins one for each core otherwise, for every frame, and a child has no room for many.
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
     if seen.transposed:
         pixels = pixels.transpose(1, 0, 2)
     if seen.reverse_rows:

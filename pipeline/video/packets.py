@@ -6,6 +6,7 @@ gives frames the times of other frames wherever B-frames are stored without pres
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -70,12 +71,18 @@ def open_container(path: str, edits: bool = True) -> Any:
 def open_stream(path: str, index: int, edits: bool = True) -> tuple[Any, Any]:
     """The container and its stream of that index, with a decoder of one thread. Raises ClipError."""
     container = open_container(path, edits)
+    return container, _stream(container, index)
+
+
+def _stream(container: Any, index: int) -> Any:
+    """The stream of that index, with a decoder of one thread. ClipError, and the container is closed, where there is no
+    decoder."""
     stream = container.streams[index]
     if stream.codec_context is None:
         container.close()
         raise ClipError("decode", "nothing here can decode its kind of video stream")
     stream.codec_context.thread_count = 1
-    return container, stream
+    return stream
 
 
 class _Amount:
@@ -93,29 +100,28 @@ class _Amount:
             raise ClipError("refused", f"its packets are more than {_MOST_BYTES} times as large as the file itself")
 
 
-def _video_stream(path: str, size: int, pulse: Pulse) -> tuple[int, int]:
-    """The index of the stream that a player shows, and how many there are. It is one with more than a single picture
-    before a still, then the one flagged as default, then the largest, then the first. Cover pictures and thumbnail
-    tracks are no videos."""
-    with open_container(path) as container:
-        hidden = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-        streams = [stream for stream in container.streams.video if not stream.disposition & hidden]
-        if not streams:
-            raise ClipError("decode", "it has no video stream")
-        if len(streams) == 1:
-            return int(streams[0].index), 1
-        pictures, amount = Counter[int](), _Amount(size)
-        for packet in container.demux(streams):
-            pulse()
-            amount.add(packet)
-            pictures[packet.stream_index] += packet.size > 0
+def _video_stream(container: Any, size: int, pulse: Pulse) -> tuple[int, int, bool]:
+    """The index of the stream that a player shows, how many there are, and whether packets were read to tell. It is one
+    with more than a single picture before a still, then the one flagged as default, then the largest, then the first.
+    Cover pictures and thumbnail tracks are no videos."""
+    hidden = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & hidden]
+    if not streams:
+        raise ClipError("decode", "it has no video stream")
+    if len(streams) == 1:
+        return int(streams[0].index), 1, False
+    pictures, amount = Counter[int](), _Amount(size)
+    for packet in container.demux(streams):
+        pulse()
+        amount.add(packet)
+        pictures[packet.stream_index] += packet.size > 0
 
-        def preference(stream: Any) -> tuple[bool, bool, int, int]:
-            default = bool(stream.disposition & av.stream.Disposition.default)
-            area = int(stream.width or 0) * int(stream.height or 0)
-            return pictures[stream.index] > 1, default, area, -int(stream.index)
+    def preference(stream: Any) -> tuple[bool, bool, int, int]:
+        default = bool(stream.disposition & av.stream.Disposition.default)
+        area = int(stream.width or 0) * int(stream.height or 0)
+        return pictures[stream.index] > 1, default, area, -int(stream.index)
 
-        return int(max(streams, key=preference).index), len(streams)
+    return int(max(streams, key=preference).index), len(streams), True
 
 
 # --- the table of packets --------------------------------------------------------------------------------------------
@@ -181,45 +187,84 @@ def read_packets(path: str, pulse: Pulse = no_pulse) -> Packets:
 @lru_cache(maxsize=4)
 def _read_packets(path: str, size: int, modified: int, pulse: Pulse) -> Packets:
     """Size and modification time are there for the cache."""
-    index, count = _video_stream(path, size, pulse)
-    packets = _table(path, size, index, True, pulse)
-    # Stamps in the order of decoding begin before zero by the decoder's delay, and writers hide what is before zero.
-    # That hides frames of the film from between others. An edit list that somebody made leaves out more.
-    hidden = int(np.count_nonzero(~packets.shown))
-    in_decoding_order = bool((packets.pts == packets.dts).all() and (np.diff(packets.pts) > 0).all())
-    if packets.reorders and in_decoding_order and 0 < hidden <= _DELAY and not packets.shown[:hidden].any():
-        packets = _table(path, size, index, False, pulse)
-    return replace(packets, streams=count)
+    container = open_container(path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: container.close())
+        index, count, is_read = _video_stream(container, size, pulse)
+        if is_read:  # its packets have been read; they are read once more from the first one
+            container.close()
+            container = open_container(path)
+        packets = _table(container, path, size, index, True, pulse)
+        # Stamps in the order of decoding begin before zero by the decoder's delay, and writers hide what is before
+        # zero. That hides frames of the film from between others. An edit list that somebody made leaves out more.
+        hidden = int(np.count_nonzero(~packets.shown))
+        in_decoding_order = bool((packets.pts == packets.dts).all() and (np.diff(packets.pts) > 0).all())
+        if packets.reorders and in_decoding_order and 0 < hidden <= _DELAY and not packets.shown[:hidden].any():
+            container.close()
+            container = open_container(path, False)
+            packets = _table(container, path, size, index, False, pulse)
+        packets = replace(packets, streams=count)
+        if packets.stamped:
+            stack.pop_all()
+            _spare.keep(packets, container)
+    return packets
 
 
-def _table(path: str, size: int, index: int, edits: bool, pulse: Pulse) -> Packets:
-    """The packets of the stream of that index."""
-    container, stream = open_stream(path, index, edits)
-    with container:
-        missing = missing_bytes(path, container.format.name, size)
-        if missing:
-            raise ClipError("decode", f"it is cut off: at least {missing} bytes before its end are missing")
-        hides = stream.codec_context.name == "vp8"
-        rows, amount = [], _Amount(size)
-        for packet in container.demux(stream):
-            pulse()
-            amount.add(packet)
-            if packet.size == 0:
-                continue
-            # Bit 4 of VP8's first byte says whether the frame is shown (RFC 6386, section 9.1).
-            shown = not packet.is_discard and not (hides and not memoryview(packet)[0] & 0x10)
-            stamps = (NONE if stamp is None else stamp for stamp in (packet.pts, packet.dts))
-            position = -1 if packet.pos is None else packet.pos
-            rows.append((*stamps, packet.size, position, packet.is_keyframe, shown, packet.is_corrupt))
-        if rows and rows[-1][-1]:
-            raise ClipError("decode", f"its packet {len(rows) - 1}, the last one, is damaged or cut off")
-        columns = np.array(rows, np.int64).reshape(-1, 7).T.copy()
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
-        aspect = float(stream.sample_aspect_ratio or 1)
-        reorders = bool(stream.codec_context.has_b_frames)
-        numbers, flags = columns[:4], columns[4:].astype(bool)
-        time_base = float(stream.time_base)
-        return Packets(stream.index, edits, time_base, rate, reorders, aspect, *numbers, *flags)
+def _table(container: Any, path: str, size: int, index: int, edits: bool, pulse: Pulse) -> Packets:
+    """The packets of the container's stream of that index."""
+    stream = _stream(container, index)
+    missing = missing_bytes(path, container.format.name, size)
+    if missing:
+        raise ClipError("decode", f"it is cut off: at least {missing} bytes before its end are missing")
+    hides = stream.codec_context.name == "vp8"
+    rows, amount = [], _Amount(size)
+    for packet in container.demux(stream):
+        pulse()
+        amount.add(packet)
+        if packet.size == 0:
+            continue
+        # Bit 4 of VP8's first byte says whether the frame is shown (RFC 6386, section 9.1).
+        shown = not packet.is_discard and not (hides and not memoryview(packet)[0] & 0x10)
+        stamps = (NONE if stamp is None else stamp for stamp in (packet.pts, packet.dts))
+        position = -1 if packet.pos is None else packet.pos
+        rows.append((*stamps, packet.size, position, packet.is_keyframe, shown, packet.is_corrupt))
+    if rows and rows[-1][-1]:
+        raise ClipError("decode", f"its packet {len(rows) - 1}, the last one, is damaged or cut off")
+    columns = np.array(rows, np.int64).reshape(-1, 7).T.copy()
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    aspect = float(stream.sample_aspect_ratio or 1)
+    reorders = bool(stream.codec_context.has_b_frames)
+    numbers, flags = columns[:4], columns[4:].astype(bool)
+    time_base = float(stream.time_base)
+    return Packets(stream.index, edits, time_base, rate, reorders, aspect, *numbers, *flags)
+
+
+class _Spare:
+    """The container in which a table of packets was read, for the first who decodes from that table.
+
+    To open a file costs as much as decoding ten of its frames, of which FFmpeg decodes some to know what it holds. Only
+    where all frames are stamped: some demuxers make up other decoding stamps after a seek, and only untimed frames need
+    those. Its decoder has not been used, so that decoding begins as in a file that was just opened.
+    """
+
+    def __init__(self) -> None:
+        self._packets: Packets | None = None
+        self._container: Any = None
+
+    def keep(self, packets: Packets, container: Any) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._packets, self._container = packets, container
+
+    def take(self, packets: Packets) -> Any:
+        """The container of this table, once; else None."""
+        if self._packets is not packets:
+            return None
+        container, self._packets, self._container = self._container, None, None
+        return container
+
+
+_spare = _Spare()
 
 
 # --- packets from a place on -----------------------------------------------------------------------------------------
@@ -235,9 +280,11 @@ def packets_from(path: str, packets: Packets, start: int, pulse: Pulse = no_puls
     The container seeks if the packet that it comes to can be recognised. Else it is read from its beginning, which
     costs reading but no decoding. Raises DisplacedError if a recognised packet is followed by others than its own.
     """
-    if start:
-        container, stream = open_stream(path, packets.stream, packets.edits)
+    container = _spare.take(packets)
+    if start or container is not None:
+        container = container or open_container(path, packets.edits)
         with container:
+            stream = _stream(container, packets.stream)
             cue = _cue(container, stream, packets, start)
             if cue is not None:
                 yield from _numbered(*cue, packets, start, pulse)

@@ -23,6 +23,7 @@ from pipeline.video.packets import NONE, Flags, Ints, Packets, Pulse, no_pulse, 
 Floats = npt.NDArray[np.float64]
 
 _LATE = 16  # frames by which decoding may run ahead of presentation: the most that H.264 and HEVC allow
+TIE = 1e-6  # seconds; of two frames equally near, the earlier one is taken whatever the rounding
 _AT_ONCE = 1e-4  # seconds between two frames of which the later one is not stamped later
 _RESTART = 1.0  # seconds by which a stamp is behind its predecessor where a clock began anew; reordering takes less
 _HOLE = 1.5  # times the usual distance between two frames: more than that is a hole
@@ -280,3 +281,30 @@ def numbered(
                 yield gone, replace(picture, damaged=True)
         last = number
         yield number, picture
+
+
+# --- times and frames -------------------------------------------------------------------------------------------------
+
+
+def nearest(times: Floats, moments: Floats, fps: float) -> npt.NDArray[np.int64]:
+    """Indices [m] of the times [n] (ascending) nearest to those wanted [m]; the earlier one of two equally near.
+
+    A frame is not shown half a step of `fps` or more before its time: until then its predecessor stays on the screen,
+    through a pause or while a slow film is read at a higher rate.
+    """
+    after = np.clip(np.searchsorted(times, moments), 0, len(times) - 1)
+    before = np.maximum(after - 1, 0)
+    ahead = times[after] - moments
+    earlier = (moments - times[before] <= ahead + TIE) | (ahead > 0.5 / fps - TIE)
+    return np.where(earlier, before, after).astype(np.int64)
+
+
+def end_time(times: Floats, fps: float) -> float:
+    """The last time at which a frame may be wanted: half a source frame after the last one."""
+    half = float(np.median(np.diff(times))) / 2 if len(times) > 1 else 0.5 / fps
+    return float(times[-1]) + half
+
+
+def room(times: Floats, start: int, fps: float, end: float | None = None) -> int:
+    """How many frames at `fps` there are from source frame `start` on, until `end` (None: that of the file)."""
+    return int(((end_time(times, fps) if end is None else end) - times[start]) * fps + TIE) + 1

@@ -1,0 +1,126 @@
+"""Long videos are indexed in stretches: the same clips as without, also by a job that goes on where one was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import tables
+from pipeline.config import Run
+from pipeline.stages import indexing
+from pipeline.stages.progress import FilmProgress
+from pipeline.synthetic import world
+from pipeline.video.frames import write_mp4
+from tests.support.numbered import write
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two long films, one of them with a damaged frame, a short one, and one that is no video."""
+    folder = tmp_path_factory.mktemp("films")
+    shots = [world.render(world.scene(3, f"{i}", "real", "slide", 40, 8), 48, 80) for i in range(12)]
+    write_mp4(str(folder / "long.mp4"), np.concatenate(shots), 24.0)
+    write_mp4(str(folder / "short.mp4"), shots[0], 24.0)
+    path = Path(write(folder / "torn.mkv", "libx264", list(range(600)), rate=24, keys=10))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    (folder / "text.mp4").write_bytes(b"this is no video " * 100)
+    return folder
+
+
+def clips(run: Run) -> list[dict[str, Any]]:
+    table = tables.read(f"{run.root}/clips")
+    assert table is not None
+    return table.sort_by("clip_id").to_pylist()
+
+
+@pytest.mark.slow
+def test_stretches_change_no_clip(
+    small_run: MakeRun, films: Path, cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = {"data__videos": str(films), "data__empty_captions": 1.0}
+    whole = small_run(tmp_path / "whole", data__stretch=None, **common)
+    indexing.index(whole, "clips")
+    split = small_run(
+        tmp_path / "split", data__stretch=100, resources__index_clips={"actors": 2, "cpus": 1, "batch": 2}, **common
+    )
+    indexing.index(split, "clips")
+    assert clips(split) == clips(whole)
+    said = capfd.readouterr()
+    assert "index stretches of clips: " in said.out
+    assert "x real time" in said.err
+    for folder in ("stretches/clips", "changes/clips"):
+        assert tables.parts(f"{split.root}/{folder}") == [], f"{folder} is not empty when its videos have their clips"
+
+
+@pytest.mark.slow
+def test_a_job_that_was_stopped_inside_a_video_goes_on_there(
+    small_run: MakeRun, films: Path, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, data__videos=str(films), data__empty_captions=1.0, data__stretch=100)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(self: FilmProgress, done: int, total: int, errors: dict[str, int]) -> None:
+        if done >= 3:
+            raise StoppedError
+
+    monkeypatch.setattr(FilmProgress, "__call__", stop)
+    with pytest.raises(StoppedError):
+        indexing.index(run, "clips")
+    monkeypatch.undo()
+    noted = tables.read(f"{run.root}/changes/clips", ["stretch"])
+    assert noted is not None
+    assert noted.num_rows >= 3
+    assert not [row for row in clips(run) if row["uri"].endswith("long.mp4")], "a part of a video passes for all of it"
+    asked = []
+    line = FilmProgress._line
+
+    def note(self: FilmProgress, done: int, total: int, elapsed: float, errors: dict[str, int]) -> str:
+        asked.append(total)
+        return line(self, done, total, elapsed, errors)
+
+    monkeypatch.setattr(FilmProgress, "_line", note)
+    plan = tables.read(f"{run.root}/stretches/clips")
+    assert plan is not None
+    indexing.index(run, "clips")
+    assert asked[0] == plan.num_rows - noted.num_rows, "stretches are decoded again"
+    whole = small_run(tmp_path / "whole", data__videos=str(films), data__empty_captions=1.0, data__stretch=None)
+    indexing.index(whole, "clips")
+    assert clips(run) == clips(whole)
+
+
+@pytest.mark.slow
+def test_stretches_of_a_video_that_is_gone_go(
+    small_run: MakeRun, films: Path, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("long.mp4", "short.mp4"):
+        (folder / name).write_bytes((films / name).read_bytes())
+    run = small_run(tmp_path / "run", data__videos=str(folder), data__empty_captions=1.0, data__stretch=100)
+    monkeypatch.setattr(indexing, "_index_long", lambda *_: None)
+    indexing.index(run, "clips")
+    monkeypatch.undo()
+    assert tables.parts(f"{run.root}/stretches/clips")
+    (folder / "long.mp4").unlink()
+    indexing.index(run, "clips")
+    assert tables.parts(f"{run.root}/stretches/clips") == []
+    assert {Path(row["uri"]).name for row in clips(run)} == {"short.mp4"}
+
+
+def test_the_rate_and_the_time_left_are_those_of_film() -> None:
+    progress = FilmProgress("index stretches of clips", 7200.0, 3600.0)
+    progress._first = 10.0, 1
+    line = progress._line(4, 10, 40.0, {})
+    assert line.startswith("index stretches of clips: 84 of 120 min of film [40 s, ")
+    assert "36.0 x real time" in line
+    assert "1 min 00 s left" in line
