@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from pipeline import config, tables
+from pipeline import config, models, tables
+from pipeline.attribution.workers import AttributionWorker
 from pipeline.cluster.nodes import Nodes
 from pipeline.config import Run
 from pipeline.config.operations import Pool
@@ -18,7 +19,7 @@ from pipeline.errors import ConfigError, NothingUsableError
 from pipeline.inputs import videos as manifest
 from pipeline.operations import index_pilot, stage_pilot
 from pipeline.operations.pools import Chosen, Measure
-from pipeline.stages import pilots, video_sets
+from pipeline.stages import attribution, indexing, pilots, video_sets
 from pipeline.tables import throughput
 from pipeline.tables.throughput import Figures
 from tests.support.registered import unregistered
@@ -131,7 +132,9 @@ def test_the_end_of_a_run_is_compared_with_its_plan(
 
 def test_auto_is_a_word_in_a_pools_place(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text("root: r\ndata: {videos: v}\nqueries: {videos: q}\nmodel: {id: m}\nresources: {evaluate: auto, export: {actors: 2}}\n")
+    file.write_text(
+        "root: r\ndata: {videos: v}\nqueries: {videos: q}\nmodel: {id: m}\nresources: {evaluate: auto, export: {actors: 2}}\n"
+    )
     run = config.load(str(file))
     assert run.resources.auto == ("evaluate",)
     assert config.parse(run.model_dump(mode="json"), "again") == run
@@ -146,44 +149,41 @@ def test_auto_is_a_word_in_a_pools_place(tmp_path: Path) -> None:
 # --- on a cluster ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def six_videos(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("six")
+    for path in sorted((small_world / "clips").rglob("*.mp4"))[:6]:
+        shutil.copy(path, folder)
+    return str(folder)
+
+
 @pytest.mark.slow
 def test_a_pilot_chooses_once_and_no_feature_differs(
-    small_run: MakeRun, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
+    small_run: MakeRun, six_videos: str, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from jobs.extract_features import extract_features
-    from jobs.index_clips import index_clips
-    from pipeline.stages import attribution
-
-    asked = {f"resources__{stage}": "auto" for stage in AUTO}
-    run = small_run(tmp_path / "auto", **asked, resources__pilot=3, attribution__hold=1)
-    by_hand = small_run(tmp_path / "hand", attribution__hold=1)
-    for one in (run, by_hand):
-        index_clips(one)
-        for name in ("queries", "clips"):
-            attribution.estimate_motion(one, name)
-    capsys.readouterr()
-    extract_features(run)
-    first = capsys.readouterr().out
-    assert "a pilot of 3 videos measures extract_features" in first
-    assert "resources.extract_features: " in first
-    assert "resources, as it was of what was planned: " in first
-    record = json.loads((tmp_path / "auto" / "resources" / "pilot.json").read_text())
-    extract_features(run)
-    again = capsys.readouterr().out
-    assert "a pilot of" not in again
-    assert "resources.extract_features: " in again
-    after = json.loads((tmp_path / "auto" / "resources" / "pilot.json").read_text())
-    assert after["measures"] == record["measures"]
-    assert after["chosen"]["extract_features"] == record["chosen"]["extract_features"]
-    assert unregistered(tmp_path / "auto") == []
-    extract_features(by_hand)
-    assert features(tmp_path / "auto") == features(tmp_path / "hand"), "a pool or hold changes features"
-
-
-def features(root: Path) -> dict[str, Any]:
-    table = tables.read(str(root / "features" / "clips"))
-    assert isinstance(table, pa.Table)
-    return {row["clip_id"]: row for row in table.to_pylist()}
+    pools = {f"resources__{stage}": "auto" for stage in AUTO}
+    run = small_run(tmp_path, data__videos=six_videos, resources__pilot=3, **pools)
+    chosen = pilots.with_pools(run, AUTO)
+    assert "a pilot of 3 videos measures index_clips" in capsys.readouterr().out
+    path = tmp_path / "resources" / "pilot.json"
+    record = json.loads(path.read_text())
+    assert chosen.resources.extract_features.memory, "actors are placed by memory"
+    indexing.index(chosen, "clips")
+    attribution.attribute(chosen, "clips")
+    assert pilots.with_pools(run, AUTO) == chosen, "the same command goes on with the same pools"
+    assert "a pilot of" not in capsys.readouterr().out
+    assert json.loads(path.read_text()) == record
+    pilots.compare(chosen)
+    assert "resources, as it was of what was planned: " in capsys.readouterr().out
+    assert unregistered(tmp_path) == []
+    clips, features = (tables.read(str(tmp_path / name)) for name in ("clips", "features/clips"))
+    assert clips is not None
+    assert features is not None
+    streamed = small_run(tmp_path, data__videos=six_videos, attribution__hold=1)
+    worker = AttributionWorker(streamed, models.grid(streamed), {})
+    alone = {row["clip_id"]: row for part in worker(clips.slice(0, 2)) for row in part["features"].to_pylist()}
+    assert len(alone) == 2
+    assert {row["clip_id"]: row for row in features.to_pylist() if row["clip_id"] in alone} == alone
 
 
 @pytest.mark.slow
