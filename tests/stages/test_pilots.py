@@ -132,9 +132,8 @@ def test_the_end_of_a_run_is_compared_with_its_plan(
 
 def test_auto_is_a_word_in_a_pools_place(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
-    file.write_text(
-        "root: r\ndata: {videos: v}\nqueries: {videos: q}\nmodel: {id: m}\nresources: {evaluate: auto, export: {actors: 2}}\n"
-    )
+    head = "root: r\ndata: {videos: v}\nqueries: {videos: q}\nmodel: {id: m}\n"
+    file.write_text(head + "resources: {evaluate: auto, export: {actors: 2}}\n")
     run = config.load(str(file))
     assert run.resources.auto == ("evaluate",)
     assert config.parse(run.model_dump(mode="json"), "again") == run
