@@ -14,6 +14,8 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
 
 from math import lcm
 
+import torch
+
 from pipeline import models
 from pipeline.config import Run
 from pipeline.errors import ConfigError, StageError
@@ -29,7 +31,8 @@ LARGE = 4_000_000_000  # numbers, above which full weights are not written to th
 
 def check_model(run: Run) -> None:
     family = models.family(run.model)
-    device = device_for(run.resources.extract_features.gpus)
+    auto = "extract_features" in run.resources.auto
+    device = device_for(int(torch.cuda.is_available()) if auto else run.resources.extract_features.gpus)
     geometry, timesteps = small(family), times(run, family)
     print(f"{family.name}, {run.model.id}: {run.model.dtype} on {device.type}, {geometry} at {run.data.fps:g} a second")
     for timestep in timesteps:

@@ -37,9 +37,11 @@ HELD_OUT = ("index_clips", "estimate_motion")
 def compare(run: Run) -> None:
     named = checked(run)
     versions = {arm: _version(run, arm) for arm in named}
-    run_record.record(run)
+    stages = [*(HELD_OUT if run.evaluate.videos else ()), *STAGES]
     streaming.connect()
-    resources.check(run, [*(HELD_OUT if run.evaluate.videos else ()), *STAGES])
+    run = pilots.with_pools(run, stages)
+    run_record.record(run)
+    resources.check(run, stages)
     if run.evaluate.videos:
         indexing.index(run, "held_out")
         check_disjoint(run)

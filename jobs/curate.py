@@ -13,7 +13,7 @@ from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.errors import SpentError
 from pipeline.operations import tracking
-from pipeline.stages import attribution, curation, run_record, two_stages, video_sets
+from pipeline.stages import attribution, curation, pilots, run_record, two_stages, video_sets
 from pipeline.stages.evaluation import evaluate
 from pipeline.stages.finetuning import finetune_arms
 from pipeline.stages.ranking import rank_clips
@@ -25,8 +25,9 @@ def curate(run: Run) -> None:
     attribution.check(run, "index_clips", video_sets.names(run))
     arms.check(run)
     tracking.check(run)
-    run_record.record(run)
     streaming.connect()
+    run = pilots.with_pools(run, curation.STAGES)
+    run_record.record(run)
     resources.check(run, curation.STAGES)
     curation.attribute_queries(run)
     if run.queries.source != "sample":  # those were drawn from the index
@@ -37,6 +38,7 @@ def curate(run: Run) -> None:
         report(run)
         raise
     report(run)
+    pilots.compare(run)
     print(f"to decide on its clips: python -m jobs.workbench --set {shlex.quote(f'root={run.root}')}")
 
 

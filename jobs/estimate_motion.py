@@ -13,14 +13,15 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
 
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
-from pipeline.stages import attribution, run_record, video_sets
+from pipeline.stages import attribution, pilots, run_record, video_sets
 from pipeline.stages.curation import sample_queries
 
 
 def estimate_motion(run: Run) -> None:
     attribution.check(run, "estimate_motion", video_sets.names(run))
-    run_record.record(run)
     streaming.connect()
+    run = pilots.with_pools(run, ["estimate_motion"])
+    run_record.record(run)
     resources.check(run, ["estimate_motion"])
     if run.queries.source == "sample":
         sample_queries(run)

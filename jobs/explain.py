@@ -30,7 +30,7 @@ from pipeline.ranking import Population, one_clip, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.one_clip import Row
 from pipeline.ranking.selection import query_rows
-from pipeline.stages import attribution, progress
+from pipeline.stages import attribution, pilots, progress
 from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
@@ -111,6 +111,7 @@ def _measure(run: Run, clip: Row) -> None:
     if run.motion.of == "all" or clip["error"] is not None:
         return
     streaming.connect()
+    run = pilots.with_pools(run, ["estimate_motion"])
     one = run.model_copy(update={"motion": run.motion.model_copy(update={"of": "all"})})
     among = tables.IdSet.of([pa.array([clip["clip_id"]], pa.string())])
     attribution.estimate_motion(one, "clips", attribution.Scope(run.root, run.root, among=among))
@@ -193,11 +194,12 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
 
 def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | None]:
     """The clip's feature in parts, or why there are none: computed by one actor, as its feature was."""
+    streaming.connect()
+    run = pilots.with_pools(run, ["extract_features"])
     pool = run.resources.extract_features.model_copy(update={"actors": 1, "batch": 1})
     alone = run.of("clips").model_copy(
         update={"resources": run.resources.model_copy(update={"extract_features": pool})}
     )
-    streaming.connect()
     resources.check(alone, ["extract_features"])
     rows = one_clip.rows_of(join(run.root, "motion", "clips"), [clip_id], FeatureWorker.LOOKED_UP)
     assert rows is not None, "its row has just been read"

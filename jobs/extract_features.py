@@ -15,13 +15,14 @@ from dataclasses import replace
 
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
-from pipeline.stages import attribution, run_record, two_stages
+from pipeline.stages import attribution, pilots, run_record, two_stages
 
 
 def extract_features(run: Run) -> None:
     attribution.check(run, "extract_features")
-    run_record.record(run)
     streaming.connect()
+    run = pilots.with_pools(run, ["extract_features"])
+    run_record.record(run)
     resources.check(run, ["extract_features"])
     *cheaper, (full, whole) = attribution.scopes(run)
     for one, scope in (*cheaper, (full, whole)):
@@ -32,3 +33,4 @@ def extract_features(run: Run) -> None:
         attribution.attribute(full, "clips", replace(whole, among=two_stages.choose(run)))
     else:
         attribution.extract_features(full, "clips")
+    pilots.compare(run)

@@ -30,7 +30,7 @@ from pipeline.operations.in_use import BASE, InUse
 from pipeline.operations.nights import DECISION, RECORD, Record
 from pipeline.pages import night as night_page
 from pipeline.ranking import decisions, shortlist
-from pipeline.stages import attribution, held_out, indexing, run_record, two_stages, video_sets
+from pipeline.stages import attribution, held_out, indexing, pilots, run_record, two_stages, video_sets
 from pipeline.stages.curation import STAGES, attribute_queries, index_data
 from pipeline.stages.evaluation import trained
 from pipeline.stages.finetuning import finetune
@@ -51,8 +51,9 @@ def nightly(run: Run) -> None:
         return
     nights.check_date(night, today, history)
     check(run, history)
-    run_record.record(run)
     streaming.connect()
+    run = pilots.with_pools(run, STAGES)
+    run_record.record(run)
     resources.check(run, STAGES)
     for earlier in nights.begun(run.root):  # killed after its decision: it only has to be written down
         if earlier < night and (not history or earlier > history[-1]["date"]) and _decided(run, earlier):

@@ -12,7 +12,6 @@ from jobs import command
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
     command.main("jobs.plan:plan", __doc__, lists_videos=True)
 
-import hashlib
 import json
 from dataclasses import replace
 from math import prod
@@ -41,12 +40,13 @@ CHEAPER = (
 def plan(run: Run) -> None:
     attribution.check(run, "index_clips", video_sets.names(run))
     listed = manifest.of_set(video_sets.asked(run, "clips"))
-    run_record.record(run)
     streaming.connect()
+    run = pilots.with_pools(run, ["extract_features", "finetune"])
+    run_record.record(run)
     resources.check(run, ["extract_features", "finetune"])
     folder = stores.join(run.root, "plan")
     stores.remove(folder)
-    chosen = drawn(listed, run.plan.clips, run.seed)
+    chosen = pilots.drawn(listed, run.plan.clips, run.seed)
     pool = run.resources.extract_features
     pilots.pilot_of(run, folder, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
     clips = tables.read(stores.join(folder, "clips"))
@@ -58,16 +58,6 @@ def plan(run: Run) -> None:
         )
     pilots.training_pilot(run, folder, good)
     _tell(run, _size(run, listed.num_rows, good.num_rows / chosen.num_rows), folder)
-
-
-def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
-    """So many of the videos, by a hash of their path: at random, and the same ones every time."""
-
-    def place(relative: str) -> bytes:
-        return hashlib.blake2b(f"pilot {seed} {relative}".encode(), digest_size=8).digest()
-
-    names = videos.column("relative").to_pylist()
-    return videos.take(pa.array(sorted(range(len(names)), key=lambda i: place(names[i]))[:count], pa.int64()))
 
 
 def _size(run: Run, videos: int, segments: float) -> costs.Size:

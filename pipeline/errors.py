@@ -160,6 +160,17 @@ def store_failure(error: BaseException | None) -> StoreError | None:
     return None
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "allocation_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory: Python's, numpy's and Arrow's, and those of PyTorch, which are
+    RuntimeErrors that name it (torch.OutOfMemoryError, the CPU's allocator, cuBLAS and cuDNN)."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
 # --- as much as was allowed: exit 0 -----------------------------------------------------------------------------------
 
 

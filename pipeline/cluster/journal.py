@@ -18,6 +18,7 @@ from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.attempts import Attempts, standstill
+from pipeline.cluster.nodes import GB
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config.operations import Pool
 from pipeline.storage import lease
@@ -177,10 +178,18 @@ def gang(pool: Pool) -> str | None:
 
 
 def _asked(pool: Pool) -> str:
-    return f"{pool.cpus:g} CPUs" + (f" and {pool.gpus:g} GPUs" if pool.gpus else "")
+    amounts = [f"{pool.cpus:g} CPUs"]
+    if pool.gpus:
+        amounts.append(f"{pool.gpus:g} GPUs")
+    if pool.memory is not None:
+        amounts.append(f"{pool.memory:g} GB of memory")
+    return " and ".join(amounts)
 
 
 def _free(pool: Pool) -> str:
     free, total = ray.available_resources(), ray.cluster_resources()
     kinds = ("CPU", "GPU") if pool.gpus else ("CPU",)
-    return " and ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s free" for k in kinds)
+    amounts = [f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s free" for k in kinds]
+    if pool.memory is not None:
+        amounts.append(f"{free.get('memory', 0) / GB:.1f} of {total.get('memory', 0) / GB:.1f} GB of memory free")
+    return " and ".join(amounts)

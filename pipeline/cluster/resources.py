@@ -6,16 +6,19 @@ nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
+from pipeline.cluster.nodes import GB, Nodes
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
@@ -23,22 +26,6 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 UNBOUNDED = 1 << 20  # nodes, where the autoscaler knows no limit
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """So many nodes of one kind."""
-
-    cpus: float
-    gpus: float
-    count: int = 1
-
-    def room(self, pool: Pool) -> int:
-        """How many actors of a pool these nodes hold, were nothing else on them."""
-        each = math.floor(self.cpus / pool.cpus + 1e-9)
-        if pool.gpus:
-            each = min(each, math.floor(self.gpus / pool.gpus + 1e-9))
-        return each * self.count
 
 
 def check(run: Run, stages: Iterable[str]) -> None:
@@ -51,11 +38,11 @@ def check(run: Run, stages: Iterable[str]) -> None:
     lacking = beyond(pools, groups, nodes)
     if lacking:
         pool_lines = "\n".join(
-            f"  resources.{stage}: {pool.actors} x ({pool.cpus:g} CPUs, {pool.gpus:g} GPUs)"
+            f"  resources.{stage}: {pool.actors} x ({_asked(pool)})"
             + (f"   <- {lacking[stage]}" if stage in lacking else "")
             for stage, pool in pools.items()
         )
-        node_lines = "\n".join(f"  {_named(n)}" for n in [*groups, *nodes])
+        node_lines = "\n".join(f"  {named(n)}" for n in [*groups, *nodes])
         raise ConfigError(
             f"resources.{next(iter(lacking))} asks for more than this cluster can reach. Asked for:\n{pool_lines}\n"
             f"Within reach:\n{node_lines}\nLower actors, cpus or gpus, or run on a larger cluster."
@@ -83,27 +70,49 @@ def room(pool: Pool) -> int:
     return sum(nodes.room(pool) for nodes in _nodes())
 
 
+def reachable() -> list[Nodes]:
+    """The nodes that a job may have: those of the autoscaler where there is one and it knows their number, else those
+    that are up."""
+    groups = [n for n in _groups() if n.count != UNBOUNDED]
+    return groups or _nodes()
+
+
 def _groups() -> list[Nodes]:
     """The cluster at its largest, where there is an autoscaler."""
     from ray._private.state import state  # the only place that knows the autoscaler's maximum; Ray Train asks it too
 
     config = state.get_cluster_config()
-    return [
-        Nodes(float(g.resources.get("CPU", 0)), float(g.resources.get("GPU", 0)), g.max_count)
-        if g.max_count >= 0
-        else Nodes(float(g.resources.get("CPU", 0)), float(g.resources.get("GPU", 0)), UNBOUNDED)
-        for g in (config.node_group_configs if config is not None else ())
-    ]
+    groups = config.node_group_configs if config is not None else ()
+    return [_of(g.resources, g.max_count if g.max_count >= 0 else UNBOUNDED) for g in groups]
 
 
 def _nodes() -> list[Nodes]:
-    """The nodes that are up."""
+    """The nodes that are up; of those with as many CPUs and GPUs the least memory counts."""
     up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    kinds = Counter((float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in up)
-    return [Nodes(cpus, gpus, count) for (cpus, gpus), count in sorted(kinds.items())]
+    counts = Counter((float(r.get("CPU", 0)), float(r.get("GPU", 0))) for r in up)
+    memory: dict[tuple[float, float], float] = {}
+    for node in map(_of, up):
+        kind = (node.cpus, node.gpus)
+        memory[kind] = min(node.memory, memory.get(kind, node.memory))
+    return [Nodes(*kind, count, memory[kind]) for kind, count in sorted(counts.items())]
 
 
-def _named(nodes: Nodes) -> str:
+def _of(amounts: Mapping[str, Any], count: int = 1) -> Nodes:
+    """Nodes of such resources. Where memory is not named, Ray does not count it."""
+    memory = amounts.get("memory")
+    gigabytes = math.inf if memory is None else float(memory) / GB
+    return Nodes(float(amounts.get("CPU", 0)), float(amounts.get("GPU", 0)), count, gigabytes)
+
+
+def with_real_cores(nodes: list[Nodes]) -> list[Nodes]:
+    """The nodes with no more CPUs than there are cores: a Ray that a job starts counts four on a smaller machine."""
+    if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        return nodes
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [dataclasses.replace(n, cpus=min(n.cpus, float(cores))) for n in nodes]
+
+
+def named(nodes: Nodes) -> str:
     count = "any number of" if nodes.count == UNBOUNDED else f"{nodes.count}"
     return f"{count} node{'' if nodes.count == 1 else 's'} of {nodes.cpus:g} CPUs, {nodes.gpus:g} GPUs"
 
@@ -119,7 +128,7 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
             short = [s for s, p in pools.items() if sum(n.room(p) for n in nodes) < needed[s]]
             if not short:
                 return
-            node_text = "; ".join(_named(n) for n in nodes)
+            node_text = "; ".join(named(n) for n in nodes)
             if time.monotonic() > deadline:
                 raise ConfigError(
                     f"resources.wait={seconds:g}: the cluster did not start what resources.{short[0]} asks for by then "
@@ -136,7 +145,22 @@ def _wait_for(pools: Mapping[str, Pool], seconds: float) -> None:
 
 def _ask_for(pools: list[Pool]) -> None:
     """Tell the autoscaler, which starts nothing for a job that only waits; it remembers until it is told otherwise."""
-    request_resources(bundles=[{"CPU": p.cpus} | ({"GPU": p.gpus} if p.gpus else {}) for p in pools])
+    request_resources(bundles=[bundle(p) for p in pools])
+
+
+def bundle(pool: Pool) -> dict[str, float]:
+    """What an actor of a pool asks of its node, as Ray names it."""
+    asked = {"CPU": pool.cpus}
+    if pool.gpus:
+        asked["GPU"] = pool.gpus
+    if pool.memory is not None:
+        asked["memory"] = int(pool.memory * GB)
+    return asked
+
+
+def _asked(pool: Pool) -> str:
+    memory = "" if pool.memory is None else f", {pool.memory:g} GB"
+    return f"{pool.cpus:g} CPUs, {pool.gpus:g} GPUs{memory}"
 
 
 def _pool(run: Run, stage: str) -> Pool:

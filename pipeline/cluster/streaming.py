@@ -26,6 +26,7 @@ from pipeline import tables
 from pipeline.cluster import connection, failures
 from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
+from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError, StageError
 from pipeline.storage import lease, stores
@@ -283,6 +284,7 @@ def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iter
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
+        memory=None if pool.memory is None else pool.memory * GB,
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 

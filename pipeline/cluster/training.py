@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import models
-from pipeline.cluster import failures, journal
+from pipeline.cluster import failures, journal, resources
 from pipeline.cluster.checkpoints import METRICS, Checkpoints
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
@@ -184,7 +184,7 @@ def _trainer(run: Run, task: dict[str, Any], name: str, storage: str) -> TorchTr
             num_workers=_workers(run),
             elastic_resize_monitor_interval_s=REGROW,
             use_gpu=pool.gpus > 0,
-            resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus > 0 else {})},
+            resources_per_worker=resources.bundle(pool),
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -6,9 +6,12 @@ None of it changes what a table holds.
 from __future__ import annotations
 
 import datetime
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+AUTO = "auto"  # in the place of a pool: a pilot chooses it
+Measurable = Literal["index_clips", "estimate_motion", "extract_features", "finetune", "evaluate"]
 
 
 class Model(BaseModel):
@@ -96,17 +99,49 @@ class Pool(Model):
     actors: int = Field(1, ge=1, description="processes of the stage")
     cpus: float = Field(1.0, gt=0, description="cores of each actor")
     gpus: float = Field(0.0, ge=0, description="GPUs of each actor")
+    memory: float | None = Field(
+        None, gt=0, description="GB of main memory of each actor, by which nodes are chosen for it; null: any node"
+    )
     batch: int = Field(8, ge=1, description="clips that an actor is handed at a time")
 
 
 class Resources(Model):
+    """The pools of the stages, by hand or by a pilot: `resources.STAGE: auto` lets a pilot choose a stage's pool, and
+    `resources: auto` those of all stages but export. For extract_features it chooses attribution.hold as well."""
+
     index_clips: Pool = Pool(batch=16)
     estimate_motion: Pool = Pool()
     extract_features: Pool = Pool()
     finetune: Pool = Pool()
     evaluate: Pool = Pool()
     export: Pool = Pool(batch=32)
+    auto: tuple[Measurable, ...] = Field(
+        (), description="stages whose pool a pilot chooses: `resources.STAGE: auto` puts a stage here"
+    )
+    pilot: int = Field(20, ge=2, description="videos of that pilot, one clip of each")
     wait: float = Field(600.0, ge=0, description="seconds to wait for the autoscaler")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_auto(cls, values: object) -> object:
+        """The word `auto` in a pool's place, as a name in the list."""
+        if values == AUTO:
+            return {AUTO: get_args(Measurable)}
+        if not isinstance(values, dict):
+            return values
+        named = [stage for stage in get_args(Measurable) if values.get(stage) == AUTO]
+        if not named:
+            return values
+        rest = {key: value for key, value in values.items() if key not in named}
+        listed = [stage for stage in rest.get(AUTO, ()) if stage not in named]
+        return {**rest, AUTO: (*named, *listed)}
+
+    @field_validator("export", mode="before")
+    @classmethod
+    def _by_hand(cls, value: object) -> object:
+        if value == AUTO:
+            raise ValueError("no pilot measures exports; give a pool, for example {actors: 2, cpus: 1}")
+        return value
 
 
 class Tracking(Model):

@@ -152,13 +152,14 @@ class TrainingPilot:
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         rows = clips.to_pylist()
-        yield {"pilot": table([*self._generated(rows[0]), *self._trained(rows)])}
+        yield {"pilot": table([*self.generated(rows[0]), *self.trained(rows)])}
 
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         """Rows that say that the steps could not be timed."""
         return {"pilot": table([line(row["clip_id"], AS_IT_IS, "step", 0.0, str(error)) for row in clips.to_pylist()])}
 
-    def _generated(self, row: Row) -> list[Row]:
+    def generated(self, row: Row) -> list[Row]:
+        """Seconds of a step of denoising, and of what a generated video takes beside its steps."""
         d, e = self.run.data, self.run.evaluate
         size, caption = (d.frames, d.height, d.width), row["caption"] or ""
         image = None
@@ -174,7 +175,7 @@ class TrainingPilot:
         parts = {"denoising": step, "video": max(0.0, durations[0] - DENOISING[0] * step)}
         return [line(row["clip_id"], AS_IT_IS, part, seconds) for part, seconds in parts.items()]
 
-    def _trained(self, rows: list[Row]) -> list[Row]:
+    def trained(self, rows: list[Row]) -> list[Row]:
         """Steps of one worker with its own batch; gradients of several workers are not averaged here."""
         d = self.run.data
         alone = {"steps": STEPS, "workers": 1, "min_workers": None, "sharding": "none"}

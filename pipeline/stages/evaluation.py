@@ -17,7 +17,7 @@ from pipeline.errors import MissingTableError
 from pipeline.evaluation.comparison import comparison
 from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
 from pipeline.operations import tracking
-from pipeline.stages import attribution, budget, indexing, run_record
+from pipeline.stages import attribution, budget, indexing, pilots, run_record
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.tables import merging
@@ -30,9 +30,11 @@ def evaluate(run: Run) -> None:
     folder = stores.join(run.root, "evaluation")
     tables.check(folder, fingerprints.evaluation(run))
     arms = [trained(run, arm) for arm in run.evaluate.arms]
-    run_record.record(run)
+    stages = [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"]
     streaming.connect()
-    resources.check(run, [*(["index_clips", "estimate_motion"] if run.evaluate.videos else []), "evaluate"])
+    run = pilots.with_pools(run, stages)
+    run_record.record(run)
+    resources.check(run, stages)
     merging.merge(folder)
     tasks: list[dict[str, Any]] = []
     if run.evaluate.videos:

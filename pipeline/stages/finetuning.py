@@ -14,7 +14,7 @@ from pipeline.cluster import checkpoints, resources, streaming, training
 from pipeline.config import Arm, Finetune, Run
 from pipeline.operations import tracking
 from pipeline.ranking import partitions
-from pipeline.stages import attribution, budget, run_record
+from pipeline.stages import attribution, budget, pilots, run_record
 from pipeline.stages.progress import Progress, duration
 from pipeline.storage import stores
 from pipeline.training import arms
@@ -31,8 +31,9 @@ def finetune_arms(run: Run, named: Iterable[Arm]) -> None:
     their end, and then its error is raised. Followed by a tracking server, which knows one training of a process at a
     time, arms are trained one after the other.
     """
-    runs = [with_arm(run, arm) for arm in dict.fromkeys(named)]
     streaming.connect()
+    run = pilots.with_pools(run, ["finetune"])
+    runs = [with_arm(run, arm) for arm in dict.fromkeys(named)]
     workers = run.finetune.workers
     most = resources.room(run.resources.finetune) // workers if run.tracking.kind == "none" else 1
     if most < 2 or len(runs) < 2:
@@ -78,9 +79,10 @@ def finetune(run: Run) -> None:
         return
     attribution.check(run, "finetune")
     tracking.check(run)
-    run_record.record(run)
     partitions.copy_queries(run)
     streaming.connect()
+    run = pilots.with_pools(run, ["finetune"])
+    run_record.record(run)
     resources.check(run, ["finetune"])
     spending = budget.spending(run.budget)
     with spending.holding(f"finetune {arm}", run.resources.finetune, run.finetune.workers):

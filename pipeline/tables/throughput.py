@@ -66,18 +66,23 @@ def save(path: str, stage: str, figures: Figures) -> None:
     stores.write_bytes(path, json.dumps({"stage": stage, **asdict(figures)}).encode())
 
 
-def by_stage(root: str) -> dict[str, dict[str, Any]]:
-    """The sums over all jobs of a run for each stage, with rows a second and the busy share; for summary.json."""
+def sums(root: str) -> dict[str, Figures]:
+    """What each stage of a run achieved over all of its jobs."""
     folder = stores.join(root, "stats")
     fs, _ = stores.place(folder)
-    sums: dict[str, Figures] = {}
+    totals: dict[str, Figures] = {}
     for path in stores.files(folder):
         if not path.endswith(".json"):
             continue
         record = json.loads(fs.cat_file(path))
         stage = record.pop("stage")
-        sums[stage] = sums.get(stage, Figures()) + Figures(**record)
+        totals[stage] = totals.get(stage, Figures()) + Figures(**record)
+    return totals
+
+
+def by_stage(root: str) -> dict[str, dict[str, Any]]:
+    """The sums over all jobs of a run for each stage, with rows a second and the busy share; for summary.json."""
     return {
         stage: {**asdict(f), "rows_per_second": f.rows_per_second, "busy_share": f.busy_share}
-        for stage, f in sorted(sums.items())
+        for stage, f in sorted(sums(root).items())
     }

@@ -101,6 +101,11 @@ class Decoder:
         once."""
         return cls._bytes_read
 
+    @property
+    def pid(self) -> int | None:
+        """The child's process, while there is one."""
+        return None if self._child is None else self._child.pid
+
     def close(self) -> None:
         """End the child. Calls that have not begun are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)

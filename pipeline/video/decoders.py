@@ -38,6 +38,11 @@ class Decoders:
     ) -> Future[Frames]:
         return next(self._turns).submit_frames(uri, start_frame, count, fps, height, width)
 
+    @property
+    def pids(self) -> list[int]:
+        """The processes that decode."""
+        return [decoder.pid for decoder in self._all if decoder.pid is not None]
+
     def close(self) -> None:
         for decoder in self._all:
             decoder.close()

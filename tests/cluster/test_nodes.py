@@ -30,7 +30,8 @@ from pipeline import models, tables  # noqa: E402
 from pipeline.attribution.workers import AttributionWorker  # noqa: E402
 from pipeline.cluster import resources, streaming  # noqa: E402
 from pipeline.cluster import training as ray_train  # noqa: E402
-from pipeline.cluster.resources import Nodes, beyond  # noqa: E402
+from pipeline.cluster.nodes import Nodes  # noqa: E402
+from pipeline.cluster.resources import beyond  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import throughput  # noqa: E402

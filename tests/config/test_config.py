@@ -299,7 +299,8 @@ def test_a_merge_key_may_be_overridden(tmp_path: Path) -> None:
     file = tmp_path / "merged.yaml"
     pools = "resources:\n  index_clips: &pool {actors: 2, batch: 3}\n  evaluate: {<<: *pool, batch: 4}\n"
     file.write_text(yaml.safe_dump(MINIMAL) + pools)
-    assert load(str(file)).resources.evaluate.model_dump() == {"actors": 2, "cpus": 1, "gpus": 0, "batch": 4}
+    evaluate = load(str(file)).resources.evaluate.model_dump(exclude_none=True)
+    assert evaluate == {"actors": 2, "cpus": 1, "gpus": 0, "batch": 4}
 
 
 def test_a_folder_or_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
