@@ -93,6 +93,9 @@ class Index:
     ranking: str  # digest of the ranking; empty: there is none
     written: str  # when the ranking was written, for people
     problems: list[str] = field(default_factory=list)
+    liked: Columns | None = None  # influence on clips that people like, as if these were queries
+    liked_row: Places | None = None
+    liked_ids: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.clips.num_rows)
@@ -186,12 +189,15 @@ def read(run: Run) -> Index:
     clips = _with_motion(run, clips, ids, problems)
     clips = _with_errors(run, clips, ids, problems)
     standings = _standings(run, ids, problems)
-    influence, row_of, query_ids = _influence(run, ids, problems)
+    influence, row_of, query_ids = _influence(run, "influence", ids, problems)
+    liked = _influence(run, "influence_liked", ids, problems)
     queries = tables.read(join(run.root, "queries"))
     listed = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
     digest, written = ranking_state(run.root)
     facets = _facets(clips)
-    return Index(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems)
+    return Index(
+        *(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems), *liked
+    )
 
 
 def ranking_state(root: str) -> tuple[str, str]:
@@ -301,8 +307,8 @@ def _many(blocks: Iterator[pa.Table], rows: int = ROWS) -> Iterator[pa.Table]:
         yield pa.concat_tables(group).combine_chunks()
 
 
-def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | None, Places, list[str]]:
-    folder, row_of = join(run.root, "influence"), np.full(len(ids), -1, np.int32)
+def _influence(run: Run, name: str, ids: pa.Array, problems: list[str]) -> tuple[Columns | None, Places, list[str]]:
+    folder, row_of = join(run.root, name), np.full(len(ids), -1, np.int32)
     try:
         query_ids = list(tables.metadata(folder).get("query_ids", []))
         rows = sum(part.rows for part in scanning.footers(folder))
@@ -316,7 +322,7 @@ def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | 
             columns.add(tables.matrix(block, "influence"))
             start += block.num_rows
     except (OSError, ValueError, KeyError) as error:
-        problems.append(f"influence/ cannot be read: {error}")
+        problems.append(f"{name}/ cannot be read: {error}")
         return None, np.full(len(ids), -1, np.int32), []
     return columns, row_of, query_ids
 

@@ -76,7 +76,8 @@ def test_the_manifest_keeps_the_ids_of_the_runs_own_queries(run: Run) -> None:
     assert post(served, "made", {**said, "rectangle": [0, 0, 0.5, 1]})[0] == 200, "sent twice it is one"
     made = get(served, "made")[1]
     assert [query["clip"] for query in made["queries"]] == ["clip-01"]
-    assert "manifest.jsonl" in made["line"]
+    assert made["requests"]["queries"] == 1
+    assert "jobs.attribute_requests" in made["requests"]["command"]
     found = videos.videos(str(Path(run.root) / "made_queries" / "manifest.jsonl"), "queries.videos").to_pylist()
     assert {row["id"]: row["group"] for row in found} == {
         **{f"query-{n:02d}": ("roll", "spin")[n % 2] for n in range(4)},
