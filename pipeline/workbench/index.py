@@ -31,7 +31,8 @@ Flags = npt.NDArray[np.bool_]
 
 DECISIONS = ("selected", "neutral", "harmful", "not ranked")
 MOST_VALUES = 50  # of a manifest's column that can be a filter
-ROWS = 1 << 20  # rows of a table that are looked up at a time
+ROWS = 1 << 20  # rows of a table that are looked up at a time, or more
+LOOKED_UP = 1 << 28  # bytes of influence that are looked up at a time
 FEW = 500  # ids that are looked up one by one
 NOT_RANKED = np.iinfo(np.int32).max
 
@@ -274,7 +275,8 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     standings: dict[str, Standing] = {}
     words = pa.array(DECISIONS[:3])
     try:
-        for rows in _many(scanning.blocks(folder, ["clip_id", "group", "rank", "mean_influence", "decision"])):
+        blocks = scanning.blocks(folder, ["clip_id", "group", "rank", "mean_influence", "decision"])
+        for rows in _many(blocks, max(ROWS, n)):
             at = pc.fill_null(pc.index_in(rows.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             coded = rows.column("group").combine_chunks().dictionary_encode()
             names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
@@ -295,8 +297,9 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     return {name: standings[name] for name in sorted(standings, key=lambda name: (name != "all", name))}
 
 
-def _many(blocks: Iterator[pa.Table], rows: int = ROWS) -> Iterator[pa.Table]:
-    """The same rows in larger tables: to look ids up takes a hash table of all clips' ids for each table."""
+def _many(blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of at least so many, but for the last: to look ids up takes a hash table of all clips'
+    ids for each table."""
     group = list[pa.Table]()
     for block in blocks:
         group.append(block)
@@ -315,7 +318,8 @@ def _influence(run: Run, name: str, ids: pa.Array, problems: list[str]) -> tuple
         if not rows or not query_ids:
             return None, row_of, []
         columns, start = Columns(rows, len(query_ids)), 0
-        for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), ROWS // 4):
+        most = max(ROWS // 4, LOOKED_UP // (4 * len(query_ids)))
+        for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), most):
             at = pc.fill_null(pc.index_in(block.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             inside = at >= 0
             row_of[at[inside]] = start + np.flatnonzero(inside)
