@@ -217,7 +217,7 @@ def test_two_curators_who_disagree_see_it_and_settle_it(
     ann.open(server.address, "overview")
     ann.page.reload()
     ann.page.wait_for_selector("html[data-ready]")
-    people = ann.page.locator("section", has_text="People").inner_text()
+    people = ann.page.locator("section:has(h2:text-is('People'))").inner_text()
     assert "ann: 1 clips" in people
     assert "ben: 1 clips" in people
     assert said(run)[words(run.root)[0]["clip_id"]] == ["keep", "drop", "clear"]
