@@ -41,6 +41,7 @@ def main(
     lists_videos: bool = False,
     of_run: bool = False,
     of_roots: bool = False,
+    leased: bool = True,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
@@ -48,9 +49,9 @@ def main(
     A job may be named as "module:function". Its module, with all that takes seconds to import, is then imported once
     the configuration has been read. `lists_videos`: the job needs the places of videos, model and weights, and those
     that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
-    and writes none of the run's tables. `of_run`: the job is of a run that is there, needs no `--config` but the run's
-    own, and holds no lease: it writes nothing but what people say. `of_roots`: the job also works a run whose clips
-    lie in several roots (`ranking.roots`).
+    and writes none of the run's tables. `of_run`: the job is of a run that is there, and needs no `--config` but the
+    run's own. `of_roots`: the job also works a run whose clips lie in several roots (`ranking.roots`). Not `leased`: it
+    holds no lease, because it writes nothing but what people say.
     """
     arguments = parser(description, "" if of_run else default).parse_args()
     handler = _Handler()
@@ -76,7 +77,7 @@ def main(
         for sentence in caveats(run):
             log.warning(sentence)
         work, name = _imported(job)
-        if of_run:
+        if not leased:
             work(run)
             return
         with webhook.on_failure(run, name):

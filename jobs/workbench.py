@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.workbench:workbench", __doc__, of_run=True)
+    command.main("jobs.workbench:workbench", __doc__, of_run=True, leased=False)
 
 import contextlib
 import os

@@ -32,7 +32,7 @@ def mask_of(mask: RankingMask | str, name: str) -> str:
     """The mask of the features that a ranking compares, of `clips` or of `queries`: the same, or with "queries" the
     queries' motion and all of a clip. That is what training does: it lowers a clip's plain loss, and what is asked is
     what this does to the query's motion."""
-    return mask if mask != "queries" else {"clips": "none", "queries": "motion"}[name]
+    return mask if mask != "queries" else {"clips": "none", "queries": "motion", "liked": "motion"}[name]
 
 
 def compared(mask: RankingMask | str, settings: tuple[Setting, ...]) -> dict[str, tuple[Setting, ...]]:

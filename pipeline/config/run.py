@@ -427,7 +427,8 @@ class Run(Model):
             yield f"export.arm={self.export.arm!r} is no arm; it must be one of {', '.join(get_args(Arm))}"
 
     def of(self, name: str) -> Run:
-        """This run as the features of `clips`, or of `queries`, have it."""
+        """This run as the features of `clips`, or of `queries`, have it; `liked` clips are taken as queries are."""
+        name = "queries" if name == "liked" else name
         changes: dict[str, Any] = {"attribution": self.attribution.alone(name)}
         if name != "queries":  # looks and twins are of queries alone
             plain: dict[str, Any] = {"looks": 1, "twins": (), "functional": "loss"}

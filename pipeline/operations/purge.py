@@ -73,6 +73,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     """
     fs, bare = stores.place(root)
     parts = [part for part in _parts(fs, bare) if not _relative(part.path, bare).startswith(PAGES)]
+    ids = {*ids, *_made_of(fs, bare, ids)}
     purge_list.remember(root, ids)
     removed = Removed()
     for path in _files(fs, bare):
@@ -230,6 +231,13 @@ def _exports(
     return homes
 
 
+def _made_of(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str]) -> set[str]:
+    """The queries that people made of some clips: their rows go with the clips."""
+    paths = [path for path in _files(fs, stores.join(bare, "made_queries")) if path.endswith(".json")]
+    records = [json.loads(fs.cat_file(path)) for path in paths]
+    return {record["id"] for record in records if record.get("clip") in set(ids)}
+
+
 def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str], removed: Removed) -> None:
     """Remove the queries that people made of purged clips, and purged queries out of the manifest of all."""
     folder = stores.join(bare, "made_queries")
@@ -239,8 +247,9 @@ def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str]
             record = json.loads(fs.cat_file(path))
             if record.get("clip") in gone or record["id"] in gone:
                 gone.add(record["id"])
-                for name in (f"{record['id']}.mp4", posixpath.basename(path)):
-                    _remove(fs, bare, stores.join(folder, name), removed)
+                film = stores.join(folder, f"{record['id']}.mp4")
+                for file in (film, path) if fs.exists(film) else (path,):  # a prompt's may not be made yet
+                    _remove(fs, bare, file, removed)
     manifest = stores.join(folder, "manifest.jsonl")
     if fs.exists(manifest):
         lines = [line for line in fs.cat_file(manifest).decode().split("\n") if line]

@@ -297,7 +297,8 @@ LIKES: Meanings = {
     "sign": "1: more like this; -1: not like this; 0: taken back.",
     "by": _BY,
     "at": _AT,
-    "state": "`approximate`: by the clip's own feature. `attributed`: by a gradient of its own as a query.",
+    "state": "`approximate`: by the clip's own feature. `asked`: by a gradient of its own as a query, as soon as a job "
+    "has taken it.",
 }
 DUPLICATES: Meanings = {
     "batch": "Names the search that found them.",

@@ -70,8 +70,8 @@ CLIPS = Table(
     passes_columns=True,
 )
 QUERIES = Table(
-    folders=("queries",),
-    row="a segment of a query video",
+    folders=("queries", "liked"),
+    row="a segment of a query video; in liked/ a clip that is attributed as queries are",
     schema=schemas.QUERIES,
     columns=meanings.QUERIES,
     key=("clip_id",),
@@ -96,7 +96,7 @@ CHANGES = Table(
     named_by="stretch",
 )
 MOTION = Table(
-    folders=("motion/clips", "motion/queries", "motion/held_out"),
+    folders=("motion/clips", "motion/queries", "motion/held_out", "motion/liked"),
     row="the motion of a clip that could be indexed, beside all that its own table says of it; with "
     "`motion.of: queries`, of a sample of the clips",
     schema=schemas.motion_schema(schemas.CLIPS),
@@ -107,7 +107,7 @@ MOTION = Table(
     passes_columns=True,
 )
 MOVEMENT = Table(
-    folders=("movement/clips", "movement/queries", "movement/held_out"),
+    folders=("movement/clips", "movement/queries", "movement/held_out", "movement/liked"),
     row="how a clip of motion/ moves, and what colours move in it",
     schema=schemas.movement_schema(1, 1, 1),
     columns=meanings.MOVEMENT,
@@ -126,7 +126,7 @@ PICTURES = Table(
     ids=("clip_id",),
 )
 FEATURES = Table(
-    folders=("features/clips", "features/queries"),
+    folders=("features/clips", "features/queries", "features/liked"),
     row="the projected gradients of a clip",
     schema=schemas.features_schema(1, 1),
     columns=meanings.FEATURES,
@@ -145,8 +145,8 @@ CHOSEN = Table(
     replaced=True,
 )
 INFLUENCE = Table(
-    folders=("influence",),
-    row="a clip with features",
+    folders=("influence", "influence_liked"),
+    row="a clip with features; in influence_liked/ the queries are the liked clips",
     schema=schemas.influence_schema(1),
     columns=meanings.INFLUENCE,
     key=("clip_id",),

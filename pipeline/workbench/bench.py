@@ -16,7 +16,7 @@ from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.workbench import duplicates, index, made_queries
 from pipeline.workbench.duplicates import Copies
-from pipeline.workbench.made_queries import Made
+from pipeline.workbench.made_queries import Made, Prompted
 from pipeline.workbench.people import People, ReadOnlyError
 from pipeline.workbench.previews import Previews
 from pipeline.workbench.scores import Scores
@@ -92,6 +92,12 @@ class Bench:
         with self._lock:
             made_queries.write_manifest(self._run, self.index.queries)
         return record
+
+    def prompt_query(self, asked: Prompted) -> dict[str, Any]:
+        """Write down that the base model is to make a query of a caption."""
+        if self.people.read_only is not None:
+            raise ReadOnlyError(self.people.read_only)
+        return made_queries.of_prompt(self._run.root, asked)
 
     def duplicates(self, threshold: float) -> list[dict[str, Any]]:
         threshold = round(threshold, 4)

@@ -31,7 +31,8 @@ Flags = npt.NDArray[np.bool_]
 
 DECISIONS = ("selected", "neutral", "harmful", "not ranked")
 MOST_VALUES = 50  # of a manifest's column that can be a filter
-ROWS = 1 << 20  # rows of a table that are looked up at a time
+ROWS = 1 << 20  # rows of a table that are looked up at a time, or more
+LOOKED_UP = 1 << 28  # bytes of influence that are looked up at a time
 FEW = 500  # ids that are looked up one by one
 NOT_RANKED = np.iinfo(np.int32).max
 
@@ -104,6 +105,9 @@ class Index:
     ranking: str  # digest of the ranking; empty: there is none
     written: str  # when the ranking was written, for people
     problems: list[str] = field(default_factory=list)
+    liked: Columns | None = None  # influence on clips that people like, as if these were queries
+    liked_row: Places | None = None
+    liked_ids: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return int(self.clips.num_rows)
@@ -196,12 +200,15 @@ def read(run: Run) -> Index:
     clips = _with_motion(run, clips, ids, problems)
     clips = _with_errors(run, clips, ids, problems)
     standings = _standings(run, ids, problems)
-    influence, row_of, query_ids = _influence(run, ids, problems)
+    influence, row_of, query_ids = _influence(run, "influence", ids, problems)
+    liked = _influence(run, "influence_liked", ids, problems)
     queries = tables.read(join(run.root, "queries"))
     listed = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
     digest, written = ranking_state(run.root)
     facets = _facets(clips)
-    return Index(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems)
+    return Index(
+        *(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems), *liked
+    )
 
 
 def ranking_state(root: str) -> tuple[str, str]:
@@ -281,7 +288,7 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
         columns = ["clip_id", "group", "rank", "mean_influence", "decision", "choice"]
         if not any("choice" in schema.names for schema in tables.columns(folder)):  # before there were other rules
             columns.remove("choice")
-        for rows in _many(scanning.blocks(folder, columns)):
+        for rows in _many(scanning.blocks(folder, columns), max(ROWS, n)):
             at = pc.fill_null(pc.index_in(rows.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             coded = rows.column("group").combine_chunks().dictionary_encode()
             names, codes = coded.dictionary.to_pylist(), coded.indices.to_numpy(zero_copy_only=False)
@@ -303,8 +310,9 @@ def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standi
     return {name: standings[name] for name in sorted(standings, key=lambda name: (name != "all", name))}
 
 
-def _many(blocks: Iterator[pa.Table], rows: int = ROWS) -> Iterator[pa.Table]:
-    """The same rows in larger tables: to look ids up takes a hash table of all clips' ids for each table."""
+def _many(blocks: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of at least so many, but for the last: to look ids up takes a hash table of all clips'
+    ids for each table."""
     group = list[pa.Table]()
     for block in blocks:
         group.append(block)
@@ -315,22 +323,23 @@ def _many(blocks: Iterator[pa.Table], rows: int = ROWS) -> Iterator[pa.Table]:
         yield pa.concat_tables(group).combine_chunks()
 
 
-def _influence(run: Run, ids: pa.Array, problems: list[str]) -> tuple[Columns | None, Places, list[str]]:
-    folder, row_of = join(run.root, "influence"), np.full(len(ids), -1, np.int32)
+def _influence(run: Run, name: str, ids: pa.Array, problems: list[str]) -> tuple[Columns | None, Places, list[str]]:
+    folder, row_of = join(run.root, name), np.full(len(ids), -1, np.int32)
     try:
         query_ids = list(tables.metadata(folder).get("query_ids", []))
         rows = sum(part.rows for part in scanning.footers(folder))
         if not rows or not query_ids:
             return None, row_of, []
         columns, start = Columns(rows, len(query_ids)), 0
-        for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), ROWS // 4):
+        most = max(ROWS // 4, LOOKED_UP // (4 * len(query_ids)))
+        for block in _many(scanning.blocks(folder, ["clip_id", "influence"]), most):
             at = pc.fill_null(pc.index_in(block.column("clip_id"), ids), -1).to_numpy().astype(np.int64)
             inside = at >= 0
             row_of[at[inside]] = start + np.flatnonzero(inside)
             columns.add(tables.matrix(block, "influence"))
             start += block.num_rows
     except (OSError, ValueError, KeyError) as error:
-        problems.append(f"influence/ cannot be read: {error}")
+        problems.append(f"{name}/ cannot be read: {error}")
         return None, np.full(len(ids), -1, np.int32), []
     return columns, row_of, query_ids
 

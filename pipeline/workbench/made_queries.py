@@ -1,6 +1,7 @@
-"""Queries that people make: out of a clip, or of a part of it, or of a video of their own.
+"""Queries that people make: out of a clip, or of a part of it, or of a video of their own, or of a caption.
 
-``ROOT/made_queries`` holds an mp4 file and a record for each, and ``manifest.jsonl``, to be named as `queries.videos`:
+``ROOT/made_queries`` holds an mp4 file and a record for each (of a caption the record alone, until a job has made the
+video), and ``manifest.jsonl``, to be named as `queries.videos`:
 the run's own queries and the made ones. The run's own keep their ids there, so that only new ones cost a gradient.
 """
 
@@ -33,6 +34,14 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[\w .-
 Share = Annotated[float, Field(ge=0, le=1)]
 Second = Annotated[float, Field(ge=0)]
 _OF_QUERY = ("caption", "group", "source", "mask_box")  # columns of queries/ that a manifest repeats
+
+
+class Prompted(Words):
+    """A query to be made by the base model, of a caption."""
+
+    group: Name
+    prompt: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2000)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
 
 
 class Made(Words):
@@ -91,14 +100,37 @@ def _even(height: int, width: int) -> tuple[int, int]:
 
 def _write(run: Run, frames: Frames, fps: float, asked: Made) -> dict[str, Any]:
     """The video first, then its record, then the manifest: what a killed server leaves is a video that nobody names."""
-    name = f"made-{asked.batch[:24]}"
-    stores.write_bytes(join(run.root, FOLDER, f"{name}.mp4"), encode_clip(frames, fps, CRF))
-    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stores.write_bytes(join(run.root, FOLDER, f"{_name(asked)}.mp4"), encode_clip(frames, fps, CRF))
     box = asked.box()
     part = {} if box.is_whole else {"mask_box": str(box)}
-    record = {"id": name, "at": at, **asked.model_dump(exclude={"batch"}), **part}
-    stores.write_bytes(join(run.root, FOLDER, f"{name}.json"), json.dumps(record, ensure_ascii=False).encode())
+    return _write_record(run.root, asked, {**asked.model_dump(exclude={"batch"}), **part})
+
+
+def _name(asked: Words) -> str:
+    return f"made-{asked.batch[:24]}"
+
+
+def _write_record(root: str, asked: Words, about: Mapping[str, Any]) -> dict[str, Any]:
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record = {"id": _name(asked), "at": at, **about}
+    stores.write_bytes(join(root, FOLDER, f"{record['id']}.json"), json.dumps(record, ensure_ascii=False).encode())
     return record
+
+
+def of_prompt(root: str, asked: Prompted) -> dict[str, Any]:
+    """Write down that the base model is to make a query of a caption."""
+    return _write_record(root, asked, {**asked.model_dump(exclude={"batch"}), "caption": asked.prompt})
+
+
+def has_video(root: str, record: Mapping[str, Any]) -> bool:
+    """Whether a made query has its video: one of a prompt has none until a job has made it."""
+    return "prompt" not in record or stores.exists(join(root, FOLDER, f"{record['id']}.mp4"))
+
+
+def prompted(root: str) -> list[dict[str, Any]]:
+    """The records that wait for their videos, each with `file_name`."""
+    waiting = [record for record in records(root) if not has_video(root, record)]
+    return [{**record, "file_name": f"{record['id']}.mp4"} for record in waiting]
 
 
 def records(root: str) -> list[dict[str, Any]]:
@@ -124,6 +156,8 @@ def write_manifest(run: Run, queries: Sequence[Mapping[str, Any]]) -> str:
         if q["clip_id"] not in made_ids
     ]
     for record in made:
+        if not has_video(run.root, record):
+            continue
         place = join(run.root, FOLDER, f"{record['id']}.mp4")
         place = place if "://" in place else os.path.abspath(place)
         about = {"caption": record["caption"], "group": record["group"], "source": f"made by {record['by']}"}
@@ -147,6 +181,15 @@ def cost(run: Run) -> str:
 
 def seconds_of_query(root: str) -> float | None:
     """Seconds that an actor took for a query of this run, decoding and motion included; None where it has done none."""
-    figures = throughput.by_stage(root).get("attribute queries", {})
+    return _seconds_of(root, "attribute queries")
+
+
+def seconds_of_video(root: str) -> float | None:
+    """Seconds that an actor took for a video of a prompt; None where this run has made none."""
+    return _seconds_of(root, "generate queries")
+
+
+def _seconds_of(root: str, stage: str) -> float | None:
+    figures = throughput.by_stage(root).get(stage, {})
     seconds = figures.get("busy_seconds") or figures.get("seconds")
     return seconds / figures["rows"] if seconds and figures["rows"] else None

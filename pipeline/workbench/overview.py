@@ -162,15 +162,6 @@ def _since(people: People, by: str, since: str | None) -> dict[str, Any] | None:
 # --- hand over --------------------------------------------------------------------------------------------------------
 
 
-def with_queries(root: str) -> str:
-    """The command line that attributes the queries that people made, and ranks by them too."""
-    manifest = stores.join(root, "made_queries", "manifest.jsonl")
-    config = "config.yaml" if "://" in root else shlex.quote(stores.join(root, "config.yaml"))
-    words = f"--config {config} --set root={shlex.quote(root)} --set queries.videos={shlex.quote(manifest)}"
-    jobs = ("index_clips", "estimate_motion", "extract_features", "rank_clips")
-    return " && \\\n".join(f"python -m jobs.{job} {words}" for job in jobs)
-
-
 def commands(index: Index) -> list[dict[str, str]]:
     """The command lines that carry people's word on: each with what it does."""
     root = shlex.quote(index.run.root)

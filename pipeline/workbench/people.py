@@ -69,6 +69,7 @@ class Like(Words):
     clip: str
     group: str = "all"
     sign: Literal[-1, 0, 1]
+    exact: bool = False  # by a gradient of its own, once a job has taken it
 
 
 class Log:
@@ -296,7 +297,8 @@ class People:
         with self._lock:
             if said.batch not in self.likes.batches:
                 row = {"batch": said.batch, "by": said.by, "clip_id": said.clip, "group": said.group, "sign": said.sign}
-                self.likes.append([{**row, "at": self.likes.after_all(), "state": "approximate"}])
+                state = "asked" if said.exact else "approximate"
+                self.likes.append([{**row, "at": self.likes.after_all(), "state": state}])
 
     def _check(self, group: str = "all") -> None:
         if self.read_only is not None:

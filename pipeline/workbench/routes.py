@@ -8,9 +8,10 @@ GET  /view, /rows          a view: its size, facets and histogram; a few of its 
 GET  /clip, /mask, /film   one clip: what is known of it, its motion mask, its film
 GET  /queries, /changes    the queries with their weights; what other weights would change
 GET  /duplicates, /agreement, /handout
-GET  /made                 the queries that people made, and what they cost
+GET  /made, /likes         the queries that people made, and what they cost; what an exact likeness costs
 POST /decisions, /undo, /weights, /likes, /duplicates, /reload
 POST /made, /brought       a query out of a clip; out of a video that is sent
+POST /prompted             a query out of a caption, which a job makes
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from starlette.routing import Route
 from pipeline.errors import ClipError, UsageError
 from pipeline.pages import loopback
 from pipeline.pages.loopback import LoopbackOnly, Policy, json_body, refusal
-from pipeline.workbench import duplicates, facts, handout, made_queries, review
+from pipeline.workbench import duplicates, facts, handout, made_queries, requests, review
 from pipeline.workbench.bench import Bench
-from pipeline.workbench.made_queries import Made
-from pipeline.workbench.overview import overview, with_queries
+from pipeline.workbench.made_queries import Made, Prompted
+from pipeline.workbench.overview import overview
 from pipeline.workbench.people import Decision, Like, ReadOnlyError, Undo, Weighing
+from pipeline.workbench.requests import Requests
 from pipeline.workbench.views import SORTS, Spec
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,9 @@ def application(bench: Bench) -> Starlette:
 
 GETS = (
     *("state", "overview", "view", "rows", "clip", "mask", "film", "queries", "changes", "duplicates", "agreement"),
-    *("handout", "made"),
+    *("handout", "made", "likes"),
 )
-POSTS = ("decisions", "undo", "weights", "likes", "duplicates", "reload", "made")
+POSTS = ("decisions", "undo", "weights", "likes", "duplicates", "reload", "made", "prompted")
 
 
 def _answered(handler: Handler) -> Callable[[Request], Response]:
@@ -183,6 +185,7 @@ class Routes:
             "spec": spec,
             "facets": view.facets,
             "histogram": view.histogram,
+            "exact": spec["sort"] == "like" and self._bench.scores.is_exact(view.spec.like),
         }
 
     def get_rows(self, request: Request) -> Any:
@@ -314,14 +317,28 @@ class Routes:
 
     def get_made(self, request: Request) -> Any:
         run = self._bench.index.run
+        self._bench.people.refresh()
         return {
             "queries": made_queries.records(run.root),
             "cost": made_queries.cost(run),
             "frames": run.data.frames,
             "fps": run.data.fps,
             "seen": run.geometry[0] / run.geometry[1],
-            "line": with_queries(run.root),
+            "prompt_cost": requests.cost(run.root, requests.ONE_PROMPT),
+            "requests": requests.listed(run.root, self._bench.people.likes.rows),
         }
+
+    def get_likes(self, request: Request) -> Any:
+        """What it costs to make the likeness to some clips exact, and by which command."""
+        ids = json.loads(request.query_params.get("ids", "[]"))
+        if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
+            raise ValueError("ids: name clips")
+        root = self._bench.index.run.root
+        left = [one for one in ids if one not in set(self._bench.index.liked_ids)]
+        return {"cost": requests.cost(root, Requests([], [], left)), "command": requests.command(root)}
+
+    def post_prompted(self, body: bytes) -> Any:
+        return self._bench.prompt_query(Prompted.model_validate_json(body))
 
     def post_made(self, body: bytes) -> Any:
         return self._bench.make_query(Made.model_validate_json(body))

@@ -61,11 +61,32 @@ class Scores:
         return self.weighted(spec.group, self._people.query_weights())
 
     def liked(self, spec: Spec) -> Floats:
-        """Mean over `spec.like` of sign times the cosine of the clips' own features: approximate, because a clip's
-        plain feature stands for the masked one of a query."""
+        """Mean over `spec.like` of sign times likeness. Exact: influence on each of these clips as a query. Else
+        approximate: the cosine of the clips' own features, where a clip's plain feature stands for the masked one of a
+        query."""
         if not spec.like:
             raise ValueError("name a clip to be like (L) or not like (N)")
-        return self.features().like(spec.like)
+        return self._exact(spec.like) if self.is_exact(spec.like) else self.features().like(spec.like)
+
+    def is_exact(self, like: Mapping[str, int]) -> bool:
+        """Whether each of these clips was attributed as a query, and held against every ranked clip. The two kinds of
+        likeness have other scales, so they are never mixed."""
+        index = self._index
+        if not like or index.liked is None or index.liked_row is None or not set(like) <= set(index.liked_ids):
+            return False
+        ranked = index.standing("all").rank != NOT_RANKED
+        return bool((index.liked_row[ranked] >= 0).all())
+
+    def _exact(self, like: Mapping[str, int]) -> Floats:
+        index, score = self._index, np.full(len(self._index), np.nan, np.float32)
+        assert index.liked is not None
+        assert index.liked_row is not None
+        total = np.zeros(index.liked.rows)
+        for clip_id, sign in like.items():
+            total += sign * index.liked[index.liked_ids.index(clip_id)]
+        has = index.liked_row >= 0
+        score[has] = (total / len(like))[index.liked_row[has]]
+        return score
 
     def features(self) -> Features:
         with self._lock:

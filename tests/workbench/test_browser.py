@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.storage import stores
-from pipeline.workbench import made_queries
+from pipeline.workbench import made_queries, requests
 from tests.support import browsers
 from tests.support.workbenches import GONE, HOSTILE, Served, run_of, words
 
@@ -217,7 +217,7 @@ def test_two_curators_who_disagree_see_it_and_settle_it(
     ann.open(server.address, "overview")
     ann.page.reload()
     ann.page.wait_for_selector("html[data-ready]")
-    people = ann.page.locator("section", has_text="People").inner_text()
+    people = ann.page.locator("section:has(h2:text-is('People'))").inner_text()
     assert "ann: 1 clips" in people
     assert "ben: 1 clips" in people
     assert said(run)[words(run.root)[0]["clip_id"]] == ["keep", "drop", "clear"]
@@ -421,4 +421,22 @@ def test_a_clip_becomes_a_query_whose_rectangle_is_drawn(
     assert record["rectangle"] == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=0.02)
     assert record["seconds"] == [0.25, 1.0]
     ann.open(server.address, "queries")
-    ann.until(lambda: "manifest.jsonl" in ann.page.inner_text("main"), "the command is not shown")
+    ann.until(lambda: "jobs.attribute_requests" in ann.page.inner_text("main"), "the command is not shown")
+    ann.page.fill("section label:has-text('Which motion') input", "hop")
+    ann.page.fill("label:has-text('Or a caption') input", "a frog hops")
+    ann.page.click("button:has-text('Ask for it')")
+    ann.until(lambda: "waits for its video" in ann.page.inner_text("main"), "the prompt is not asked for")
+    assert "1 video (this run has not measured its pace) and 2 query's gradients" in ann.page.inner_text("main")
+
+
+def test_a_like_is_approximate_until_an_exact_one_is_asked_for_and_there(
+    run: Run, server: Served, curator: Callable[..., Curator]
+) -> None:
+    ann = curator()
+    ann.open(server.address)
+    ann.press("Shift+L")
+    ann.until(lambda: "Approximate" in ann.page.inner_text(".likeness"), "it does not say that it is approximate")
+    ann.page.click("button:has-text('Ask for the exact one')")
+    ann.until(lambda: "It costs 1 query's gradient" in ann.page.inner_text("dialog"), "the cost is not said")
+    ann.page.click("dialog button[type=submit]")
+    ann.until(lambda: requests.pending(run.root).likes, "it is not asked for")

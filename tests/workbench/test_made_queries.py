@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.inputs import videos
 from pipeline.operations import purge
 from pipeline.synthetic import world
+from pipeline.tables import schemas
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import write_mp4
 from pipeline.workbench import made_queries
@@ -76,7 +79,8 @@ def test_the_manifest_keeps_the_ids_of_the_runs_own_queries(run: Run) -> None:
     assert post(served, "made", {**said, "rectangle": [0, 0, 0.5, 1]})[0] == 200, "sent twice it is one"
     made = get(served, "made")[1]
     assert [query["clip"] for query in made["queries"]] == ["clip-01"]
-    assert "manifest.jsonl" in made["line"]
+    assert made["requests"]["queries"] == 1
+    assert "jobs.attribute_requests" in made["requests"]["command"]
     found = videos.videos(str(Path(run.root) / "made_queries" / "manifest.jsonl"), "queries.videos").to_pylist()
     assert {row["id"]: row["group"] for row in found} == {
         **{f"query-{n:02d}": ("roll", "spin")[n % 2] for n in range(4)},
@@ -89,8 +93,13 @@ def test_the_manifest_keeps_the_ids_of_the_runs_own_queries(run: Run) -> None:
     assert unregistered(run.root) == []
     assert post(served, "made", {**said, "batch": "of-a-lost-clip", "clip": GONE})[0] == 410
     assert post(served, "made", {**said, "batch": "of-no-clip", "clip": "nowhere"})[0] == 400
+    prompt = {"batch": "by-a-prompt", "by": "ann", "group": "hop", "prompt": "a frog hops"}
+    assert post(served, "prompted", prompt)[0] == 200
     served.stop()
-    purge.purge(run.root, {"clip-01"})
+    rows = pa.Table.from_pylist([{"clip_id": "made-made-of-a-clip"}], schema=schemas.motion_schema(schemas.QUERIES))
+    tables.append(str(Path(run.root) / "motion" / "queries"), rows, {})
+    purge.purge(run.root, {"clip-01", "made-by-a-prompt"})
+    assert tables.read(str(Path(run.root) / "motion" / "queries")) is None, "what was computed of the clip's query"
     assert not [path for path in (Path(run.root) / "made_queries").iterdir() if path.name.startswith("made")]
     lines = (Path(run.root) / "made_queries" / "manifest.jsonl").read_text().splitlines()
     assert {json.loads(line)["id"] for line in lines} == {f"query-{n:02d}" for n in range(4)}

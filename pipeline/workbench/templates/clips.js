@@ -6,7 +6,7 @@ import { count, el } from "./dom.js";
 
 const SORTS = { influence: "influence", cut: "nearness to the cut", disagreement: "disagreement of motions", motion_mean: "motion",
   camera_share: "camera share", num_frames: "length", name: "file name", random: "random", "harmful source": "harmful, of popular sources",
-  weighted: "people's weights of queries", like: "likeness (approximate)" };
+  weighted: "people's weights of queries", like: "likeness" };
 const SIZES = [96, 144, 190, 260, 384];
 
 export async function show(bench, main, words) {
@@ -22,13 +22,13 @@ export async function show(bench, main, words) {
   const size = el("input", { type: "range", min: "0", max: String(SIZES.length - 1), value: String(SIZES.indexOf(look.size)), "aria-label": "Size of cells" });
   const table = el("button", { type: "button", "aria-pressed": String(look.table) }, "Table");
   const open = el("button", { type: "button", class: "filters", onclick: () => aside.classList.toggle("open") }, "Filters");
-  const number = el("span", { class: "count" });
+  const number = el("span", { class: "count" }), likeness = el("p", { class: "likeness", hidden: true });
   const all = el("button", { type: "button", onclick: () => bench.decideView("drop", asked(), view.n) }, "Drop all of view");
   const buttons = [["Keep", "keep", () => say("keep")], ["Drop", "drop", () => say("drop")], ["Clear", "", () => say("clear")], ["Undo", "", () => bench.undo()]]
     .map(([name, kind, act]) => el("button", { type: "button", class: kind, onclick: act }, name));
   const keepAll = el("button", { type: "button", onclick: () => bench.decideView("keep", asked(), view.n) }, "Keep all of view");
   main.append(el("div", { class: "tools", role: "group", "aria-label": "View" }, open, el("label", {}, "Motion", group), el("label", {}, "Sort", sort), down, text,
-    table, size, number), el("div", { class: "tools", role: "group", "aria-label": "What you say" }, buttons, keepAll, all));
+    table, size, number), el("div", { class: "tools", role: "group", "aria-label": "What you say" }, buttons, keepAll, all), likeness);
   const aside = el("aside", { "aria-label": "Filters" });
   const place = el("div", { class: "grid", role: "presentation" });
   const work = el("div", { class: "work" }, aside);
@@ -52,6 +52,9 @@ export async function show(bench, main, words) {
     view = found;
     bench.keep("clips", { v: clean(spec) });
     number.textContent = `${count(view.n)} clips`;
+    likeness.hidden = spec.sort !== "like";
+    likeness.replaceChildren(view.exact ? "Exact: by a gradient of each clip as a query, under its motion mask." : "Approximate: by the clips' own features, without a motion mask. ",
+      view.exact ? "" : el("button", { type: "button", onclick: () => bench.askExact(spec.like, spec.group) }, "Ask for the exact one"));
     facets(); brush();
     await grid.show(view, { spec: given, group: spec.group }, at);
     performance.measure("view", "asked");

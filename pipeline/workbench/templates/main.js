@@ -112,8 +112,20 @@ class Bench {
     this.words.say("likes", { batch: batch(), by: this.by, clip: id, group: this.group, sign }, (answer, why) => {
       if (!answer) { this.say(why); return; }
       this.go("clips", { v: { group: this.group, sort: "like", down: true, like: answer.liked } });
-      this.say("approximate: by the clips' own features, not by a gradient under the motion mask");
+      this.say("sorted by likeness");
     });
+  }
+
+  // Ask for a gradient of each liked clip as a query. What it costs is said first.
+  async askExact(likes, group) {
+    if (!(await this.name())) return;
+    const ids = Object.keys(likes);
+    try {
+      const { cost, command } = await get("likes", { ids });
+      const given = await ask("Ask for the exact likeness", el("div", {}, el("p", {}, `It costs ${cost}.`), el("p", {}, "Nothing is computed until this job has run; reload then:"), el("pre", {}, command)), { yes: "Ask for it", read: () => true });
+      if (!given) return;
+      for (const id of ids) this.words.say("likes", { batch: batch(), by: this.by, clip: id, group, sign: likes[id], exact: true }, (answer, why) => this.say(answer ? "asked for" : why));
+    } catch (error) { this.fail(error); }
   }
 
   go(screen, words = {}) {

@@ -2,7 +2,7 @@
 // their own.
 
 import { batch, film, get, post } from "./api.js";
-import { ask, el } from "./dom.js";
+import { ask, count, el } from "./dom.js";
 
 const groupField = (bench, value) => {
   const field = el("input", { maxlength: "60", value, required: true, autocomplete: "off", list: "motions" });
@@ -74,6 +74,19 @@ export async function section(bench) {
   const motion = groupField(bench, bench.group === "all" ? "" : bench.group), caption = el("input", { maxlength: "2000", autocomplete: "off" });
   const file = el("input", { type: "file", accept: "video/*", "aria-label": "A video of your own" }), said = el("p", { role: "status", class: "soft" });
 
+  const prompt = el("input", { maxlength: "2000", autocomplete: "off" }), seed = el("input", { type: "number", min: "0", max: "2147483647", step: "1", value: "0" });
+
+  async function ofPrompt() {
+    if (!prompt.value.trim() || !(await bench.name())) return;
+    if (!motion.field.value.trim()) { said.textContent = "say first which motion it shows"; motion.field.focus(); return; }
+    try {
+      await post("prompted", { batch: batch(), by: bench.by, group: motion.field.value.trim(), prompt: prompt.value.trim(), seed: Number(seed.value) });
+      prompt.value = "";
+      await fill();
+      said.textContent = "asked for; nothing is made until the job has run";
+    } catch (error) { said.textContent = error.message; }
+  }
+
   async function bring(video) {
     if (!video || !(await bench.name())) return;
     if (!motion.field.value.trim()) { said.textContent = "say first which motion it shows"; motion.field.focus(); return; }
@@ -96,9 +109,12 @@ export async function section(bench) {
     host.replaceChildren(el("h2", {}, "Queries of your own"),
       el("p", { class: "soft" }, `Open a clip and make it a query, or bring a video: drop it here. Its first ${made.frames} frames at ${made.fps} a second count. Costs ${made.cost}.`),
       el("div", { class: "controls" }, motion.row, el("label", {}, "Caption", caption), file), said,
-      made.queries.length ? el("ul", { class: "plain" }, made.queries.map((query) => el("li", {}, `${query.group}: ${query.caption || query.id}, by ${query.by}${query.clip ? `, of ${query.clip}` : ""}${query.mask_box ? ", of a part" : ""}`))) : el("p", { class: "soft" }, "There are none yet."),
-      made.queries.length ? el("p", {}, "This attributes them and ranks by them too:") : null, made.queries.length ? el("pre", {}, made.line) : null,
-      el("p", { class: "soft" }, "A caption that the base model turns into a video goes into the recipe: queries.prompts."));
+      el("div", { class: "controls" }, el("label", {}, "Or a caption that the base model turns into a video", prompt), el("label", {}, "Seed", seed),
+        el("button", { type: "button", onclick: () => ofPrompt() }, "Ask for it")),
+      el("p", { class: "soft" }, `Costs ${made.prompt_cost}. The job below makes it.`),
+      made.queries.length ? el("ul", { class: "plain" }, made.queries.map((query) => el("li", {}, `${query.group}: ${query.caption || query.id}, by ${query.by}${query.clip ? `, of ${query.clip}` : ""}${query.mask_box ? ", of a part" : ""}${made.requests.waits[query.id] ? `; ${made.requests.waits[query.id]}` : ""}`))) : el("p", { class: "soft" }, "There are none yet."),
+      made.requests.likes ? el("p", {}, `${count(made.requests.likes)} liked clips wait for their own gradients, after which likeness to them is exact.`) : null,
+      made.requests.any ? el("p", {}, `This does what is waited for, and ranks anew. It costs ${made.requests.cost}:`) : null, made.requests.any ? el("pre", {}, made.requests.command) : null);
   }
   await fill();
   return host;
