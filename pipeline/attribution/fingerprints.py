@@ -82,6 +82,8 @@ def _unusual(run: Run) -> Fingerprint:
         unusual["model.adapter"] = run.model.adapter
     if run.attribution.captions != "own":
         unusual["attribution.captions"] = run.attribution.captions
+    if run.attribution.storage != "float32":
+        unusual["attribution.storage"] = run.attribution.storage
     if q.looks != 1:
         unusual["queries.looks"] = q.looks
     if q.functional != "loss":

@@ -22,7 +22,7 @@ from pipeline.attribution.canary import check_canary
 from pipeline.attribution.functionals import query_feature
 from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
 from pipeline.config import Run
-from pipeline.config.attribution import Setting
+from pipeline.config.attribution import Setting, Storage
 from pipeline.errors import ClipError
 from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Conditioning, Grid, VideoModel, open_model
@@ -164,6 +164,7 @@ class FeatureWorker:
     def finish(self, rows: list[Row]) -> pa.Table:
         """Put the features taken since the last call to their rows."""
         settings, dim = len(self.run.attribution.settings), self.gradients.projection.dim
+        storage = self.run.attribution.storage
         features = np.zeros((len(rows), settings, dim), np.float32)
         norms, losses = np.zeros((len(rows), settings), np.float32), np.zeros((len(rows), settings), np.float32)
         collected = iter(zip(*(part.numpy() for part in self.gradients.collect()), strict=True))
@@ -178,13 +179,13 @@ class FeatureWorker:
             [
                 pa.array([row["clip_id"] for row in rows], pa.string()),
                 pa.array([row["version"] for row in rows], pa.string()),
-                tables.vectors(features.reshape(len(rows), settings * dim), valid),
+                tables.vectors(stored_as(features, storage).reshape(len(rows), settings * dim), valid, storage),
                 tables.vectors(norms, valid),
                 tables.vectors(losses, valid),
                 pa.array([row["num_frames"] for row in rows], pa.int32()),
                 pa.array([row["error"] for row in rows], pa.string()),
             ],
-            schema=schemas.features_schema(settings, dim),
+            schema=schemas.features_schema(settings, dim, storage),
         )
 
     def _setting(
@@ -223,6 +224,21 @@ class FeatureWorker:
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
+
+
+def stored_as(features: npt.NDArray[np.float32], storage: Storage) -> npt.NDArray[Any]:
+    """Finite features [..., k] as they are stored. In float16 and int8 each is scaled, so that none is too large or
+    too small for it: to below 1 by a power of two, which costs no digit, or to 127 for its largest number."""
+    if storage == "float32":
+        return features
+    largest = np.abs(features).max(-1, keepdims=True)
+    scaled: npt.NDArray[Any]
+    if storage == "float16":
+        scaled = np.ldexp(features, -np.frexp(largest)[1]).astype(np.float16)
+    else:
+        scaled = features.astype(np.float64) * (127 / np.where(largest > 0, largest, 1).astype(np.float64))
+        scaled = np.rint(scaled).astype(np.int8)
+    return scaled
 
 
 def featured(error: str | None) -> bool:

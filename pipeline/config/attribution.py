@@ -25,6 +25,7 @@ class Setting(Model):
         return self.model_dump(exclude={"of"} if self.of == "both" else None)
 
 
+Storage = Literal["float32", "float16", "int8"]
 RankingMask = Literal["motion", "none", "queries"]
 
 
@@ -115,6 +116,10 @@ class Attribution(Model):
     projection: ProjectionConfig = ProjectionConfig()
     captions: Literal["own", "empty"] = Field(
         "own", description="under which clips and queries are attributed; empty: what words say has no part"
+    )
+    storage: Storage = Field(
+        "float32",
+        description="how a feature's numbers are stored; float16 and int8 take a half and a quarter of the bytes",
     )
     hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
     weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")

@@ -18,6 +18,7 @@ from pipeline.config import Run
 from pipeline.config.attribution import Attribution
 from pipeline.config.operations import Pool, Prices
 from pipeline.statistics.intervals import standard_error
+from pipeline.tables import schemas
 
 PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
 _TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments
@@ -136,7 +137,8 @@ def storage(run: Run, size: Size) -> dict[str, float]:
 
 def _row(attribution: Attribution) -> int:
     """Bytes of a clip's features."""
-    return 4 * len(attribution.alone("clips").settings) * (attribution.projection.dim + 2)
+    each: int = schemas.STORED_AS[attribution.storage].bit_width // 8
+    return len(attribution.alone("clips").settings) * (each * attribution.projection.dim + 4 * 2)
 
 
 def table(costs: Sequence[Cost], prices: Prices) -> list[list[str]]:

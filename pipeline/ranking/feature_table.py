@@ -127,6 +127,7 @@ class FeatureTable:
         rows = column if flags.all() else column.filter(pa.array(flags))
         width = rows.type.list_size // self.settings
         values = rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.settings, width)
+        values = values.astype(np.float32, copy=False)  # stored as float16 or int8 where attribution.storage says so
         if rows.null_count:  # a row without a feature is none of numbers, and `_check` names it
             valid_values, values = values, np.full((len(rows), self.settings, width), np.nan, np.float32)
             values[rows.is_valid().to_numpy(zero_copy_only=False)] = valid_values

@@ -161,7 +161,9 @@ def second_moment(phi: Array) -> Sums:
     """
     total = np.zeros((phi.shape[1], phi.shape[1]))
     for start in range(0, len(phi), MOST_ROWS):
-        rows = np.rint(phi[start : start + MOST_ROWS].astype(np.float64) / GRID)
+        rows = phi[start : start + MOST_ROWS].astype(np.float64)
+        rows /= GRID
+        np.rint(rows, out=rows)
         total += rows.T @ rows  # one array twice: BLAS computes half of the product
     total *= GRID**2
     return total

@@ -98,7 +98,8 @@ FEATURES: Meanings = {
     "clip_id": _CLIP_ID,
     "version": _VERSION,
     "feature": "Projected gradient under each setting, one after the other, not normalised. A setting is a timestep, a "
-    "noise and a mask; the metadata key `settings` lists them in their order.",
+    "noise and a mask; the metadata key `settings` lists them in their order. With `attribution.storage` float16 or "
+    "int8 the numbers have that type and their direction alone.",
     "norm": "Length of the projected gradient under each setting; 0 where the clip has none.",
     "loss": "The model's loss on the clip under each setting.",
     "num_frames": "Frames of the clip.",

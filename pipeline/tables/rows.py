@@ -275,9 +275,12 @@ def matrix(table: pa.Table, column: str) -> npt.NDArray[np.float32]:
     return values
 
 
-def vectors(values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_] | None = None) -> pa.FixedSizeListArray:
-    """An array [rows, size] as fixed_size_list<float32>; rows that are not `valid` become null."""
-    flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
+def vectors(
+    values: npt.NDArray[Any], valid: npt.NDArray[np.bool_] | None = None, kind: npt.DTypeLike = np.float32
+) -> pa.FixedSizeListArray:
+    """An array [rows, size] as fixed_size_list of float32, or of another kind; rows that are not `valid` become
+    null."""
+    flat = pa.array(np.ascontiguousarray(values, kind).reshape(-1))
     mask = None if valid is None else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=mask)
 

@@ -375,12 +375,16 @@ def movement_schema(numbers: int, flaws: int, colours: int) -> pa.Schema:
     )
 
 
-def features_schema(settings: int, dim: int) -> pa.Schema:
+# How a feature's numbers may be stored (`attribution.storage`).
+STORED_AS = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.int8()}
+
+
+def features_schema(settings: int, dim: int, storage: str = "float32") -> pa.Schema:
     return pa.schema(
         [
             ("clip_id", pa.string()),
             ("version", pa.string()),
-            ("feature", pa.list_(pa.float32(), settings * dim)),
+            ("feature", pa.list_(STORED_AS[storage], settings * dim)),
             ("norm", pa.list_(pa.float32(), settings)),
             ("loss", pa.list_(pa.float32(), settings)),
             ("num_frames", pa.int32()),
