@@ -1,7 +1,7 @@
 """The bodies of the actors: load once, then a batch of rows in, tables out. No Ray.
 
-Every row that comes in leaves as a row: a result, or an error that starts with a code. What the machine lacks (memory
-on a GPU, a broken model) is no clip's fault and surfaces.
+Every row that comes in leaves as a row: a result, or an error that starts with a code. A broken model is no clip's
+fault and surfaces. So does an end of memory: `cluster.streaming` tries again after `shrink`, then clip by clip.
 """
 
 from __future__ import annotations
@@ -68,6 +68,14 @@ class FeatureWorker:
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
         self.motion = measure or (self._motion_worker() if run.queries.twins else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
+
+    def shrink(self) -> bool:
+        """Drop gradients that are not collected, and hold half as many from now on; then smaller parts of the flow."""
+        hold = self.gradients.hold
+        self.gradients.close()
+        self.model.trained.zero_grad(set_to_none=True)
+        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, max(1, hold // 2))
+        return hold > 1 or (self.motion is not None and self.motion.shrink())
 
     def _motion_worker(self) -> MotionWorker:
         pool = self.run.resources.extract_features
@@ -263,6 +271,10 @@ class AttributionWorker:
         pool = run.resources.extract_features
         self.motion = MotionWorker(run, grid, pool.gpus, pool.cpus)
         self.features = FeatureWorker(run, fingerprint, self.motion)
+
+    def shrink(self) -> bool:
+        """Smaller parts: of held gradients, then of the flow, which both workers share."""
+        return self.features.shrink()
 
     def take(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None, Row]:
         """A clip's row of the motion table, if it has one, that of the features, if it goes on, and that of

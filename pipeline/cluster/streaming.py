@@ -7,6 +7,7 @@ and every batch becomes a part that appears whole or not at all. Only ids and er
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,7 +29,7 @@ from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
-from pipeline.errors import ClipError, StageError
+from pipeline.errors import ClipError, ConfigError, StageError, is_out_of_memory
 from pipeline.storage import lease, stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
@@ -36,9 +37,12 @@ from pipeline.tables.registry import table_of
 from pipeline.tables.throughput import Figures
 from pipeline.video.decoder import Decoder
 
+log = logging.getLogger(__name__)
+
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
+OUT_OF_MEMORY = 32  # rows, the first of a stage, after which it ends if memory did for none of them
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
 
 Report = Callable[[int, int, dict[str, int]], None]  # rows done, rows in all, errors by code
@@ -52,6 +56,14 @@ class Worker(Protocol):
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         """The tables of rows that are not tried any more: each with this error."""
+
+
+@runtime_checkable
+class Shrinking(Protocol):
+    """A worker that can take less memory for a clip."""
+
+    def shrink(self) -> bool:
+        """Drop what is not finished, and work in smaller parts from now on; False where there are no smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +174,43 @@ class _Actor:
             errors = [e for i in range(rows.num_rows) for e in self._attempt(rows.slice(i, 1), of_batch=True)]
             work = Figures()
         else:
-            parts = self.worker(rows) if deaths < LIMIT else [self.worker.refuse(rows, self._died(deaths))]
-            errors = self._write(names, parts)
+            if deaths < LIMIT:
+                errors = self._work(names, rows)
+            else:
+                errors = self._write(names, [self.worker.refuse(rows, self._died(deaths))], [])
             codes = Counter(error.split(":")[0] for error in errors)
             work = Figures(rows=rows.num_rows, errors=dict(codes), bytes_read=Decoder.bytes_read() - read)
             self.meters.add(work, time.monotonic() - begun)
         self.journal.tell("ends", names, work, of_batch)
         return errors
 
-    def _write(self, names: list[str], parts: Iterable[dict[str, pa.Table]]) -> list[str]:
-        """Write the tables as they come. A clip that fails in several tables of one pass is one error."""
+    def _work(self, names: list[str], rows: pa.Table) -> list[str]:
+        """Work these rows. Where memory does not do, again in smaller parts as long as there are such, then clip by
+        clip; a clip for which it does not do alone gets an error row. Returns the errors that were written."""
+        while True:
+            paths = list[str]()
+            try:
+                return self._write(names, self.worker(rows), paths)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).strip().split("\n")[0] or type(error).__name__
+            # Outside of the handler, whose traceback holds what filled the memory.
+            for path in paths:
+                stores.remove(path)
+            gc.collect()
+            smaller = isinstance(self.worker, Shrinking) and self.worker.shrink()
+            log.warning("%s: out of memory over %d rows: %s", self.journal.place, rows.num_rows, reason)
+            if not smaller:
+                break
+        if rows.num_rows > 1:
+            return [e for i in range(rows.num_rows) for e in self._work(names, rows.slice(i, 1))]
+        lacking = ClipError("memory", f"alone, and in the smallest parts, it takes more memory than there is: {reason}")
+        return self._write(names, [self.worker.refuse(rows, lacking)], [])
+
+    def _write(self, names: list[str], parts: Iterable[dict[str, pa.Table]], paths: list[str]) -> list[str]:
+        """Write the tables as they come, and add their parts' paths to `paths`. A clip that fails in several tables of
+        one pass is one error."""
         errors: dict[str, str] = {}
         for part in parts:
             outputs = dict(part)
@@ -182,7 +221,8 @@ class _Actor:
                     failed = outputs[name].filter(rows.column(column).is_valid())
                     ids, why = failed.column("clip_id").to_pylist(), failed.column(column).to_pylist()
                     errors.update(zip(ids, why, strict=True))
-            self.journal.tell("writes", names, [tables.part(self.folders[n], t) for n, t in outputs.items()])
+            paths += [tables.part(self.folders[n], t) for n, t in outputs.items()]
+            self.journal.tell("writes", names, paths[-len(outputs) :])
             for name, rows in outputs.items():
                 tables.append(self.folders[name], rows, self.fingerprints[name], **self.metadata.get(name, {}))
         return list(errors.values())
@@ -261,9 +301,20 @@ def stream(
                     errors[code] = errors.get(code, 0) + 1
                 report(done, total, errors)
                 lease.check(stage.root)
+                if errors.get("memory", 0) == done >= OUT_OF_MEMORY:
+                    raise ConfigError(_no_memory(title, pool, done))
                 if checkpoint is not None:
                     checkpoint(done, total)
         return ray_journal.figures(journal)
+
+
+def _no_memory(title: str, pool: Pool, count: int) -> str:
+    return (
+        f"{title}: the first {count} clips all took more memory than an actor of {pool.cpus:g} CPUs and {pool.gpus:g} "
+        "GPUs has, each alone and in the smallest parts; their rows say what was asked for. Take larger nodes, fewer "
+        "actors on each, a smaller geometry (attribution.height, width and frames) or model, or "
+        "model.gradient_checkpointing: true."
+    )
 
 
 def _actors(pool: Pool, rows: int) -> int:

@@ -28,6 +28,14 @@ class MotionWorker:
         self.raft = motion.load_raft(run.motion, self.device)
         self.decoder = decoders_for(run, run.resources.estimate_motion.cpus if cpus is None else cpus)
 
+    def shrink(self) -> bool:
+        """Put half as many frames at a time through RAFT; see `smaller_batch`."""
+        smaller = smaller_batch(self.run.motion.batch, self.run.geometry[0], self.device.type)
+        if smaller is None:
+            return False
+        self.run = self.run.model_copy(update={"motion": self.run.motion.model_copy(update={"batch": smaller})})
+        return True
+
     def measure(self, row: Row, frames: Frames | ClipError) -> Row:
         """The row of the motion table, with the columns of movement/ beside; a clip's own error is kept.
 
@@ -92,3 +100,16 @@ class MotionWorker:
 
 def _inside(flow: Tensor, keep: Tensor | None) -> Tensor:
     return flow if keep is None else flow * keep[:-1, None]
+
+
+def smaller_batch(batch: int, frames: int, device: str) -> int | None:
+    """Half of RAFT's batch; None where there is no smaller one.
+
+    On CPUs a frame or pair that goes through alone gets other last bits than one in company, so that a batch is not
+    halved where more of them would be alone than before.
+    """
+    half = min(batch, frames) // 2
+    if half < 1:
+        return None
+    alike = all((count % half == 1) == (count % batch == 1) for count in (frames, frames - 1))
+    return half if device != "cpu" or (half > 1 and alike) else None

@@ -19,6 +19,9 @@ from pipeline.video.indexing import index
 
 Row = dict[str, Any]
 
+PART_SECONDS = 120.0  # a part of a pilot that took as long measures no further clip or video
+FEWEST = 3  # ... once it has as many
+
 
 @dataclass(frozen=True)
 class Report:
@@ -37,6 +40,8 @@ def index_videos(run: Run, videos: list[Row]) -> Report:
     seconds, clips, problems, count = list[float](), list[Row](), list[str](), 0
     with Decoder(run.data.decode_timeout) as decoder:
         for video in videos:
+            if sum(seconds) > PART_SECONDS and len(seconds) >= FEWEST:
+                break
             begun = time.perf_counter()
             rows = index(video, run.data, decoder, run.seed)
             seconds.append(time.perf_counter() - begun)
@@ -46,13 +51,13 @@ def index_videos(run: Run, videos: list[Row]) -> Report:
             problems += [row["error"] for row in rows[:1] if not usable]
         child = 0 if decoder.pid is None else peak_memory(decoder.pid)
     measure = Measure(
-        rows=len(videos),
+        rows=len(seconds),
         compute=max(fmean(seconds[1:] or seconds), 1e-4),  # the first waits for the decoder to start
         load=seconds[0],
         memory=peak_memory(os.getpid()),
         decoder_memory=child,
     )
-    return Report({"index_clips": measure}, time.perf_counter() - start, clips, count / len(videos), problems)
+    return Report({"index_clips": measure}, time.perf_counter() - start, clips, count / len(seconds), problems)
 
 
 def peak_memory(pid: int) -> int:

@@ -25,15 +25,13 @@ from pipeline.models import VideoModel, open_model
 from pipeline.models.conditioning import split
 from pipeline.models.trained_weights import load_weights
 from pipeline.motion.worker import MotionWorker
-from pipeline.operations.index_pilot import Report, Row, peak_memory
+from pipeline.operations.index_pilot import FEWEST, PART_SECONDS, Report, Row, peak_memory
 from pipeline.operations.pilot import TrainingPilot, timed
 from pipeline.operations.pools import Measure
 from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.video.decoders import Decoders, Frames
 
-PART_SECONDS = 120.0  # a part that took as long measures no further clip
-FEWEST = 3  # ... once it has as many
 SHARED = 8  # gradients that share a generation of P while that is timed
 GENERATION_AT_MOST = 0.95  # of a clip's time: what is left is never nothing
 T = TypeVar("T")
