@@ -82,14 +82,15 @@ def cost(root: str, requests: Requests) -> str:
     gradients = len(requests.queries) + len(requests.likes)
     parts = []
     if requests.prompts:
-        parts.append(_priced(len(requests.prompts), "video", made_queries.seconds_of_video(root)))
+        parts.append(_priced(len(requests.prompts), "video", "videos", made_queries.seconds_of_video(root)))
     if gradients:
-        parts.append(_priced(gradients, "query's gradient", made_queries.seconds_of_query(root)))
+        seconds = made_queries.seconds_of_query(root)
+        parts.append(_priced(gradients, "gradient of a query", "gradients of queries", seconds))
     return " and ".join(parts) + ", loading the model, and a new ranking" if parts else "nothing"
 
 
-def _priced(count: int, what: str, seconds: float | None) -> str:
-    many = f"{count} {what}{'s' * (count > 1)}"
+def _priced(count: int, one: str, several: str, seconds: float | None) -> str:
+    many = f"{count} {one if count == 1 else several}"
     if seconds is None:
         return f"{many} (this run has not measured its pace)"
     return f"{many} (about {count * seconds:.0f} s of an actor)"

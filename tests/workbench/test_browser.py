@@ -426,7 +426,7 @@ def test_a_clip_becomes_a_query_whose_rectangle_is_drawn(
     ann.page.fill("label:has-text('Or a caption') input", "a frog hops")
     ann.page.click("button:has-text('Ask for it')")
     ann.until(lambda: "waits for its video" in ann.page.inner_text("main"), "the prompt is not asked for")
-    assert "1 video (this run has not measured its pace) and 2 query's gradients" in ann.page.inner_text("main")
+    assert "1 video (this run has not measured its pace) and 2 gradients of queries" in ann.page.inner_text("main")
 
 
 def test_a_like_is_approximate_until_an_exact_one_is_asked_for_and_there(
@@ -437,6 +437,6 @@ def test_a_like_is_approximate_until_an_exact_one_is_asked_for_and_there(
     ann.press("Shift+L")
     ann.until(lambda: "Approximate" in ann.page.inner_text(".likeness"), "it does not say that it is approximate")
     ann.page.click("button:has-text('Ask for the exact one')")
-    ann.until(lambda: "It costs 1 query's gradient" in ann.page.inner_text("dialog"), "the cost is not said")
+    ann.until(lambda: "It costs 1 gradient of a query" in ann.page.inner_text("dialog"), "the cost is not said")
     ann.page.click("dialog button[type=submit]")
     ann.until(lambda: requests.pending(run.root).likes, "it is not asked for")

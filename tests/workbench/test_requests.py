@@ -59,7 +59,7 @@ def test_a_prompt_waits_for_its_video_and_its_gradient(run: Run) -> None:
     made = get(served, "made")[1]
     name = "made-made-by-prompt"
     assert made["requests"]["waits"] == {name: "waits for its video"}
-    assert "1 video (this run has not measured its pace) and 1 query's gradient" in made["requests"]["cost"]
+    assert "1 video (this run has not measured its pace) and 1 gradient of a query" in made["requests"]["cost"]
     assert requests.pending(run.root) == Requests([name], [name], [])
     assert [row["file_name"] for row in made_queries.prompted(run.root)] == [f"{name}.mp4"]
     path = made_queries.write_manifest(run, served.bench.index.queries)
@@ -93,7 +93,9 @@ def test_what_it_costs_is_what_this_run_took(run: Run) -> None:
     assert requests.cost(run.root, Requests([], [], [])) == "nothing"
     figures = throughput.Figures(seconds=100.0, rows=4, busy_seconds=20.0)
     throughput.save(throughput.new_file(run.root, "attribute queries"), "attribute queries", figures)
-    assert requests.cost(run.root, Requests([], ["q"], ["a", "b"])).startswith("3 query's gradients (about 15 s of an")
+    assert requests.cost(run.root, Requests([], ["q"], ["a", "b"])).startswith(
+        "3 gradients of queries (about 15 s of an"
+    )
 
 
 def test_a_likeness_is_exact_once_each_liked_clip_was_attributed(run: Run) -> None:
@@ -104,7 +106,7 @@ def test_a_likeness_is_exact_once_each_liked_clip_was_attributed(run: Run) -> No
         said = {"batch": f"likes-{clip}", "by": "ann", "clip": clip, "sign": sign, "exact": True}
         assert post(served, "likes", said)[0] == 200
     assert get(served, "made")[1]["requests"]["likes"] == 2
-    assert get(served, "likes", ids='["clip-01", "clip-04"]')[1]["cost"].startswith("2 query's gradients")
+    assert get(served, "likes", ids='["clip-01", "clip-04"]')[1]["cost"].startswith("2 gradients of queries")
     assert get(served, "likes", ids="{}")[0] == 400
     liked = requests.liked_rows(run.root)
     assert liked is not None
