@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import motion, tables
 from pipeline.attribution.gradients import manifest
+from pipeline.attribution.host_blocks import HostBlocks
 from pipeline.attribution.workers import FeatureWorker
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, mask_of
@@ -55,25 +56,33 @@ class LayeredGradient:
     Each parameter's gradient is projected and freed as backward produces it, as `gradients.ProjectedGradients` does.
     """
 
-    def __init__(self, module: nn.Module, projection: Projection, layers: bool) -> None:
+    def __init__(self, module: nn.Module, projection: Projection, layers: bool, host: HostBlocks | None = None) -> None:
         counted = {name: p for name, p in module.named_parameters() if p.requires_grad}
         experts = tuple(module) if isinstance(module, nn.ModuleDict) else ()
         named = {name: layer(name, experts) if layers else ALL for name in counted}
         self.names = list(dict.fromkeys(named.values()))
         self.projection = projection
-        self._sums = projection.zeros(len(self.names), next(iter(counted.values())).device)
+        self._sums = projection.zeros(
+            len(self.names), next(iter(counted.values())).device if host is None else host.device
+        )
         self._place = {
             counted[placed.name]: (self.names.index(named[placed.name]), placed.offset)
             for placed in manifest(module)
             if placed.name in counted
         }
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._place]
+        self._host = host
+        if host is not None:
+            host.sink = self.arrive
 
     def _arrived(self, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None:
-            row, offset = self._place[parameter]  # type: ignore[index]
-            self.projection.add(self._sums[row : row + 1], gradient.detach().reshape(1, -1), offset)
+            self.arrive(parameter, gradient)  # type: ignore[arg-type]
+
+    def arrive(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        row, offset = self._place[parameter]
+        self.projection.add(self._sums[row : row + 1], gradient.detach().reshape(1, -1), offset)
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> Tensor:
         loss.backward(retain_graph=keep_graph)
@@ -84,6 +93,8 @@ class LayeredGradient:
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self._host is not None:
+            self._host.sink = None
 
 
 @fastest_attention()
@@ -124,7 +135,8 @@ class DecompositionWorker:
         self.worker.gradients.close()
         a = run.attribution
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        self.gradient = LayeredGradient(self.worker.model.trained, projection, run.explain.layers)
+        module, host = self.worker.model.trained, self.worker.host
+        self.gradient = LayeredGradient(module, projection, run.explain.layers, host)
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for row, frames in decoded(self.worker.decoder, self.run, clips.to_pylist()):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.attribution.host_blocks import HostBlocks
 from pipeline.config.attribution import Setting
 from pipeline.errors import ConfigError
 from pipeline.models import Conditioning, VideoModel
@@ -107,12 +108,15 @@ class ProjectedGradients:
     as zeros.
     """
 
-    def __init__(self, module: nn.Module, projection: Projection, hold: int = 1) -> None:
+    def __init__(
+        self, module: nn.Module, projection: Projection, hold: int = 1, host: HostBlocks | None = None
+    ) -> None:
+        """`host` has those blocks of the module that lie in main memory, if some do."""
         if hold > 1 and not projection.dense:
             raise ValueError(f"hold={hold}: {projection.kind} has no generation to share; it is streamed, with hold=1")
         self.projection, self.hold = projection, min(hold, LAST_STAGE)
         self._stretches = {parameter: s for s in stretches(module) for parameter in s.members}
-        device = next(iter(self._stretches)).device
+        device = next(iter(self._stretches)).device if host is None else host.device
         self._arrivals: dict[Stretch, dict[nn.Parameter, Tensor]] = {}
         self._held: dict[Stretch, Tensor] = {}
         self._sums = projection.zeros(LAST_STAGE, device)
@@ -120,16 +124,22 @@ class ProjectedGradients:
         self._taken = self._projected = 0  # losses in the sums; those of them whose held gradients are there too
         self._found: list[tuple[Tensor, Tensor]] = []
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._stretches]
+        self._host = host
+        if host is not None:
+            host.sink = self.arrive
 
     def _arrived(self, parameter: Tensor) -> None:
         gradient = parameter.grad
         parameter.grad = None
-        if gradient is None:
-            return
-        stretch = self._stretches[parameter]  # type: ignore[index]
+        if gradient is not None:
+            self.arrive(parameter, gradient)  # type: ignore[arg-type]
+
+    def arrive(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Take what backward has computed for a parameter."""
+        stretch = self._stretches[parameter]
         arrivals = self._arrivals.setdefault(stretch, {})
         flat = gradient.detach().reshape(-1)
-        arrivals[parameter] = arrivals[parameter] + flat if parameter in arrivals else flat  # type: ignore[index]
+        arrivals[parameter] = arrivals[parameter] + flat if parameter in arrivals else flat
         if len(arrivals) == len(stretch.members):
             self._complete(stretch)
 
@@ -194,6 +204,8 @@ class ProjectedGradients:
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self._host is not None:
+            self._host.sink = None
 
 
 def squared_norm(flat: Tensor) -> Tensor:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from pipeline import models, motion, tables
 from pipeline.attribution.canary import check_canary
 from pipeline.attribution.functionals import query_feature
 from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
+from pipeline.attribution.host_blocks import HostBlocks
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, Storage
 from pipeline.errors import ClipError
@@ -46,6 +48,19 @@ Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its len
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
 
 
+def opened(run: Run, device: torch.device, settings: Sequence[Setting]) -> tuple[VideoModel, HostBlocks | None]:
+    """A run's model as it is attributed, where it computes: on a device, or block by block from main memory."""
+    a = run.attribution
+    on_host = a.blocks == "host"
+    model = open_model(run.model, torch.device("cpu") if on_host else device)
+    if a.weights is not None:
+        load_weights(model, a.weights, merge=True)
+    if on_host:
+        return model, HostBlocks(model, device)
+    place_experts(model, settings)
+    return model, None
+
+
 class FeatureWorker:
     """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
 
@@ -56,13 +71,10 @@ class FeatureWorker:
         self.run = run
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
-        self.model: VideoModel = open_model(run.model, self.device)
-        if a.weights is not None:
-            load_weights(self.model, a.weights, merge=True)
-        place_experts(self.model, a.settings)
+        self.model, self.host = opened(run, self.device, a.settings)
         restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        self.gradients = ProjectedGradients(self.model.trained, projection, a.hold)
+        self.gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
         self.text, self._cut = Captions(self.model.text), 0
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()

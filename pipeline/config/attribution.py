@@ -117,6 +117,11 @@ class Attribution(Model):
     captions: Literal["own", "empty"] = Field(
         "own", description="under which clips and queries are attributed; empty: what words say has no part"
     )
+    blocks: Literal["device", "host"] = Field(
+        "device",
+        description="host: for a model larger than the GPU; the transformer's blocks wait in main memory and come one "
+        "at a time",
+    )
     storage: Storage = Field(
         "float32",
         description="how a feature's numbers are stored; float16 and int8 take a half and a quarter of the bytes",

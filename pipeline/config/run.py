@@ -376,6 +376,11 @@ class Run(Model):
                 compared(r.mask, one.settings)
             except ValueError as error:
                 yield f"ranking.mask={r.mask!r}, {key}.settings: {error}"
+            if one.blocks == "host" and not self.model.gradient_checkpointing:
+                yield (
+                    f"{key}.blocks='host' needs model.gradient_checkpointing: true; without it the copies of all "
+                    "blocks would stay on the device until the backward pass"
+                )
             frames, fps = one.frames or d.frames, one.fps or d.fps
             if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:
                 yield (

@@ -16,7 +16,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.attribution.workers import opened
 from pipeline.config import Finetune, Run
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
@@ -57,8 +58,8 @@ class AttributionPilot:
     def __init__(self, run: Run) -> None:
         pool = run.resources.extract_features
         self.runs, self.device = variants(run), device_for(pool.gpus)
-        self.model: VideoModel = open_model(run.model, self.device)
-        place_experts(self.model, [setting for r in self.runs.values() for setting in r.attribution.settings])
+        settings = [setting for r in self.runs.values() for setting in r.attribution.settings]
+        self.model, self.host = opened(run, self.device, settings)
         self.motion = {name: MotionWorker(r, models.grid(r), pool.gpus, 1) for name, r in self.runs.items()}
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
@@ -85,7 +86,7 @@ class AttributionPilot:
         a = self.runs[name].attribution
         restrict(self.model.trained, a.parameters, self.model.family.idle)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        gradients = ProjectedGradients(self.model.trained, projection, a.hold)
+        gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
         rows, clip_ids = list[Row](), list[str]()
         for clip in clips:
             try:

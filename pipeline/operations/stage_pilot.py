@@ -18,12 +18,11 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
+from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
+from pipeline.attribution.workers import opened
 from pipeline.config import Run
 from pipeline.errors import ClipError, is_out_of_memory
-from pipeline.models import VideoModel, open_model
 from pipeline.models.conditioning import split
-from pipeline.models.trained_weights import load_weights
 from pipeline.motion.worker import MotionWorker
 from pipeline.operations.index_pilot import FEWEST, PART_SECONDS, Report, Row, peak_memory
 from pipeline.operations.pilot import TrainingPilot, timed
@@ -100,10 +99,7 @@ def _features(
     it. None where no clip has a gradient."""
     begun, device = time.perf_counter(), worker.device
     a = run.of("clips").attribution
-    model: VideoModel = open_model(run.model, device)
-    if a.weights is not None:
-        load_weights(model, a.weights, merge=True)
-    place_experts(model, a.settings)
+    model, host = opened(run, device, a.settings)
     restrict(model.trained, a.parameters, model.family.idle)
     projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
     load = before.load + time.perf_counter() - begun
@@ -119,7 +115,7 @@ def _features(
 
     def attribute(hold: int, some: list[tuple[Row, Row]]) -> tuple[_Clock, int]:
         """Seconds of these clips with so many held gradients; of their losses, the last stage among them."""
-        gradients, clock, losses = ProjectedGradients(model.trained, projection, hold), _Clock(device), 0
+        gradients, clock, losses = ProjectedGradients(model.trained, projection, hold, host), _Clock(device), 0
         for clip, measured in _in_time(some, clock, "clip"):
             with _Problems(problems, device) as problem:
                 frames = _frames(run, worker.decoder, clip)
@@ -127,7 +123,7 @@ def _features(
             if problem.has_come:
                 clock.forget()
                 gradients.close()
-                gradients = ProjectedGradients(model.trained, projection, hold)
+                gradients = ProjectedGradients(model.trained, projection, hold, host)
         clock.time("last", gradients.collect)
         gradients.close()
         return clock, losses
