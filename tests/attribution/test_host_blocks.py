@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -112,7 +113,8 @@ def test_without_a_sink_gradients_are_the_parameters_own(tmp_path_factory: pytes
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Bytes of this process that are in memory, without those that were freed and kept for later."""
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -135,8 +137,8 @@ def test_one_block_is_there_at_a_time(tmp_path_factory: pytest.TempPathFactory) 
         after_forward = resident() - before
         loss.backward()
         model.trained.zero_grad(set_to_none=True)
-    assert after_forward < 2 * size, f"the forward pass leaves {after_forward / size:.1f} blocks"
-    assert max(seen) - before < 4 * size, f"the backward pass holds {(max(seen) - before) / size:.1f} blocks"
+    assert after_forward < size, f"the forward pass leaves {after_forward / size:.1f} blocks"
+    assert max(seen) - before < 2.5 * size, f"the backward pass holds {(max(seen) - before) / size:.1f} blocks"
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
