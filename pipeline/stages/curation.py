@@ -115,6 +115,9 @@ def sample_queries(run: Run) -> None:
     rows = tables.of_clips(stores.join(run.root, "clips"), ids)
     assert rows is not None, "the ids are of this table"
     rows = rows.append_column("group", pa.array(["all"] * rows.num_rows, pa.string()))
+    for field in schemas.QUERIES:  # a clip has no part of itself named, as a query may
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
     others = [field for field in rows.schema if field.name not in schemas.QUERIES.names]
     schema = pa.schema([*schemas.QUERIES, *others])
     _replace_queries(run, rows.select(schema.names).cast(schema))
