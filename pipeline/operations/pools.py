@@ -80,11 +80,11 @@ class _Candidate:
 
 def choose(stage: str, measure: Measure, nodes: Sequence[Nodes], rows: float) -> Chosen:
     """The pool of a stage with so many rows. ConfigError where not one actor has room on any node."""
-    best = _best(measure, nodes)
+    best = _best(measure, nodes, rows)
     if best is None:
         raise ConfigError(_no_room(stage, measure, nodes))
     actors = max(1, min(best.actors, _worth_loading(measure, best.cycle, rows)))
-    unloaded = _best(measure.model_copy(update={"memory": 0, "decoder_memory": 0, "gpu_memory": 0}), nodes)
+    unloaded = _best(measure.model_copy(update={"memory": 0, "decoder_memory": 0, "gpu_memory": 0}), nodes, rows)
     assert unloaded is not None, "with no memory needed there is more room"
     batch = _batch(measure, best, actors, rows)
     turns = math.ceil(math.ceil(rows / batch) / actors)
@@ -98,9 +98,9 @@ def choose(stage: str, measure: Measure, nodes: Sequence[Nodes], rows: float) ->
     )
 
 
-def _best(measure: Measure, nodes: Sequence[Nodes]) -> _Candidate | None:
+def _best(measure: Measure, nodes: Sequence[Nodes], rows: float) -> _Candidate | None:
     """The fastest candidate; of those about as fast the one with the fewest actors, of these the smallest."""
-    candidates = list(_candidates(measure, nodes))
+    candidates = list(_candidates(measure, nodes, rows))
     if not candidates:
         return None
     most = max(c.rate for c in candidates)
@@ -108,12 +108,14 @@ def _best(measure: Measure, nodes: Sequence[Nodes]) -> _Candidate | None:
     return min(quick, key=lambda c: (c.actors, c.pool.cpus, c.hold))
 
 
-def _candidates(measure: Measure, nodes: Sequence[Nodes]) -> Iterator[_Candidate]:
+def _candidates(measure: Measure, nodes: Sequence[Nodes], rows: float) -> Iterator[_Candidate]:
     """Every size of an actor that has room somewhere."""
     usable = [n for n in nodes if n.gpus > 0] if measure.gpu_total else list(nodes)
     most = max((n.cpus for n in usable), default=0.0)
     sizes = range(1, max(1, math.floor(most)) + 1)
-    for hold in HOLDS if measure.gradients else HOLDS[:1]:
+    for hold in HOLDS:
+        if hold > max(1.0, measure.gradients * rows / TURNS):  # a batch is whole generations
+            continue
         held = 0 if hold == 1 else hold * measure.gradient_bytes
         seconds = measure.seconds(hold)
         for on_gpu in range(1, ON_ONE_GPU + 1) if measure.gpu_total else (0,):
@@ -176,7 +178,8 @@ def _batch(measure: Measure, best: _Candidate, actors: int, rows: float) -> int:
     most = min(BATCH_SECONDS / best.cycle, rows / (actors * TURNS), MOST_BATCH)
     batch = max(1, math.floor(min(least, most)))
     group = best.hold // math.gcd(best.hold, measure.gradients) if measure.gradients else 1
-    return math.ceil(batch / group) * group  # whole generations of P
+    whole = math.ceil(batch / group) * group  # whole generations of P
+    return min(whole, math.ceil(rows / actors))
 
 
 def _bottleneck(measure: Measure, best: _Candidate, actors: int, without_memory: float) -> str:
