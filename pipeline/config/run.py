@@ -256,6 +256,9 @@ class Ranking(Model):
     caps: dict[str, Annotated[int, Field(ge=1)]] = Field(
         {}, description="at most so many selected clips of each value of these columns of clips/: {source: 20}"
     )
+    interval: float | None = Field(
+        0.9, gt=0.5, lt=1, description="confidence of the intervals of ranks over draws of queries; null: none"
+    )
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
     roots: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
@@ -266,7 +269,8 @@ class Ranking(Model):
     def rule(self) -> dict[str, Any]:
         """What makes one ranking of the same clips differ from another: all but the places where they lie. Keys that
         came later are there where they are set, so that older tables stay what they are."""
-        unset = {name for name in ("duplicates", "caps") if not getattr(self, name)}
+        later = ("duplicates", "caps", "interval")
+        unset = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude={"roots"} | unset)
 
     @model_validator(mode="after")

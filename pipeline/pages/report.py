@@ -31,6 +31,7 @@ from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.ranking import choosing, controls
 from pipeline.ranking.likeness import likenesses
 from pipeline.ranking.mask_overlap import Alike, mask_overlaps
+from pipeline.ranking.rules import strata
 from pipeline.storage import stores
 from pipeline.tables import figures, throughput
 
@@ -70,7 +71,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     ``decisions``: selected, neutral, harmful and not_ranked of the clips with features, for group "all"; ``problems``:
     sentences on rows that contradict one another (empty: everything adds up); ``shortlist``: what `choosing.quality`
     found on it, or null; ``selection``: group -> source ->
-    decision -> n; ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
+    decision -> n; ``strata``: column -> value -> {corpus, before, selected}, clips as `rules.strata` has them;
+    ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
     and the same of mask_overlap, colours and movement, as far as they are known}; ``looks``: a warning where looks
     explain more of the ranking than motion does, else empty; ``evaluation``: the records of `comparison.comparison`;
     ``held_out``: whether videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n;
@@ -180,6 +182,7 @@ def _numbers(
         "problems": named + problems,
         "shortlist": choosing.quality(run),
         "selection": {} if selected is None else figures.by_source(selected),
+        "strata": strata.strata(run),
         "overlap": overlap,
         "looks": sections.looks(overlap),
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),

@@ -6,7 +6,7 @@ What is here for all clips at once, `selection` does for as many as a bucket hol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Ranking
 from pipeline.ranking.rules.choice import Rules, barred_words, choose
+from pipeline.ranking.rules.intervals import half_width, half_width_of_votes, rank_intervals, squared_error
 from pipeline.storage.parallel import in_order, one_thread
 
 Array = npt.NDArray[np.float32]
@@ -346,7 +347,7 @@ def select(
     unlawful: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """Decide on every clip: columns clip_id, votes, mean_influence, rank, decision, weight, reason, rule, choice,
-    duplicate_of; by rank.
+    duplicate_of, rank_low, rank_high; by rank.
 
     Selected are the first max(1, round(fraction * N)), or those whose mean influence is above `above`. Influence alone
     calls no clip harmful: those are the `unlawful` ones, clip_id -> why, the first round(harmful * N) of them in their
@@ -368,7 +369,11 @@ def select(
     names = {"clip_id": list(unlawful or {}), "reason": list((unlawful or {}).values())}
     spoiled = pa.table(names, schema=pa.schema([("clip_id", pa.string()), ("reason", pa.string())]))
     votes_of = _votes(values, vote_fraction)
-    return pa.concat_tables(selection_blocks(_mean(values), votes_of, ids, values.shape[1], rule, unlawful=spoiled))
+    error, half = squared_error(np.ascontiguousarray(values.T)), None
+    if error is not None and rule.interval is not None:
+        half = half_width(*error, rule.interval)
+    blocks = selection_blocks(_mean(values), votes_of, ids, values.shape[1], rule, unlawful=spoiled, half=half)
+    return pa.concat_tables(blocks)
 
 
 def selection_blocks(
@@ -380,11 +385,13 @@ def selection_blocks(
     population: Population | None = None,
     unlawful: pa.Table | None = None,
     rules: Rules | None = None,
+    half: Array | None = None,
 ) -> Iterator[pa.Table]:
     """The tables of `select`, one after the other by rank, at most CHUNK rows each.
 
     `unlawful` has columns clip_id and reason, the least lawful first. Where the rows stand for a larger `population`,
     both shares are of its count. `rules` bar near-duplicates and what is above a cap; the next best take their places.
+    `half` [N] is how far a mean influence may be off: it makes intervals of ranks, and names clips on the edge.
     """
     rows, n = placed(mean, votes if rule.by == "votes" else None, clip_ids), len(mean)
     whole = n if population is None else population.count
@@ -394,6 +401,9 @@ def selection_blocks(
     first = f"first {count} of {whole} by {rule.by}" if rule.above is None else f"mean influence above {rule.above:g}"
     harmful, reasons = _harmful(clip_ids, unlawful, round(rule.harmful * whole))
     choice = choose(rows, harmful, rules)
+    intervals = _intervals(mean, votes, rows, rule, queries, half)
+    order = choice.place[rows]
+    cut = int(np.flatnonzero((order >= 0) & (order < count)).max(initial=-1))  # the last rank of the selection
     names = ["fraction" if rule.above is None else "above", "lawfulness", "duplicate"]
     names += [f"cap {cap.column}" for cap in rules.caps]
     for start in range(0, n, CHUNK):
@@ -402,7 +412,10 @@ def selection_blocks(
         bad, place = harmful[here], choice.place[here]
         chosen = (place >= 0) & (place < count if rule.above is None else m > rule.above)
         decided = np.where(chosen, 0, np.where(bad, 1, 2)).astype(np.int8)
-        why = _words(decided, [first, "", "not selected"])
+        low, high = intervals(here)
+        edge = _on_edge(low, high, cut) if rule.above is None else _near(m, half, here, rule.above)
+        edged = (decided + 3 * (edge & (place >= 0))).astype(np.int8)
+        why = _words(edged, [first, "", "not selected", f"{first}, on the edge", "", "not selected, on the edge"])
         why = pc.if_else(pa.array(bad), reasons.take(pa.array(np.where(bad, here, 0))), why) if bad.any() else why
         why, stand_ins = barred_words(choice, here, rules, clip_ids, why)
         yield pa.table(
@@ -417,8 +430,44 @@ def selection_blocks(
                 "rule": _words(choice.barred_by[here], names),
                 "choice": pa.array(place, pa.int64(), mask=place < 0),
                 "duplicate_of": stand_ins,
+                "rank_low": low,
+                "rank_high": high,
             }
         )
+
+
+def _intervals(
+    mean: Array, votes: Counts, rows: Rows, rule: Ranking, queries: int, half: Array | None
+) -> Callable[[Rows], tuple[pa.Array, pa.Array]]:
+    """Some rows -> the first and the last rank that each may have; nulls where nothing is known."""
+    scores: npt.NDArray[np.number] = votes if rule.by == "votes" else mean
+    width = half
+    if rule.by == "votes":
+        width = None if rule.interval is None else half_width_of_votes(votes, queries, rule.interval)
+    ascending = scores[rows][::-1]
+
+    def of(some: Rows) -> tuple[pa.Array, pa.Array]:
+        if width is None:
+            return pa.nulls(len(some), pa.int64()), pa.nulls(len(some), pa.int64())
+        low, high = rank_intervals(ascending, scores[some], width[some])
+        return pa.array(low, pa.int64()), pa.array(high, pa.int64())
+
+    return of
+
+
+def _on_edge(low: pa.Array, high: pa.Array, cut: int) -> npt.NDArray[np.bool_]:
+    """Which intervals of ranks hold ranks of the selection, up to `cut`, and others."""
+    inside = pc.and_(pc.less_equal(low, cut), pc.greater(high, cut))
+    edge: npt.NDArray[np.bool_] = pc.fill_null(inside, False).to_numpy(zero_copy_only=False)
+    return edge
+
+
+def _near(mean: Array, half: Array | None, rows: Rows, above: float) -> npt.NDArray[np.bool_]:
+    """Which mean influences of these rows may be on either side of a threshold."""
+    if half is None:
+        return np.zeros(len(mean), bool)
+    edge: npt.NDArray[np.bool_] = (mean - half[rows] <= above) & (mean + half[rows] > above)
+    return edge
 
 
 def _exact_sum(values: Array) -> float:

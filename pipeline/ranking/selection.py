@@ -36,6 +36,7 @@ from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import HELD, Progress, influence_columns
 from pipeline.ranking.rules.choice import Rules
+from pipeline.ranking.rules.intervals import half_width, squared_error
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
 from pipeline.tables import scanning, schemas
@@ -101,6 +102,19 @@ class Ranked:
         if spare and others:
             mean -= spare * sum(self.influence[query].astype(np.float64) for query in others) / len(others)
         return mean.astype(np.float32), votes
+
+    def half_widths(self, group: str, confidence: float | None, spare: float = 0.0) -> Array | None:
+        """How far each clip's mean influence on a group's queries may be off, for another draw of them: half of an
+        interval of this confidence [N]; None without one, and for a single query."""
+        queries = self.of(group)
+        others = [query for query in range(len(self.groups)) if query not in set(queries)]
+        error = None if confidence is None else squared_error(self.influence[query] for query in queries)
+        if confidence is None or error is None:
+            return None
+        of_others = squared_error(self.influence[query] for query in others) if spare else None
+        if of_others is not None:  # of one other query nothing is known, and it has no part
+            return half_width(error[0] + spare**2 * of_others[0], error[1], confidence)
+        return half_width(*error, confidence)
 
     def weighted_mean(self, group: str, weights: Sums) -> Array:
         """The sum of weight times influence over a group's queries, over the sum of the weights' sizes: [N]."""
@@ -282,7 +296,10 @@ def selection_tables(
     for group in ranked.all_groups:
         mean, votes = ranked.score(group, marks, rule.spare)
         queries = len(ranked.of(group))
-        for table in selection_blocks(mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful, rules):
+        half = ranked.half_widths(group, rule.interval, rule.spare) if rule.by == "mean" or rule.above else None
+        for table in selection_blocks(
+            mean, votes, ranked.clip_ids, queries, rule, ranked.shortlisted, unlawful, rules, half
+        ):
             yield _with_group(table, group)
         for start in range(0, others.num_rows, CHUNK):
             yield _not_ranked(others.slice(start, CHUNK), group)
@@ -305,6 +322,8 @@ def _not_ranked(others: pa.Table, group: str) -> pa.Table:
         "rule": pa.repeat(pa.scalar("not ranked"), others.num_rows),
         "choice": pa.nulls(others.num_rows, pa.int64()),
         "duplicate_of": pa.nulls(others.num_rows, pa.string()),
+        "rank_low": pa.nulls(others.num_rows, pa.int64()),
+        "rank_high": pa.nulls(others.num_rows, pa.int64()),
     }
     return _with_group(pa.table(columns), group)
 

@@ -15,7 +15,7 @@ from pipeline.attribution.fingerprints import Fingerprint
 from pipeline.config import Run
 from pipeline.ranking import choosing, lawfulness, partitions, placed, share
 from pipeline.ranking.feature_table import under_mask
-from pipeline.ranking.rules import reading
+from pipeline.ranking.rules import reading, strata
 from pipeline.ranking.rules.choice import Rules
 from pipeline.ranking.selection import (
     Marks,
@@ -70,6 +70,11 @@ def rank_clips(run: Run) -> None:
         print(f"selection: {sentence}")
     for sentence in choosing.sentences(choosing.quality(run)):
         print(f"shortlist: {sentence}")
+    counts = strata.strata(run)
+    if counts:
+        print(f"{'share of':<44} {'corpus':>9} {'by rank':>9} {'selected':>9}")
+    for line in strata.lines(counts):
+        print(line)
 
 
 def _ranked(run: Run) -> Ranked:

@@ -152,6 +152,8 @@ SELECTION: Meanings = {
     "choice": "Place in the order of choice, from 0: the selection of any fraction is the clips with the lowest; null "
     "where a rule bars the clip.",
     "duplicate_of": "The clip that stands for this near-duplicate in the selection; null: none.",
+    "rank_low": "The first rank of the clip's interval (`ranking.interval`) over draws of queries; null: not known.",
+    "rank_high": "... and the last. Where one is in the selection and the other is not, the clip is on the edge.",
 }
 EVALUATION: Meanings = {
     "arm": "Name of the arm; in a night `base`, `in_use` or `candidate`.",

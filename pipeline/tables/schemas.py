@@ -90,6 +90,8 @@ SELECTION = pa.schema(
         ("rule", pa.string()),
         ("choice", pa.int64()),
         ("duplicate_of", pa.string()),
+        ("rank_low", pa.int64()),
+        ("rank_high", pa.int64()),
     ]
 )
 PICTURES = pa.schema(

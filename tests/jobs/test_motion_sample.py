@@ -39,6 +39,9 @@ def test_features_are_those_of_a_run_that_measures_all(
     assert len(ids(tmp_path / "whole", "motion/clips")) == 30
     sample = ids(tmp_path / "sampled", "motion/clips")
     assert len(sample) == 7
+    pictures = [tables.read(str(root / "pictures" / "clips")) for root in (tmp_path / "whole", tmp_path / "sampled")]
+    assert pictures[0].equals(pictures[1]), "of every clip whose frames are decoded there is a signature"
+    assert pictures[0].num_rows == 30
     features = [tables.read(str(root / "features" / "clips")) for root in (tmp_path / "whole", tmp_path / "sampled")]
     assert features[0].column("clip_id").equals(features[1].column("clip_id"))
     assert np.array_equal(tables.matrix(features[0], "feature"), tables.matrix(features[1], "feature"))

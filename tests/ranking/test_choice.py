@@ -117,7 +117,7 @@ def test_nothing_asked_changes_nothing() -> None:
     plain, ruled = (table(Ranking(), rules, {"c01": "odd"}) for rules in (None, Rules()))
     assert plain.equals(ruled)
     assert set(plain.column("rule").to_pylist()) == {"fraction", "lawfulness"}
-    assert Ranking().rule.keys() == Ranking().model_dump().keys() - {"duplicates", "caps", "roots"}
+    assert Ranking().rule.keys() == Ranking().model_dump().keys() - {"duplicates", "caps", "interval", "roots"}
 
 
 def test_above_a_threshold_rules_count_too() -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.motion.signature import NUMBERS
 from pipeline.ranking import selection
+from pipeline.ranking.rules import strata
 from pipeline.stages import ranking
 from pipeline.stages.ranking import rank_clips
 from pipeline.tables import schemas
@@ -225,3 +226,46 @@ def test_a_selection_of_before_there_were_rules_is_read(make: Callable[..., Run]
     ids = arms.training_set(run).column("clip_id").to_pylist()  # type: ignore[union-attr]
     tables.replace(folder, table.drop_columns(["rule", "choice", "duplicate_of"]), {})
     assert arms.training_set(run).column("clip_id").to_pylist() == ids  # type: ignore[union-attr]
+
+
+def test_strata_are_counted_before_and_after_the_rules(
+    make: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make(caps={"source": 2}, fraction=0.1)
+    motion = schemas.motion_schema(schemas.CLIPS)
+    moved = [
+        {**dict.fromkeys(motion.names), "clip_id": i, "motion_mean": float(n), "camera_share": n / 40}
+        for n, i in enumerate(names(40))
+    ]
+    tables.append(f"{run.root}/motion/clips", pa.Table.from_pylist(moved, schema=motion), {})
+    rank_clips(run)
+    counts = strata.strata(run)
+    rows = decided(run)
+    chosen = [int(i[-2:]) for i, row in rows.items() if row["decision"] == "selected"]
+    best = [int(row["clip_id"][-2:]) for row in sorted(rows.values(), key=lambda row: row["rank"])[: len(chosen)]]
+    for source in range(5):
+        assert counts["source"][f"film {source}"] == {
+            "corpus": 12,
+            "before": sum(n % 5 == source for n in best),
+            "selected": sum(n % 5 == source for n in chosen),
+        }
+    assert counts["licence"]["not known"]["corpus"] == counts["licence"]["cc"]["corpus"] == 30
+    assert [of["corpus"] for of in counts["camera"].values()] == [10, 10, 10, 10, 20]
+    assert [of["corpus"] for of in counts["motion"].values()] == [10, 10, 10, 10, 20]
+    assert counts["camera"]["not known"]["selected"] == sum(n >= 40 for n in chosen)
+    for of in counts.values():
+        assert {name: sum(row[name] for row in of.values()) for name in strata.SETS} == {
+            "corpus": N,
+            "before": len(chosen),
+            "selected": len(chosen),
+        }
+    assert "camera under 25 %" in capsys.readouterr().out
+
+
+def test_of_a_column_of_many_values_the_largest_are_named() -> None:
+    row = {"corpus": 1, "before": 0, "selected": 1}
+    of = {f"v{n}": {**row, "corpus": n} for n in range(20)}
+    first = strata._first(of)
+    assert list(first)[:2] == ["v19", "v18"]
+    assert len(first) == strata.MOST
+    assert sum(one["corpus"] for one in first.values()) == sum(range(20))
