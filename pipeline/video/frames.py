@@ -11,6 +11,7 @@ frames in presentation order.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from fractions import Fraction
@@ -35,6 +36,8 @@ from pipeline.video.timeline import (
     read_timeline,
     room,
 )
+
+_GARBAGE = 16  # frames that may be in memory and not in use any more
 
 __all__ = ["decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
 
@@ -120,7 +123,9 @@ def _read(
     before: tuple[float, Picture] | None = None
     picture: Picture | None = None
     done, number, late = 0, -1, False
-    for number, picture in numbered(path, packets, line, start, pulse):
+    for count, (number, picture) in enumerate(numbered(path, packets, line, start, pulse)):
+        if count % _GARBAGE == 0:
+            gc.collect()  # a frame that was asked how it is turned refers to itself: its memory is not freed otherwise
         if number < needed[0]:
             continue
         if before is None:
