@@ -1,8 +1,8 @@
 """Video files as frames: exact decoding of one segment, a look at a file, writing mp4.
 
-What a decoder's child can be asked for is here: `segments`, `decode`, `look`, `plan_stretches` and `stretch` read
-untrusted files and may hang or crash inside a codec. The pipeline calls them through `decoder.Decoder`, in a child
-process. That child imports this module, so it needs numpy, PyAV and Pillow only.
+What a decoder's child can be asked for is here: `segments`, `decode`, `look`, `clip_file`, `plan_stretches` and
+`stretch` read untrusted files and may hang or crash inside a codec. The pipeline calls them through `decoder.Decoder`,
+in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
 Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
 variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source
@@ -21,6 +21,7 @@ import av
 import numpy as np
 
 from pipeline.errors import ClipError
+from pipeline.video.cut_clips import clip_file
 from pipeline.video.orientation import Frames, fit, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
@@ -39,7 +40,7 @@ from pipeline.video.timeline import (
 
 _GARBAGE = 16  # frames that may be in memory and not in use any more
 
-__all__ = ["decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
+__all__ = ["clip_file", "decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
 
 
 # --- one look --------------------------------------------------------------------------------------------------------
