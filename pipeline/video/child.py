@@ -51,6 +51,8 @@ def serve(handle: int, memory: int, functions: str) -> None:
             if frames is not None:
                 link.send_bytes(frames.data.cast("B"))
             signal.setitimer(signal.ITIMER_REAL, 0)
+            del answer, frames
+            gc.collect()
 
 
 class _Pulse:

@@ -125,8 +125,8 @@ def _read(
     picture: Picture | None = None
     done, number, late = 0, -1, False
     for count, (number, picture) in enumerate(numbered(path, packets, line, start, pulse)):
-        if count % _GARBAGE == 0:
-            gc.collect()  # a frame that was asked how it is turned refers to itself: its memory is not freed otherwise
+        if count % _GARBAGE == _GARBAGE - 1:
+            gc.collect(1)  # a frame that was asked how it is turned refers to itself: its memory is not freed otherwise
         if number < needed[0]:
             continue
         if before is None:
