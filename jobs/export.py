@@ -146,12 +146,14 @@ def _cut(run: Run, layout: Format, rows: pa.Table, home: str, folder: str, finge
         checkpoint = budget.spending(run.budget).checkpoint(stage.title, pool)
         figures = streaming.stream(stage, [pending], pending.num_rows, Progress(stage.title), tried, checkpoint)
         achieved(stage.title, figures)
-    table = tables.read(home, ["clip_id", "file", "bytes", "problem"])
+    names = ["clip_id", "file", "bytes", *(["copied"] if run.export.video == "copy" else []), "problem"]
+    table = tables.read(home, names)
     assert table is not None, "every clip has a row"
     failed = table.filter(table.column("problem").is_valid())
-    counts(
-        "export", table.num_rows, tables.errors_by_code(failed.rename_columns(["clip_id", "file", "bytes", "error"]))
-    )
+    counts("export", table.num_rows, tables.errors_by_code(failed.rename_columns([*names[:-1], "error"])))
+    if run.export.video == "copy":
+        copied = pc.sum(table.column("copied")).as_py() or 0
+        print(f"export: {copied} of them are copied as they are, the others are encoded")
     table = table.filter(table.column("problem").is_null())
     if not table.num_rows:
         raise NothingUsableError(

@@ -55,6 +55,11 @@ class Export(Model):
     datasets: int = Field(
         4, ge=1, le=64, description="weights become at most so many data sets, where a trainer repeats whole ones"
     )
+    video: Literal["encode", "copy"] = Field(
+        "encode",
+        description="copy: the bytes of a video that already is the clip, frame for frame, are taken as they are; the "
+        "others are encoded",
+    )
     crf: int = Field(14, ge=1, le=30, description="x264's constant rate factor: the lower, the nearer to the frames")
     suite: str | None = Field(
         None, min_length=1, description="the evaluation suite's own list of prompts (.json, .csv, .txt)"

@@ -106,6 +106,8 @@ def digest(run: Run, layout: Format, rows: pa.Table) -> str:
     """A hash of all that an export's files depend on: its clips with their texts and places, and how they are cut."""
     d, e = run.data, run.export
     settings = [layout.name, e.path, e.model, e.crf, d.frames, d.fps, d.height, d.width, rows.column_names]
+    if e.video != "encode":
+        settings.append(e.video)
     return rows_digest(settings, rows)
 
 

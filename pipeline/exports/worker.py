@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -18,9 +19,17 @@ from pipeline.exports.trainers import one_line
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.video.cut_clips import encode_clip
-from pipeline.video.decoders import Frames, Row, decoded, decoders_for
+from pipeline.video.decoders import Frames, Geometry, Row, decoded, decoders_for
 
 IN_TARS = ("uri", "source", "start_frame", "num_frames", "fps", "weight", "rank", "influence")
+
+
+@dataclass(frozen=True)
+class Video:
+    """The bytes of a clip's file, and whether they are its source's."""
+
+    content: bytes
+    copied: bool
 
 
 class ExportWorker:
@@ -45,11 +54,26 @@ class ExportWorker:
     def refuse(self, clips: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"exports": _table([_refused(row, error) for row in clips.to_pylist()])}
 
-    def _videos(self, rows: list[Row]) -> Iterator[tuple[Row, bytes | ClipError]]:
+    def _videos(self, rows: list[Row]) -> Iterator[tuple[Row, Video | ClipError]]:
         d = self.run.data
         geometry = (d.frames, d.fps, d.height, d.width)
-        for row, frames in decoded(self.decoder, self.run, rows, geometry):
-            yield row, frames if isinstance(frames, ClipError) else self._encoded(frames)
+        copies = {row["clip_id"]: video for row in rows if (video := self._copy(row, geometry)) is not None}
+        others = decoded(self.decoder, self.run, [row for row in rows if row["clip_id"] not in copies], geometry)
+        for row in rows:
+            if row["clip_id"] in copies:
+                yield row, Video(copies.pop(row["clip_id"]), copied=True)
+                continue
+            _, frames = next(others)
+            yield row, frames if isinstance(frames, ClipError) else Video(self._encoded(frames), copied=False)
+
+    def _copy(self, row: Row, geometry: Geometry) -> bytes | None:
+        """The bytes of the clip's source where they may be taken as they are."""
+        if self.run.export.video == "encode" or row["start_frame"]:
+            return None
+        try:
+            return self.decoder.clip_bytes(row["uri"], *geometry)
+        except ClipError:
+            return None  # decoding it says what is wrong with it
 
     def _encoded(self, frames: Frames) -> bytes:
         return encode_clip(frames, self.run.data.fps, self.run.export.crf)
@@ -62,7 +86,7 @@ class ExportWorker:
             stem = row["file"].removesuffix(".mp4")
             if self.layout.captions:
                 stores.write_bytes(stores.join(self.folder, f"{stem}.txt"), one_line(row["caption"]).encode())
-            stores.write_bytes(stores.join(self.folder, row["file"]), video)
+            stores.write_bytes(stores.join(self.folder, row["file"]), video.content)
             yield _cut(row, row["file"], video)
 
     def _shard(self, rows: list[Row]) -> list[Row]:
@@ -77,7 +101,7 @@ class ExportWorker:
                     continue
                 key = row["file"].rsplit("/", 1)[-1].removesuffix(".mp4")
                 facts = {"clip_id": row["clip_id"], "caption": row["caption"], **{c: row[c] for c in IN_TARS}}
-                _add(tar, f"{key}.mp4", video)
+                _add(tar, f"{key}.mp4", video.content)
                 _add(tar, f"{key}.txt", row["caption"].encode())
                 _add(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
                 finished.append(_cut(row, name, video))
@@ -92,14 +116,14 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def _cut(row: Row, file: str, video: bytes) -> Row:
+def _cut(row: Row, file: str, video: Video) -> Row:
     identity = {"clip_id": row["clip_id"], "version": row["version"]}
-    return {**identity, "file": file, "bytes": len(video), "problem": None}
+    return {**identity, "file": file, "bytes": len(video.content), "copied": video.copied, "problem": None}
 
 
 def _refused(row: Row, error: ClipError) -> Row:
     identity = {"clip_id": row["clip_id"], "version": row["version"]}
-    return {**identity, "file": None, "bytes": None, "problem": str(error)}
+    return {**identity, "file": None, "bytes": None, "copied": None, "problem": str(error)}
 
 
 def _table(rows: list[Row]) -> pa.Table:

@@ -267,6 +267,7 @@ EXPORTS: Meanings = {
     "version": _VERSION,
     "file": "The clip's file, or the tar file that holds it, relative to the folder that the export writes.",
     "bytes": "Size of the clip's video.",
+    "copied": "Whether its bytes are those of the source (`export.video: copy`).",
     "problem": _ERROR,
 }
 _BATCH = "Names what was said at once; the page makes it, so that a batch that is sent twice is one."

@@ -247,6 +247,7 @@ EXPORTS = pa.schema(
         ("version", pa.string()),
         ("file", pa.string()),
         ("bytes", pa.int64()),
+        ("copied", pa.bool_()),
         ("problem", pa.string()),
     ]
 )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 
-from pipeline.video.orientation import Frames
+from pipeline.errors import ClipError
+from pipeline.video.orientation import Frames, pose
+from pipeline.video.packets import NONE, Pulse, no_pulse, open_container, read_packets
+from pipeline.video.timeline import pictures
 
 BT601, LIMITED = 6, 1  # FFmpeg's numbers of the matrix by which it converts RGB by default, and of its range
 
@@ -41,3 +45,43 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14, preset: str = "medium
             container.mux(stream.encode(None))
         with open(path, "rb") as file:
             return file.read()
+
+
+def clip_file(
+    path: str, frames: int, fps: float, height: int, width: int, pulse: Pulse = no_pulse
+) -> list[dict[str, Any]]:
+    """Whether a file already is a clip as `encode_clip` makes them, as a list of one: {difference}, None or a clause
+    that says what is different. It is decoded only where all that its container says fits. Raises ClipError."""
+    packets = read_packets(path, pulse)
+    if len(packets) != frames or not packets.shown.all():
+        return [{"difference": "it has another number of frames"}]
+    with open_container(path) as container:
+        stream = container.streams[packets.stream]
+        codec = stream.codec_context
+        rate = Fraction(fps).limit_denominator(65535)
+        stamps = [None if stamp == NONE else stamp * stream.time_base for stamp in packets.pts.tolist()]
+        differences = {
+            "it is no mp4": "mp4" not in container.format.name.split(","),
+            "it has other streams": len(container.streams) > 1,
+            "it has another codec": (codec.name, codec.pix_fmt) != ("h264", "yuv420p"),
+            "it has another size": (codec.height, codec.width) != (height, width),
+            "its pixels are not square": stream.sample_aspect_ratio not in (None, 1),
+            "its frames have other times": stamps != [number / rate for number in range(frames)],
+            "its frames are reordered": packets.reorders or bool((packets.pts != packets.dts).any()),
+            "it has another duration": stream.duration is None or stream.duration * stream.time_base != frames / rate,
+        }
+    for clause, holds in differences.items():
+        if holds:
+            return [{"difference": clause}]
+    with open(path, "rb") as file:
+        if b"elst" in file.read():
+            return [{"difference": "it has an edit list"}]
+    shown = 0
+    for picture in pictures(path, packets, 0, pulse):
+        if picture.damaged:
+            raise ClipError("decode", f"its frame {shown} is damaged")
+        turned = pose(picture.frame, 1.0)
+        if turned.transposed or turned.reverse_rows or turned.reverse_columns:
+            return [{"difference": "it is turned"}]
+        shown += 1
+    return [{"difference": None if shown == frames else "it has another number of frames"}]

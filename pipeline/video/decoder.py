@@ -95,6 +95,17 @@ class Decoder:
         arguments = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
         return self._thread.submit(self._call, "decode", uri, arguments)
 
+    def clip_bytes(self, uri: str, frames: int, fps: float, height: int, width: int) -> bytes | None:
+        """The bytes of a local or remote file that already is this clip (`cut_clips.clip_file`); None of another."""
+        arguments = {"frames": frames, "fps": fps, "height": height, "width": width}
+        return self._thread.submit(self._clip_bytes, uri, arguments).result()
+
+    def _clip_bytes(self, uri: str, arguments: Mapping[str, Any]) -> bytes | None:
+        if self._call("clip_file", uri, arguments)[0]["difference"] is not None:
+            return None
+        with open(self._local(uri), "rb") as file:
+            return file.read()
+
     @classmethod
     def bytes_read(cls) -> int:
         """Bytes of the video files that this process's decoders opened or fetched; segments of one file in a row count

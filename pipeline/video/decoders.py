@@ -43,6 +43,9 @@ class Decoders:
         """The processes that decode."""
         return [decoder.pid for decoder in self._all if decoder.pid is not None]
 
+    def clip_bytes(self, uri: str, frames: int, fps: float, height: int, width: int) -> bytes | None:
+        return next(self._turns).clip_bytes(uri, frames, fps, height, width)
+
     def close(self) -> None:
         for decoder in self._all:
             decoder.close()

@@ -1,8 +1,8 @@
 """Video files as frames: exact decoding of one segment, a look at a file, writing mp4.
 
-What a decoder's child can be asked for is here: `segments`, `decode`, `look`, `plan_stretches` and `stretch` read
-untrusted files and may hang or crash inside a codec. The pipeline calls them through `decoder.Decoder`, in a child
-process. That child imports this module, so it needs numpy, PyAV and Pillow only.
+What a decoder's child can be asked for is here: `segments`, `decode`, `look`, `clip_file`, `plan_stretches` and
+`stretch` read untrusted files and may hang or crash inside a codec. The pipeline calls them through `decoder.Decoder`,
+in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
 Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
 variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source
@@ -11,6 +11,7 @@ frames in presentation order.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from fractions import Fraction
@@ -20,6 +21,7 @@ import av
 import numpy as np
 
 from pipeline.errors import ClipError
+from pipeline.video.cut_clips import clip_file
 from pipeline.video.orientation import Frames, fit, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
@@ -36,7 +38,9 @@ from pipeline.video.timeline import (
     room,
 )
 
-__all__ = ["decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
+_GARBAGE = 16  # frames that may be in memory and not in use any more
+
+__all__ = ["clip_file", "decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
 
 
 # --- one look --------------------------------------------------------------------------------------------------------
@@ -120,7 +124,9 @@ def _read(
     before: tuple[float, Picture] | None = None
     picture: Picture | None = None
     done, number, late = 0, -1, False
-    for number, picture in numbered(path, packets, line, start, pulse):
+    for count, (number, picture) in enumerate(numbered(path, packets, line, start, pulse)):
+        if count % _GARBAGE == _GARBAGE - 1:
+            gc.collect(1)  # a frame that was asked how it is turned refers to itself: its memory is not freed otherwise
         if number < needed[0]:
             continue
         if before is None:

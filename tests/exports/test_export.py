@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from jobs import export as job
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, InputError, UsageError
+from pipeline.errors import ClipError, ConfigError, InputError, UsageError
 from pipeline.exports import clip_rows, destination
 from pipeline.exports.formats import FORMATS
 from pipeline.exports.frame_rules import read_clip
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.tables.throughput import Figures
-from pipeline.video.cut_clips import encode_clip
+from pipeline.video.cut_clips import clip_file, encode_clip
 from pipeline.video.decoder import Decoder
 from pipeline.video.frames import segments, write_mp4
+from pipeline.video.packets import read_packets
 from tests.support.s3_store import BUCKET, Store
 
 FRAMES, FPS, SIDE = 9, 8.0, 32
@@ -312,3 +314,81 @@ def test_the_real_loader_reads_the_videofolder(make_run: MakeRun, tmp_path: Path
     for row in rows:
         assert Path(row["video"]["path"]).name == f"{row['clip_id']}.mp4"
         assert row["caption"] == f"spot {row['clip_id'][0]}"
+
+
+# --- clips that already are files ------------------------------------------------------------------------------------
+
+
+def _differences(path: Path) -> str | None:
+    (row,) = clip_file(str(path), FRAMES, FPS, SIDE, SIDE)
+    difference: str | None = row["difference"]
+    return difference
+
+
+def test_a_video_that_is_the_clip_is_copied_and_every_other_one_encoded(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = whole(make_run("videofolder"))
+    run = make_run("data-juicer", export__video="copy")
+    clips = tables.read(f"{run.root}/clips")
+    assert clips is not None
+    rows = [row for row in clips.to_pylist() if row["clip_id"] in ("0-0", "1-0")]
+    own = encoded / "clips" / "0-0.mp4"
+    rows[0] |= {"clip_id": "same", "uri": str(own), "start_frame": 0}
+    rows[1] |= {"clip_id": "other"}
+    tables.append(f"{run.root}/clips", pa.Table.from_pylist(rows, schema=clips.schema), fingerprints.clips(run))
+    folder = whole(run)
+    assert "export: 1 of them are copied as they are" in capsys.readouterr().out
+    assert (folder / "clips" / "same.mp4").read_bytes() == own.read_bytes()
+    table = tables.read(f"{run.root}/exports/{job.name(run)}", ["clip_id", "copied", "bytes"])
+    assert table is not None
+    by_id = {row["clip_id"]: row for row in table.to_pylist()}
+    assert by_id["same"]["copied"] is True
+    assert by_id["same"]["bytes"] == own.stat().st_size
+    assert by_id["other"]["copied"] is False
+    assert by_id[BROKEN]["copied"] is None
+    assert (folder / "clips" / "other.mp4").read_bytes() == (folder / "clips" / "1-0.mp4").read_bytes()
+
+
+def test_only_the_very_clip_is_one(tmp_path: Path) -> None:
+    pictures = film(0, FRAMES)[:, :SIDE, :SIDE]
+    path = tmp_path / "a.mp4"
+
+    def difference(data: bytes) -> str | None:
+        path.write_bytes(data)
+        return _differences(path)
+
+    assert difference(encode_clip(pictures, FPS)) is None
+    assert difference(encode_clip(pictures[:-1], FPS)) == "it has another number of frames"
+    assert difference(encode_clip(pictures, 24.0)) == "its frames have other times"
+    assert difference(encode_clip(film(0, FRAMES), FPS)) == "it has another size"
+    write_mp4(str(path), pictures, FPS)  # with frames that are predicted from later ones
+    assert _differences(path) in ("its frames are reordered", "its frames have other times")
+    changes: list[tuple[str, dict[str, Any]]] = [
+        ("it has another codec", {"codec": "mpeg4"}),
+        ("its pixels are not square", {"aspect": Fraction(4, 3)}),
+        ("it has another codec", {"pix_fmt": "yuv444p"}),
+        ("it is no mp4", {"format": "matroska"}),
+    ]
+    for expected, change in changes:
+        with av.open(str(path), "w", format=change.get("format", "mp4")) as container:
+            stream = container.add_stream(change.get("codec", "libx264"), rate=8, options={"bf": "0"})
+            stream.height, stream.width, stream.pix_fmt = SIDE, SIDE, change.get("pix_fmt", "yuv420p")
+            if "aspect" in change:
+                stream.codec_context.sample_aspect_ratio = change["aspect"]
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        assert _differences(path) == expected
+
+
+def test_a_damaged_clip_is_not_copied(tmp_path: Path) -> None:
+    data = bytearray(encode_clip(film(0, FRAMES)[:, :SIDE, :SIDE], FPS))
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    table = read_packets(str(path))
+    at = int(table.position[4])
+    data[at + 4 : at + int(table.size[4])] = bytes(int(table.size[4]) - 4)
+    path.write_bytes(data)
+    with pytest.raises(ClipError, match="is damaged"):
+        clip_file(str(path), FRAMES, FPS, SIDE, SIDE)

@@ -15,6 +15,7 @@ from pipeline.synthetic import world
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import Decoders, Frames, Row, decoded, decoders_for
 from pipeline.video.frames import write_mp4
+from tests.support.numbered import numbers, write
 
 CLIPS = 5
 
@@ -56,6 +57,20 @@ def test_any_number_of_decoders_gives_the_same_rows_in_the_same_order(
             assert str(frames) == str(alone)
         else:
             assert np.array_equal(np.asarray(frames), np.asarray(alone)), f"clip {row['clip_id']} has other pixels"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_segments_of_a_large_video_one_after_another_take_one_segment_s_memory(tmp_path: Path) -> None:
+    """The scaler's threads and frames that refer to themselves stayed from frame to frame, until none could begin."""
+    path = write(tmp_path / "large.mp4", "libx264", list(range(70)), size=(1080, 1920), options={"preset": "ultrafast"})
+    with Decoder(timeout=120) as decoder:
+        for start in (0, 5, 9):
+            assert numbers(decoder.frames(path, start, 60, 25.0, 54, 96)) == list(range(start, start + 60))
+        assert decoder._child is not None
+        lines = Path(f"/proc/{decoder._child.pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        assert int(status["VmPeak"].split()[0]) < 700_000
+        assert int(status["Threads"]) <= 2
 
 
 class Watched(Decoders):

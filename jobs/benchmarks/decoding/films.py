@@ -35,7 +35,7 @@ class Codec:
 CODECS = (
     Codec("H.264", "libx264", "yuv420p", "mp4", (("preset", "veryfast"), ("crf", "24"), ("g", "48"))),
     Codec("HEVC 10 bit", "libx265", "yuv420p10le", "mp4", (("preset", "ultrafast"), ("x265-params", "log-level=none"))),
-    Codec("AV1", "libsvtav1", "yuv420p", "mp4", (("preset", "11"), ("g", "60"))),
+    Codec("AV1", "libsvtav1", "yuv420p", "mp4", (("preset", "8"), ("g", "60"))),
     Codec("VP9", "libvpx-vp9", "yuv420p", "webm", (("deadline", "realtime"), ("cpu-used", "8"), ("b", "6M"))),
     Codec("MPEG-4", "mpeg4", "yuv420p", "mp4", (("b", "8M"),)),
 )
