@@ -246,9 +246,9 @@ def _record(run: Run) -> Record:
         "finetune": {"batch", "accumulate", "lora_rank", "expert", "sharding"},
         "evaluate": {"steps", "guidance"},
     }
-    parts = run.model_dump(mode="json", include=sections)
+    parts = run.model_dump(mode="json", include=sections, exclude_defaults=True)  # a new key measures nothing anew
     # hold is chosen, and each night's own weights take as long as the last's
-    parts["attribution"] = run.attribution.model_dump(mode="json", exclude={"hold", "weights"})
+    parts["attribution"] = run.attribution.model_dump(mode="json", exclude={"hold", "weights"}, exclude_defaults=True)
     key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
     return Record(key=key, nodes=(), videos=0, segments=0.0, measures={}, chosen={})
 
