@@ -81,6 +81,7 @@ def test_an_explanation_is_the_same_to_the_bit(tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_they_are_the_same_but_for_rounding(tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = features(opened(tmp_path_factory, "wan2.1"), "wan2.1", None)[0]
     model = opened(tmp_path_factory, "wan2.1")

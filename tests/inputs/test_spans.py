@@ -24,6 +24,7 @@ from pipeline.inputs.video_set import VideoSet
 from pipeline.inputs.videos import videos
 from pipeline.tables.schemas import CLIPS
 from pipeline.video import frames as video
+from pipeline.video import segments
 from pipeline.video.decoder import Decoder
 from pipeline.video.indexing import clip_id, index
 from tests.support import numbered
@@ -336,14 +337,14 @@ def test_spans_that_may_share_a_frame(one: str | None, other: str | None, expect
 
 def test_indexing_a_span_decodes_no_more_than_it_needs(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
-    real = video.numbered
+    real = segments.numbered
 
     def counted(*arguments: Any) -> Iterator[Any]:
         for number, picture in real(*arguments):
             shown.append(number)
             yield number, picture
 
-    monkeypatch.setattr(video, "numbered", counted)
+    monkeypatch.setattr(segments, "numbered", counted)
     rows = video.segments(str(film), 5, 20.0, span="3s-3.5s")
     assert [row["start_frame"] for row in rows] == [60, 65]
     assert max(shown) == 70
