@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pipeline.config.loading import RECIPES, load, load_line, override, parse, recipes
 from pipeline.config.run import (
     NUMERICS,
     PACKAGE,
-    RECIPES,
     Arm,
     Data,
     Evaluate,
@@ -14,11 +14,6 @@ from pipeline.config.run import (
     Ranking,
     Run,
     VideoModelConfig,
-    load,
-    load_line,
-    override,
-    parse,
-    recipes,
 )
 
 __all__ = [

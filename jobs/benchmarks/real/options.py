@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobs.benchmarks.quality.retraining import Recipe
 from pipeline import config
 from pipeline.config import Run, overrides
-from pipeline.config.messages import explained
+from pipeline.config.faults import explained
 from pipeline.errors import ConfigError
 
 OWN = "real."
