@@ -117,7 +117,7 @@ MOVEMENT = Table(
     sizes={"description": "numbers", "flaws": "flaws", "colours": "colours"},
 )
 PICTURES = Table(
-    folders=("pictures/clips", "pictures/queries", "pictures/held_out"),
+    folders=("pictures/clips", "pictures/queries", "pictures/held_out", "pictures/liked"),
     row="what a clip looks like, in a few hundred bytes",
     schema=schemas.PICTURES,
     columns=meanings.PICTURES,
