@@ -256,6 +256,8 @@ def test_hostile_captions_are_text_and_a_lost_video_says_why(server: Served, cur
     ann.press("/")
     ann.page.keyboard.type("onerror")
     ann.until(lambda: ann.page.text_content(".count") == "1 clips", "the hostile caption is not found")
+    shown = ann.page.locator(".cell.on .caption", has_text="onerror")
+    ann.until(lambda: shown.count() == 1, "the clip's cell is not there")
     ann.press("Enter", "Enter")
     ann.page.wait_for_selector("html[data-screen=clip]")
     assert "onerror" in ann.page.inner_text("h1")
