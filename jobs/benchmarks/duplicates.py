@@ -141,8 +141,8 @@ def feature_rows(root: str) -> Rows:
 
     def rows(clips: Sequence[Frames]) -> Array:
         about = {"version": "1", "num_frames": run.data.frames, "caption": "", "error": None, "mask": None}
-        taken = [worker.take({"clip_id": f"{n}", **about}, clip) for n, clip in enumerate(clips)]
-        features = tables.matrix(worker.finish(taken), "feature")
+        gradients = [worker.take({"clip_id": f"{n}", **about}, clip) for n, clip in enumerate(clips)]
+        features = tables.matrix(worker.finish(gradients), "feature")
         unit: Array = features / np.linalg.norm(features, axis=1, keepdims=True)
         return unit
 
@@ -168,11 +168,11 @@ def described(values: Array, kind: str) -> dict[str, Any]:
     return {"pairs": len(values), "median": float(np.median(values)), "shares": shares(values, THRESHOLDS[kind])}
 
 
-def printed(title: str, found: Mapping[str, Mapping[str, Any]], kind: str) -> None:
+def printed(title: str, shares: Mapping[str, Mapping[str, Any]], kind: str) -> None:
     header = [title, "pairs", "median", *(f"at {threshold:g} or more" for threshold in THRESHOLDS[kind])]
     lines = [
         [name, f"{one['pairs']:,}", f"{one['median']:.3f}", *(f"{100 * share:.4g} %" for share in one["shares"])]
-        for name, one in found.items()
+        for name, one in shares.items()
     ]
     print_table(header, lines)
 
@@ -191,11 +191,11 @@ def main() -> None:
     others = [coded(moved[name][:count], 18) for name in names if name in moved]
     with tempfile.TemporaryDirectory() as root:
         for kind, rows in (("picture", picture_rows), ("feature", feature_rows(root))):
-            found = measure(clips, names, count, rows, kind)
+            shares = measure(clips, names, count, rows, kind)
             other = np.vecdot(rows([coded(clip[:count], 10) for clip in single]), rows(others))
-            found["the same scene, another motion"] = described(other, kind)
-            results[f"synthetic, by {kind}"] = found
-            printed(f"synthetic clips, by {kind}", found, kind)
+            shares["the same scene, another motion"] = described(other, kind)
+            results[f"synthetic, by {kind}"] = shares
+            printed(f"synthetic clips, by {kind}", shares, kind)
     if options.videos:
         windows, videos = real(options.videos)
         results["real, by picture"] = measure(windows, videos, REAL_FRAMES, picture_rows, "picture")

@@ -116,14 +116,16 @@ def _candidates(measure: Measure, nodes: Sequence[Nodes], rows: float) -> Iterat
     for hold in HOLDS:
         if hold > max(1.0, measure.gradients * rows / TURNS):  # a batch is whole generations
             continue
-        held = 0 if hold == 1 else hold * measure.gradient_bytes
+        gradients = 0 if hold == 1 else hold * measure.gradient_bytes
         seconds = measure.seconds(hold)
         for on_gpu in range(1, ON_ONE_GPU + 1) if measure.gpu_total else (0,):
-            if not _gpu_fits(measure, on_gpu, held):
+            if not _gpu_fits(measure, on_gpu, gradients):
                 continue
             for cpus in sizes:
                 decoders = max(1, cpus - 1)
-                in_process = measure.memory + decoders * measure.decoder_memory + (0 if measure.gpu_total else held)
+                in_process = (
+                    measure.memory + decoders * measure.decoder_memory + (0 if measure.gpu_total else gradients)
+                )
                 pool = Pool(cpus=cpus, gpus=_share(on_gpu), memory=_gigabytes(in_process, usable))
                 actors = sum(n.room(pool) for n in usable)
                 if not actors:
@@ -143,13 +145,13 @@ def _rate(measure: Measure, seconds: float, cycle: float, actors: float, node: N
     return min(limits) if actors else 0.0
 
 
-def _gpu_fits(measure: Measure, actors: int, held: int) -> bool:
+def _gpu_fits(measure: Measure, actors: int, gradients: int) -> bool:
     """Whether so many actors have room in a GPU's memory. One that streams has: the pilot was one."""
-    if not measure.gpu_total or (actors == 1 and not held):
+    if not measure.gpu_total or (actors == 1 and not gradients):
         return True
     if actors > 1 and measure.gpu_share is None:
         return False  # how far one fills the GPU is not known
-    return actors * MARGIN * (measure.gpu_memory + held) <= measure.gpu_total
+    return actors * MARGIN * (measure.gpu_memory + gradients) <= measure.gpu_total
 
 
 def _share(on_gpu: int) -> float:

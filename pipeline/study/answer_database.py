@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, InputError
 from pipeline.storage import stores
 
 SUFFIX = ".sqlite"
-IMPORTED = ".imported"  # ends the name of a file of JSON lines whose answers are in the database beside it
+IMPORTED = ".imported"  # ends the name of a file of JSON lines whose answers are in the database of its folder
 APPLICATION = 0x4D6F7469  # of PRAGMA application_id: it tells these files from other databases
 SCHEMA = 1  # of PRAGMA user_version: raise it when the table changes
 PATIENCE = 30.0  # seconds for which a transaction waits for another process's

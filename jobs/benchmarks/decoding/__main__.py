@@ -227,25 +227,25 @@ def main() -> None:
     hardware = machine()
     print_machine(hardware)
     print(f"{given.threads} threads; left out, as not installed: {', '.join(missing()) or 'nothing'}\n")
-    found: dict[str, Any] = {"benchmark": "decoding", "machine": hardware, "threads": given.threads}
+    figures: dict[str, Any] = {"benchmark": "decoding", "machine": hardware, "threads": given.threads}
     with tempfile.TemporaryDirectory(prefix="decoding-") as name:
         folder = Path(name)
         made = make(folder, sizes, codecs)
         if "films" in parts:
-            found["films"] = list(whole_films(made, sizes, given.threads))
-            table("whole films", ["film", "way"], found["films"])
+            figures["films"] = list(whole_films(made, sizes, given.threads))
+            table("whole films", ["film", "way"], figures["films"])
         if "segments" in parts:
-            found["segments"] = list(segments(made, sizes, given.threads))
-            table(f"segments of {sizes.frames} frames", ["film", "way", "exact", "of"], found["segments"], "the best")
+            figures["segments"] = list(segments(made, sizes, given.threads))
+            table(f"segments of {sizes.frames} frames", ["film", "way", "exact", "of"], figures["segments"], "the best")
         short = made["H.264"][0]
         if "many" in parts:
-            found["many"], found["export"] = many(folder, short, sizes, given.threads)
-            table("many short clips", ["film", "way"], found["many"], "PyAV's")
-            print(f"export: {found['export']['clips_per_second']:.2f} clips a second, encoded, one actor\n")
+            figures["many"], figures["export"] = many(folder, short, sizes, given.threads)
+            table("many short clips", ["film", "way"], figures["many"], "PyAV's")
+            print(f"export: {figures['export']['clips_per_second']:.2f} clips a second, encoded, one actor\n")
         if "s3" in parts:
-            found["s3"] = list(remote(made["H.264"], sizes, given.threads))
-            table("from a bucket on this machine", ["film", "way"], found["s3"], "local")
-    print_json(found)
+            figures["s3"] = list(remote(made["H.264"], sizes, given.threads))
+            table("from a bucket on this machine", ["film", "way"], figures["s3"], "local")
+    print_json(figures)
 
 
 def missing() -> list[str]:

@@ -222,8 +222,8 @@ def segments(way: str, path: str, threads: int, starts: list[int], frames: int, 
 def _is_exact(numbers: list[int], start: int, frames: int, piece: int) -> bool:
     """Whether each frame is the nearest to its time. Of two equally near ones a container's rounded stamps may make
     either the nearer one: times in WebM are in milliseconds."""
-    wanted = start + np.arange(frames) * RATE / FPS
-    off = (np.array(numbers) - wanted + piece / 2) % piece - piece / 2
+    exact = start + np.arange(frames) * RATE / FPS
+    off = (np.array(numbers) - exact + piece / 2) % piece - piece / 2
     return len(numbers) == frames and bool((np.abs(off) <= 0.52).all())
 
 

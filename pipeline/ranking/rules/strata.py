@@ -50,8 +50,8 @@ def strata(run: Run) -> Counts:
         for name in names:
             values = pc.fill_null(block.column(name).cast(pa.string()), UNKNOWN).to_numpy(zero_copy_only=False)
             _count(counts[name], values, before[places], selected[places])
-    kept = {"source", *run.ranking.caps}
-    return {name: _first(of) for name, of in counts.items() if len(of) > 1 and (name in kept or len(of) <= MOST)}
+    always = {"source", *run.ranking.caps}
+    return {name: _first(of) for name, of in counts.items() if len(of) > 1 and (name in always or len(of) <= MOST)}
 
 
 def lines(counts: Counts) -> Iterator[str]:
