@@ -313,7 +313,8 @@ def test_a_ranking_that_is_written_meanwhile_is_announced(
     table = tables.read(stores.join(run.root, "selection"))
     tables.replace(stores.join(run.root, "selection"), table.slice(0, 48), {})
     ann.until(lambda: ann.page.locator("#banner").is_visible(), "a new ranking is not announced")
-    ann.page.click("#banner >> text=Reload")
+    with ann.page.expect_navigation():  # the old page is ready too; a browser that is closed on its way hangs
+        ann.page.click("#banner >> text=Reload")
     ann.page.wait_for_selector("html[data-ready]")
     ann.until(lambda: not ann.page.locator("#banner").is_visible(), "the line stays")
 
