@@ -45,6 +45,7 @@ Arm = Literal[
     "lawful",
     "caption",
     "own_loss",
+    "embedding",
     "no_mask",
     "motive",
     "motive_whitened",
@@ -88,6 +89,11 @@ class Data(Model):
     )
     decode_timeout: float = Field(120.0, gt=0, description="seconds without a frame or packet in which a decoder ends")
     oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
+    embeddings: str | None = Field(
+        None,
+        min_length=1,
+        description="Parquet of the videos' ids and embeddings, for the arm embedding; null: a curator's, beside them",
+    )
 
 
 class Prompt(Model):
@@ -103,6 +109,7 @@ class Queries(Model):
         None, min_length=1, description="as data.videos; the group is the manifest's `group` or the folder"
     )
     files: str | None = Field(None, min_length=1, description="as data.files, for queries.videos")
+    embeddings: str | None = Field(None, min_length=1, description="as data.embeddings, for queries.videos")
     prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
     sample: int | None = Field(
         None,

@@ -30,6 +30,7 @@ ARMS = (
     "lawful",
     "caption",
     "own_loss",
+    "embedding",
     "magnitude",
     "random",
     "all",

@@ -16,11 +16,14 @@ _WEIGHTS = (".safetensors", ".pth")
 
 
 def check_places(run: Run) -> None:
-    """Raise ConfigError, with a sentence for each, where videos, the model or the flow's weights are not there."""
+    """Raise ConfigError, with a sentence for each, where videos, embeddings, the model or the flow's weights are not
+    there."""
     sentences = []
     for key, where in (
         ("data.videos", run.data.videos),
+        ("data.embeddings", run.data.embeddings),
         ("queries.videos", run.queries.videos),
+        ("queries.embeddings", run.queries.embeddings),
         ("evaluate.videos", run.evaluate.videos),
     ):
         if where is not None and _is_missing(where):

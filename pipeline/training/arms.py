@@ -11,6 +11,7 @@ mask_overlap        whose motion mask overlaps most with the queries': no model,
 lawful              named for the group and nearest to its queries by their movement, as lawfulness/ has it
 caption             whose caption names the group, by a hash: no model, a control for what words find
 own_loss            on which the base's loss is highest: a control for clips that are merely hard
+embedding           nearest to the queries by the embeddings that a curator's model wrote: a control for looks
 no_mask             cosine of unmasked features, votes, then mean: the paper's control
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
@@ -44,6 +45,7 @@ from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.selection import rank, recorded
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
+from pipeline.training import embedding_order
 
 Weights = npt.NDArray[np.float64]
 
@@ -52,7 +54,7 @@ WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
 PICKING = (
-    *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss"),
+    *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss", "embedding"),
     *("no_mask", "motive", "motive_whitened", "selected", "curated", "oracle"),
 )
 
@@ -73,6 +75,8 @@ def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
                 "the arm 'oracle' needs to know each clip's true group, but data.oracle is null. Set data.oracle "
                 "to the manifest's column that holds it, or leave this arm out of finetune.arm and evaluate.arms."
             )
+        if arm == "embedding":
+            embedding_order.places(run)
 
 
 def training_set(run: Run) -> pa.Table | None:
@@ -156,6 +160,8 @@ def _order(run: Run, clips: pa.Table) -> pa.Array:
         return by_hash(run.seed, _named(run, clips))
     if arm == "own_loss":
         return _descending(*_losses(run))
+    if arm == "embedding":
+        return _descending(*embedding_order.similarities(run, clips, _queries(run)))
     if arm == "motive_whitened":
         return _ranked(run, "motion", run.ranking.whiten or WHITEN, "mean")
     if arm == "selected":
@@ -285,6 +291,14 @@ def _overlaps(run: Run) -> tuple[pa.Array, npt.NDArray[np.floating]]:
 def _query_groups(run: Run) -> dict[str, str]:
     table = _table(run, "queries", ["clip_id", "group"], "index_clips", partitions.query_root(run))
     return {r["clip_id"]: r["group"] or "all" for r in table.to_pylist()}
+
+
+def _queries(run: Run) -> pa.Table:
+    """The rows of queries/ of the arm's group."""
+    table = _table(run, "queries", None, "index_clips", partitions.query_root(run))
+    group = _known_group(run, _query_groups(run).values())
+    of_group = pc.equal(pc.fill_null(table.column("group"), "all"), group)
+    return table if group == "all" else table.filter(of_group)
 
 
 def _known_group(run: Run, groups: Iterable[str]) -> str:
