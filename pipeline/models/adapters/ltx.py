@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class LTXFamily(DiffusersFamily):
     title = "LTX-Video text-to-video"
     transformer_class = "LTXVideoTransformer3DModel"
     vae_class = "AutoencoderKLLTXVideo"
-    components = ("vae", "text_encoder", "tokenizer", "transformer")
+    components: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "transformer")
 
     @property
     def strides(self) -> tuple[int, int]:
