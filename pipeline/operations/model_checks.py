@@ -446,6 +446,7 @@ def check_lora(subject: Subject) -> str:
 def check_full(subject: Subject) -> str:
     """Weights that training writes are what diffusers' from_pretrained loads."""
     model, parts = subject.model, []
+    dtypes = {name: p.dtype for name, p in model.trained.named_parameters()}
     training = loop.begin(model, Finetune(steps=1), 0)
     model.trained.eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -456,6 +457,8 @@ def check_full(subject: Subject) -> str:
             if set(own) != set(loaded) or not all(torch.equal(own[n].float(), loaded[n].float()) for n in own):
                 raise CheckError(f"{part}: diffusers loads other weights than were trained")
             parts.append(part)
+    for name, parameter in model.trained.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])  # training made float32 of them
     model.trained.requires_grad_(True)
     return ", ".join(parts)
 
