@@ -32,6 +32,7 @@ configuration that it used to `ROOT/config.yaml`, and `--config ROOT/config.yaml
 | `hunyuanvideo` | HunyuanVideo 13B |
 | `hunyuanvideo-1.5` | HunyuanVideo 1.5 at 480p |
 | `kandinsky-5-lite` | Kandinsky 5 Lite, five seconds |
+| `ltx-2` | LTX-2, without its sound |
 | `ltx-video-2b` | LTX-Video 2B |
 | `mochi` | Mochi 1 |
 | `sana-video-2b` | Sana-Video 2B at 480p |

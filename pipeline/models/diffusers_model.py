@@ -36,6 +36,7 @@ class DiffusersModel(ABC):
     targets: ClassVar[Sequence[str]] = ATTENTION
     output_type: ClassVar[str] = "np"
     frozen: ClassVar[Sequence[str]] = ("text_encoder",)  # components that are never trained, beside the autoencoder
+    idle_arguments: ClassVar[Sequence[str]] = ()  # of the transformer's call, that change no prediction
 
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
         self.family, self.pipeline, self.device = family, pipeline, device
@@ -162,6 +163,22 @@ class DiffusersModel(ABC):
     def packed_output(self, prediction: Tensor) -> Tensor:
         """A prediction [B, C, f, h, w] in the layout of the transformer's output."""
         return prediction
+
+    def check_call(self) -> dict[str, Any]:
+        """The pipeline's arguments in checks alone, beside `call`."""
+        return {}
+
+    def compared_call(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether this call of the pipeline's own loop is one that the adapter makes as well."""
+        return True
+
+    def outputs(self, output: Tensor, arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """All that the transformer gives with return_dict=False, where `output` is its prediction."""
+        return (output,)
+
+    def latent_of_call(self, result: Tensor, noisy: Tensor) -> Tensor:
+        """What the pipeline's own call gives with output_type="latent", as a latent [B, C, f, h, w] like `noisy`."""
+        return self.unpacked(result, noisy)
 
     def read_lora_as_pipeline(self, folder: str) -> None:
         """Load adapters by the pipeline's own loader."""

@@ -16,6 +16,7 @@ from pipeline.models.adapters.hunyuan import HunyuanFamily
 from pipeline.models.adapters.hunyuan15 import Hunyuan15Family
 from pipeline.models.adapters.kandinsky5 import Kandinsky5Family
 from pipeline.models.adapters.ltx import LTXFamily
+from pipeline.models.adapters.ltx2 import LTX2Family
 from pipeline.models.adapters.mochi import MochiFamily
 from pipeline.models.adapters.sana import SanaFamily
 from pipeline.models.adapters.skyreels import SkyReelsFamily
@@ -52,6 +53,7 @@ ADAPTERS: dict[str, OfFolder] = {
     "HunyuanVideo15Pipeline": Hunyuan15Family,
     "HunyuanVideoPipeline": HunyuanFamily,
     "Kandinsky5T2VPipeline": Kandinsky5Family,
+    "LTX2Pipeline": LTX2Family,
     "LTXPipeline": LTXFamily,
     "MochiPipeline": MochiFamily,
     "SanaVideoPipeline": SanaFamily,
@@ -72,7 +74,6 @@ REFUSED = {
     "SkyReelsV2DiffusionForcingPipeline": "its frames have times of their own, and diffusers' pipeline fails on them",
     "AllegroPipeline": "its transformer takes no adapters, and its autoencoder needs tiling",
     "EasyAnimatePipeline": "its transformer takes no adapters",
-    "LTX2Pipeline": "its videos have sound, which clips here do not have",
     "Cosmos2VideoToWorldPipeline": "it encodes its condition by chance, and does not generate without a safety checker",
 }
 

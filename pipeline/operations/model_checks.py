@@ -177,7 +177,7 @@ def replaced(model: DiffusersModel, forward: Callable[[str, nn.Module], Callable
 def own_call(subject: Subject, **changes: Any) -> Any:
     """The pipeline's own call at guidance 1, with latents for a result."""
     model = subject.model
-    arguments = {**model.call(*subject.geometry, subject.fps, model.guidance), **changes}
+    arguments = {**model.call(*subject.geometry, subject.fps, model.guidance), **model.check_call(), **changes}
     if model.family.image:
         arguments["image"] = picture(subject.frames[0])
     with torch.no_grad():
@@ -216,6 +216,7 @@ def check_arguments(subject: Subject) -> str:
 
     with replaced(model, recording):
         own_call(subject)
+    calls = [call for call in calls if model.compared_call(call.arguments)]
     times, (_, conditioning) = times_of(model), subject.clip()
     given, compared, worst, problems = batched([conditioning]), 0, 0.0, list[str]()
     for call, timestep in zip(calls, times, strict=True):
@@ -228,7 +229,9 @@ def check_arguments(subject: Subject) -> str:
         signature = inspect.signature(type(model.transformers()[call.part]).forward)
         own = {**{n: p.default for n, p in signature.parameters.items() if n in call.arguments}, **own}
         for name in sorted(set(own) | set(call.arguments) - {"return_dict"}):
-            if name != "return_dict":
+            if name in model.idle_arguments:
+                problems += changed_by(name, own, call, model)
+            elif name != "return_dict":
                 gap = gap_of(own.get(name), call.arguments.get(name))
                 worst = max(worst, gap)
                 if gap > max(subject.exact, 1e-6):
@@ -237,6 +240,19 @@ def check_arguments(subject: Subject) -> str:
     if problems:
         raise CheckError("; ".join(dict.fromkeys(problems)))
     return f"{compared} calls, largest difference {worst:.1g}"
+
+
+@torch.no_grad()
+def changed_by(name: str, own: Mapping[str, Any], call: Call, model: DiffusersModel) -> list[str]:
+    """What is wrong with an argument that the adapter says changes no prediction: it has the pipeline's shape, and with
+    the pipeline's value the transformer predicts the same to the bit."""
+    if own[name].shape != call.arguments[name].shape:
+        return [f"{name} is {tuple(own[name].shape)}, and the pipeline has {tuple(call.arguments[name].shape)}"]
+    module = model.transformers()[call.part]
+    first, second = (
+        module(**{**own, name: value, "return_dict": False})[0] for value in (own[name], call.arguments[name])
+    )
+    return [] if torch.equal(first, second) else [f"{name} changes the prediction by {difference(second, first):.2g}"]
 
 
 def check_oracle(subject: Subject) -> str:
@@ -256,16 +272,19 @@ def check_oracle(subject: Subject) -> str:
             if not ends:
                 ends["clip"] = own_noise("oracle", 1, tuple(noisy.shape)).to(noisy)
                 ends["noise"] = noisy.clone()  # pure noise, where the pipeline begins
-            inputs.append((float(t), noisy.clone()))
+            if model.compared_call(arguments):
+                inputs.append((float(t), noisy.clone()))
             target = model.schedule.target(ends["clip"], ends["noise"], t)
             output = model.packed_output(target).to(arguments["hidden_states"].dtype)
-            return SimpleNamespace(sample=output) if arguments.get("return_dict", True) else (output,)
+            if arguments.get("return_dict", True):
+                return SimpleNamespace(sample=output)
+            return model.outputs(output, arguments)
 
         return forward
 
     with replaced(model, perfect):
         latents = own_call(subject)
-    end = model.unpacked(latents, ends["clip"])
+    end = model.latent_of_call(latents, ends["clip"])
     counted = model.counted(end.shape[2])
     places = slice(None) if counted is None else counted.bool()
     off = difference(end[:, :, places], ends["clip"][:, :, places])
@@ -427,6 +446,7 @@ def check_lora(subject: Subject) -> str:
 def check_full(subject: Subject) -> str:
     """Weights that training writes are what diffusers' from_pretrained loads."""
     model, parts = subject.model, []
+    dtypes = {name: p.dtype for name, p in model.trained.named_parameters()}
     training = loop.begin(model, Finetune(steps=1), 0)
     model.trained.eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -437,6 +457,8 @@ def check_full(subject: Subject) -> str:
             if set(own) != set(loaded) or not all(torch.equal(own[n].float(), loaded[n].float()) for n in own):
                 raise CheckError(f"{part}: diffusers loads other weights than were trained")
             parts.append(part)
+    for name, parameter in model.trained.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])  # training made float32 of them
     model.trained.requires_grad_(True)
     return ", ".join(parts)
 

@@ -24,7 +24,7 @@ from pipeline.projection import Projection
 from tests.support import tiny_pipelines
 
 CPU, DIM = torch.device("cpu"), 64
-FAMILIES = ["wan2.1", "wan2.2-a14b", "ltx-video", "cogvideox-5b"]
+FAMILIES = ["wan2.1", "wan2.2-a14b", "ltx-video", "ltx-2", "cogvideox-5b"]
 
 
 def opened(factory: pytest.TempPathFactory, family: str, **changes: object) -> DiffusersModel:

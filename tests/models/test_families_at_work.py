@@ -26,7 +26,7 @@ from pipeline.video.frames import write_mp4
 from tests.support import tiny_pipelines
 from tests.support.tiny_pipelines import TINY
 
-FAMILIES = ("wan2.2-a14b", "wan2.2-ti2v-5b-image", "ltx-video", "cogvideox-1.5", "hunyuanvideo")
+FAMILIES = ("wan2.2-a14b", "wan2.2-ti2v-5b-image", "ltx-video", "ltx-2", "cogvideox-1.5", "hunyuanvideo")
 MOTIONS = ("spin", "roll")
 
 

@@ -26,6 +26,8 @@ from transformers import (
     CLIPVisionModel,
     Gemma2Config,
     Gemma2Model,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     LlamaConfig,
     LlamaModel,
     Qwen2_5_VLConfig,
@@ -266,6 +268,17 @@ def sana() -> Any:
 # --- LTX-Video --------------------------------------------------------------------------------------------------------
 
 
+def ltx_scheduler() -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+
+
 def ltx() -> Any:
     torch.manual_seed(0)
     transformer = diffusers.LTXVideoTransformer3DModel(
@@ -296,20 +309,112 @@ def ltx() -> Any:
     )
     vae.latents_mean.fill_(0.1)
     vae.latents_std.fill_(0.9)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=0.95,
-        max_shift=2.05,
-        base_image_seq_len=1024,
-        max_image_seq_len=4096,
-        shift_terminal=0.1,
-    )
     return diffusers.LTXPipeline(
-        scheduler=scheduler,
+        scheduler=ltx_scheduler(),
         vae=vae.eval(),
         text_encoder=t5(),
         tokenizer=tokenizer(128),
         transformer=filled(transformer),
+    )
+
+
+# --- LTX-2 ------------------------------------------------------------------------------------------------------------
+
+
+def ltx2(later: bool = False) -> Any:
+    """LTX-2; `later`: 2.3, with captions that are projected for picture and sound apart."""
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors
+    from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+
+    torch.manual_seed(0)
+    layers, width = 2, 16
+    words = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": layers, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512, "sliding_window": 64}  # fmt: skip
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": 28, "patch_size": 14}  # fmt: skip
+    encoder = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=words, vision_config=sight, mm_tokens_per_image=4)
+    )
+    flags = ("gated_attn", "cross_attn_mod", "audio_gated_attn", "audio_cross_attn_mod", "perturbed_attn")
+    transformer = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        vae_scale_factors=(4, 8, 8),
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=4,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=width,
+        rope_type="split",
+        use_prompt_embeddings=not later,
+        **dict.fromkeys(flags, later),
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=width,
+        text_proj_in_factor=layers + 1,
+        video_connector_num_attention_heads=4 if later else 2,
+        video_connector_attention_head_dim=8,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=8,
+        video_gated_attn=later,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=8,
+        audio_gated_attn=later,
+        connector_rope_base_seq_len=32,
+        rope_type="split",
+        per_modality_projections=later,
+        video_hidden_dim=32,
+        audio_hidden_dim=16,
+        proj_bias=later,
+    )
+    vae = diffusers.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8),
+        down_block_types=("LTX2VideoDownBlock3D",) * 3,
+        decoder_block_out_channels=(8, 16),
+        layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 3,
+        spatio_temporal_scaling=(True,) * 3,
+        decoder_spatio_temporal_scaling=(True,) * 2,
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("spatial", "temporal", "spatiotemporal"),
+        upsample_type=("spatiotemporal",) * 2,
+        upsample_residual=(True,) * 2,
+        upsample_factor=(2,) * 2,
+        patch_size=2,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
+    )
+    vae.latents_mean.fill_(0.1)
+    vae.latents_std.fill_(0.9)
+    sound = diffusers.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
+    )
+    vocoder = LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=32,
+        upsample_kernel_sizes=[4, 4],
+        upsample_factors=[2, 2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1, 3, 5]],
+        output_sampling_rate=16000,
+    )
+    return diffusers.LTX2Pipeline(
+        scheduler=ltx_scheduler(),
+        vae=vae.eval(),
+        audio_vae=sound.eval(),
+        text_encoder=encoder.eval(),
+        tokenizer=tokenizer(1024),
+        connectors=filled(connectors),
+        transformer=filled(transformer),
+        vocoder=vocoder.eval(),
     )
 
 
@@ -577,6 +682,8 @@ TINY = {
     "wan2.2-a14b": Tiny(wan_experts, (5, 16, 32), {"text_tokens": 16}, (951.0, 751.0)),
     "wan2.2-ti2v-5b": Tiny(wan_tokens, (5, 32, 48), {"text_tokens": 16}),
     "ltx-video": Tiny(ltx, (9, 32, 64), {"text_tokens": 16}),
+    "ltx-2": Tiny(ltx2, (9, 32, 64), {"text_tokens": 16}),
+    "ltx-2.3": Tiny(lambda: ltx2(later=True), (9, 32, 64), {"text_tokens": 16}),
     "cogvideox-2b": Tiny(cogvideox, (9, 64, 64), {"text_tokens": 16}, (494.0,)),
     "cogvideox-5b": Tiny(lambda: cogvideox(rope=True), (9, 32, 48), {"text_tokens": 16}, (633.0,)),
     "cogvideox-1.5": Tiny(lambda: cogvideox(rope=True, patch_t=2), (9, 32, 48), {"text_tokens": 16}, (633.0,)),

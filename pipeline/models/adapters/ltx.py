@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from math import lcm
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pipeline.models.contract import Conditioning, Frames, VideoModel
 from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.diffusers_model import DiffusersModel
 
+GENERATED = 32  # of whose multiples the pipelines generate videos, whatever the transformer takes
 DECODE_TIME, DECODE_NOISE = 0.05, 0.025  # of decoders that denoise once more, as diffusers' documentation has them
 
 
@@ -22,7 +24,7 @@ class LTXFamily(DiffusersFamily):
     title = "LTX-Video text-to-video"
     transformer_class = "LTXVideoTransformer3DModel"
     vae_class = "AutoencoderKLLTXVideo"
-    components = ("vae", "text_encoder", "tokenizer", "transformer")
+    components: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "transformer")
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -35,6 +37,10 @@ class LTXFamily(DiffusersFamily):
     def patch(self) -> tuple[int, int, int]:
         side = self.number("transformer", "patch_size")
         return self.number("transformer", "patch_size_t"), side, side
+
+    @property
+    def generates(self) -> int:
+        return lcm(*self.sides, GENERATED)
 
     def open(self, config: VideoModelConfig, device: torch.device) -> VideoModel:
         return LTX(self, self.load(config), config, device)
