@@ -17,20 +17,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from jobs.benchmarks.fidelity import WHITEN, exact, survivors
+from jobs.benchmarks.exact_influence import exact, survivors
 from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.config.attribution import Setting
 from pipeline.models import Conditioning, VideoModel, open_model
 from pipeline.models.conditioning import split
-from pipeline.models.lora import adapter_parameters, load_adapters
+from pipeline.models.lora import load_adapters
 from pipeline.models.loss import named_generator
 from pipeline.projection import Projection
 from pipeline.ranking import influence
@@ -41,13 +42,14 @@ from pipeline.training.training_set import ClipSet, EncodedClip, Row
 
 CPU = torch.device("cpu")
 ATTENTION = r"attn\d\.to_(q|k|v|out\.0)\.weight$"  # what the adapters of Wan adapt
-SEEDS = 2  # of warm-ups and of projections
+CLIPS, QUERIES = 200, 2  # queries of each motion
+WHITEN = 0.01
 WHOLE, ADAPTED = "every parameter", "the adapted weights themselves"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered clip as the transformer takes it; `mask` is None where it stands still."""
+    """A rendered clip as the transformer takes it; a corpus clip has no `mask`, for its gradient is plain."""
 
     latent: Tensor
     conditioning: Conditioning
@@ -67,16 +69,18 @@ class WarmUp:
         return f"adapters of rank {self.rank}, {state}"
 
 
-WARM_UPS = (WarmUp(8, 0), WarmUp(8, 10), WarmUp(8, 40), WarmUp(8, 160), WarmUp(8, 640), WarmUp(2, 160), WarmUp(32, 160))
+WARM_UPS = (WarmUp(8, 0), WarmUp(8, 20), WarmUp(8, 80), WarmUp(2, 80), WarmUp(32, 80))
 
 
-def encoded(run: Run, model: VideoModel, scenes: Sequence[world.Scene]) -> list[Clip]:
+def encoded(run: Run, model: VideoModel, scenes: Sequence[world.Scene], masked: bool) -> list[Clip]:
     raft, (_, fps, height, width) = motion.load_raft(run.motion, CPU), run.geometry
     clips = []
     for scene in scenes:
         frames = world.render(scene, height, width)
         latent, given = split(model.encode(frames, fps))
-        mask = motion.motion_mask(motion.estimate(frames, raft, run.motion, CPU), run.motion, models.grid(run))
+        mask = None
+        if masked:
+            mask = motion.motion_mask(motion.estimate(frames, raft, run.motion, CPU), run.motion, models.grid(run))
         clips.append(Clip(latent, {**given, **model.text(scene.caption)}, mask))
     return clips
 
@@ -138,12 +142,15 @@ def gradients(run: Run, model: VideoModel, clips: Sequence[Clip], mask: str) -> 
 Scores = dict[str, Tensor]  # influence [clips, queries] by "cosine", "whitened" and those two projected
 
 
-def scores(clips: Tensor, queries: Tensor, dim: int, seed: int) -> Scores:
-    p = Projection("gaussian", dim, seed)
-    features, asked = (torch.cat([p(part) for part in rows.split(64)]).numpy() for rows in (clips, queries))
+def scores(run: Run, model: VideoModel, clips: Sequence[Clip], queries: Sequence[Clip]) -> Scores:
+    """By what counts of a model."""
+    pair = gradients(run, model, clips, "none"), gradients(run, model, queries, "motion")
+    a = run.attribution.projection
+    p = Projection(a.kind, a.dim, a.seed)
+    features, asked = (torch.cat([p(part) for part in rows.split(64)]).numpy() for rows in pair)
     return {
-        "cosine": exact(clips, queries, None),
-        "whitened": exact(clips, queries, WHITEN),
+        "cosine": exact(*pair, None),
+        "whitened": exact(*pair, WHITEN),
         "cosine, projected": torch.as_tensor(influence(features, asked, whiten=None)),
         "whitened, projected": torch.as_tensor(influence(features, asked, whiten=WHITEN)),
     }
@@ -190,7 +197,7 @@ def seconds_a_clip(run: Run, model: VideoModel, clips: Sequence[Clip]) -> float:
     return seconds / len(clips)
 
 
-def costs(run: Run, by_title: dict[str, VideoModel], clips: Sequence[Clip], rounds: int) -> list[dict[str, object]]:
+def costs(run: Run, by_title: dict[str, VideoModel], clips: Sequence[Clip], rounds: int) -> list[dict[str, Any]]:
     """Turn by turn; medians."""
     seconds: dict[str, list[float]] = {title: [] for title in by_title}
     for turn in range(rounds + 1):
@@ -198,10 +205,9 @@ def costs(run: Run, by_title: dict[str, VideoModel], clips: Sequence[Clip], roun
             taken = seconds_a_clip(run, model, clips)
             if turn:  # the first is to warm up
                 seconds[title].append(taken)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for title, model in by_title.items():
-        count = sum(p.numel() for p in model.trained.parameters() if p.requires_grad)
-        median = statistics.median(seconds[title])
+        count, median = counted(model), statistics.median(seconds[title])
         held = 4 * count * run.attribution.hold
         rows.append({"what": title, "numbers": count, "seconds_a_clip": median, "held_bytes": held})
     return rows
@@ -210,46 +216,36 @@ def costs(run: Run, by_title: dict[str, VideoModel], clips: Sequence[Clip], roun
 # --- the benchmark ----------------------------------------------------------------------------------------------------
 
 
-def measure(
-    run: Run, scenes: int, asked: int, warm_ups: Sequence[WarmUp], seeds: int, rounds: int
-) -> dict[str, object]:
+def measure(run: Run, count: int, asked: int, warm_ups: Sequence[WarmUp], rounds: int) -> dict[str, Any]:
     base = open_model(run.model, CPU)
-    clips = encoded(run, base, world.corpus(1_000_001, scenes))
-    queries = [c for c in encoded(run, base, world.queries(1_000_002, asked)) if c.mask is not None]
-    dim = run.attribution.projection.dim
+    clips = encoded(run, base, world.corpus(1_000_001, count), masked=False)
+    queries = [c for c in encoded(run, base, world.queries(1_000_002, asked), masked=True) if c.mask is not None]
+    print(f"{len(clips)} clips, {len(queries)} queries", flush=True)
     restrict(base.trained, ".*", base.family.idle)
-    pair = gradients(run, base, clips, "none"), gradients(run, base, queries, "motion")
-    truth = scores(*pair, dim, 0)
-    rows = [_row(WHOLE, pair[0].shape[1], fidelity(truth, truth))]
-    timed = {WHOLE: base}
+    truth = scores(run, base, clips, queries)
+    rows, timed = [_row(WHOLE, base, fidelity(truth, truth))], {WHOLE: base}
     attention = open_model(run.model, CPU)
     restrict(attention.trained, ATTENTION, attention.family.idle)
-    pair = gradients(run, attention, clips, "none"), gradients(run, attention, queries, "motion")
-    rows.append(
-        _row("control: the adapted weights themselves", pair[0].shape[1], fidelity(truth, scores(*pair, dim, 0)))
-    )
-    timed["the adapted weights themselves"] = attention
+    rows.append(_row(f"control: {ADAPTED}", attention, fidelity(truth, scores(run, attention, clips, queries))))
+    timed[ADAPTED] = attention
     for how in warm_ups:
-        figures, count = [], 0
-        for seed in range(seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                warmed_up(run, clips, how, seed, folder)
-                model = with_adapters(run, folder)
-            pair = gradients(run, model, clips, "none"), gradients(run, model, queries, "motion")
-            figures.append(fidelity(truth, scores(*pair, dim, seed)))
-            count = sum(p.numel() for _, p in adapter_parameters(model.trained))
-        rows.append(_row(how.title, count, mean_of(figures)))
+        with tempfile.TemporaryDirectory() as folder:
+            warmed_up(run, clips, how, run.seed, folder)
+            model = with_adapters(run, folder)
+        rows.append(_row(how.title, model, fidelity(truth, scores(run, model, clips, queries))))
         timed[f"adapters of rank {how.rank}"] = model
-    return {
-        "clips": len(clips),
-        "queries": len(queries),
-        "rows": rows,
-        "costs": costs(run, timed, clips[: 2 * run.attribution.hold], rounds),
-    }
+    of_costs = costs(run, timed, clips[: 2 * run.attribution.hold], rounds)
+    return {"clips": len(clips), "queries": len(queries), "rows": rows, "costs": of_costs}
 
 
-def _row(title: str, numbers: int, figures: dict[str, dict[str, float]]) -> dict[str, object]:
-    return {"what": title, "numbers": numbers, "fidelity": figures}
+def _row(title: str, model: VideoModel, figures: dict[str, dict[str, float]]) -> dict[str, Any]:
+    spearman = ", ".join(f"{way} {of_way['spearman']:.3f}" for way, of_way in figures.items())
+    print(f"{title}: {spearman}", flush=True)
+    return {"what": title, "numbers": counted(model), "fidelity": figures}
+
+
+def counted(model: VideoModel) -> int:
+    return sum(p.numel() for p in model.trained.parameters() if p.requires_grad)
 
 
 def main() -> None:
@@ -259,28 +255,27 @@ def main() -> None:
     torch.set_num_threads(1)  # small tensors: more threads only wait for one another
     hardware, start, run = machine(), time.monotonic(), config.load("demo")
     print_machine(hardware)
-    figures = measure(run, 40, 1, (WarmUp(4, 4),), 1, 1) if quick else measure(run, 400, 3, WARM_UPS, SEEDS, 3)
-    print(f"{figures['clips']} clips, {figures['queries']} queries; against every parameter, unprojected\n")
-    rows: list[dict[str, object]] = figures["rows"]  # type: ignore[assignment]
+    figures = measure(run, 40, 1, (WarmUp(4, 4),), 1) if quick else measure(run, CLIPS, QUERIES, WARM_UPS, 3)
+    print("\nagainst influence by the unprojected gradients of every parameter\n")
     for way in ("cosine", "cosine, projected", "whitened", "whitened, projected"):
         print(f"{way}:")
         print_table(
             ["gradients of", "numbers", "Spearman", "lowest to highest query", "top tenth", "chosen tenth"],
-            [_cells(row, way) for row in rows],
+            [_cells(row, way) for row in figures["rows"]],
         )
     print_table(
         ["features of", "numbers", "s a clip", "bytes of held gradients"],
         [
             [c["what"], f"{c['numbers']:,}", f"{c['seconds_a_clip']:.4f}", f"{c['held_bytes']:,}"]
-            for c in figures["costs"]  # type: ignore[attr-defined]
+            for c in figures["costs"]
         ],
     )
     seconds = round(time.monotonic() - start, 1)
     print_json({"benchmark": "adapters", "machine": hardware, "seconds": seconds, **figures})
 
 
-def _cells(row: dict[str, object], way: str) -> list[str]:
-    of_way: dict[str, float] = row["fidelity"][way]  # type: ignore[index]
+def _cells(row: dict[str, Any], way: str) -> list[str]:
+    of_way = row["fidelity"][way]
     return [
         str(row["what"]),
         f"{row['numbers']:,}",
