@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
+from jobs.benchmarks.exact_influence import exact, survivors
 from pipeline import config, models, motion
 from pipeline.config import Run
 from pipeline.config.attribution import Kind
@@ -57,24 +58,6 @@ def masked_loss(run: Run, model: VideoModel, raft: torch.nn.Module, scene: world
     conditioning = batched([{**given, **model.text(scene.caption)}])
     errors = loss_map(model, latent[None], conditioning, torch.tensor([setting.timestep]), noise[None])
     return masked_mean(errors, mask[None])
-
-
-def exact(clips: Tensor, queries: Tensor, whiten: float | None) -> Tensor:
-    """Influence [N, Q] without any projection; whitened by Phi (Phi^T Phi / N + l)^-1 = (Phi Phi^T / N + l)^-1 Phi."""
-    phi, query = (torch.nn.functional.normalize(g.double(), dim=1) for g in (clips, queries))
-    plain = phi @ query.T
-    if whiten is None:
-        return plain
-    kernel = phi @ phi.T / len(phi) + whiten * torch.eye(len(phi), dtype=torch.float64)
-    whitened: Tensor = torch.linalg.solve(kernel, plain)
-    return whitened
-
-
-def survivors(truth: Tensor, scores: Tensor) -> float:
-    """Which share of the exact top tenth of each column is in the found one."""
-    count = max(1, round(0.1 * len(truth)))
-    top = [x.topk(count, 0).indices.T.tolist() for x in (truth, scores)]
-    return float(np.mean([len(set(a) & set(b)) / count for a, b in zip(*top, strict=True)]))
 
 
 def compare(clips: Tensor, queries: Tensor, kind: Kind, seeds: int, sizes: tuple[int, ...]) -> list[dict[str, object]]:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from math import lcm
+from math import lcm, prod
 from typing import Any
 
 from pipeline import models
@@ -17,6 +17,7 @@ from pipeline.attribution.gradients import manifest, manifest_hash
 from pipeline.config import NUMERICS, Motion, Run, VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import Expert
+from pipeline.models.lora import adapters
 from pipeline.models.promoted import promoted
 from pipeline.motion import flaws, judge, signature, weights_file
 
@@ -80,6 +81,8 @@ def _unusual(run: Run) -> Fingerprint:
     q, unusual = run.queries, Fingerprint()
     if run.model.adapter is not None:
         unusual["model.adapter"] = run.model.adapter
+    if run.attribution.lora is not None:
+        unusual["attribution.lora"] = adapters(run.model, run.attribution.lora).digest
     if run.attribution.captions != "own":
         unusual["attribution.captions"] = run.attribution.captions
     if run.attribution.storage != "float32":
@@ -187,11 +190,15 @@ def check_times(run: Run, key: str = "attribution") -> None:
 
 def _counted(run: Run) -> Iterator[tuple[str, int]]:
     """Names and sizes of the parameters that attribution.parameters finds and that a loss reaches."""
-    family = models.family(run.model)
-    for name, parameter in family.skeleton().named_parameters():
+    family, lora = models.family(run.model), run.attribution.lora
+    if lora is not None:
+        shapes = dict(adapters(run.model, lora).shapes)
+    else:
+        shapes = {name: tuple(parameter.shape) for name, parameter in family.skeleton().named_parameters()}
+    for name, shape in shapes.items():
         idle = family.idle is not None and re.search(family.idle, name) is not None
         if re.search(run.attribution.parameters, name) and not idle:
-            yield name, parameter.numel()
+            yield name, prod(shape)
 
 
 def _others(experts: Sequence[Expert], but: Expert) -> str:

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import Conditioning, VideoModel
 from pipeline.models.attention import fastest_attention
 from pipeline.models.conditioning import batched
+from pipeline.models.lora import adapter_parameters
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.projection import Projection
 
@@ -45,21 +46,23 @@ def manifest_hash(placed: Sequence[Placed]) -> str:
     return hashlib.blake2b(repr([(p.name, p.shape, p.offset) for p in placed]).encode(), digest_size=8).hexdigest()
 
 
-def restrict(module: nn.Module, pattern: str, idle: str | None = None) -> int:
+def restrict(module: nn.Module, pattern: str, idle: str | None = None, adapters: bool = False) -> int:
     """Let only the parameters count whose name the pattern finds; the others' gradients are not computed at all.
 
-    `idle` finds those that no loss of the family reaches, and which never count. Returns how many numbers count. Raises
+    `idle` finds those that no loss of the family reaches, and which never count. With `adapters` only those that were
+    loaded into the module count, by the names that they have in their file. Returns how many numbers count. Raises
     ConfigError if the pattern finds none.
     """
-    for name, parameter in module.named_parameters():
+    counted = dict(adapter_parameters(module) if adapters else module.named_parameters())
+    module.requires_grad_(False)
+    for name, parameter in counted.items():
         unreached = idle is not None and re.search(idle, name) is not None
         parameter.requires_grad_(re.search(pattern, name) is not None and not unreached)
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if not count:
-        some = ", ".join(name for name, _ in list(module.named_parameters())[:5])
-        raise ConfigError(
-            f"attribution.parameters={pattern!r} finds none of the transformer's parameters; they are called {some} ..."
-        )
+        some = ", ".join(list(counted)[:5])
+        whose = "the adapters of attribution.lora" if adapters else "the transformer's parameters"
+        raise ConfigError(f"attribution.parameters={pattern!r} finds none of {whose}; they are called {some} ...")
     return count
 
 

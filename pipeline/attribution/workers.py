@@ -30,6 +30,7 @@ from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Conditioning, Grid, VideoModel, open_model
 from pipeline.models.conditioning import Captions, split
 from pipeline.models.device import device_for
+from pipeline.models.lora import load_adapters
 from pipeline.models.loss import shared_noise
 from pipeline.models.trained_weights import load_weights
 from pipeline.motion import pictures
@@ -55,6 +56,8 @@ def opened(run: Run, device: torch.device, settings: Sequence[Setting]) -> tuple
     model = open_model(run.model, torch.device("cpu") if on_host else device)
     if a.weights is not None:
         load_weights(model, a.weights, merge=True)
+    if a.lora is not None:
+        load_adapters(model, run.model, a.lora)
     if on_host:
         return model, HostBlocks(model, device)
     place_experts(model, settings)
@@ -72,7 +75,7 @@ class FeatureWorker:
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
         self.model, self.host = opened(run, self.device, a.settings)
-        restrict(self.model.trained, a.parameters, self.model.family.idle)
+        restrict(self.model.trained, a.parameters, self.model.family.idle, adapters=a.lora is not None)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         self.gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
         self.text, self._cut = Captions(self.model.text), 0

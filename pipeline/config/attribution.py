@@ -128,6 +128,11 @@ class Attribution(Model):
     )
     hold: int = Field(1, ge=1, description="gradients that share one generation of a dense projection; 1: streamed")
     weights: str | None = Field(None, description="a promoted model (ROOT/nights/DATE/model); null: model.id as it is")
+    lora: str | None = Field(
+        None,
+        description="a folder of trained LoRA adapters (ROOT/finetuned/ARM): they count and no other parameters; null: "
+        "the model's own",
+    )
     frames: int | None = Field(None, ge=2, description="geometry of attribution; null: that of data")
     fps: float | None = Field(None, gt=0, description="the same")
     height: int | None = Field(None, ge=8, description="the same")

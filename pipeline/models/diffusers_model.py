@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.config import VideoModelConfig
@@ -24,6 +25,12 @@ TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # where 
 def lora_file(part: str) -> str:
     """The file of a transformer's adapters: diffusers' own name, and one of its own for a second transformer."""
     return LORA if part == "transformer" else f"pytorch_lora_weights_{part}.safetensors"
+
+
+def lora_prefix(names: Iterable[str]) -> str | None:
+    """What a file's names of adapters begin with: "transformer" where a pipeline wrote it, nothing where a transformer
+    did."""
+    return "transformer" if any(name.startswith("transformer.") for name in names) else None
 
 
 class DiffusersModel(ABC):
@@ -236,14 +243,13 @@ class DiffusersModel(ABC):
         )
 
     def read_lora(self, part: str, folder: str) -> bool:
-        return self.read_adapter(part, folder, prefix="transformer")
-
-    def read_adapter(self, part: str, folder: str, prefix: str | None) -> bool:
-        """Adapters whose names in the file begin with a prefix."""
-        if not Path(folder, lora_file(part)).exists():
+        file = Path(folder, lora_file(part))
+        if not file.exists():
             return False
+        with safe_open(file, "pt") as tensors:
+            prefix = lora_prefix(tensors.keys())
         module: Any = self.transformers()[part]
-        module.load_lora_adapter(folder, prefix=prefix, weight_name=lora_file(part))
+        module.load_lora_adapter(folder, prefix=prefix, weight_name=file.name)
         return True
 
 

@@ -84,7 +84,7 @@ class AttributionPilot:
     def _attributed(self, name: str, clips: list[Row]) -> list[Row]:
         """Each clip's parts under a variant. The last stage of the projection is shared by them."""
         a = self.runs[name].attribution
-        restrict(self.model.trained, a.parameters, self.model.family.idle)
+        restrict(self.model.trained, a.parameters, self.model.family.idle, adapters=a.lora is not None)
         projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
         rows, clip_ids = list[Row](), list[str]()

@@ -100,7 +100,7 @@ def _features(
     begun, device = time.perf_counter(), worker.device
     a = run.of("clips").attribution
     model, host = opened(run, device, a.settings)
-    restrict(model.trained, a.parameters, model.family.idle)
+    restrict(model.trained, a.parameters, model.family.idle, adapters=a.lora is not None)
     projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
     load = before.load + time.perf_counter() - begun
 

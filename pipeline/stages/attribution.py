@@ -19,6 +19,7 @@ from pipeline.config.faults import Faults
 from pipeline.config.operations import Pool
 from pipeline.errors import MissingTableError
 from pipeline.inputs import changes, passed_columns
+from pipeline.models.lora import adapters
 from pipeline.motion.worker import MotionWorker
 from pipeline.ranking import shortlist
 from pipeline.ranking.rules import reading
@@ -45,6 +46,9 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
                 reading.check_columns(run, [pa.schema([*schemas.CLIPS, *passed])])
     with faults.collected():
         models.family(run.model)
+    if run.attribution.lora is not None:
+        with faults.collected():
+            adapters(run.model, run.attribution.lora)
     with faults.collected():
         motion.check_weights(run.motion)
     faults.check()

@@ -92,6 +92,3 @@ class Hunyuan15(DiffusersModel):
 
     def read_lora_as_pipeline(self, folder: str) -> None:
         self.pipeline.transformer.load_lora_adapter(folder, prefix=None, weight_name=lora_file("transformer"))
-
-    def read_lora(self, part: str, folder: str) -> bool:
-        return self.read_adapter(part, folder, prefix=None)
