@@ -38,6 +38,7 @@ class Bench:
 
     def _load(self) -> None:
         self.index = index.read(self._run)
+        self.index.prepare()
         self.people = People(self.index, self._run.workbench.write)
         self.scores = Scores(self.index, self.people)
         own = {"weighted": self.scores.of_people, "like": self.scores.liked}

@@ -26,11 +26,14 @@ from pipeline.tables import scanning, schemas
 
 Floats = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int32]
-Codes = npt.NDArray[np.int16]
+Codes = npt.NDArray[np.int8]
+Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 DECISIONS = ("selected", "neutral", "harmful", "not ranked")
-MOST_VALUES = 50  # of a manifest's column that can be a filter
+MOST_VALUES = 50  # of a manifest's column that can be a filter; a code of them is one byte
+STEP = 1 << 18  # clips that are counted at a time: what is copied of them stays in the processor's cache
+BINS = 60  # of the histogram of influence
 ROWS = 1 << 20  # rows of a table that are looked up at a time, or more
 LOOKED_UP = 1 << 28  # bytes of influence that are looked up at a time
 FEW = 500  # ids that are looked up one by one
@@ -44,6 +47,17 @@ class Facet:
     name: str
     values: tuple[str, ...]
     codes: Codes
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Equal bins of mean influence: the `edges` [BINS + 1], what is outside them lies in the first and the last, each
+    clip's bin [N] (-1: not ranked), and the two cuts: the least selected, and the largest harmful."""
+
+    edges: npt.NDArray[np.float64]
+    codes: Codes
+    cut: float | None
+    harmful: float | None
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,21 @@ class Standing:
         at_rank[ranks] = places
         others = np.flatnonzero(self.rank == NOT_RANKED).astype(np.int32)
         return np.concatenate([at_rank[at_rank >= 0], others])
+
+    @cached_property
+    def histogram(self) -> Histogram | None:
+        """Of the ranked clips' mean influence; None where none is ranked."""
+        if not self.ranked:
+            return None
+        low, high = np.quantile(self.influence[self.rank != NOT_RANKED], (0.0005, 0.9995)).tolist()
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        codes = np.empty(len(self.rank), np.int8)
+        for start in range(0, len(codes), STEP):
+            here = slice(start, start + STEP)
+            codes[here] = np.where(self.rank[here] == NOT_RANKED, -1, _bins(self.influence[here], edges))
+        selected, harmful = (self.influence[self.decision == n] for n in (0, 2))
+        cut = float(selected.min()) if len(selected) else None
+        return Histogram(edges, codes, cut, float(harmful.max()) if len(harmful) else None)
 
     def percentile(self, rank: int) -> float | None:
         """Share of the other ranked clips that rank lower, in per cent."""
@@ -148,12 +177,6 @@ class Index:
         numbers: Floats = values.to_numpy()
         return numbers
 
-    @cached_property
-    def texts(self) -> pa.ChunkedArray:
-        """What a search looks through: caption and file name, in lower case."""
-        captions = pc.fill_null(self.clips.column("caption"), "") if self.run.report.captions else ""
-        return pc.utf8_lower(pc.binary_join_element_wise(captions, self.clips.column("file"), "\n"))
-
     def of_group(self, group: str) -> list[int]:
         """The places of a group's queries among `query_ids`."""
         named = {query["clip_id"]: query["group"] or "all" for query in self.queries}
@@ -165,9 +188,11 @@ class Index:
         if self.influence is None:
             return values
         total = np.zeros(self.influence.rows)
-        for query, weight in weights.items():
-            if weight:
-                total += np.float64(weight) * self.influence[query]
+        for start in range(0, len(total), STEP):
+            part = total[start : start + STEP]
+            for query, weight in weights.items():
+                if weight:
+                    part += np.float64(weight) * self.influence.read(query, start, start + len(part))
         has = self.influence_row >= 0
         values[has] = total[self.influence_row[has]]
         return values
@@ -178,6 +203,11 @@ class Index:
         if self.influence is None or row < 0:
             return None
         return np.array([self.influence.read(q, row, row + 1)[0] for q in range(len(self.query_ids))], np.float32)
+
+    def prepare(self) -> None:
+        """Compute every motion's order and histogram now, so that the first look at one is as quick as the next."""
+        for standing in self.standings.values():
+            _ = standing.order, standing.histogram
 
     def standing(self, group: str) -> Standing:
         """Of a group; where nothing is ranked yet, of nobody."""
@@ -344,6 +374,18 @@ def _influence(run: Run, name: str, ids: pa.Array, problems: list[str]) -> tuple
     return columns, row_of, query_ids
 
 
+def _bins(values: Floats, edges: npt.NDArray[np.float64]) -> Codes:
+    """The bin of each value, as of `np.histogram` of the values clipped to the edges; of NaN any. Two comparisons after
+    a division, which rounds, take a quarter of the time of a search among the edges."""
+    inside = np.nan_to_num(np.clip(values, edges[0], edges[-1]), nan=edges[0])
+    bins = ((inside - edges[0]) * (BINS / (edges[-1] - edges[0]))).astype(np.int64)
+    bins = np.minimum(bins, BINS - 1)
+    bins -= inside < edges[bins]
+    bins += (inside >= edges[bins + 1]) & (bins < BINS - 1)
+    codes: Codes = bins.astype(np.int8)
+    return codes
+
+
 # --- what clips can be filtered by ------------------------------------------------------------------------------------
 
 CAMERA = ("camera under 25 %", "25 to 50 %", "50 to 75 %", "camera over 75 %")
@@ -352,7 +394,7 @@ CAMERA = ("camera under 25 %", "25 to 50 %", "50 to 75 %", "camera over 75 %")
 def _facets(clips: pa.Table) -> list[Facet]:
     facets = [_coded("source", clips.column("source"))]
     share = pc.fill_null(clips.column("camera_share").cast(pa.float32()), float("nan")).to_numpy()
-    bins = np.where(np.isnan(share), -1, np.clip(np.nan_to_num(share) * 4, 0, 3).astype(np.int64)).astype(np.int16)
+    bins = np.where(np.isnan(share), -1, np.clip(np.nan_to_num(share) * 4, 0, 3).astype(np.int64)).astype(np.int8)
     facets.append(Facet("camera share", CAMERA, bins))
     seconds = pc.divide(clips.column("num_frames").cast(pa.float32()), clips.column("fps"))
     lengths = pc.binary_join_element_wise(pc.round(seconds, 1).cast(pa.string()), "s", " ")
@@ -370,12 +412,28 @@ def _coded(name: str, column: pa.ChunkedArray) -> Facet:
     coded = column.combine_chunks().dictionary_encode()
     values = coded.dictionary.to_pylist()
     if len(values) > MOST_VALUES:
-        return Facet(name, (), np.empty(0, np.int16))
+        return Facet(name, (), np.empty(0, np.int8))
     order = sorted(range(len(values)), key=lambda n: values[n])
-    place_of = np.full(len(values) + 1, -1, np.int16)
-    place_of[order] = np.arange(len(order), dtype=np.int16)
+    place_of = np.full(len(values) + 1, -1, np.int8)
+    place_of[order] = np.arange(len(order), dtype=np.int8)
     codes = pc.fill_null(coded.indices, len(values)).to_numpy(zero_copy_only=False)
     return Facet(name, tuple(values[n] for n in order), place_of[codes])
+
+
+def count(codes: Codes, values: int, kept: Flags | None = None) -> Counts:
+    """How many clips have each code from 0 to values - 1 [values]: of those that `kept` [N] names, or of all."""
+    return count_each([codes], [values], kept)[0]
+
+
+def count_each(columns: Sequence[Codes], values: Sequence[int], kept: Flags | None = None) -> list[Counts]:
+    """`count` of several columns. Where the clips lie that are kept is looked up once, which takes the most time."""
+    counts = [np.zeros(size + 1, np.int64) for size in values]
+    for start in range(0, len(columns[0]) if columns else 0, STEP):
+        at = None if kept is None else np.flatnonzero(kept[start : start + STEP])
+        for codes, tally in zip(columns, counts, strict=True):
+            here = codes[start : start + STEP]
+            tally += np.bincount((here if at is None else here[at]).astype(np.int64) + 1, minlength=len(tally))
+    return [tally[1:] for tally in counts]
 
 
 def facet(facets: Sequence[Facet], name: str) -> Facet | None:

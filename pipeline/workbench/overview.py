@@ -8,13 +8,12 @@ import shlex
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.config.caveats import caveats
 from pipeline.exports.formats import FORMATS
 from pipeline.storage import stores
-from pipeline.workbench.index import NOT_RANKED, Index, facet
+from pipeline.workbench.index import NOT_RANKED, Index, count, facet
 from pipeline.workbench.people import WORDS, People
 
 FEW_QUERIES = 5  # below which a motion's mean says little
@@ -114,12 +113,12 @@ def _harmful_sources(index: Index, alarm: Any) -> None:
     sources, standing = facet(index.facets, "source"), index.standing("all")
     if sources is None:
         return
-    codes = sources.codes.astype(np.int64) + 1
-    ranked, harmful = np.bincount(codes[standing.rank != NOT_RANKED]), np.bincount(codes[standing.decision == 2])
+    ranked = count(sources.codes, len(sources.values), standing.rank != NOT_RANKED)
+    harmful = count(sources.codes, len(sources.values), standing.decision == 2)
     bad = [
-        sources.values[n - 1]
-        for n in range(1, len(harmful))
-        if ranked[n] >= FEW_QUERIES and harmful[n] > 0.5 * ranked[n]
+        source
+        for source, n, of in zip(sources.values, harmful.tolist(), ranked.tolist(), strict=True)
+        if of >= FEW_QUERIES and n > 0.5 * of
     ]
     if bad:
         alarm(f"Most clips of {', '.join(bad)} are harmful.", view={"where": {"source": bad, "decision": ["harmful"]}})
@@ -127,7 +126,7 @@ def _harmful_sources(index: Index, alarm: Any) -> None:
 
 def _people(index: Index, people: People) -> dict[str, Any]:
     codes = people.codes("all")
-    counts = np.bincount(codes, minlength=len(WORDS)).tolist()
+    counts = count(codes, len(WORDS)).tolist()
     words = people.decisions.rows.group_by("by").aggregate([("batch", "count_distinct"), ("clip_id", "count_distinct")])
     return {
         "words": dict(zip(WORDS, counts, strict=True)),

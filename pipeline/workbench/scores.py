@@ -34,6 +34,7 @@ class Scores:
     def __init__(self, index: Index, people: People) -> None:
         self._index, self._people = index, people
         self._features: Features | None = None
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def weighted(self, group: str, weights: Mapping[str, float]) -> Floats:
@@ -149,9 +150,16 @@ class Scores:
 
     def size(self, group: str) -> int:
         """How many clips an arm that picks gets."""
+        if group not in self._sizes:
+            self._sizes[group] = self._size(group)
+        return self._sizes[group]
+
+    def _size(self, group: str) -> int:
         standing = self._index.standing(group)
         if not standing.ranked:
             return 0
+        if self._index.run.attribution.shortlist is None:
+            return share(self._index.run.ranking.fraction, standing.ranked)
         ranked = self._index.ids.filter(pa.array(standing.rank != NOT_RANKED)).cast(pa.large_string())
         population = shortlist.population(self._index.run, ranked)
         return share(self._index.run.ranking.fraction, standing.ranked if population is None else population.count)

@@ -13,16 +13,28 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.workbench.index import DECISIONS, NOT_RANKED, Floats, Index, Places, Standing, facet
+from pipeline.workbench.index import (
+    BINS,
+    DECISIONS,
+    NOT_RANKED,
+    STEP,
+    Codes,
+    Flags,
+    Floats,
+    Index,
+    Places,
+    Standing,
+    count,
+    count_each,
+    facet,
+)
 from pipeline.workbench.people import WORDS, People
+from pipeline.workbench.search import Search
 
-Flags = npt.NDArray[np.bool_]
 MOST = 16  # views and orders that the server holds
-BINS = 60  # of the histogram of influence
 WORD_LENGTH = 200
 
 
@@ -67,6 +79,7 @@ class Views:
 
     def __init__(self, index: Index, people: People, scores: Mapping[str, Score]) -> None:
         self._index, self._people, self._scores = index, people, scores
+        self._search = Search(index)
         self._views = OrderedDict[str, View]()
         self._orders = OrderedDict[tuple[Any, ...], Places]()
         self._lock = threading.Lock()
@@ -88,31 +101,28 @@ class Views:
     def _made(self, spec: Spec, key: str) -> View:
         if spec.group not in self._index.groups and spec.group != "all":
             raise ValueError(f"no motion is called {spec.group!r}")
-        masks, standing = self._masks(spec), self._index.standing(spec.group)
-        base = self._texts(spec)
-        everything = base.copy()
-        for mask in masks.values():
-            everything &= mask
-        counts = {}
-        for name, values, codes in self._coded(spec):
-            rest = everything if name not in masks else self._all_but(base, masks, name)
-            binned = np.bincount(codes[rest].astype(np.int64) + 1, minlength=len(values) + 1)[1 : len(values) + 1]
-            counts[name] = {value: int(n) for value, n in zip(values, binned.tolist(), strict=True) if n}
-        histogram = self._histogram(standing, self._all_but(base, masks, "influence"))
+        masks, base = self._masks(spec), self._base(spec)
+        kept = _all_of(base, masks)
+        counts = self._counts(spec, base, masks, kept)
+        histogram = _histogram(self._index.standing(spec.group), _all_of(base, masks, "influence"))
         order = self._order(spec)
-        places = order[everything[order]] if spec.sort != "given" else order
-        if spec.limit is not None:
-            places = places[: spec.limit]
-        return View(key, spec, places, counts, histogram)
+        places = order if spec.sort == "given" else _those_of(order, kept, spec.limit)
+        return View(key, spec, places[: spec.limit], counts, histogram)
 
-    def _all_but(self, base: Flags, masks: dict[str, Flags], name: str) -> Flags:
-        rest = base.copy()
-        for other, mask in masks.items():
-            if other != name:
-                rest &= mask
-        return rest
+    def _counts(
+        self, spec: Spec, base: Flags | None, masks: Mapping[str, Flags], kept: Flags | None
+    ) -> dict[str, dict[str, int]]:
+        """Every facet's counts, its own filter aside. Those that filter nothing are counted at once."""
+        coded = self._coded(spec)
+        free = [(values, codes) for name, values, codes in coded if name not in masks]
+        of_free = iter(count_each([codes for _, codes in free], [len(values) for values, _ in free], kept))
+        counts = {}
+        for name, values, codes in coded:
+            tally = next(of_free) if name not in masks else count(codes, len(values), _all_of(base, masks, name))
+            counts[name] = {value: n for value, n in zip(values, tally.tolist(), strict=True) if n}
+        return counts
 
-    def _coded(self, spec: Spec) -> list[tuple[str, tuple[str, ...], npt.NDArray[Any]]]:
+    def _coded(self, spec: Spec) -> list[tuple[str, tuple[str, ...], Codes]]:
         """Every facet: its name, its values and each clip's place among them."""
         standing = self._index.standing(spec.group)
         own = [
@@ -132,43 +142,25 @@ class Views:
             if name not in coded:
                 raise ValueError(f"clips cannot be filtered by {name!r}")
             values, codes = coded[name]
-            places = [values.index(value) for value in chosen if value in values]
-            masks[name] = np.isin(codes, np.array(places, codes.dtype))
+            mask = np.zeros(len(codes), bool)
+            for value in set(chosen) & set(values):
+                mask |= codes == values.index(value)
+            masks[name] = mask
         if spec.low is not None or spec.high is not None:
             influence = self._index.standing(spec.group).influence
             low, high = (-np.inf if spec.low is None else spec.low), (np.inf if spec.high is None else spec.high)
             masks["influence"] = (influence >= low) & (influence <= high)
         return masks
 
-    def _texts(self, spec: Spec) -> Flags:
-        """Clips that have every word of a search, and that are among `ids`, where some are named."""
-        flags = np.ones(len(self._index), bool)
-        for word in spec.text.lower().split():
-            flags &= pc.match_substring(self._index.texts, word).to_numpy()
+    def _base(self, spec: Spec) -> Flags | None:
+        """Clips that have every word of a search [N], and that are among `ids`, where some are named; None: all."""
+        flags = self._search.flags(spec.text)
         if spec.ids:
             named = np.zeros(len(self._index), bool)
             places = self._index.places(spec.ids)
             named[places[places >= 0]] = True
-            flags &= named
+            flags = named if flags is None else flags & named
         return flags
-
-    def _histogram(self, standing: Standing, mask: Flags) -> dict[str, Any]:
-        """Counts of mean influence in equal bins, and the two cuts: the least selected, and the largest harmful."""
-        ranked = standing.rank != NOT_RANKED
-        values = standing.influence[ranked]
-        if not len(values):
-            return {"edges": [], "counts": [], "cut": None, "harmful": None}
-        low, high = np.quantile(values, (0.0005, 0.9995)).tolist()
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-        inside = standing.influence[ranked & mask]
-        counts = np.histogram(np.clip(inside, edges[0], edges[-1]), edges)[0]
-        selected, harmful = (standing.influence[standing.decision == n] for n in (0, 2))
-        return {
-            "edges": [float(edges[0]), float(edges[-1])],
-            "counts": counts.tolist(),
-            "cut": float(selected.min()) if len(selected) else None,
-            "harmful": float(harmful.max()) if len(harmful) else None,
-        }
 
     # --- orders ---
 
@@ -177,7 +169,7 @@ class Views:
             places = self._index.places(spec.ids)
             return places[places >= 0]
         if spec.sort in self._scores:  # of what people said, which changes
-            return _from_best(self._scores[spec.sort](spec), spec.down)
+            return from_best(self._scores[spec.sort](spec), spec.down)
         name = (spec.sort, spec.group if spec.sort in GROUPED else "", spec.seed if spec.sort == "random" else 0)
         with self._lock:
             order = self._orders.get(name)
@@ -194,13 +186,13 @@ class Views:
         if spec.sort == "influence":
             return standing.order
         if spec.sort == "cut":
-            return _from_best(-np.abs(cut_distance(standing)), True)
+            return from_best(-np.abs(cut_distance(standing)), True)
         if spec.sort == "disagreement":
-            return _from_best(disagreement(index), True)
+            return from_best(disagreement(index), True)
         if spec.sort == "harmful source":
-            return _from_best(popular_harm(index, standing), True)
+            return from_best(popular_harm(index, standing), True)
         if spec.sort in ("motion_mean", "camera_share", "num_frames"):
-            return _from_best(index.numbers(spec.sort), True)
+            return from_best(index.numbers(spec.sort), True)
         if spec.sort == "name":
             return np.asarray(pc.sort_indices(index.clips.column("file")).to_numpy(), np.int32)
         if spec.sort == "random":
@@ -212,10 +204,55 @@ GROUPED = ("influence", "cut", "harmful source")
 SORTS = (*GROUPED, "disagreement", "motion_mean", "camera_share", "num_frames", "name", "random")
 
 
-def _from_best(score: npt.NDArray[np.floating], down: bool) -> Places:
-    """Places by score; NaN, which is not known, comes last either way. Ties are in the order of ids."""
-    values = np.where(np.isnan(score), np.inf, -score if down else score)
-    return np.argsort(values, kind="stable").astype(np.int32)
+def _all_of(base: Flags | None, masks: Mapping[str, Flags], but: str = "") -> Flags | None:
+    """Which clips `base` and all masks keep, save the mask of one name [N]; None: all of them."""
+    kept = base
+    for name, mask in masks.items():
+        if name != but:
+            kept = mask if kept is None else kept & mask
+    return kept
+
+
+def _those_of(order: Places, kept: Flags | None, limit: int | None) -> Places:
+    """The places of an order that are kept, or the first of them."""
+    if kept is None:
+        return order
+    blocks, enough = [order[:0]], len(order) if limit is None else limit
+    for start in range(0, len(order), STEP):
+        block = order[start : start + STEP]
+        blocks.append(block[kept[block]])
+        enough -= len(blocks[-1])
+        if enough <= 0:
+            break
+    return np.concatenate(blocks)
+
+
+def _histogram(standing: Standing, kept: Flags | None) -> dict[str, Any]:
+    histogram = standing.histogram
+    if histogram is None:
+        return {"edges": [], "counts": [], "cut": None, "harmful": None}
+    return {
+        "edges": [float(histogram.edges[0]), float(histogram.edges[-1])],
+        "counts": count(histogram.codes, BINS, kept).tolist(),
+        "cut": histogram.cut,
+        "harmful": histogram.harmful,
+    }
+
+
+def from_best(score: Floats, down: bool) -> Places:
+    """Places by score; NaN, which is not known, comes last either way. Ties are in the order of ids.
+
+    Whole numbers are sorted, which takes a fifth of the time: the score in the upper half, the place in the lower.
+    """
+    values = np.where(np.isnan(score), np.float32(np.inf), -score if down else score)
+    values += 0  # -0 is 0
+    bits = values.view(np.uint32)
+    keys = np.where(bits >> 31, ~bits, bits | 1 << 31).astype(np.uint64)  # in the order of the values
+    keys <<= 32
+    keys |= np.arange(len(keys), dtype=np.uint64)
+    keys.sort()
+    keys &= (1 << 32) - 1
+    return keys.astype(np.int32)
 
 
 def cut_distance(standing: Standing) -> Floats:

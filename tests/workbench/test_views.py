@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.ranking import decisions
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import arms
-from pipeline.workbench import duplicates, facts, index, review
+from pipeline.workbench import duplicates, facts, index, review, search, views
 from pipeline.workbench.overview import commands, overview
 from pipeline.workbench.people import Decision, Like, People, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.scores import Scores
@@ -98,6 +99,37 @@ def test_the_brush_keeps_what_lies_between(opened: Opened) -> None:
     assert sorted(opened.view(low=low, high=high)) == sorted(i for i, v in values.items() if low <= v <= high)
     histogram = opened.views.view(Spec(low=low, high=high)).histogram
     assert sum(histogram["counts"]) == 24, "the histogram shows what the brush leaves out as well"
+
+
+def test_a_view_in_pieces_is_what_a_plain_computation_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (index, views, search):
+        monkeypatch.setattr(module, "STEP", 5)
+    opened = Opened(run_of(tmp_path / "run"))
+    rows = {row["clip_id"]: row for row in selection(opened, "roll")}
+    captions = {row["clip_id"]: row["caption"] for row in opened.index.clips.to_pylist()}
+    values = np.array([row["mean_influence"] for row in rows.values()], np.float32)
+    low, high = np.sort(values)[[3, 20]].tolist()
+    asked = {"group": "roll", "text": "BLUE ball", "where": {"decision": ["neutral", "harmful"]}, "low": low}
+    blue = [i for i in rows if "blue ball" in captions[i].lower()]
+    neutral = [i for i in blue if rows[i]["decision"] in ("neutral", "harmful")]
+    assert opened.view(**asked, high=high) == [i for i in neutral if low <= rows[i]["mean_influence"] <= high]
+    assert opened.view(**asked, limit=2) == [i for i in neutral if low <= rows[i]["mean_influence"]][:2]
+    view = opened.views.view(Spec(**asked, high=high))
+    assert view.facets["decision"] == Counter(
+        rows[i]["decision"] for i in blue if low <= rows[i]["mean_influence"] <= high
+    )
+    first, last = np.quantile(values, (0.0005, 0.9995)).tolist()
+    inside = np.clip([rows[i]["mean_influence"] for i in neutral], first, last)
+    assert view.histogram["counts"] == np.histogram(inside, np.linspace(first, last, index.BINS + 1))[0].tolist()
+    assert view.histogram["cut"] == min(row["mean_influence"] for row in rows.values() if row["decision"] == "selected")
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_an_order_by_score_is_that_of_a_stable_sort(down: bool) -> None:
+    drawn = np.random.default_rng(0).standard_normal(1000).round(1)
+    score = np.concatenate([drawn, [np.nan, 0.0, -0.0, np.inf, -np.inf, 1e-45, -1e-45] * 2]).astype(np.float32)
+    plain = np.argsort(np.where(np.isnan(score), np.inf, -score if down else score), kind="stable")
+    assert views.from_best(score, down).tolist() == plain.tolist()
 
 
 @pytest.mark.parametrize(
