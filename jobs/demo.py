@@ -24,7 +24,7 @@ from pipeline.storage import stores
 from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
 
-CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 5
+CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 3
 
 
 def write_world(folder: Path, scenes: list[world.Scene], run: Run) -> None:
