@@ -12,9 +12,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Processes that die, several nodes, whole runs, browsers: one at a time.
+# Processes that die, several nodes, whole runs, browsers: likewise, and each may take longer beside another.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not soak"
+	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --timeout 1200
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak
