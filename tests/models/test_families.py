@@ -42,6 +42,14 @@ def test_the_battery_passes(model: DiffusersModel, family: str) -> None:
     assert failed == []
 
 
+def test_what_a_recipe_computes_in_bfloat16(folder: Path, family: str) -> None:
+    tiny = TINY[family]
+    model = tiny_pipelines.opened(folder, family, dtype="bfloat16")
+    subject = Subject(model, tiny.geometry, 12.0, tiny.timesteps, 5e-2)
+    names = ("loss", "arguments of the pipeline", "features")
+    assert [check for check in model_checks.run(subject, names) if not check.passed] == []
+
+
 def test_two_ways_to_open_it_give_one_fingerprint(folder: Path, family: str, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(folder, copy)

@@ -72,7 +72,7 @@ class Hunyuan15(DiffusersModel):
         return {
             "hidden_states": torch.cat([noisy.to(self.dtype), without], 1),
             "image_embeds": image,
-            "timestep": timestep,
+            "timestep": timestep.to(self.dtype),  # the transformer embeds it in its own dtype, as the pipeline does
             "encoder_hidden_states": conditioning["text"].to(self.dtype),
             "encoder_attention_mask": conditioning["mask"].to(self.dtype),
             "encoder_hidden_states_2": conditioning["glyphs"].to(self.dtype),
