@@ -1,4 +1,4 @@
-"""A run's clips as columns in memory: what views filter and sort by, about 150 bytes a clip, and 9 for each group.
+"""A run's clips as columns in memory: what views filter and sort by, about 150 bytes a clip, and 15 for each group.
 
 Influence on single queries, which is large, lies in an unnamed temporary file (TMPDIR), a column a query.
 """

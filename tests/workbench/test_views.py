@@ -112,12 +112,15 @@ def test_a_view_in_pieces_is_what_a_plain_computation_gives(tmp_path: Path, monk
     asked = {"group": "roll", "text": "BLUE ball", "where": {"decision": ["neutral", "harmful"]}, "low": low}
     blue = [i for i in rows if "blue ball" in captions[i].lower()]
     neutral = [i for i in blue if rows[i]["decision"] in ("neutral", "harmful")]
-    assert opened.view(**asked, high=high) == [i for i in neutral if low <= rows[i]["mean_influence"] <= high]
     assert opened.view(**asked, limit=2) == [i for i in neutral if low <= rows[i]["mean_influence"]][:2]
     view = opened.views.view(Spec(**asked, high=high))
     assert view.facets["decision"] == Counter(
         rows[i]["decision"] for i in blue if low <= rows[i]["mean_influence"] <= high
     )
+    shown = [i for i in neutral if low <= rows[i]["mean_influence"] <= high]
+    assert view.facets["source"] == Counter(f"source {names(24).index(i) % 3}" for i in shown)
+    assert view.facets["people"] == {"nobody has said": len(shown)}
+    assert opened.view(**asked, high=high) == shown
     first, last = np.quantile(values, (0.0005, 0.9995)).tolist()
     inside = np.clip([rows[i]["mean_influence"] for i in neutral], first, last)
     assert view.histogram["counts"] == np.histogram(inside, np.linspace(first, last, index.BINS + 1))[0].tolist()
