@@ -89,7 +89,8 @@ class FeatureWorker:
         hold = self.gradients.hold
         self.gradients.close()
         self.model.trained.zero_grad(set_to_none=True)
-        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, max(1, hold // 2))
+        smaller = max(1, hold // 2)
+        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, smaller, self.host)
         return hold > 1 or (self.motion is not None and self.motion.shrink())
 
     def _motion_worker(self) -> MotionWorker:

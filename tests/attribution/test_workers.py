@@ -18,8 +18,10 @@ from pipeline.stages import video_sets
 from pipeline.tables import schemas
 
 
-def test_smaller_parts_give_the_same_rows(small_run: Callable[..., Run], tmp_path: Path) -> None:
-    run = small_run(tmp_path, attribution__hold=4, motion__batch=8)
+@pytest.mark.parametrize("blocks", ["device", "host"])
+def test_smaller_parts_give_the_same_rows(small_run: Callable[..., Run], tmp_path: Path, blocks: str) -> None:
+    changes = {"attribution__blocks": blocks, "model__gradient_checkpointing": blocks == "host"}
+    run = small_run(tmp_path, attribution__hold=4, motion__batch=8, **changes)
     videos = manifest.of_set(video_sets.asked(run, "clips")).slice(0, 1).to_pylist()
     rows = index_pilot.index_videos(run, videos).clips
     clips = pa.Table.from_pylist(rows, schema=schemas.CLIPS)
@@ -30,6 +32,8 @@ def test_smaller_parts_give_the_same_rows(small_run: Callable[..., Run], tmp_pat
     holds = [worker.features.gradients.hold]
     while worker.shrink():
         holds.append(worker.features.gradients.hold)
+        if blocks == "host":  # on a CPU features are right without it: only a GPU has two places for a gradient
+            assert worker.features.host.sink == worker.features.gradients.arrive, "gradients go where none are held"
         (parts,) = worker(clips)
         assert parts.keys() == whole.keys()
         for name, table in parts.items():
