@@ -106,8 +106,8 @@ def _beside(fs: fsspec.AbstractFileSystem, folder: str, tars: Mapping[str, Any])
 
 def with_metadata(fs: fsspec.AbstractFileSystem, part: Part, path: str, size: int, named: str) -> Part:
     """The videos of a tar with what the tar of metadata at `path`, of `size` bytes, says of them: a row for each, or
-    for each of several windows. A video whose metadata cannot be used is a row with an error; those without metadata, and
-    those that the curator calls invalid, which are left out, are a warning.
+    for each of several windows. A video whose metadata cannot be used is a row with an error. Those without metadata
+    are a warning, and so are those that the curator calls invalid, which are left out.
 
     Raises InputError for a tar that cannot be read, and for one that is of none of the videos."""
     try:
