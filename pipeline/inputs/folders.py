@@ -19,7 +19,7 @@ from pipeline.config.texts import decode_text
 from pipeline.errors import InputError
 from pipeline.inputs import extensions, file_tree, refusals
 from pipeline.inputs.file_tree import Tree
-from pipeline.inputs.layouts import recognition
+from pipeline.inputs.layouts import curator_tars, recognition
 from pipeline.inputs.manifests import json_documents, reader
 from pipeline.inputs.shards import image_folders, members
 from pipeline.inputs.video_columns import Part, chosen, joined, of_table
@@ -401,10 +401,13 @@ def _texts(place: _Place, sizes: Mapping[str, Any]) -> tuple[dict[str, str], dic
 
 
 def _shards(place: _Place, packed: Mapping[str, Any]) -> list[Part]:
-    """What each shard holds; nothing, and a warning, for a Parquet file without videos."""
+    """What each shard holds; nothing, and a warning, for a Parquet file without videos. Tars of a curator's metadata
+    and of embeddings of captions are no shards of videos."""
     parts = []
+    pairs = curator_tars.pairs(place.fs, packed, place.named, place.base)
+    packed = {path: info for path, info in packed.items() if path not in pairs.others}
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        for path, part in zip(packed, threads.map(partial(_shard, place), packed.items()), strict=True):
+        for path, part in zip(packed, threads.map(partial(_shard, place, pairs), packed.items()), strict=True):
             if part is None:
                 log.warning("%s: %s has no column with the bytes of videos; it is left out.", place.named, path)
             else:
@@ -412,13 +415,18 @@ def _shards(place: _Place, packed: Mapping[str, Any]) -> list[Part]:
     return parts
 
 
-def _shard(place: _Place, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
+def _shard(place: _Place, pairs: curator_tars.Pairs, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
     path, info = entry
     file = place.row(path, info)
     if file["error"] is not None:
         return Part([file], {})
     try:
-        return members.listed(place.fs, path, file)
+        part = members.listed(place.fs, path, file)
+        if part is None or path not in pairs.metas:
+            return part
+        return curator_tars.with_metadata(place.fs, part, *pairs.metas[path], place.named)
+    except InputError:
+        raise
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise InputError(
             f"{place.named}: what {file['relative']} says of its videos is no table: {error}. Give every column one "
@@ -472,8 +480,7 @@ def _say_left_out(place: _Place, kinds: _Kinds) -> None:
 def _say_unmatched(place: _Place, names: list[str]) -> None:
     if names:
         log.warning(
-            "%s: members of tar shards that are the .txt or .json of no video: %d (%s). Give them the names of their "
-            "videos.",
+            "%s: members of tar shards that are the words of no video: %d (%s). Give them the names of their videos.",
             place.named,
             len(names),
             _some(names),

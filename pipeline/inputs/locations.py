@@ -15,6 +15,7 @@ from pipeline.config import credentials
 from pipeline.errors import ConfigError
 from pipeline.inputs import extensions, folders, refusals
 from pipeline.inputs.folders import Row, relative
+from pipeline.inputs.manifests import cut_files
 from pipeline.inputs.shards import image_folders
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage.stores import join, place
@@ -83,11 +84,12 @@ def _end(bare: str, listing: Mapping[str, Any]) -> str:
 
 
 def root_of(
-    fs: fsspec.AbstractFileSystem, folder: str, paths: list[str], asked: VideoSet
+    fs: fsspec.AbstractFileSystem, folder: str, paths: list[str], asked: VideoSet, cut: bool = False
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """The folder that a manifest's relative paths begin in: `files` of the configuration, else that of the manifest,
-    or the folder `video` or `videos` in it, or one or two levels above, where only there the first of them are. Raises
-    ConfigError."""
+    or the folder `video` or `videos` in it, or one or two levels above, where only there the first of them are. With
+    `cut`, paths are ids of videos, and files that were cut out of these count where the first videos are nowhere.
+    Raises ConfigError."""
     if asked.files is not None:
         key = f"{asked.section}.files"
         files_fs, root = place(os.path.expanduser(asked.files))
@@ -96,10 +98,14 @@ def root_of(
         return files_fs, root.rstrip("/") or "/"
     some = [path for path in paths[:SOME] if path and not path.startswith("/") and "://" not in path]
     above = posixpath.dirname(folder)
-    for start in (folder, above, posixpath.dirname(above)) if some else ():
-        for root in (start, *(join(start, name) for name in FOLDERS)):
-            if any(_is_there(fs, join(root, path + end)) for path in some for end in ("", *ENDS)):
-                return fs, root
+    starts = (folder, above, posixpath.dirname(above)) if some else ()
+    roots = [root for start in starts for root in (start, *(join(start, name) for name in FOLDERS))]
+    for root in roots:
+        if any(_is_there(fs, join(root, path + end)) for path in some for end in ("", *ENDS)):
+            return fs, root
+    for root in roots if cut else ():
+        if cut_files.of_some(cut_files.names_in(fs, root), paths):
+            return fs, root
     return fs, folder
 
 

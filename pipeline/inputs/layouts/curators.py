@@ -81,27 +81,44 @@ def _metas(fs: fsspec.AbstractFileSystem, folder: str) -> list[tuple[str, dict[s
 
 
 def _rows(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
-    clip = str(meta["span_uuid"])
-    said = {"span_uuid": clip, "source_video": str(meta["source_video"]), "source": str(meta["source_video"])}
-    duration = meta.get("duration_span")
-    if duration is not None:
-        said["source_span"] = str(spans.between(float(duration[0]), "s", float(duration[1]), "s"))
-    said |= _passed(meta)
-    if meta.get("clip_format") == "source_span":
+    if not is_cut(meta):
+        said = _said(meta)
         return [{"file_name": meta["source_video"], "caption": "", **said, "span": said["source_span"]}]
     # The address that the curator wrote to may be another one by now; the folder's layout is not.
-    file = posixpath.join("clips", posixpath.basename(str(meta.get("clip_location") or f"{clip}.mp4")))
+    file = posixpath.join("clips", posixpath.basename(str(meta.get("clip_location") or f"{meta['span_uuid']}.mp4")))
+    return [{"file_name": file, **row} for row in of_clip(meta)]
+
+
+def is_cut(meta: Mapping[str, Any]) -> bool:
+    """Whether a clip is a file of its own; else it is a stretch of its source video."""
+    return meta.get("clip_format") != "source_span"
+
+
+def of_clip(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a clip's metadata says of it: one row, or a row for each of several windows with a caption, whose `span` is
+    the text of the window's frames. Raises what the metadata's flaws raise: KeyError, TypeError, ValueError, ..."""
+    said = _said(meta)
     windows = [window for window in meta.get("windows") or [] if isinstance(window, dict)]
     captioned = [(window, texts) for window in windows if (texts := _captions(window))]
     if len(captioned) < 2:
         texts = captioned[0][1] if captioned else {"caption": ""}
-        return [{"file_name": file, **texts, **said}]
+        return [{**texts, **said}]
     rows = []
     for window, texts in captioned:
         # Its last frame is part of a window.
         span = spans.between(int(window["start_frame"]), "f", int(window["end_frame"]) + 1, "f")
-        rows.append({"file_name": file, **texts, **said, "span": str(span)})
+        rows.append({**texts, **said, "span": str(span)})
     return rows
+
+
+def _said(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a clip comes from, and what passes through."""
+    source = str(meta["source_video"])
+    said = {"span_uuid": str(meta["span_uuid"]), "source_video": source, "source": source}
+    duration = meta.get("duration_span")
+    if duration is not None:
+        said["source_span"] = str(spans.between(float(duration[0]), "s", float(duration[1]), "s"))
+    return said | _passed(meta)
 
 
 def _captions(window: Mapping[str, Any]) -> dict[str, str]:

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from pipeline.errors import InputError
 from pipeline.inputs.descriptions import is_list, texts
 from pipeline.inputs.locations import located, root_of
-from pipeline.inputs.manifests import reader, span_columns
+from pipeline.inputs.manifests import cut_files, reader, span_columns
 from pipeline.inputs.manifests.columns import LISTED_PATHS, VIDEO_IDS, Columns
 from pipeline.inputs.manifests.json_blocks import FAULT, LINE
-from pipeline.inputs.manifests.span_columns import SPAN
+from pipeline.inputs.manifests.span_columns import NUMBER, SPAN
 from pipeline.inputs.video_set import VideoSet
 
 log = logging.getLogger(__name__)
@@ -44,21 +44,39 @@ def listed(
         paths = [path or "" for path in paths_of(table, file.columns).to_pylist()]
     except (ValueError, pa.ArrowException) as error:
         raise InputError(f"{asked.named}: the manifest {posixpath.basename(bare)}: {error}.") from error
-    if columns_of_spans is not None:
-        log.warning("%s: rows are stretches of their videos, by %s.", asked.named, columns_of_spans.shown())
+    numbered = NUMBER in table.column_names and str(file.columns.path).strip().casefold() in VIDEO_IDS
     try:
-        root_fs, root = root_of(fs, posixpath.dirname(bare), paths, asked)
+        root_fs, root = root_of(fs, posixpath.dirname(bare), paths, asked, numbered)
+        cuts = _cut_files(root_fs, root, paths, table) if numbered else [None] * len(paths)
+        paths = [cut or path for path, cut in zip(paths, cuts, strict=True)]
         files = located(root_fs, root, paths, asked.base, _rates(table, asked.fps))
     except ImportError as error:
         raise InputError(f"{asked.named}: some of its videos lie where nothing here can read: {error}.") from error
+    except cut_files.UnclearError as error:
+        raise InputError(f"{asked.named}: the manifest {posixpath.basename(bare)}: {error}.") from error
+    count = sum(cut is not None for cut in cuts)
+    if count:
+        log.warning("%s: spans that are files already, VIDEO_NUMBER, from 0: %d of %d.", asked.named, count, len(cuts))
+        spans = pc.if_else(pa.array([cut is None for cut in cuts]), spans, pa.scalar(None, pa.string()))
+        span_faults = [fault if cut is None else None for fault, cut in zip(span_faults, cuts, strict=True)]
+    if columns_of_spans is not None and count < len(cuts):
+        log.warning("%s: rows are stretches of their videos, by %s.", asked.named, columns_of_spans.shown())
     faults, places = table.column(FAULT).to_pylist(), table.column(LINE).to_pylist()
     for row, fault, span_fault, number in zip(files, faults, span_faults, places, strict=True):
         row["error"] = row["error"] if fault is None else f"refused: {fault}"
         row["origin"] = f"{file.entries} {number}"
         if row["error"] is None and span_fault is not None:
             row["error"] = f"refused: {file.entries} {number}: {span_fault}"
-    table = _with_plain_names(table.drop_columns([str(file.columns.path), LINE, FAULT]), file.columns)
+    own = [str(file.columns.path), LINE, FAULT, *([NUMBER] if NUMBER in table.column_names else [])]
+    table = _with_plain_names(table.drop_columns(own), file.columns)
     return files, table if columns_of_spans is None else table.append_column(SPAN, spans)
+
+
+def _cut_files(fs: fsspec.AbstractFileSystem, root: str, videos: list[str], table: pa.Table) -> list[str | None]:
+    """The name of the file that is a row's span already; None for a row of a whole video. Raises UnclearError."""
+    lines, numbers = table.column(LINE).to_pylist(), table.column(NUMBER).to_pylist()
+    rows = [cut_files.RowSpan(*row) for row in zip(videos, lines, numbers, strict=True)]
+    return cut_files.names(cut_files.names_in(fs, root), rows)
 
 
 def _rates(table: pa.Table, fps: float) -> list[float]:

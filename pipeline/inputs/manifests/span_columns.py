@@ -21,6 +21,7 @@ from pipeline.inputs import spans
 from pipeline.inputs.spans import SpanError
 
 SPAN = "\0span"  # the column of a listing with the text of each row's span; no column of a manifest is called so
+NUMBER = "\0number"  # the column with the number, from 0, of a row's span among the many that its row had
 MOST = 100_000  # spans of one row
 
 # Columns with a start, and those with an end or a length beside it; a frame's unit is `f`, a thousandth of a second's
@@ -138,7 +139,9 @@ def _is_date(column: pa.ChunkedArray) -> bool:
 
 def one_a_row(table: pa.Table, columns: SpanColumns | None) -> pa.Table:
     """The rows with one span each: a row of many becomes as many rows, and each of its lists of that length is
-    distributed among them. Raises ValueError for a list of captions of another length."""
+    distributed among them. Where any row has a list of spans, the column NUMBER is added.
+
+    Raises ValueError for a list of captions of another length."""
     if columns is None or columns.pair is None:
         return table
     values = [_listed(value) for value in table.column(columns.pair).to_pylist()]
@@ -153,7 +156,10 @@ def one_a_row(table: pa.Table, columns: SpanColumns | None) -> pa.Table:
     for name in table.column_names:
         distributed = _distributed(name, table.column(name), values, counts)
         arrays[name] = rows.column(name) if distributed is None else distributed
-    return pa.table(arrays)
+    numbers: list[int | None] = []
+    for value, count in zip(values, counts, strict=True):
+        numbers += list(range(count)) if _is_many(value) else [None]
+    return pa.table({**arrays, NUMBER: pa.array(numbers, pa.int64())})
 
 
 def _distributed(name: str, column: pa.ChunkedArray, values: Sequence[Any], counts: Sequence[int]) -> pa.Array | None:

@@ -103,6 +103,25 @@ def listed(fs: fsspec.AbstractFileSystem, bare: str, shard: Row, largest: int) -
     return _matched(list(rows.values()), words, shard["relative"])
 
 
+def texts(fs: fsspec.AbstractFileSystem, bare: str, size: int) -> dict[str, bytes | ClipError | None]:
+    """The members of a tar of `size` bytes that holds words alone, by name: the bytes of each .json, or why they cannot
+    be had; None for a member of another kind. Raises ValueError for a tar that is compressed, damaged or cut off."""
+    contents: dict[str, bytes | ClipError | None] = {}
+    with fs.open(bare, "rb", block_size=_AHEAD, cache_type="readahead") as file:
+        packed = _compression(file.read(_END))
+        if packed:
+            raise ValueError(f"it is compressed ({packed}) in spite of its name; unpack it")
+        file.seek(0)
+        for member in _members(file, size):
+            if isinstance(member, str):
+                raise ValueError(member.removeprefix("decode: "))
+            name = posixpath.normpath(member.name.encode("utf-8", "backslashreplace").decode())
+            if _HIDDEN.search(name) or member.isdir():
+                continue
+            contents[name] = _read(file, member, name, size) if name.lower().endswith(".json") else None
+    return contents
+
+
 def _compression(head: bytes) -> str | None:
     return next((name for mark, name in _COMPRESSED if head.startswith(mark)), None)
 
