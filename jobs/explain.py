@@ -266,7 +266,7 @@ def _tell(facts: Explanation) -> None:
     for d in facts.decisions[:1]:
         print(f"clip {clip_id}: {d['decision']}, {d['reason']}")
         if d.get("rank_low") is not None:
-            print(f"with other queries like these its rank would lie between {d['rank_low']:,} and {d['rank_high']:,}")
+            print(f"with other draws like these its rank would lie between {d['rank_low']:,} and {d['rank_high']:,}")
     if facts.motion is not None and facts.motion_percentile is not None:
         print(f"mean motion {facts.motion['motion_mean']:.3g} pixels a frame, above {facts.motion_percentile:.0f} %")
     shown = facts.queries if len(facts.queries) <= 10 else [*facts.queries[:5], *facts.queries[-5:]]

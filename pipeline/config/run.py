@@ -253,7 +253,10 @@ class Ranking(Model):
         {}, description="at most so many selected clips of each value of these columns of clips/: {source: 20}"
     )
     interval: float | None = Field(
-        0.9, gt=0.5, lt=1, description="confidence of the intervals of ranks over draws of queries; null: none"
+        0.9,
+        gt=0.5,
+        lt=1,
+        description="confidence of the intervals of ranks over draws of queries and settings; null: none",
     )
     neighbors: int = Field(20, ge=1, description="nearest and farthest clips listed for each query")
     roots: tuple[Annotated[str, Field(min_length=1)], ...] = Field(

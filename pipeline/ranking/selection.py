@@ -34,9 +34,16 @@ from pipeline.ranking import (
 )
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
-from pipeline.ranking.influence_table import HELD, Progress, influence_columns
+from pipeline.ranking.influence_table import (
+    HELD,
+    BySetting,
+    Progress,
+    influence_by_setting,
+    is_written,
+    recorded_by_setting,
+)
 from pipeline.ranking.rules.choice import Rules
-from pipeline.ranking.rules.intervals import half_width, squared_error
+from pipeline.ranking.rules.intervals import half_width_of_parts, squared_error
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
 from pipeline.tables import scanning, schemas
@@ -63,6 +70,7 @@ class Ranked:
     groups: list[str]
     influence: Columns
     shortlisted: Population | None = None  # the clips that these stand for, where they are a shortlist
+    by_setting: BySetting | None = None  # of two settings or more; none where an earlier version wrote influence/
 
     @property
     def population(self) -> Population:
@@ -104,8 +112,8 @@ class Ranked:
         return mean.astype(np.float32), votes
 
     def half_widths(self, group: str, confidence: float | None, spare: float = 0.0) -> Array | None:
-        """How far each clip's mean influence on a group's queries may be off, for another draw of them: half of an
-        interval of this confidence [N]; None without one, and for a single query."""
+        """How far each clip's mean influence on a group's queries may be off, for another draw of them and of the
+        settings: half of an interval of this confidence [N]; None without one, and for a single query."""
         queries = self.of(group)
         others = [query for query in range(len(self.groups)) if query not in set(queries)]
         error = None if confidence is None else squared_error(self.influence[query] for query in queries)
@@ -113,8 +121,9 @@ class Ranked:
             return None
         of_others = squared_error(self.influence[query] for query in others) if spare else None
         if of_others is not None:  # of one other query nothing is known, and it has no part
-            return half_width(error[0] + spare**2 * of_others[0], error[1], confidence)
-        return half_width(*error, confidence)
+            error = error[0] + spare**2 * of_others[0], error[1]
+        of_settings = squared_error(self.by_setting.scores(group, spare)) if self.by_setting else None
+        return half_width_of_parts([error] if of_settings is None else [error, of_settings], confidence)
 
     def weighted_mean(self, group: str, weights: Sums) -> Array:
         """The sum of weight times influence over a group's queries, over the sum of the weights' sizes: [N]."""
@@ -159,13 +168,13 @@ def rank(
     query_ids, groups, rows = query_rows(run, index or home, queries)
     population = shortlist.population(run, clips.clip_ids)
     weights = None if population is None else population.weights
-    columns = influence_columns(clips, rows, whiten, progress, weights)
-    return Ranked(clips.clip_ids, query_ids, groups, columns, population)
+    columns, by_setting = influence_by_setting(clips, rows, groups, whiten, progress, weights)
+    return Ranked(clips.clip_ids, query_ids, groups, columns, population, by_setting)
 
 
 def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     """The same as `rank`, read from influence/ without a look at any feature; None where that is of other features,
-    clips, queries, mask or whitening."""
+    clips, queries, mask or whitening, or influence_by_setting/ is. Where the latter is absent, so is `by_setting`."""
     folder = join(run.root, "influence")
     written = tables.metadata(folder)
     fingerprint = written.get("fingerprint", {})
@@ -187,7 +196,12 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
         pa.chunked_array([clips.clip_ids])
     ):
         return None
-    return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids))
+    by_setting, settings = None, len(clips.members)
+    if settings > 1 and is_written(run.root):
+        by_setting = recorded_by_setting(run.root, clips.clip_ids, groups, settings)
+        if by_setting is None:
+            return None
+    return Ranked(clips.clip_ids, query_ids, groups, columns, shortlist.population(run, clips.clip_ids), by_setting)
 
 
 def features_state(run: Run) -> str:

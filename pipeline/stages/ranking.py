@@ -1,5 +1,5 @@
-"""Influence of every clip on every query, how lawfully each moves, and what follows: tables influence/, neighbors/,
-lawfulness/, selection/."""
+"""Influence of every clip on every query, how lawfully each moves, and what follows: tables influence/,
+influence_by_setting/, neighbors/, lawfulness/, selection/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.attribution.fingerprints import Fingerprint
 from pipeline.config import Run
-from pipeline.ranking import choosing, lawfulness, partitions, placed, share
+from pipeline.ranking import choosing, influence_table, lawfulness, partitions, placed, share
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.rules import reading, strata
 from pipeline.ranking.rules.choice import Rules
@@ -30,6 +30,7 @@ from pipeline.ranking.selection import (
 )
 from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
+from pipeline.storage import lease, stores
 from pipeline.storage.stores import join
 from pipeline.tables import schemas
 from pipeline.tables.figures import DECISIONS
@@ -55,6 +56,7 @@ def rank_clips(run: Run) -> None:
     rules = _rules(run, ranked, marks)
     schema = schemas.influence_schema(len(ranked.query_ids))
     selected = selection_tables(ranked, run.ranking, marks, others, unlawful, rules)
+    _write_by_setting(run, ranked, fingerprint, state)  # before influence/, with which `recorded` compares it
     for name, columns, rows in (
         ("influence", schema, influence_tables(ranked)),
         ("neighbors", schemas.NEIGHBORS, [neighbors_table(ranked, run.ranking.neighbors, marks)]),
@@ -77,6 +79,19 @@ def rank_clips(run: Run) -> None:
         print(line)
 
 
+def _write_by_setting(run: Run, ranked: Ranked, fingerprint: Fingerprint, state: str) -> None:
+    """Write influence_by_setting/, or remove that of another ranking where there is nothing to write."""
+    folder, parts = join(run.root, influence_table.BY_SETTING), ranked.by_setting
+    if parts is None:
+        lease.check(run.root)
+        stores.remove(folder)
+        return
+    schema = schemas.influence_schema(len(parts.columns))
+    about = {"groups": ranked.groups, "settings": parts.settings}
+    rows = influence_table.by_setting_tables(parts, ranked.clip_ids)
+    tables.replace_streamed(folder, schema, rows, fingerprint, query_ids=ranked.query_ids, features=state, **about)
+
+
 def _ranked(run: Run) -> Ranked:
     """Influence of every clip: read from influence/ where features, queries and whitening are still the same, so that
     another fraction or rule of the selection costs no ranking."""
@@ -85,6 +100,11 @@ def _ranked(run: Run) -> Ranked:
         ranked = recorded(run, r.mask, r.whiten)
         if ranked is not None:
             print("influence: as the last ranking left it; features and queries are the same")
+            if ranked.by_setting is None and len(under_mask(run.clip_roots, "clips", r.mask).members) > 1:
+                print(
+                    "influence: an earlier version ranked, which did not keep each setting's part: intervals of ranks "
+                    f"are over queries alone; delete {join(run.root, 'influence')} to rank anew"
+                )
             return ranked
     report = Progress("rank_clips")
     return rank(run, r.mask, r.whiten, lambda done, total: report(done, total, {}))

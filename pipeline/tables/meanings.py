@@ -116,6 +116,12 @@ INFLUENCE: Meanings = {
     "clip_id": _CLIP_ID,
     "influence": "Influence on each query, in the order of the metadata key `query_ids`.",
 }
+INFLUENCE_BY_SETTING: Meanings = {
+    "clip_id": _CLIP_ID,
+    "influence": "Mean influence on each group's queries by one setting alone, times the number of settings: the mean "
+    "over the settings is the mean influence. All groups of the first setting come first, in order of their names; the "
+    "metadata key `groups` has the group of each query.",
+}
 NEIGHBORS: Meanings = {
     "query_id": _QUERY_ID,
     "clip_id": _CLIP_ID,
@@ -152,7 +158,8 @@ SELECTION: Meanings = {
     "choice": "Place in the order of choice, from 0: the selection of any fraction is the clips with the lowest; null "
     "where a rule bars the clip.",
     "duplicate_of": "The clip that stands for this near-duplicate in the selection; null: none.",
-    "rank_low": "The first rank of the clip's interval (`ranking.interval`) over draws of queries; null: not known.",
+    "rank_low": "The first rank of the clip's interval (`ranking.interval`) over draws of queries and, where the "
+    "ranking compares two settings or more, of settings; null: not known.",
     "rank_high": "... and the last. Where one is in the selection and the other is not, the clip is on the edge.",
 }
 EVALUATION: Meanings = {

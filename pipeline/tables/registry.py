@@ -154,6 +154,16 @@ INFLUENCE = Table(
     replaced=True,
     sizes={"influence": "queries"},
 )
+INFLUENCE_BY_SETTING = Table(
+    folders=("influence_by_setting",),
+    row="a clip with features, where the ranking compares two settings or more",
+    schema=schemas.influence_schema(1),
+    columns=meanings.INFLUENCE_BY_SETTING,
+    key=("clip_id",),
+    ids=("clip_id",),
+    replaced=True,
+    sizes={"influence": "settings x groups"},
+)
 NEIGHBORS = Table(
     folders=("neighbors",),
     row="one of the nearest or farthest clips of a query",
@@ -354,7 +364,7 @@ SCORES = Table(
 TABLES = (
     *(CLIPS, QUERIES, STRETCHES, CHANGES),
     *(MOTION, MOVEMENT, PICTURES, FEATURES),
-    *(CHOSEN, INFLUENCE, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
+    *(CHOSEN, INFLUENCE, INFLUENCE_BY_SETTING, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),
     *(DECISIONS, QUERY_WEIGHTS, LIKES, DUPLICATES, PREVIEWS),

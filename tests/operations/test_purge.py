@@ -53,6 +53,8 @@ def root(tmp_path: Path) -> Path:
     vectors = np.arange(len(CLIPS) * 2, dtype=np.float32).reshape(-1, 2)
     columns = [pa.array(CLIPS), tables.vectors(vectors)]
     put("influence", pa.table(columns, schema=schemas.influence_schema(2)), query_ids=QUERIES)
+    by_setting = {"query_ids": QUERIES, "groups": ["roll"] * 2, "settings": 2}
+    put("influence_by_setting", pa.table(columns, schema=schemas.influence_schema(2)), **by_setting)
     near = [{"query_id": q, "clip_id": i, "rank": n} for q in QUERIES for n, i in enumerate(CLIPS)]
     put("neighbors", near, schemas.NEIGHBORS, query_ids=QUERIES)
     decided = [{"clip_id": i, "group": "all", "rank": n} for n, i in enumerate(CLIPS)]
@@ -107,6 +109,7 @@ def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
     assert dict(found.rows) == {
         "clips": 1,
         "influence": 1,
+        "influence_by_setting": 1,
         "neighbors": 2,
         "selection": 1,
         "nights/2026-01-02/selection": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,8 +13,15 @@ from scipy import stats
 from pipeline.config import Ranking
 from pipeline.ranking import select, selection_blocks, votes
 from pipeline.ranking.column_file import Columns
-from pipeline.ranking.rules.intervals import half_width, half_width_of_votes, rank_intervals, squared_error
-from pipeline.ranking.selection import Ranked
+from pipeline.ranking.influence_table import BySetting
+from pipeline.ranking.rules.intervals import (
+    half_width,
+    half_width_of_parts,
+    half_width_of_votes,
+    rank_intervals,
+    squared_error,
+)
+from pipeline.ranking.selection import Ranked, selection_tables
 
 N, Q = 400, 12
 
@@ -119,3 +128,65 @@ def test_a_streamed_ranking_has_the_same_and_spare_adds_its_own_error() -> None:
     spared = ranked.half_widths("spin", 0.9, 0.5)
     np.testing.assert_allclose(spared, half_width(spin[0] + 0.25 * roll[0], 7, 0.9))  # type: ignore[arg-type]
     assert ranked.half_widths("spin", None) is None
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def of_settings(seed: int, settings: int, noise: float, spread: float = 0.0, queries: int = Q) -> Ranked:
+    """The same worth, seen by queries and by settings that err, each for itself and both together; clip 100 by settings
+    that differ by so much more."""
+    rng = np.random.default_rng(seed)
+    by_query, by_setting = (noise * rng.standard_normal((N, count)) for count in (queries, settings))
+    by_setting[100] += spread * np.linspace(-1, 1, settings)
+    cells = by_query[:, :, None] + by_setting[:, None] + 0.1 * rng.standard_normal((N, queries, settings))
+    cells += np.linspace(1, -1, N)[:, None, None] + 3 * rng.standard_normal((queries, settings))
+    influence, parts = Columns(N, queries), Columns(N, settings)
+    influence.add(cells.mean(2).astype(np.float32))
+    parts.add(cells.mean(1).astype(np.float32))
+    query_ids = [f"q{n}" for n in range(queries)]
+    by_each = BySetting(("all",), (queries,), settings, parts)
+    return Ranked(pa.array(names(), pa.large_string()), query_ids, ["all"] * queries, influence, None, by_each)
+
+
+def decided(ranked: Ranked) -> pa.Table:
+    others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
+    rule = Ranking(fraction=0.1)
+    return pa.concat_tables(selection_tables(ranked, rule, ranked.marks(0.1), others)).sort_by("clip_id")
+
+
+def test_parts_of_an_error_are_added_with_degrees_of_freedom_of_their_own() -> None:
+    error = np.array([4.0, 1.0, 0.0])
+    assert np.array_equal(half_width_of_parts([(error, 5)], 0.9), half_width(error, 5, 0.9)), "one part is as it was"
+    none = np.zeros(3)
+    np.testing.assert_allclose(half_width_of_parts([(error, 5), (none, 2)], 0.9), half_width(error, 5, 0.9))
+    found = half_width_of_parts([(error, 5), (2 * error, 3)], 0.9)
+    degrees = 3**2 / (1 / 4 + 2**2 / 2)
+    np.testing.assert_allclose(found, np.sqrt(3 * error) * stats.t.ppf(0.95, degrees), rtol=1e-6)
+
+
+def test_nine_in_ten_intervals_hold_the_true_rank_where_settings_err_too() -> None:
+    """Queries alone would be too sure."""
+    both, alone = list[float](), list[float]()
+    for seed in range(6):
+        ranked = of_settings(seed, 6, 0.3)
+        for held, one in ((both, ranked), (alone, replace(ranked, by_setting=None))):
+            table, n = by_clip(decided(one))
+            held.append(np.mean((np.array(table.column("rank_low")) <= n) & (n <= np.array(table.column("rank_high")))))
+    assert 0.88 < np.mean(both) < 0.96
+    assert np.mean(alone) < 0.8
+
+
+def test_a_clip_whose_settings_disagree_is_on_the_edge() -> None:
+    """It has the same place in both rankings, far from the cut, and all queries agree on it."""
+    agree, disagree = (decided(of_settings(0, 4, 0.01, spread)).to_pylist()[100] for spread in (0.0, 2.0))
+    assert agree["rank"] == disagree["rank"]
+    assert agree["rank_low"] > 40
+    assert "on the edge" not in agree["reason"]
+    assert disagree["rank_low"] < agree["rank_low"]
+    assert disagree["rank_high"] > agree["rank_high"]
+    assert disagree["reason"].startswith("not selected, on the edge: rank")
+
+
+def test_of_a_single_query_nothing_is_known_whatever_the_settings() -> None:
+    assert of_settings(0, 4, 0.3, queries=1).half_widths("all", 0.9) is None
