@@ -95,7 +95,7 @@ def influence_by_setting(
 
     def plain(rows: Array) -> Scores:
         means = group_means(rows, groups, settings)
-        return lambda phi, _: np.concatenate([products(phi, rows), setting_products(phi, means)], 1)
+        return lambda phi, _: np.concatenate([products(phi, rows), products(phi, means)], 1)
 
     counts = group_counts(groups)
     columns, others = _columns(clips, queries, plain, whiten, progress, weights, settings * len(counts))
@@ -188,20 +188,14 @@ def group_counts(groups: Sequence[str]) -> dict[str, int]:
 
 
 def group_means(queries: Array, groups: Sequence[str], settings: int) -> Array:
-    """The mean row of each group's queries by setting, times the number of settings: [Q, settings * k] ->
-    [settings, groups, k], the groups by name. Of queries that are whitened, it is the mean of the whitened."""
+    """Rows whose products with a clip's are the columns of `BySetting`: [Q, settings * k] -> [settings * groups,
+    settings * k]. Each is the mean row of a group's queries at one setting, times the number of settings, and zero at
+    the others. Of queries that are whitened, it is the mean of the whitened."""
     names = np.array(groups)
     means = np.stack([queries[names == name].mean(0, dtype=np.float64) for name in sorted(set(groups))])
-    parts = (settings * means).reshape(len(means), settings, -1).transpose(1, 0, 2)
-    return np.ascontiguousarray(parts, np.float32)
-
-
-def setting_products(phi: Array, means: Array) -> Array:
-    """Products of rows [n, settings * k] with `group_means`, setting by setting: [n, settings * groups]. A row's
-    numbers do not depend on the rows around it."""
-    settings, _, size = means.shape
-    parts = (np.ascontiguousarray(phi[:, s * size : (s + 1) * size]) for s in range(settings))
-    return np.concatenate([products(part, means[s]) for s, part in enumerate(parts)], 1)
+    apart = np.kron(np.eye(settings), np.ones(means.shape[1] // settings))
+    rows: Array = (settings * apart[:, None] * means).reshape(-1, means.shape[1]).astype(np.float32)
+    return rows
 
 
 def by_setting_tables(by_setting: BySetting, clip_ids: pa.LargeStringArray) -> Iterator[pa.Table]:

@@ -173,7 +173,7 @@ def test_nine_in_ten_intervals_hold_the_true_rank_where_settings_err_too() -> No
         for held, one in ((both, ranked), (alone, replace(ranked, by_setting=None))):
             table, n = by_clip(decided(one))
             held.append(np.mean((np.array(table.column("rank_low")) <= n) & (n <= np.array(table.column("rank_high")))))
-    assert 0.88 < np.mean(both) < 0.96
+    assert 0.86 < np.mean(both) < 0.94
     assert np.mean(alone) < 0.8
 
 

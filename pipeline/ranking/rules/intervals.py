@@ -8,7 +8,7 @@ among the scores of all clips as they are, for the scores between which a clip w
 
 It is a mean over settings as well, where there are two or more. Queries and settings are crossed random effects: every
 query is seen under every setting. The squared error of the mean has a part from each, and the two are added. Each part
-holds the interaction of the two, which so counts twice: intervals are too wide by it, not too narrow. (Cameron, Gelbach
+holds the interaction of the two, which so counts twice: intervals are wider by it, never narrower. (Cameron, Gelbach
 and Miller 2011 take it away once, by the influence of each query under each setting, which is not kept here.) Settings
 are taken for draws though a recipe chooses the timesteps: what these are chosen to differ in counts as error.
 """
