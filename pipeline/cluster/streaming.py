@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
+AT_ONCE = 2  # batches that Ray gives to an actor which is up: of fewer, the first one up would work all, and others none
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
 OUT_OF_MEMORY = 32  # rows, the first of a stage, after which it ends if memory did for none of them
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
@@ -326,7 +327,7 @@ def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iter
     """One window through a pool of its own; a line comes back for each batch when it is written."""
     rows = sum(block.num_rows for block in window)
     actors = _actors(pool, rows)
-    dataset = _stored(window, min(pool.batch, math.ceil(rows / actors))).map_batches(
+    dataset = _stored(window, min(pool.batch, math.ceil(rows / (AT_ONCE * actors)))).map_batches(
         _Actor,
         fn_constructor_args=actor,
         batch_size=None,
