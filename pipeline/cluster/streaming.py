@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 ROWS, BYTES = 500_000, 128 << 20  # in the object store at a time: the window closes with the block that reaches one
 BATCHES, BATCHES_OF_ACTOR = 10_000, 500  # of a window: all in all, or for each actor where that is more
-AT_ONCE = 2  # batches that Ray gives to an actor which is up: of fewer, the first one up would work all, and others none
+AT_ONCE = 2  # batches that Ray gives to an actor that is up: of fewer, the first one up would work all
 AGAIN = "What it wrote is kept; once the cause is gone, run the same command again."
 OUT_OF_MEMORY = 32  # rows, the first of a stage, after which it ends if memory did for none of them
 NO_PROGRESS = 3600.0  # seconds without a finished batch after which a stage fails: far above the slowest one
