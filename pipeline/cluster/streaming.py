@@ -323,11 +323,17 @@ def _actors(pool: Pool, rows: int) -> int:
     return min(pool.actors, math.ceil(rows / pool.batch))
 
 
+def _batch(pool: Pool, rows: int, actors: int) -> int:
+    """How many rows a batch has, at most `pool.batch`: every actor of a short stage gets its share."""
+    shares = AT_ONCE * actors if actors > 1 else 1
+    return min(pool.batch, math.ceil(rows / shares))
+
+
 def _through(window: list[pa.Table], pool: Pool, actor: tuple[Any, ...]) -> Iterator[pa.Table]:
     """One window through a pool of its own; a line comes back for each batch when it is written."""
     rows = sum(block.num_rows for block in window)
     actors = _actors(pool, rows)
-    dataset = _stored(window, min(pool.batch, math.ceil(rows / (AT_ONCE * actors)))).map_batches(
+    dataset = _stored(window, _batch(pool, rows, actors)).map_batches(
         _Actor,
         fn_constructor_args=actor,
         batch_size=None,

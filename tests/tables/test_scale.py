@@ -22,6 +22,7 @@ from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker
 from pipeline.cluster import streaming
 from pipeline.config import Run
+from pipeline.config.operations import Pool
 from pipeline.errors import InputError
 from pipeline.inputs import videos as manifest
 from pipeline.inputs.changes import Listing
@@ -152,6 +153,16 @@ def test_a_window_is_handed_over_in_whole_batches(monkeypatch: pytest.MonkeyPatc
     assert [batch.num_rows for batch in batches] == [4, 4, 4, 3]
     assert [i for batch in batches for i in batch.column("clip_id").to_pylist()] == ids
     assert window == [], "the driver holds what the object store has"
+
+
+@pytest.mark.parametrize(
+    ("rows", "actors", "size"), [(50, 2, 13), (30, 2, 8), (200, 2, 25), (4, 1, 4), (1, 1, 1), (1000, 3, 25)]
+)
+def test_every_actor_of_a_short_stage_gets_as_many_batches_as_ray_gives_at_once(
+    rows: int, actors: int, size: int
+) -> None:
+    assert streaming._batch(Pool(actors=actors, batch=25), rows, actors) == size
+    assert actors == 1 or math.ceil(rows / size) >= streaming.AT_ONCE * actors
 
 
 # --- the shuffled order ----------------------------------------------------------------------------------------------
