@@ -125,8 +125,8 @@ class Unprojected:
         self.rows: list[Tensor] = []
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> None:
-        found = torch.autograd.grad(loss, self._parameters, retain_graph=keep_graph, allow_unused=True)
-        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
+        derivatives = torch.autograd.grad(loss, self._parameters, retain_graph=keep_graph, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, derivatives, strict=True)]
         self.rows.append(torch.cat([part.flatten() for part in parts]))
 
 
@@ -185,15 +185,15 @@ def mean_of(figures: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
 def seconds_a_clip(run: Run, model: VideoModel, clips: Sequence[Clip]) -> float:
     """Of features as the recipe takes them: gradients that are held, and the projection."""
     a = run.attribution
-    taken = ProjectedGradients(
+    projected = ProjectedGradients(
         model.trained, Projection(a.projection.kind, a.projection.dim, a.projection.seed), a.hold
     )
     start = time.perf_counter()
     for clip in clips:
-        take_clip(taken, model, [Setting(mask="none")], clip.latent, clip.conditioning, None, run.seed)
-    taken.collect()
+        take_clip(projected, model, [Setting(mask="none")], clip.latent, clip.conditioning, None, run.seed)
+    projected.collect()
     seconds = time.perf_counter() - start
-    taken.close()
+    projected.close()
     return seconds / len(clips)
 
 
@@ -202,14 +202,14 @@ def costs(run: Run, by_title: dict[str, VideoModel], clips: Sequence[Clip], roun
     seconds: dict[str, list[float]] = {title: [] for title in by_title}
     for turn in range(rounds + 1):
         for title, model in by_title.items():
-            taken = seconds_a_clip(run, model, clips)
+            pace = seconds_a_clip(run, model, clips)
             if turn:  # the first is to warm up
-                seconds[title].append(taken)
+                seconds[title].append(pace)
     rows: list[dict[str, Any]] = []
     for title, model in by_title.items():
         count, median = counted(model), statistics.median(seconds[title])
-        held = 4 * count * run.attribution.hold
-        rows.append({"what": title, "numbers": count, "seconds_a_clip": median, "held_bytes": held})
+        held_bytes = 4 * count * run.attribution.hold
+        rows.append({"what": title, "numbers": count, "seconds_a_clip": median, "held_bytes": held_bytes})
     return rows
 
 

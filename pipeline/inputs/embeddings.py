@@ -39,8 +39,9 @@ def located(key: str, named: str | None, videos: str | None) -> str:
     if len(curated) == 1:
         return stores.join(str(videos), curated[0])
     lies = f"{', '.join(curated)} lie" if curated else f"no folder *{CURATED} lies"
+    where = "no folder of videos is named beside which they could lie" if videos is None else f"{lies} in {videos!r}"
     raise ConfigError(
-        f"{key} is null, and {lies} in {videos!r}: the arm 'embedding' needs one place with embeddings. Name a Parquet "
+        f"{key} is null, and {where}: the arm 'embedding' needs one place with embeddings. Name a Parquet "
         f"file, or a folder of such, with the columns {ID} (a video's file name without its ending) and {EMBEDDING} (a "
         "list of numbers), or leave this arm out of finetune.arm and evaluate.arms."
     )

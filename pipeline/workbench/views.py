@@ -102,20 +102,20 @@ class Views:
         if spec.group not in self._index.groups and spec.group != "all":
             raise ValueError(f"no motion is called {spec.group!r}")
         masks, base = self._masks(spec), self._base(spec)
-        kept = _all_of(base, masks)
-        counts = self._counts(spec, base, masks, kept)
+        shown = _all_of(base, masks)
+        counts = self._counts(spec, base, masks, shown)
         histogram = _histogram(self._index.standing(spec.group), _all_of(base, masks, "influence"))
         order = self._order(spec)
-        places = order if spec.sort == "given" else _those_of(order, kept, spec.limit)
+        places = order if spec.sort == "given" else _those_of(order, shown, spec.limit)
         return View(key, spec, places[: spec.limit], counts, histogram)
 
     def _counts(
-        self, spec: Spec, base: Flags | None, masks: Mapping[str, Flags], kept: Flags | None
+        self, spec: Spec, base: Flags | None, masks: Mapping[str, Flags], shown: Flags | None
     ) -> dict[str, dict[str, int]]:
         """Every facet's counts, its own filter aside. Those that filter nothing are counted at once."""
         coded = self._coded(spec)
         free = [(values, codes) for name, values, codes in coded if name not in masks]
-        of_free = iter(count_each([codes for _, codes in free], [len(values) for values, _ in free], kept))
+        of_free = iter(count_each([codes for _, codes in free], [len(values) for values, _ in free], shown))
         counts = {}
         for name, values, codes in coded:
             tally = next(of_free) if name not in masks else count(codes, len(values), _all_of(base, masks, name))
@@ -206,34 +206,34 @@ SORTS = (*GROUPED, "disagreement", "motion_mean", "camera_share", "num_frames", 
 
 def _all_of(base: Flags | None, masks: Mapping[str, Flags], but: str = "") -> Flags | None:
     """Which clips `base` and all masks keep, save the mask of one name [N]; None: all of them."""
-    kept = base
+    shown = base
     for name, mask in masks.items():
         if name != but:
-            kept = mask if kept is None else kept & mask
-    return kept
+            shown = mask if shown is None else shown & mask
+    return shown
 
 
-def _those_of(order: Places, kept: Flags | None, limit: int | None) -> Places:
-    """The places of an order that are kept, or the first of them."""
-    if kept is None:
+def _those_of(order: Places, shown: Flags | None, limit: int | None) -> Places:
+    """The places of an order that are shown, or the first of them."""
+    if shown is None:
         return order
     blocks, enough = [order[:0]], len(order) if limit is None else limit
     for start in range(0, len(order), STEP):
         block = order[start : start + STEP]
-        blocks.append(block[kept[block]])
+        blocks.append(block[shown[block]])
         enough -= len(blocks[-1])
         if enough <= 0:
             break
     return np.concatenate(blocks)
 
 
-def _histogram(standing: Standing, kept: Flags | None) -> dict[str, Any]:
+def _histogram(standing: Standing, shown: Flags | None) -> dict[str, Any]:
     histogram = standing.histogram
     if histogram is None:
         return {"edges": [], "counts": [], "cut": None, "harmful": None}
     return {
         "edges": [float(histogram.edges[0]), float(histogram.edges[-1])],
-        "counts": count(histogram.codes, BINS, kept).tolist(),
+        "counts": count(histogram.codes, BINS, shown).tolist(),
         "cut": histogram.cut,
         "harmful": histogram.harmful,
     }

@@ -74,8 +74,8 @@ def pairs(fs: fsspec.AbstractFileSystem, tars: Mapping[str, Any], named: str, ba
         metas[tar] = path, sizes[path]
     folders = [folder for folder, sizes in beside.items() if sizes is not None]
     others = {tar for tar in tars for kind in (METAS, EMBEDDINGS) if _split(tar, kind)[0] in folders}
-    taken = {path for path, _ in metas.values()}
-    widowed = [tar for tar in sorted(others) if _split(tar, METAS)[0] in folders and tar not in taken]
+    paired = {path for path, _ in metas.values()}
+    widowed = [tar for tar in sorted(others) if _split(tar, METAS)[0] in folders and tar not in paired]
     if metas:
         log.warning("%s: tars of videos that are read with a curator's metadata beside them: %d.", named, len(metas))
     if widowed:
