@@ -10,14 +10,14 @@ demo: .venv/installed
 
 # One file of tests after the other in each of two processes.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 1
 
 # Processes that die, several nodes, whole runs, browsers: likewise, and each may take longer beside another.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --timeout 1200
+	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --max-worker-restart 1 --timeout 1200 -o faulthandler_timeout=1800
 
 soak: .venv/installed
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0
 
 check: lint types test test-slow
 

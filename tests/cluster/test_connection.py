@@ -7,6 +7,8 @@ import logging
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-import ray
 from ray._private import services
 
 from pipeline.cluster import connection, streaming
@@ -185,17 +186,31 @@ def test_a_folder_that_others_may_enter_is_not_used(monkeypatch: pytest.MonkeyPa
         connection._short_folder()
 
 
-def test_ray_runs_with_a_long_tmpdir_and_can_be_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+A_RAY = """
+import os
+
+import ray
+
+from pipeline.cluster import connection, streaming
+
+streaming.connect()
+spilling = ray._private.worker._global_node._object_spilling_config
+os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+print(ray.get(ray.remote(lambda: os.environ["TMPDIR"]).remote()))
+print(spilling)
+print(connection.cluster_address() == os.environ["RAY_ADDRESS"])
+ray.shutdown()
+"""
+
+
+def test_ray_runs_with_a_long_tmpdir_and_can_be_joined(tmp_path: Path) -> None:
+    """In a process of its own: Ray waits for its own processes in native code, which no time limit of a test ends."""
     given = tmp_path / "slurm" / "job_123456" / "local_scratch_directory"
-    monkeypatch.setenv("TMPDIR", str(given))
-    streaming.connect()
-    try:
-        assert ray.get(ray.remote(lambda: os.environ["TMPDIR"]).remote()) == str(given)
-        assert str(given / "ray") in str(ray._private.worker._global_node._object_spilling_config)
-        address = ray.get_runtime_context().gcs_address
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert connection.cluster_address() == address
-    finally:
-        ray.shutdown()
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+    environment |= {"TMPDIR": str(given), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", A_RAY], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    seen, spilling, joined = done.stdout.splitlines()[-3:]
+    assert seen == str(given)
+    assert str(given / "ray") in spilling
+    assert joined == "True"
