@@ -15,7 +15,7 @@ import ray.train
 from ray.exceptions import RayTaskError
 
 from pipeline.cluster.journal import Teller
-from pipeline.errors import StoreError, store_failure
+from pipeline.errors import StageError, StoreError, store_failure
 
 
 @contextmanager
@@ -42,19 +42,17 @@ def surfacing() -> Iterator[None]:
         raise failure from error
 
 
-def of_training(error: Exception) -> StoreError | None:
-    """The store's failure that Ray Train's error came of, in a worker or in its controller; None where it came of
-    something else."""
+def of_training(error: Exception) -> StageError | StoreError | None:
+    """What Ray Train's error came of, in a worker or in its controller: the worker's own verdict on the stage, or a
+    store's failure; None where it came of something else."""
     errors: list[BaseException] = [error]
     if isinstance(error, ray.train.WorkerGroupError):
         errors += error.worker_failures.values()
     if isinstance(error, ray.train.ControllerError):
         errors.append(error.controller_failure)
-    for one in errors:
-        failure = store_failure(one.cause if isinstance(one, RayTaskError) else one)
-        if failure is not None:
-            return failure
-    return None
+    causes = [one.cause if isinstance(one, RayTaskError) else one for one in errors]
+    verdict = next((cause for cause in causes if isinstance(cause, StageError)), None)
+    return verdict or next(filter(None, map(store_failure, causes)), None)
 
 
 def sentence(text: str) -> str:

@@ -5,6 +5,7 @@ The loop itself is `loop.train`. Latents and captions are encoded once a run, by
 is done. Both have to be reachable from every node, as the run's root has.
 
 When nodes go away, training goes on from the last checkpoint (ray_checkpoints) with `finetune.min_workers` or more.
+When memory does not do, it goes on from there with half as many clips in a pass, and as many in a step as before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -33,7 +35,7 @@ from pipeline.cluster import failures, journal, resources
 from pipeline.cluster.checkpoints import METRICS, Checkpoints
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
-from pipeline.errors import StageError
+from pipeline.errors import StageError, is_out_of_memory
 from pipeline.models.device import device_for
 from pipeline.storage import lease, stores
 from pipeline.training import loop
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all, nothing
 
 DONE = "done.json"
+AT_ONCE = "clips_at_once.json"  # beside the checkpoints: clips of a pass, once those of finetune.batch were too many
 ENCODING = 2  # raise by hand when the files of encoded clips change
 MAX_FAILURES = 3
 POLL = 5.0  # seconds between two looks at an arm's metrics
@@ -152,16 +155,19 @@ def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(task["folder"], METRICS), -1
+    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(task["folder"], METRICS), (-1, 0)
     try:
-        while (steps := _lines(metrics)) > reached:
+        while (progress := (_lines(metrics), -_at_once(task, run))) > reached:
             lease.check(run.root)
-            reached = steps
+            reached = progress
             try:
                 _trainer(run, task, name, storage).fit()
+                _tell_size(run, _at_once(task, run))
                 return
             except ray.train.TrainingFailedError as error:
                 failure = failures.of_training(error)
+                if isinstance(failure, StageError):
+                    raise failure from error
                 if failure is not None:  # each request was tried long enough, and a full disk stays full
                     raise StageError("finetune", str(failure)) from failure
                 failed = error
@@ -173,6 +179,23 @@ def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
         f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times without coming further: {failed}\nOnce "
         f"the cause is gone, run it again: it goes on from its last checkpoint in {storage}/{name}."
     ) from failed
+
+
+def _at_once(task: dict[str, Any], run: Run) -> int:
+    """Clips of a pass: those of finetune.batch, or fewer once these took more memory than there is."""
+    path = stores.join(task["checkpoints"], AT_ONCE)
+    return int(json.loads(stores.read_bytes(path))) if stores.exists(path) else run.finetune.batch
+
+
+def _tell_size(run: Run, at_once: int) -> None:
+    config = run.finetune
+    if at_once < config.batch:
+        accumulate = math.ceil(config.batch * config.accumulate / at_once)
+        log.warning(
+            "finetune %s: finetune.batch=%d took more memory than there is, and a step was made of passes of %d. The "
+            "result is the same; finetune.batch=%d with finetune.accumulate=%d begins that way.",
+            *(config.arm, config.batch, at_once, at_once, accumulate),
+        )
 
 
 def _trainer(run: Run, task: dict[str, Any], name: str, storage: str) -> TorchTrainer:
@@ -226,12 +249,14 @@ def _worker(task: dict[str, Any]) -> None:
             # A step trains one expert, and the other one gets no gradient.
             unused = len(training.experts) > 1 or model.family.varying
             training.objective = DistributedDataParallel(training.objective, find_unused_parameters=unused)
-        for line in loop.train(training, clips, config, run.seed, rank, workers, _mean):
-            checkpoints.lines += line.json() + "\n"
-            if checkpoints.due(line.step):
-                checkpoints.write()
-            if checkpoints.stopped:
-                break
+        at_once = _at_once(task, run)
+        with _smaller_next_time(task, at_once):
+            for line in loop.train(training, clips, config, run.seed, rank, workers, _mean, at_once):
+                checkpoints.lines += line.json() + "\n"
+                if checkpoints.due(line.step):
+                    checkpoints.write()
+                if checkpoints.stopped:
+                    break
         if not checkpoints.stopped:
             loop.save_weights(training, task["folder"])
         checkpoints.written.wait()
@@ -241,6 +266,27 @@ def _worker(task: dict[str, Any]) -> None:
         done = {"name": task["name"], "finetune": _settings(run), "clips": len(rows), "clips_drawn": len(needed)}
         stores.write_bytes(stores.join(task["folder"], DONE), json.dumps(done).encode())
     dist.barrier()
+
+
+@contextmanager
+def _smaller_next_time(task: dict[str, Any], at_once: int) -> Iterator[None]:
+    """Where memory does not do, write down that the next attempt takes half as many clips in a pass, and let this one
+    fail: what filled the memory goes with the process. Raises StageError where it was one clip."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if at_once == 1:
+            raise StageError("finetune", f"{_ONE_CLIP}\n{error}") from error
+        stores.write_bytes(stores.join(task["checkpoints"], AT_ONCE), json.dumps(math.ceil(at_once / 2)).encode())
+        raise
+
+
+_ONE_CLIP = (
+    "a step of one clip at a time takes more memory than a worker has. Train adapters (finetune.lora_rank), shard the "
+    "parameters (finetune.sharding: fsdp with more finetune.workers), or take fewer data.frames or a smaller picture."
+)
 
 
 def _device(gpus: float) -> torch.device:

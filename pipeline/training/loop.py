@@ -174,21 +174,24 @@ def train(
     rank: int = 0,
     workers: int = 1,
     mean: Callable[[Tensor], Tensor] = _alone,
+    at_once: int | None = None,
 ) -> Iterator[Line]:
     """Go on to config.steps, a line a step. Worker `rank` of `workers` takes its share of the config's whole batch.
 
-    `mean` averages a loss over the workers. FloatingPointError if the loss is not finite.
+    `mean` averages a loss over the workers. A pass holds `at_once` clips, by default config.batch: fewer take less
+    memory and give the same gradients, to the rounding of a sum. FloatingPointError if the loss is not finite.
     """
+    at_once = at_once or config.batch
     whole = config.batch * config.accumulate * config.workers
     mine = positions(whole, rank, workers)
     most = math.ceil(whole / workers)
-    passes = math.ceil(most / config.batch)
+    passes = math.ceil(most / at_once)
     while training.step < config.steps:
         start = time.monotonic()
         losses = []
         expert = expert_of_step(training, seed)
         for number in range(passes):
-            places = mine[number * config.batch : (number + 1) * config.batch]
+            places = mine[number * at_once : (number + 1) * at_once]
             # All workers make as many passes, for sharded parameters are gathered in each; one too many counts nothing.
             draws = [draw(seed, training.step, place) for place in places or mine[-1:]]
             batch = clips.batch(draws, config.caption_dropout, (expert.first, expert.last))

@@ -190,8 +190,9 @@ def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, mo
             raise WorkerGroupError("two", {0: RuntimeError("peer closed"), 1: RenamedError("/a: it cannot be written")})
 
     monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
+    task = {"folder": str(tmp_path), "checkpoints": str(tmp_path / "checkpoints")}
     with pytest.raises(StageError, match="stage finetune failed: /a: it cannot be written") as error:
-        ray_train._fit(configured(tmp_path, "none"), {"folder": str(tmp_path)}, "name", str(tmp_path))
+        ray_train._fit(configured(tmp_path, "none"), task, "name", str(tmp_path))
     assert type(store_failure(error.value)) is RenamedError
     assert len(calls) == 1, "a full disk was tried again"
 
@@ -214,6 +215,50 @@ def test_a_workers_store_failure_reaches_the_driver_as_it_is(checkpoint: str, tm
         ray_train.finetune(configured(tmp_path / "run", checkpoint), training_rows(), frames_of_a_full_disk)
     assert type(store_failure(error.value)) is RenamedError
     assert str(error.value) == "stage finetune failed: /a: it cannot be written (No space left)"
+
+
+def frames_and_memory_for(run: Run, most: int) -> training_set.FramesOf:
+    """As `frames`, in a worker whose memory does for so many clips at a time, and from the third step on."""
+    forward = loop.Objective.forward
+
+    def scarce(self: loop.Objective, latent: torch.Tensor, *others: Any) -> torch.Tensor:
+        Path(run.root, f"pass-of-{len(latent)}").touch()
+        if len(latent) > most and Path(run.root, "finetuned", "motive", ray_train.METRICS).exists():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, latent, *others)
+
+    loop.Objective.forward = scarce  # type: ignore[method-assign]
+    return tiny.frames_of
+
+
+def frames_and_memory_for_two(run: Run) -> training_set.FramesOf:
+    return frames_and_memory_for(run, 2)
+
+
+def frames_and_no_memory(run: Run) -> training_set.FramesOf:
+    return frames_and_memory_for(run, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_memory_does_not_do_passes_are_smaller_and_steps_are_not(
+    checkpoint: str, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = configured(tmp_path / "run", checkpoint, batch=8 // workers, workers=workers)
+    folder = ray_train.finetune(run, training_rows(), frames_and_memory_for_two)
+    sizes = {int(path.name.rsplit("-", 1)[1]) for path in Path(run.root).glob("pass-of-*")}
+    assert sizes == {size for size in (8, 4, 2) if size <= 8 // workers}
+    assert f"finetune.batch=2 with finetune.accumulate={4 // workers} begins that way" in caplog.text
+    losses, expected = plain(checkpoint, tmp_path / "plain", configured(tmp_path / "run", checkpoint, batch=8))
+    assert [line["step"] for line in lines(folder)] == list(range(1, STEPS + 1)), "a step is missing or doubled"
+    assert [line["loss"] for line in lines(folder)] == pytest.approx(losses, rel=1e-5)
+    trained = weights(Path(folder))
+    assert max(float((trained[n] - expected[n]).abs().max()) for n in trained) < 1e-4
+
+
+def test_one_clip_that_takes_more_memory_than_there_is_ends_the_training(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="one clip at a time takes more memory than a worker has") as error:
+        ray_train.finetune(configured(tmp_path / "run", checkpoint), training_rows(), frames_and_no_memory)
+    assert "Tried to allocate" in str(error.value)
 
 
 def test_a_lost_lease_ends_the_training_between_two_steps(
