@@ -26,11 +26,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.benchmarks import ceilings
+from jobs.benchmarks.idle import Nothing, memory
 from pipeline import tables
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config.operations import Pool
-from pipeline.errors import ClipError
 from pipeline.inputs import passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.inputs.video_set import VideoSet
@@ -92,16 +92,6 @@ def write_clips(folder: Path, numbers: range, root: Path, motion: bool) -> None:
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-class Nothing:
-    """An actor that finds nothing in any clip."""
-
-    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        yield {}
-
-    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        raise error
-
-
 class Watch:
     """Seconds, CPU seconds of this process and its peak memory, printed as a step ends."""
 
@@ -123,13 +113,6 @@ class Watch:
         line = f"{self.case:<10} {step:<10} {now - self.start:7.1f} s, {cpu - self.cpu:6.1f} s of a CPU, at most "
         print(f"{line}{self.own / 2**20:6.0f} MiB so far, {self.resident / 2**20:.0f} with the store's", flush=True)
         self.start, self.cpu = now, cpu
-
-
-def memory() -> tuple[float, float]:
-    """Bytes that are resident for this process, and those of them that are shared memory: here the object store's."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    sizes = {line[0]: float(line[1]) * 1024 for line in lines if line[-1] == "kB"}
-    return sizes["VmRSS:"], sizes["RssShmem:"]
 
 
 def index(root: Path, count: int) -> Spent:
