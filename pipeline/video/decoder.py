@@ -44,15 +44,21 @@ class Decoder:
     """Decodes in a child process, one call after the other; `submit_frames` lets the next clip decode meanwhile.
 
     `timeout` is seconds in which not a packet or frame comes: it ends a call that stands still, however long its file.
-    `memory` is bytes. Nothing starts before the first call. Every method raises ClipError for a bad clip (a future's
-    `result` does); a child that cannot start at all is a RuntimeError.
+    `memory` is bytes, `scaler` one of `scaling.SCALERS`. Nothing starts before the first call. Every method raises
+    ClipError for a bad clip (a future's `result` does); a child that cannot start at all is a RuntimeError.
     """
 
     _bytes_read: ClassVar[int] = 0
     _counting: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, timeout: float = 120.0, memory: int = MEMORY, functions: str = "pipeline.video.frames") -> None:
-        self._timeout, self._memory, self._functions = timeout, memory, functions
+    def __init__(
+        self,
+        timeout: float = 120.0,
+        memory: int = MEMORY,
+        functions: str = "pipeline.video.frames",
+        scaler: str = "pillow",
+    ) -> None:
+        self._timeout, self._memory, self._functions, self._scaler = timeout, memory, functions, scaler
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
         self._child: subprocess.Popen[bytes] | None = None
         self._link: Connection[Any, Any] | None = None
@@ -92,7 +98,8 @@ class Decoder:
     def submit_frames(
         self, uri: str, start_frame: int, count: int, fps: float, height: int, width: int
     ) -> Future[Frames]:
-        arguments = {"start_frame": start_frame, "count": count, "fps": fps, "height": height, "width": width}
+        arguments: dict[str, Any] = {"start_frame": start_frame, "count": count, "fps": fps}
+        arguments |= {"height": height, "width": width, "scaler": self._scaler}
         return self._thread.submit(self._call, "decode", uri, arguments)
 
     def clip_bytes(self, uri: str, frames: int, fps: float, height: int, width: int) -> bytes | None:
