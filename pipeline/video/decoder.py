@@ -44,7 +44,7 @@ class Decoder:
     """Decodes in a child process, one call after the other; `submit_frames` lets the next clip decode meanwhile.
 
     `timeout` is seconds in which not a packet or frame comes: it ends a call that stands still, however long its file.
-    `memory` is bytes, `scaler` one of `scaling.SCALERS`. Nothing starts before the first call. Every method raises
+    `memory` is bytes, `scaler` one of `orientation.SCALERS`. Nothing starts before the first call. Every method raises
     ClipError for a bad clip (a future's `result` does); a child that cannot start at all is a RuntimeError.
     """
 

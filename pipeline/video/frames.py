@@ -22,9 +22,8 @@ import numpy as np
 
 from pipeline.errors import ClipError
 from pipeline.video.cut_clips import clip_file
-from pipeline.video.orientation import Frames, pose
+from pipeline.video.orientation import SCALERS, Frames, Scale, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
-from pipeline.video.scaling import SCALERS, Scale
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
 from pipeline.video.stretches import plan_stretches, stretch
 from pipeline.video.timeline import (
@@ -80,9 +79,9 @@ def decode(
     """Frames [count, height, width, 3], RGB, of the segment that begins at source frame `start_frame`, at `fps`.
 
     They are the frames that `segments` saw, as they look on the screen, scaled to cover the size and cropped about the
-    centre; count, rate and size may differ from the index's. `scaler` is one of `scaling.SCALERS`. Decoding begins at
-    the key frame before the segment. Where that does not give every frame undamaged, it begins at the start of the
-    file. Raises ClipError, too_short where the file ends before the last frame.
+    centre; count, rate and size may differ from the index's. `scaler` is one of `orientation.SCALERS`.
+    Decoding begins at the key frame before the segment. Where that does not give every frame undamaged, it begins at
+    the start of the file. Raises ClipError, too_short where the file ends before the last frame.
     """
     scale = SCALERS[scaler]()
     packets = read_packets(path, pulse)

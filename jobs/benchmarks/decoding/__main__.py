@@ -124,7 +124,7 @@ def segments(made: dict[str, tuple[Path, Path]], sizes: Sizes, threads: int) -> 
         turns = sizes.long if codec == "H.264" else sizes.long_others
         last = turns * sizes.piece - int(sizes.frames * films.RATE / ways.FPS) - 2
         starts = [int(start) for start in rng.integers(0, last, sizes.segments)]
-        common = {"function": "segments", "path": str(path), "starts": starts}
+        common: dict[str, Any] = {"function": "segments", "path": str(path), "starts": starts}
         common |= {"frames": sizes.frames, "size": list(sizes.size), "piece": sizes.piece}
         arguments: dict[str, dict[str, Any]] = {}
         for count in counts:

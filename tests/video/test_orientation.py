@@ -21,8 +21,7 @@ from pipeline.errors import ClipError
 from pipeline.video import frames as video
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import decoder_for
-from pipeline.video.orientation import Frames, Pose, fit
-from pipeline.video.scaling import SCALERS, FFmpegScaler
+from pipeline.video.orientation import SCALERS, FFmpegScaler, Frames, Pose, fit
 from tests.support.numbered import numbers, write
 
 KINDS = [
