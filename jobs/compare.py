@@ -28,7 +28,7 @@ from pipeline.stages.report import video_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.training import arms
-from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 
 STAGES = ("finetune", "evaluate")
 HELD_OUT = ("index_clips", "estimate_motion")
@@ -173,7 +173,7 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
 
 def _write(run: Run, outcome: Compared) -> None:
     comparison_page.write_tables(run, outcome)
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         page = comparison_page.write(run, outcome, video_by(run, decoder))
     print(comparison_page.text(outcome))
     print(f"\npage: {page}")

@@ -35,7 +35,7 @@ from pipeline.stages.report import frames_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import scanning, schemas
-from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 
 NEAR = 10  # near-duplicates that are shown
 CLOSE = 0.9999  # cosine that the features of one clip have on two machines: that of the canary clip
@@ -52,7 +52,7 @@ def explain(run: Run) -> None:
     else:
         stores.remove(explain_links.folder(run.root, clip["clip_id"]))
         explanation = Explanation(clip, motion, problem)
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         page = explain_page.write(run, explanation, frames_by(run, decoder))
     _tell(explanation)
     print(f"page: {page}")

@@ -17,7 +17,7 @@ from pipeline.stages.progress import Progress
 from pipeline.study import answers, handout, results
 from pipeline.study.answer_log import AnswerLog
 from pipeline.study.pairs import Key
-from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 
 
 def study(run: Run) -> None:
@@ -36,7 +36,7 @@ def built(run: Run) -> Key:
     """The study of this root, built now unless it is there."""
     key = handout.present_key(run)
     if key is None:
-        with Decoder(run.data.decode_timeout) as decoder:
+        with decoder_for(run) as decoder:
             checking, writing = Progress("videos checked"), Progress("videos written")
             key = handout.build(
                 run, decoder, lambda done, of: checking(done, of, {}), lambda done, of: writing(done, of, {})

@@ -213,4 +213,7 @@ def _near(side: int, step: int) -> str:
 
 
 def _geometry(run: Run) -> Fingerprint:
-    return dict(zip(("frames", "fps", "height", "width"), run.geometry, strict=True))
+    geometry: Fingerprint = dict(zip(("frames", "fps", "height", "width"), run.geometry, strict=True))
+    if run.data.scaler != "pillow":  # tables of before there was the key have none
+        geometry["data.scaler"] = run.data.scaler
+    return geometry

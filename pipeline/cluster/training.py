@@ -56,9 +56,9 @@ WITHOUT_EFFECT = {"arm", "checkpoint_every", "checkpoint_seconds", "sharding", "
 
 def frames_by_decoder(run: Run) -> FramesOf:
     """Decode clips at the training geometry in a child process. The default of `finetune`; called in each worker."""
-    from pipeline.video.decoder import Decoder
+    from pipeline.video.decoders import decoder_for
 
-    decoder, d = Decoder(run.data.decode_timeout), run.data
+    decoder, d = decoder_for(run), run.data
 
     def frames_of(row: Row) -> Any:
         return decoder.frames(row["uri"], row["start_frame"], d.frames, d.fps, d.height, d.width)
@@ -104,6 +104,8 @@ def _encoded_as(run: Run, model_hash: str) -> list[Any]:
     named = [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
     if m.vae_dtype != "float32":  # what arms of before there was the key have
         named.append(m.vae_dtype)
+    if d.scaler != "pillow":
+        named.append(f"data.scaler={d.scaler}")
     record = models.family(m).record(m)
     return [*named, record] if record else named
 

@@ -55,6 +55,7 @@ Arm = Literal[
 ]
 
 
+Scaler = Literal["pillow", "ffmpeg"]
 Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
 Functional = Literal["loss", "preference", "both"]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
@@ -88,6 +89,11 @@ class Data(Model):
         "share; null: each by one actor",
     )
     decode_timeout: float = Field(120.0, gt=0, description="seconds without a frame or packet in which a decoder ends")
+    scaler: Scaler = Field(
+        "pillow",
+        description="what scales frames: Pillow, or FFmpeg's own scaler, which takes a fifth of the time and reads HD "
+        "that names no matrix of colours as BT.709; features depend on it, so a root keeps its own",
+    )
     oracle: str | None = Field(None, description="a manifest column that holds the true group, for the arm oracle")
     embeddings: str | None = Field(
         None,

@@ -27,8 +27,7 @@ from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_nois
 from pipeline.models.trained_weights import load_weights
 from pipeline.storage import stores
 from pipeline.tables import schemas
-from pipeline.video.decoder import Decoder
-from pipeline.video.decoders import Row, decoded
+from pipeline.video.decoders import Row, decoded, decoder_for
 from pipeline.video.frames import write_mp4
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class EvaluationWorker:
     def __init__(self, run: Run) -> None:
         self.run, self.device = run, device_for(run.resources.evaluate.gpus)
         self.raft = motion.load_raft(run.motion, self.device)
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoder_for(run)
         self._loaded: tuple[str, VideoModel, Captions] | None = None
 
     def model(self, weights: str) -> tuple[VideoModel, Captions]:

@@ -15,8 +15,7 @@ from pipeline.errors import ClipError
 from pipeline.models.device import device_for
 from pipeline.motion import judge
 from pipeline.tables import schemas
-from pipeline.video.decoder import Decoder
-from pipeline.video.decoders import Row
+from pipeline.video.decoders import Row, decoder_for
 
 QUERY, VIDEO = "query", "video"
 ASKED = schemas.JUDGED
@@ -34,7 +33,7 @@ class DescriptionWorker:
     def __init__(self, run: Run) -> None:
         self.run, self.device = run, device_for(run.resources.evaluate.gpus)
         self.raft = motion.load_raft(run.motion, self.device)
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoder_for(run)
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for group in tables.in_parts(map(self.describe, rows.to_pylist())):

@@ -108,6 +108,8 @@ def digest(run: Run, layout: Format, rows: pa.Table) -> str:
     settings = [layout.name, e.path, e.model, e.crf, d.frames, d.fps, d.height, d.width, rows.column_names]
     if e.video != "encode":
         settings.append(e.video)
+    if d.scaler != "pillow":
+        settings.append(f"data.scaler={d.scaler}")
     return rows_digest(settings, rows)
 
 

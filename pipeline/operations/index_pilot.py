@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.operations.pools import Measure
-from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 from pipeline.video.indexing import index
 
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def index_videos(run: Run, videos: list[Row]) -> Report:
     """Index videos as an actor of index_clips does; the first segment of each that could be is a clip."""
     start = time.perf_counter()
     seconds, clips, problems, count = list[float](), list[Row](), list[str](), 0
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         for video in videos:
             if sum(seconds) > PART_SECONDS and len(seconds) >= FEWEST:
                 break

@@ -98,6 +98,7 @@ def _videos(root: str, data: str, queries: str | None, survey: Survey, of_querie
     return {
         "root": Value(root, "all tables, models and pages of this run; local or s3://"),
         "data.videos": Value(data),
+        "data.scaler": Value("ffmpeg"),
         **captions,
         "queries.videos": Value(queries, where if queries is None else ""),
         "queries.sample": Value(sample if queries is None else None, "so many moving clips are provisional queries"),

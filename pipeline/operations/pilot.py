@@ -28,7 +28,7 @@ from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, encode_set, kept_in
-from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 from pipeline.video.indexing import clip_id, index
 
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ class AttributionPilot:
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         run = self.runs[AS_IT_IS]
         rows, clips_by_video = list[Row](), list[list[Row]]()
-        with Decoder(run.data.decode_timeout) as decoder:
+        with decoder_for(run) as decoder:
             for video in videos.to_pylist():
                 clips, seconds = timed(partial(index, video, run.data, decoder, run.seed), self.device)
                 rows.append(line(clips[0]["clip_id"], AS_IT_IS, "index", seconds, clips[0]["error"]))
@@ -149,7 +149,7 @@ class TrainingPilot:
     def __init__(self, run: Run) -> None:
         self.run, self.device = run, device_for(run.resources.finetune.gpus)
         self.model: VideoModel = open_model(run.model, self.device)
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoder_for(run)
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         rows = clips.to_pylist()

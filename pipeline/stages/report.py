@@ -12,6 +12,7 @@ from pipeline.pages import report as page
 from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.storage import lease, stores
 from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 from pipeline.video.orientation import Frames
 
 
@@ -43,7 +44,7 @@ def video_by(run: Run, decoder: Decoder) -> VideoOf:
 
 def report(run: Run) -> None:
     lease.check(run.root)
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         page.write(run, frames_by(run, decoder), video_by(run, decoder))
     place = stores.join(run.root, "report", "index.html")
     print(f"page: {place}")

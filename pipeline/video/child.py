@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import json
+import os
 import resource
 import signal
 import time
@@ -49,7 +50,7 @@ def serve(handle: int, memory: int, functions: str) -> None:
             answer, frames = _answer(getattr(module, request["function"]), {**request["wanted"], "pulse": pulse})
             link.send_bytes(json.dumps(answer).encode())
             if frames is not None:
-                link.send_bytes(frames.data.cast("B"))
+                _write(handle, frames)
             signal.setitimer(signal.ITIMER_REAL, 0)
             del answer, frames
             gc.collect()
@@ -86,7 +87,14 @@ def _answer(function: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Any]
     except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
         # PyAV's own errors, and what a hostile header makes of its numbers (a rate of 0, a size of 2^31).
         return {"code": "decode", "sentence": f"it cannot be decoded ({type(error).__name__}: {_plain(error)})"}, None
-    return ({"frames": True}, result) if isinstance(result, np.ndarray) else ({"rows": result}, None)
+    return ({"bytes": result.nbytes}, result) if isinstance(result, np.ndarray) else ({"rows": result}, None)
+
+
+def _write(handle: int, frames: Frames) -> None:
+    """Frames as bare bytes, without a Connection's header: the answer before them says how many there are."""
+    rest = frames.data.cast("B")
+    while rest:
+        rest = rest[os.write(handle, rest) :]
 
 
 def _plain(error: Exception) -> str:

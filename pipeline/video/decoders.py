@@ -26,8 +26,8 @@ class Decoders:
     Each keeps its own copy of the last remote file.
     """
 
-    def __init__(self, count: int, timeout: float) -> None:
-        self._all = [Decoder(timeout) for _ in range(count)]
+    def __init__(self, count: int, timeout: float, scaler: str = "pillow") -> None:
+        self._all = [Decoder(timeout, scaler=scaler) for _ in range(count)]
         self._turns = cycle(self._all)
 
     def __len__(self) -> int:
@@ -51,9 +51,14 @@ class Decoders:
             decoder.close()
 
 
+def decoder_for(run: Run) -> Decoder:
+    """A decoder with the time limit and the scaler of a run."""
+    return Decoder(run.data.decode_timeout, scaler=run.data.scaler)
+
+
 def decoders_for(run: Run, cpus: float) -> Decoders:
     """As many decoders as an actor of so many CPUs has beside the one it computes on, and at least one."""
-    return Decoders(max(1, int(cpus) - 1), run.data.decode_timeout)
+    return Decoders(max(1, int(cpus) - 1), run.data.decode_timeout, run.data.scaler)
 
 
 def decoded(

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.errors import ClipError
 from pipeline.video.cut_clips import clip_file
-from pipeline.video.orientation import Frames, fit, pose
+from pipeline.video.orientation import SCALERS, Frames, Scale, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
 from pipeline.video.stretches import plan_stretches, stretch
@@ -67,22 +67,30 @@ def look(path: str, pulse: Pulse = no_pulse) -> list[dict[str, Any]]:
 
 
 def decode(
-    path: str, start_frame: int, count: int, fps: float, height: int, width: int, pulse: Pulse = no_pulse
+    path: str,
+    start_frame: int,
+    count: int,
+    fps: float,
+    height: int,
+    width: int,
+    pulse: Pulse = no_pulse,
+    scaler: str = "pillow",
 ) -> Frames:
     """Frames [count, height, width, 3], RGB, of the segment that begins at source frame `start_frame`, at `fps`.
 
     They are the frames that `segments` saw, as they look on the screen, scaled to cover the size and cropped about the
-    centre; count, rate and size may differ from the index's. Decoding begins at the key frame before the segment. Where
-    that does not give every frame undamaged, it begins at the start of the file.
-    Raises ClipError, too_short where the file ends before the last frame.
+    centre; count, rate and size may differ from the index's. `scaler` is one of `orientation.SCALERS`.
+    Decoding begins at the key frame before the segment. Where that does not give every frame undamaged, it begins at
+    the start of the file. Raises ClipError, too_short where the file ends before the last frame.
     """
+    scale = SCALERS[scaler]()
     packets = read_packets(path, pulse)
     line = read_timeline(path, packets, True, pulse)
     try:
-        return _decode(path, packets, line, start_frame, count, fps, (height, width), pulse)
+        return _decode(path, packets, line, start_frame, count, fps, (height, width), scale, pulse)
     except DisorderedError:
         line = read_timeline(path, packets, False, pulse)
-        return _decode(path, packets, line, start_frame, count, fps, (height, width), pulse)
+        return _decode(path, packets, line, start_frame, count, fps, (height, width), scale, pulse)
 
 
 def _decode(
@@ -93,6 +101,7 @@ def _decode(
     count: int,
     fps: float,
     size: tuple[int, int],
+    scale: Scale,
     pulse: Pulse,
 ) -> Frames:
     has = room(line.times, start_frame, fps) if start_frame < len(line.times) else 0
@@ -102,10 +111,10 @@ def _decode(
     key = line.start_for(packets, start_frame)
     if key:
         try:
-            return _read(path, packets, line, key, target_times, fps, size, pulse)
+            return _read(path, packets, line, key, target_times, fps, size, scale, pulse)
         except (ClipError, DisorderedError, DisplacedError):
             pass  # from the start of the file it may be whole: some decoders need what the first packets say
-    return from_start(lambda: _read(path, packets, line, 0, target_times, fps, size, pulse))
+    return from_start(lambda: _read(path, packets, line, 0, target_times, fps, size, scale, pulse))
 
 
 def _read(
@@ -116,6 +125,7 @@ def _read(
     target_times: Floats,
     fps: float,
     size: tuple[int, int],
+    scale: Scale,
     pulse: Pulse,
 ) -> Frames:
     """The frames nearest to the wanted times, decoded from the packet of ordinal `start` on."""
@@ -137,7 +147,7 @@ def _read(
         pair = [(time, picture)] if before is None else [before, (time, picture)]
         while done < len(target_times) and time >= target_times[done]:
             index = int(nearest(np.array([t for t, _ in pair]), target_times[done : done + 1], fps)[0])
-            out[done] = _fitted(pair[index][1], packets, size)
+            _draw(pair[index][1], packets, scale, out[done])
             done += 1
         before = (time, picture)
         if done == len(target_times):
@@ -147,12 +157,13 @@ def _read(
     if picture is None or before is None or needed[-1] > number:
         raise ClipError("decode", missing_sentence(number + 1))
     if done < len(target_times):  # times up to half a frame after the last one, which `room` counts
-        out[done:] = _fitted(picture, packets, size)
+        _draw(picture, packets, scale, out[done])
+        out[done + 1 :] = out[done]
     return out
 
 
-def _fitted(picture: Picture, packets: Packets, size: tuple[int, int]) -> Frames:
-    return fit(picture.frame, pose(picture.frame, packets.aspect), *size)
+def _draw(picture: Picture, packets: Packets, scale: Scale, out: Frames) -> None:
+    scale(picture.frame, pose(picture.frame, packets.aspect), out)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pipeline.config import Data, Run
 from pipeline.errors import ClipError
 from pipeline.tables import in_parts, purge_list, scanning, schemas
 from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 from pipeline.video.stretches import segments_of
 
 Row = dict[str, Any]
@@ -95,7 +96,7 @@ class IndexWorker:
     stretches are planned already, long videos give rows of stretches."""
 
     def __init__(self, run: Run, schema: pa.Schema, planned: Collection[str] | None = None) -> None:
-        self.run, self.schema, self.decoder = run, schema, Decoder(run.data.decode_timeout)
+        self.run, self.schema, self.decoder = run, schema, decoder_for(run)
         self.purged = purge_list.digests(run.root)
         self._length = run.data.stretch if planned is not None else None
         self._planned = set(planned or ())
@@ -149,7 +150,7 @@ class StretchWorker:
     """Stretches of long videos -> what was noted of their frames, or why that cannot be used."""
 
     def __init__(self, run: Run) -> None:
-        self.decoder = Decoder(run.data.decode_timeout)
+        self.decoder = decoder_for(run)
 
     def __call__(self, stretches: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for group in in_parts(self._changes(row) for row in stretches.to_pylist()):

@@ -29,6 +29,7 @@ from pipeline.storage.stores import join
 from pipeline.tables import schemas
 from pipeline.video.cut_clips import encode_clip
 from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Previews:
         self._run, self._folder, self._most = run, folder, most
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        self._decoders = [Decoder(run.data.decode_timeout) for _ in range(decoders)]
+        self._decoders = [decoder_for(run) for _ in range(decoders)]
         for decoder in self._decoders:
             self._free.put(decoder)
         self._lock = threading.Lock()
@@ -185,7 +186,7 @@ def write_ahead(run: Run, rows: Sequence[Row], decoders: int, report: Callable[[
     existing = packed_rows(run.root)
     pending = [row for row in rows if (row["clip_id"], row["version"]) not in existing]
     free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-    made = [Decoder(run.data.decode_timeout) for _ in range(decoders)]
+    made = [decoder_for(run) for _ in range(decoders)]
     for decoder in made:
         free.put(decoder)
 

@@ -72,6 +72,7 @@ def test_a_file_loads_and_keeps_the_recipes_comments(
     assert (run.data.videos, run.queries.videos, run.root) == ("my videos", queries, "runs/mine")
     assert run.queries.source == ("sample" if queries is None else "videos")
     assert run.evaluate.videos is None
+    assert run.data.scaler == "ffmpeg"
     pools = run.resources
     assert pools.extract_features.gpus == (1 if gpus else 0)
     assert pools.extract_features.actors * pools.extract_features.cpus <= 16

@@ -430,11 +430,11 @@ def segments(path, frames, fps, stride, pulse):
         raise error
     return video.segments(path, frames, fps, stride, pulse)
 
-def decode(path, start_frame, count, fps, height, width, pulse):
+def decode(path, start_frame, count, fps, height, width, scaler, pulse):
     if os.path.basename(path) == "midway.mp4":  # dies with half of its answer in the pipe
         threading.Thread(target=_kill_soon).start()
         return np.zeros((count, height, width, 3), np.uint8)
-    return video.decode(path, start_frame, count, fps, height, width, pulse)
+    return video.decode(path, start_frame, count, fps, height, width, pulse, scaler)
 """
 
 

@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from jobs.benchmarks.decoding import films, ways
 from jobs.benchmarks.decoding.ways import Figures, in_a_process
+from pipeline.config.run import Scaler
 
 BUCKET = "decoding"
 
@@ -111,20 +112,32 @@ def whole_films(made: dict[str, tuple[Path, Path]], sizes: Sizes, threads: int) 
 
 
 def segments(made: dict[str, tuple[Path, Path]], sizes: Sizes, threads: int) -> Iterator[Figures]:
-    """Segments of the long films, decoded and made small; each is looked at for exactly its frames."""
-    names = [name for name in ways.available() if name != "index"]
+    """Segments of the long films, decoded and made small; each is looked at for exactly its frames.
+
+    One decoder of the product has one thread: it is held against the others with one thread. As many decoders as there
+    are threads are held against the others with those threads. A ratio is to the least of the others, by the clock and
+    by processor seconds.
+    """
+    others, counts = [name for name in ways.available() if name != "index"], dict.fromkeys((1, threads))
     rng = np.random.default_rng(0)
     for codec, (_, path) in made.items():
         turns = sizes.long if codec == "H.264" else sizes.long_others
         last = turns * sizes.piece - int(sizes.frames * films.RATE / ways.FPS) - 2
         starts = [int(start) for start in rng.integers(0, last, sizes.segments)]
-        common = {"function": "segments", "path": str(path), "threads": threads, "starts": starts}
+        common: dict[str, Any] = {"function": "segments", "path": str(path), "starts": starts}
         common |= {"frames": sizes.frames, "size": list(sizes.size), "piece": sizes.piece}
-        arguments = {name: {**common, "way": name} for name in (*names, "product")}
-        figures = in_turns([*names, "product"], sizes, arguments)
-        best = min((name for name in figures if name != "product"), key=lambda name: figures[name]["seconds"])
-        for row in compared(codec, figures, best, sizes.frames / ways.FPS):
-            yield {**row, "best": best}
+        arguments: dict[str, dict[str, Any]] = {}
+        for count in counts:
+            for name in others:
+                arguments[f"{name}, {count}"] = {**common, "way": name, "threads": count}
+            for scaler in get_args(Scaler):
+                product = {"way": "product", "threads": 1, "scaler": scaler, "decoders": count}
+                arguments[f"{scaler} scaler, {count}"] = {**common, **product}
+        figures = in_turns(list(arguments), sizes, arguments)
+        for way, one in figures.items():
+            peers = [figures[f"{name}, {way.rsplit(', ', 1)[1]}"] for name in others]
+            times = {key: one[key] / min(peer[key] for peer in peers) for key in ("seconds", "cpu_seconds")}
+            yield {"film": codec, "way": way, **one, "times": times["seconds"], "cpu_times": times["cpu_seconds"]}
 
 
 def many(folder: Path, short: Path, sizes: Sizes, threads: int) -> tuple[list[Figures], Figures]:
@@ -209,6 +222,21 @@ def table(title: str, header: list[str], rows: list[Figures], of: str = "FFmpeg'
     print_table([*header, *last], cells)
 
 
+def segments_table(title: str, rows: list[Figures]) -> None:
+    print(title)
+    cells = [
+        [
+            *(str(row[name]) for name in ("film", "way", "exact", "of")),
+            f"{row['seconds']:.3f}",
+            f"{row['times']:.2f}",
+            f"{row['cpu_seconds']:.2f}",
+            f"{row['cpu_times']:.2f}",
+        ]
+        for row in rows
+    ]
+    print_table(["film", "way, threads", "exact", "of", "s", "times the least", "CPU s", "times the least"], cells)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small films of two codecs, once")
@@ -236,7 +264,7 @@ def main() -> None:
             table("whole films", ["film", "way"], figures["films"])
         if "segments" in parts:
             figures["segments"] = list(segments(made, sizes, given.threads))
-            table(f"segments of {sizes.frames} frames", ["film", "way", "exact", "of"], figures["segments"], "the best")
+            segments_table(f"segments of {sizes.frames} frames", figures["segments"])
         short = made["H.264"][0]
         if "many" in parts:
             figures["many"], figures["export"] = many(folder, short, sizes, given.threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -204,19 +205,56 @@ def export_many(folder: str, threads: int, frames: int) -> Figures:
 # --- segments --------------------------------------------------------------------------------------------------------
 
 
-def segments(way: str, path: str, threads: int, starts: list[int], frames: int, size: list[int], piece: int) -> Figures:
-    """Seconds of each segment that begins at one of these frames, and how many show exactly their frames."""
+def segments(
+    way: str,
+    path: str,
+    threads: int,
+    starts: list[int],
+    frames: int,
+    size: list[int],
+    piece: int,
+    scaler: str = "pillow",
+    decoders: int = 1,
+) -> Figures:
+    """The segments that begin at these frames: the median seconds of one, the processor seconds of each, and how many
+    show exactly their frames. Where the product has several `decoders` they take segments side by side, and the seconds
+    of one are those of all over their number."""
     read = {"product": _product, "pyav": _pyav_segment, "torchcodec": _torchcodec_segment, "ffmpeg": _ffmpeg_segment}
-    seconds, exact = [], 0
-    with Decoder() as decoder:
+    area, waiting = (size[0], size[1]), deque(starts)
+    seconds = list[float]()
+
+    def work(decoder: Decoder) -> list[tuple[int, list[int]]]:
+        shown = []
+        with contextlib.suppress(IndexError):  # another decoder had the last one
+            while True:
+                start = waiting.popleft()
+                begin = time.perf_counter()
+                pictures = read[way](decoder, path, threads, start, frames, area)
+                seconds.append(time.perf_counter() - begin)
+                shown.append((start, read_numbers(pictures)))
+        return shown
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(decoders) as pool:
+        every = [stack.enter_context(Decoder(scaler=scaler)) for _ in range(decoders)]
+        for decoder in every:
+            read[way](decoder, path, threads, 0, 2, area)  # what is loaded once is loaded then
+        before = sum(_processor_seconds(decoder) for decoder in every)
         clock = Clock()
-        read[way](decoder, path, threads, 0, 2, (size[0], size[1]))  # what is loaded once is loaded then
-        for start in starts:
-            begin = time.perf_counter()
-            shown = read[way](decoder, path, threads, start, frames, (size[0], size[1]))
-            seconds.append(time.perf_counter() - begin)
-            exact += _is_exact(read_numbers(shown), start, frames, piece)
-    return {**clock.stop(), "seconds": float(np.median(seconds)), "exact": exact, "of": len(starts)}
+        shown = [one for of_decoder in pool.map(work, every) for one in of_decoder]
+        figures = clock.stop()
+        used = sum(_processor_seconds(decoder) for decoder in every) - before
+    exact = sum(_is_exact(numbers, start, frames, piece) for start, numbers in shown)
+    median = figures["seconds"] / len(starts) if decoders > 1 else float(np.median(seconds))
+    of_each = (figures["cpu_seconds"] + used) / len(starts)
+    return {"seconds": median, "cpu_seconds": of_each, "exact": exact, "of": len(starts)}
+
+
+def _processor_seconds(decoder: Decoder) -> float:
+    """Of a decoder's child until now; 0 before it has one (Linux)."""
+    if decoder.pid is None:
+        return 0.0
+    fields = Path(f"/proc/{decoder.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_exact(numbers: list[int], start: int, frames: int, piece: int) -> bool:

@@ -31,6 +31,7 @@ from pipeline.motion.movement import movement
 from pipeline.storage import stores
 from pipeline.video import looks
 from pipeline.video.decoder import Decoder
+from pipeline.video.decoders import decoder_for
 
 Words = npt.NDArray[np.str_]
 Floats = npt.NDArray[np.float64]
@@ -92,7 +93,7 @@ def segments(run: Run, videos: Sequence[Video], settings: Real) -> tuple[list[Se
 def _indexed(run: Run, videos: Sequence[Video], settings: Real) -> tuple[list[Segment], list[str]]:
     rows: list[Segment] = []
     left_out: list[str] = []
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         for video in videos:
             try:
                 starts, cut = _starts(decoder, run, video)
@@ -198,7 +199,7 @@ def encode(run: Run, rows: Sequence[Segment], folder: str) -> None:
 
 def _decoded(run: Run, rows: Sequence[Segment]) -> Iterator[tuple[Segment, spoiling.Frames]]:
     count, fps, height, width = run.geometry
-    with Decoder(run.data.decode_timeout) as decoder:
+    with decoder_for(run) as decoder:
         for row in rows:
             try:
                 frames = decoder.frames(row.uri, row.start_frame, count, fps, height, width)
