@@ -105,7 +105,11 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     pilots.print_table([[name, _bytes(value)] for name, value in [*storage.items(), ("all", sum(storage.values()))]])
     if run.prices.gb_month:
         print(f"storage costs {sum(storage.values()) / 1e9 * run.prices.gb_month:,.2f} {run.prices.currency} a month")
-    summary = costs.summary([*own, *(cost for cost in attributed if cost is not now)], storage, run.prices)
+    frozen = costs.frozen_weights(run, models.family(run.model), models.family(run.model).skeleton())
+    if frozen:
+        listed = ", ".join(f"{_bytes(count)} with {how}" for how, count in frozen.items())
+        print(f"\nfrozen weights on the device of a fine-tuning worker, by finetune.frozen_weights: {listed}")
+    summary = costs.summary([*own, *(cost for cost in attributed if cost is not now)], storage, frozen, run.prices)
     stores.write_bytes(stores.join(folder, "plan.json"), json.dumps(summary, indent=1).encode())
 
 

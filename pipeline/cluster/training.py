@@ -85,7 +85,7 @@ def _name(run: Run, rows: pa.Table, model_hash: str) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     settings = run.finetune.model_dump(mode="json", exclude=WITHOUT_EFFECT)
-    for key, value in (("expert", "both"), ("motion_weight", 0.0)):
+    for key, value in (("expert", "both"), ("motion_weight", 0.0), ("frozen_weights", "full")):
         if settings[key] == value:  # what arms of before there was the key have
             del settings[key]
     return settings
@@ -237,7 +237,7 @@ def _worker(task: dict[str, Any]) -> None:
     config = run.finetune
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = _device(run.resources.finetune.gpus)
-    model = models.open_model(run.model, device)
+    model = loop.opened(run.model, config, device)
     needed = [rows[i] for i in drawn(rows, config, run.seed)]
     encode_set(model, needed[rank::workers], task["frames"](run), task["cache"], run.data.fps)
     dist.barrier()

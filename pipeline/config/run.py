@@ -301,6 +301,9 @@ class Finetune(Model):
         0.0, ge=0, description="0: the plain loss; else places that change in time weigh up to so many times more"
     )
     lora_rank: int | None = Field(None, ge=1, description="null: every parameter is trained")
+    frozen_weights: Literal["full", "fp8"] = Field(
+        "full", description="of a model with adapters; fp8: linear layers of its blocks take a byte a number"
+    )
     caption_dropout: float = Field(0.1, ge=0, le=1, description="share of the clips that train with an empty caption")
     sharding: Literal["none", "fsdp"] = Field("none", description="fsdp: each worker holds its rows of the parameters")
     workers: int = Field(1, ge=1, description="processes of Ray Train")
@@ -312,6 +315,17 @@ class Finetune(Model):
     def _sensible(self) -> Finetune:
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers={self.min_workers} must be at most workers={self.workers}")
+        if self.frozen_weights == "fp8" and self.lora_rank is None:
+            raise ValueError(
+                "frozen_weights='fp8' needs a lora_rank: without adapters every parameter is trained, and none is "
+                "frozen"
+            )
+        if self.frozen_weights == "fp8" and self.sharding == "fsdp":
+            raise ValueError(
+                "frozen_weights='fp8' and sharding='fsdp' exclude each other: sharded workers hold rows of floating "
+                "numbers. Take sharding='none', with which each worker holds all frozen weights, a byte a number, or "
+                "frozen_weights='full'"
+            )
         return self
 
 

@@ -46,15 +46,13 @@ class DiffusersModel(ABC):
     idle_arguments: ClassVar[Sequence[str]] = ()  # of the transformer's call, that change no prediction
 
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
-        self.family, self.pipeline, self.device = family, pipeline, device
+        self.family, self.pipeline = family, pipeline
         self.schedule: Schedule = family.schedule
         self.text_tokens, self.guidance = config.text_tokens, config.guidance
-        self.place(pipeline, device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.vae = self.pipeline.vae
         self.vae.enable_slicing()
-        if device.type == "cuda":
-            channels_last(self.vae, True)
+        self.move(device)
         for part in ("vae", *self.frozen):
             component = getattr(self.pipeline, part)
             if component is not None:  # a benchmark of sizes has no text encoder
@@ -65,6 +63,13 @@ class DiffusersModel(ABC):
             module.eval()
             if config.gradient_checkpointing:
                 module.enable_gradient_checkpointing()
+
+    def move(self, device: torch.device) -> None:
+        """Let it compute on a device from now on."""
+        self.device = device
+        self.place(self.pipeline, device)
+        if device.type == "cuda":
+            channels_last(self.vae, True)
 
     def place(self, pipeline: Any, device: torch.device) -> None:
         """Bring the parts to where they compute."""
@@ -107,7 +112,7 @@ class DiffusersModel(ABC):
         return self.transformers()[parts.pop()]
 
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
-        return [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
+        return blocks_of(transformer)
 
     # --- clips and captions -------------------------------------------------------------------------------------------
 
@@ -251,6 +256,11 @@ class DiffusersModel(ABC):
         module: Any = self.transformers()[part]
         module.load_lora_adapter(folder, prefix=prefix, weight_name=file.name)
         return True
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of diffusers' transformers, one list after the other; also of one without weights."""
+    return [block for child in transformer.children() if isinstance(child, nn.ModuleList) for block in child]
 
 
 def picture(frame: Frames) -> Any:

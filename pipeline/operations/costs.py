@@ -13,12 +13,16 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
+from torch import nn
 
 from pipeline.config import Run
 from pipeline.config.attribution import Attribution
 from pipeline.config.operations import Pool, Prices
+from pipeline.models import Family, fp8
+from pipeline.models.diffusers_family import DTYPES
 from pipeline.statistics.intervals import standard_error
 from pipeline.tables import schemas
+from pipeline.training import loop
 
 PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
 _TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments
@@ -141,6 +145,17 @@ def _row(attribution: Attribution) -> int:
     return len(attribution.alone("clips").settings) * (each * attribution.projection.dim + 4 * 2)
 
 
+def frozen_weights(run: Run, family: Family, skeleton: nn.Module) -> dict[str, int]:
+    """Bytes of the transformers' frozen weights on the device of a worker that trains adapters, by the value of
+    `finetune.frozen_weights`. Nothing where every parameter is trained."""
+    if run.finetune.lora_rank is None:
+        return {}
+    modules = dict(skeleton.named_children()) if len(family.experts) > 1 else {"transformer": skeleton}
+    parts = dict.fromkeys(expert.part for expert in loop.trained_experts(family, run.finetune.expert))
+    dtype = DTYPES[run.model.dtype]
+    return {how: sum(fp8.frozen_bytes(modules[part], dtype, how == "fp8") for part in parts) for how in ("full", "fp8")}
+
+
 def table(costs: Sequence[Cost], prices: Prices) -> list[list[str]]:
     """Rows of text: what, how often, seconds each, GPU-hours, CPU-hours, money."""
     rows = [["", "times", "seconds each", "GPU-hours", "CPU-hours", prices.currency]]
@@ -164,11 +179,18 @@ def _short(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def summary(costs: Sequence[Cost], bytes_kept: Mapping[str, float], prices: Prices) -> dict[str, Any]:
+def summary(
+    costs: Sequence[Cost], bytes_kept: Mapping[str, float], frozen: Mapping[str, int], prices: Prices
+) -> dict[str, Any]:
     """The plan as plain values, for plan.json."""
     listed = [
         {"what": c.what, "count": c.count, "seconds": c.seconds, "gpu_hours": c.gpu_hours, "cpu_hours": c.cpu_hours}
         | ({"money": c.money(prices)} if prices.known else {})
         for c in costs
     ]
-    return {"stages": listed, "bytes": dict(bytes_kept), "currency": prices.currency if prices.known else None}
+    return {
+        "stages": listed,
+        "bytes": dict(bytes_kept),
+        "frozen_weights": dict(frozen),
+        "currency": prices.currency if prices.known else None,
+    }

@@ -243,7 +243,7 @@ def _record(run: Run) -> Record:
         "data": {"frames", "fps", "height", "width"},
         "model": True,
         "motion": True,
-        "finetune": {"batch", "accumulate", "lora_rank", "expert", "sharding"},
+        "finetune": {"batch", "accumulate", "lora_rank", "frozen_weights", "expert", "sharding"},
         "evaluate": {"steps", "guidance"},
     }
     parts = run.model_dump(mode="json", include=sections, exclude_defaults=True)  # a new key measures nothing anew

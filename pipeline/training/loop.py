@@ -1,5 +1,6 @@
 """The fine-tuning loop: the loss of attribution without its mask, clips drawn by weight, and nothing else.
 
+    model = opened(run.model, run.finetune, device)
     encode_set(model, rows, frames_of, cache, fps)      # latents and captions, once (training_set)
     training = begin(model, run.finetune, run.seed)     # every parameter, or LoRA
     for line in train(training, ClipSet(model, rows, kept_in(cache)), run.finetune, run.seed):
@@ -30,10 +31,12 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import Finetune
-from pipeline.models import Conditioning, Expert, VideoModel
+from pipeline.config import Finetune, VideoModelConfig
+from pipeline.errors import ConfigError
+from pipeline.models import Conditioning, Expert, Family, VideoModel, fp8, open_model
 from pipeline.models.attention import fastest_attention
 from pipeline.models.conditioning import moved
+from pipeline.models.diffusers_model import DiffusersModel
 from pipeline.models.loss import loss_map, masked_mean, motion_weights, named_generator
 from pipeline.storage import stores
 from pipeline.training import sharding
@@ -89,15 +92,34 @@ class Line:
         return json.dumps(asdict(self))
 
 
+def opened(model: VideoModelConfig, config: Finetune, device: torch.device) -> VideoModel:
+    """The model to be trained, on its device. Frozen weights that are stored as float8 never are there at full width.
+    Raises ConfigError."""
+    if config.frozen_weights == "full":
+        return open_model(model, device)
+    base = open_model(model, torch.device("cpu"))
+    if not isinstance(base, DiffusersModel):
+        raise ConfigError(
+            f"finetune.frozen_weights='fp8': {type(base).__name__} is no DiffusersModel, and how it comes to its "
+            "device is not known here. Use finetune.frozen_weights: full."
+        )
+    fp8.compress(base)
+    base.move(device)
+    return base
+
+
 def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
-    """Make a model trainable: float32 master weights, computed in bfloat16 where the model was loaded in it.
+    """Make a model trainable: float32 master weights, computed in bfloat16 where the model was loaded in it. Frozen
+    weights are stored as float8 where the configuration says so.
 
     With sharding "fsdp" all workers of the process group call it, and each keeps its rows of every parameter.
     """
-    experts = trained_experts(model, config.expert)
+    experts = trained_experts(model.family, config.expert)
     autocast = any(p.dtype == torch.bfloat16 for p in model.trained.parameters())
     share = (0, 1)
     model.trained.requires_grad_(False)
+    if config.frozen_weights == "fp8":
+        fp8.compress(model)
     model.keep_on_device([expert.part for expert in experts])
     for part in dict.fromkeys(expert.part for expert in experts):
         module = model.transformers()[part].train()
@@ -118,9 +140,9 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
     )
 
 
-def trained_experts(model: VideoModel, named: str) -> tuple[Expert, ...]:
+def trained_experts(family: Family, named: str) -> tuple[Expert, ...]:
     """Which experts `finetune.expert` names; all where a model has one. ValueError for a name that it has not."""
-    experts = model.family.experts
+    experts = family.experts
     chosen = tuple(e for e in experts if named in ("both", e.name) or len(experts) == 1)
     if not chosen:
         raise ValueError(f"finetune.expert={named!r}: this model has the experts {[e.name for e in experts]}")

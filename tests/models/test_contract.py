@@ -142,6 +142,14 @@ def test_only_the_transformer_can_be_trained(wan: Wan) -> None:
     assert not wan.trained.training
 
 
+def test_a_model_that_moved_computes_where_it_is(folder: Path) -> None:
+    model = tiny_wan.opened(folder)
+    model.move(torch.device("meta"))
+    assert {p.device.type for p in (*model.trained.parameters(), *model.vae.parameters())} == {"meta"}
+    raw = torch.empty(1, 8, 3, 8, 8, device="meta")
+    assert model.normalised(raw).device.type == "meta", "the statistics of latents stayed behind"
+
+
 def test_bfloat16_is_for_the_transformer_and_not_for_the_autoencoder(folder: Path) -> None:
     model = tiny_wan.opened(folder, dtype="bfloat16", gradient_checkpointing=True)
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}

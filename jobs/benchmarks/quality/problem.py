@@ -108,6 +108,10 @@ def make(model: VideoModel) -> WanTransformer3DModel:
 
 @functools.cache  # once a process: Ray's tasks of one worker share it
 def base_model() -> VideoModel:
+    return load_base()
+
+
+def load_base() -> VideoModel:
     """The demo's model with the transformer of `base`."""
     model = open_model(run_of().model, torch.device("cpu"))
     model.trained = WanTransformer3DModel.from_pretrained(OUT, use_safetensors=True).eval()

@@ -67,17 +67,17 @@ class Wan(DiffusersModel):
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
         super().__init__(family, pipeline, config, device)
         shape = (1, -1, 1, 1, 1)
-        self._mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
-        self._std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
+        self._mean = torch.tensor(self.vae.config.latents_mean).view(shape)
+        self._std = torch.tensor(self.vae.config.latents_std).view(shape)
 
     def normalised(self, raw: Tensor) -> Tensor:
-        latent: Tensor = (raw - self._mean) / self._std
+        latent: Tensor = (raw - self._mean.to(raw.device)) / self._std.to(raw.device)
         return latent
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Frames:
         """Normalised latent [C, f, h, w] -> frames [F, H, W, 3]."""
-        raw = latent[None] * self._std + self._mean
+        raw = latent[None] * self._std.to(latent.device) + self._mean.to(latent.device)
         video = self.vae.decode(raw.to(self.vae.dtype)).sample[0].float()
         frames: Frames = ((video.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
         return frames

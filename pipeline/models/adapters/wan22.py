@@ -71,12 +71,12 @@ class WanExperts(Wan):
     """
 
     def __init__(self, family: DiffusersFamily, pipeline: Any, config: VideoModelConfig, device: torch.device) -> None:
-        self.apart = device.type == "cuda"
         super().__init__(family, pipeline, config, device)
         for module in self.transformers().values():
             module.register_forward_pre_hook(self._bring)  # the pipeline's own call asks them as well
 
     def place(self, pipeline: Any, device: torch.device) -> None:
+        self.apart = device.type == "cuda"
         if not self.apart:
             super().place(pipeline, device)
             return
