@@ -1,0 +1,190 @@
+"""Everything that only a GPU can show, in ten minutes on one card, with nothing to download:
+``python -m jobs.benchmarks.gpu``.
+
+Part after part, each in a process of its own, for as long as the minutes last: tests that need a GPU, a whole curation
+of 40 clips of 81x480x832 by Wan 1.3B with random weights, steps of fine-tuning, then the benchmarks of stages,
+projection and families. What ran is printed as tables and written to --json; ``--tables FILE`` prints those of an
+earlier run. --quick is a short form on a small model, which runs on a CPU too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.benchmarks import ceilings
+
+ROOT = Path(__file__).parents[3]
+OWN = ("curation", "training")
+LEAST = 20.0  # seconds left below which no part is begun
+GOALS = {"seconds a clip, all in": 3.6, "seconds of a gradient": 2.0, "share of the time that the card is busy": 0.95}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command; its short form; whether it says nothing without a GPU, and whether the last line is JSON."""
+
+    name: str
+    command: tuple[str, ...]
+    quick: tuple[str, ...] = ()
+    needs_gpu: bool = False
+    figures: bool = True
+
+
+PARTS = (
+    Part("tests", ("pytest", "-q", "-m", "gpu", "tests"), needs_gpu=True, figures=False),
+    Part("curation", ("jobs.benchmarks.gpu", "--part", "curation"), ("--quick",)),
+    Part("training", ("jobs.benchmarks.gpu", "--part", "training"), ("--quick",)),
+    Part("stages", ("jobs.benchmarks.stages", "--only"), ("decode",)),
+    Part("projection", ("jobs.benchmarks.projection", "--gpu"), ("--quick",), needs_gpu=True),
+    Part("families", ("jobs.benchmarks.families",), ("--quick", "--families", "wan2.1-t2v-1.3b")),
+)
+STAGES = "decode,raft,mask,vae,text,gradient,attention"
+
+
+def command(part: Part, quick: bool) -> list[str]:
+    words = [*part.command, *(part.quick if quick else ())]
+    if part.name == "stages" and not quick:
+        words.append(STAGES)
+    return [sys.executable, "-m", *words]
+
+
+def measured(part: Part, quick: bool, seconds: float) -> dict[str, Any]:
+    """What a part said, or why it did not: its seconds, `figures` and `failure`."""
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            command(part, quick), cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"seconds": time.monotonic() - begun, "failure": f"it took more than the {seconds:.0f} s that were left"}
+    print(done.stdout, end="", flush=True)
+    lines = done.stdout.strip().splitlines()
+    spent = {"seconds": time.monotonic() - begun}
+    if done.returncode:
+        return {**spent, "failure": f"exit status {done.returncode}: {(lines or [''])[-1][:200]}"}
+    return {**spent, "figures": json.loads(lines[-1]) if part.figures else {"summary": lines[-1]}}
+
+
+def own(name: str, quick: bool) -> None:
+    """A part of this benchmark's own, in this process."""
+    from jobs.benchmarks.gpu import parts, wan
+
+    size = wan.QUICK if quick else wan.Size()
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        ceilings.print_json(getattr(parts, name)(Path(folder), size))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def print_tables(found: Mapping[str, Any]) -> None:
+    """Markdown, as docs/results.md has it."""
+    machine = found["machine"]
+    print(f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}, {machine['date']}\n")
+    _table(("part", "seconds", "outcome"), [_outcome(name, part) for name, part in found["parts"].items()])
+    figures = {name: part["figures"] for name, part in found["parts"].items() if "figures" in part}
+    if "curation" in figures:
+        _print_curation(figures["curation"])
+    if "training" in figures:
+        ways = figures["training"].items()
+        rows = [(way, f"{one['step_s']:.3f}", _gib(one["peak_gib"])) for way, one in ways]
+        _table(("a step of fine-tuning", "seconds", "GiB at most"), rows)
+    reached = goals(figures)
+    if reached:
+        _table(("goal", "asked", "measured"), [(goal, f"{GOALS[goal]:g}", f"{value:.3g}") for goal, value in reached])
+
+
+def _outcome(name: str, part: Mapping[str, Any]) -> tuple[str, str, str]:
+    return name, f"{part['seconds']:.0f}", part.get("failure") or part["figures"].get("summary", "measured")
+
+
+def _print_curation(figures: Mapping[str, Any]) -> None:
+    size = "x".join(map(str, figures["geometry"]))
+    rows = [
+        (
+            stage,
+            f"{one['rows']}",
+            f"{one['seconds']:.1f}",
+            "" if one["busy_share"] is None else f"{one['busy_share']:.0%}",
+        )
+        for stage, one in figures["stages"].items()
+    ]
+    _table((f"curation of {figures['clips']} clips of {size}", "rows", "seconds", "actors busy"), rows)
+    busy = "not known" if figures["card_busy"] is None else f"{figures['card_busy']:.0%}"
+    print(
+        f"{figures['seconds']:.0f} s in all, after {figures['writing_s']:.0f} s for videos and model. While clips were "
+        f"attributed the card was busy: {busy}. GiB of it that were taken: {_gib(figures['card_gib']) or 'not known'}\n"
+    )
+
+
+def goals(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The goals that these figures say something of, with what was measured."""
+    clip, gradient, busy = GOALS
+    reached = []
+    if "curation" in figures:
+        reached.append((clip, figures["curation"]["actor_busy_s_a_clip"]))
+        if figures["curation"]["card_busy"] is not None:
+            reached.append((busy, figures["curation"]["card_busy"]))
+    if "gradient" in figures.get("stages", {}).get("bill_s", {}):
+        reached.append((gradient, figures["stages"]["bill_s"]["gradient"]))
+    return reached
+
+
+def _gib(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in (header, tuple("---" for _ in header), *rows):
+        print(f"| {' | '.join(line)} |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small model and few clips, on any machine")
+    parser.add_argument("--minutes", type=float, default=10.0, help="what all parts may take; 10 by default")
+    parser.add_argument("--only", help="parts, separated by commas; all by default")
+    parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where everything is written")
+    parser.add_argument("--tables", type=Path, help="print the tables of such a file, and measure nothing")
+    parser.add_argument("--part", choices=OWN, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        own(arguments.part, arguments.quick)
+        return
+    if arguments.tables:
+        print_tables(json.loads(arguments.tables.read_text()))
+        return
+    gpu, names = torch.cuda.is_available(), [part.name for part in PARTS]
+    if not gpu and not arguments.quick:
+        parser.error("no GPU is seen here; --quick runs anywhere")
+    only = arguments.only.split(",") if arguments.only else names
+    if unknown := set(only) - set(names):
+        parser.error(f"--only: there is no {', '.join(sorted(unknown))}; known are {names}")
+    found: dict[str, Any] = {"benchmark": "gpu", "quick": arguments.quick, "machine": ceilings.machine(), "parts": {}}
+    over = time.monotonic() + 60 * arguments.minutes
+    for part in PARTS:
+        left = over - time.monotonic()
+        if part.name not in only or (part.needs_gpu and not gpu):
+            continue
+        found["parts"][part.name] = (
+            measured(part, arguments.quick, left) if left > LEAST else {"seconds": 0.0, "failure": "no time was left"}
+        )
+        arguments.json.write_text(json.dumps(found))  # after each: a machine may be taken away
+    print_tables(found)
+    ceilings.print_json(found)
+
+
+if __name__ == "__main__":
+    main()
