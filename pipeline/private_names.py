@@ -76,6 +76,8 @@ NAMES = (
         ),
         keys=("_class_name",),
     ),
+    # What of a transformer is loaded in float32 whatever the dtype, to count its bytes.
+    PrivateName("diffusers.ModelMixin._keep_in_fp32_modules", ("pipeline/models/fp8.py",)),
     # The positions of CogVideoX's tokens, as its pipeline makes them.
     PrivateName(
         "diffusers.CogVideoXPipeline._prepare_rotary_positional_embeddings",

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jobs.benchmarks.adapters import CPU, Clip, encoded
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from jobs.benchmarks.quality.problem import load_base
 from pipeline import config
@@ -35,17 +35,36 @@ from pipeline.synthetic import world
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, EncodedClip, Row
 
+CPU = torch.device("cpu")
 MOTION = "swing"
-CLIPS, HELD_OUT, SEEDS, STEPS = 64, 64, 4, 60
+HELD_OUT, SEEDS = 64, 4
 TIMES = 6  # of each held-out clip
-RANK, BATCH, RATE = 8, 8, 1e-3
+BATCH = 8
 WAYS = ("full", "fp8")
 
 Figures = dict[str, Any]
 
 
-def scenes(seed: int, count: int) -> list[world.Scene]:
-    return [world.scene(seed, f"{MOTION}-{number:03d}", "real", MOTION) for number in range(count)]
+@dataclass(frozen=True)
+class Lesson:
+    """How adapters are trained: clips, steps, rank, and the rate that falls to 0."""
+
+    clips: int
+    steps: int
+    rank: int
+    rate: float
+
+
+SHORT, LONG, QUICK = Lesson(64, 60, 8, 1e-3), Lesson(128, 200, 32, 4e-3), Lesson(24, 4, 8, 1e-3)
+
+
+def encoded(run: Run, model: VideoModel, seed: int, count: int) -> list[EncodedClip]:
+    """Clips of the motion, that a seed determines, as the transformer takes them."""
+    clips, (_, fps, height, width) = list[EncodedClip](), run.geometry
+    for number in range(count):
+        scene = world.scene(seed, f"{MOTION}-{number:03d}", "real", MOTION)
+        clips.append(EncodedClip(model.encode(world.render(scene, height, width), fps), (model.text(scene.caption),)))
+    return clips
 
 
 def rounding(model: VideoModel) -> dict[str, float]:
@@ -71,15 +90,15 @@ def rounding(model: VideoModel) -> dict[str, float]:
     }
 
 
-def trained(model: VideoModel, clips: Sequence[Clip], how: str, steps: int, seed: int, folder: str) -> float:
+def trained(model: VideoModel, clips: Sequence[EncodedClip], how: str, lesson: Lesson, seed: int, folder: str) -> float:
     """Train adapters on clips and write them. Seconds of a step, the median."""
     finetune = Finetune.model_validate(
         {
-            "steps": steps,
+            "steps": lesson.steps,
             "batch": BATCH,
-            "learning_rate": RATE,
+            "learning_rate": lesson.rate,
             "schedule": "linear",
-            "lora_rank": RANK,
+            "lora_rank": lesson.rank,
             "frozen_weights": how,
         }
     )
@@ -88,8 +107,7 @@ def trained(model: VideoModel, clips: Sequence[Clip], how: str, steps: int, seed
     def read(row: Row | None) -> EncodedClip:
         if row is None:
             return dropped
-        clip = clips[row["place"]]
-        return EncodedClip({"latent": clip.latent}, ({"text": clip.conditioning["text"]},))
+        return clips[row["place"]]
 
     training = loop.begin(model, finetune, seed)
     rows = [{"clip_id": str(place), "place": place} for place in range(len(clips))]
@@ -99,10 +117,11 @@ def trained(model: VideoModel, clips: Sequence[Clip], how: str, steps: int, seed
 
 
 @torch.no_grad()
-def held_out_loss(model: VideoModel, clips: Sequence[Clip]) -> float:
+def held_out_loss(model: VideoModel, clips: Sequence[EncodedClip]) -> float:
     """The mean over clips, at times that share [0, 1] evenly and noises of the clip's own."""
     model.trained.eval()
-    latent, conditioning = torch.stack([c.latent for c in clips]), batched([c.conditioning for c in clips])
+    latent = torch.stack([clip.clip["latent"] for clip in clips])
+    conditioning = batched([clip.captions[0] for clip in clips])
     losses = list[Tensor]()
     for number in range(TIMES):
         uniform = torch.full((len(clips),), (number + 0.5) / TIMES)
@@ -112,11 +131,11 @@ def held_out_loss(model: VideoModel, clips: Sequence[Clip]) -> float:
     return float(torch.stack(losses).mean())
 
 
-def measure(run: Run, make: Callable[[], VideoModel], count: int, held_out: int, seeds: int, steps: int) -> Figures:
+def measure(run: Run, make: Callable[[], VideoModel], lesson: Lesson, held_out: int, seeds: int) -> Figures:
     """The figures of a model that `make` loads anew."""
     base = make()
-    clips = encoded(run, base, scenes(1_000_001, count), masked=False)
-    others = encoded(run, base, scenes(1_000_003, held_out), masked=False)
+    clips = encoded(run, base, 1_000_001, lesson.clips)
+    others = encoded(run, base, 1_000_003, held_out)
     losses: dict[str, list[float]] = {how: [] for how in WAYS}
     seconds: dict[str, list[float]] = {how: [] for how in WAYS}
     figures: Figures = {"base": held_out_loss(base, others), "rounding": rounding(base)}
@@ -125,7 +144,7 @@ def measure(run: Run, make: Callable[[], VideoModel], count: int, held_out: int,
     for seed in range(seeds):
         for how in WAYS:
             with tempfile.TemporaryDirectory() as folder:
-                seconds[how].append(trained(make(), clips, how, steps, seed, folder))
+                seconds[how].append(trained(make(), clips, how, lesson, seed, folder))
                 model = make()
                 load_weights(model, folder)
             losses[how].append(held_out_loss(model, others))
@@ -146,14 +165,16 @@ def main() -> None:
     torch.set_num_threads(1)  # small tensors: more threads only wait for one another
     hardware, start, run = machine(), time.monotonic(), config.load("demo")
     print_machine(hardware)
-    models: dict[str, Callable[[], VideoModel]] = {
-        "the demo's model": partial(open_model, run.model, CPU),
-        "a model without the motion": load_base,
+    demo = partial(open_model, run.model, CPU)
+    subjects: dict[str, tuple[Callable[[], VideoModel], Lesson]] = {
+        "the demo's model": (demo, SHORT),
+        "a model without the motion": (load_base, SHORT),
+        "a model without the motion, more steps": (load_base, LONG),
     }
     figures = {}
-    for title, make in models.items():
+    for title, (make, lesson) in subjects.items():
         print(f"{title}:", flush=True)
-        figures[title] = measure(run, make, *((24, 8, 2, 4) if quick else (CLIPS, HELD_OUT, SEEDS, STEPS)))
+        figures[title] = measure(run, make, QUICK, 8, 2) if quick else measure(run, make, lesson, HELD_OUT, SEEDS)
     print("\nheld-out loss of the whole model with adapters, and the difference paired by seed, 95 %\n")
     header = ["model", "base", "full", "fp8", "fp8 less full", "between seeds", "rounding", "s a step, full, fp8"]
     print_table(header, [[title, *_cells(one)] for title, one in figures.items()])

@@ -148,8 +148,10 @@ def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> Non
     assert os.stat(f"{folder}/done.json").st_mtime_ns == before, "a finished arm ran again"
 
 
-def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path) -> None:
-    run = configured(tmp_path / "run", checkpoint, workers=2, batch=1, accumulate=2, steps=3)
+@pytest.mark.parametrize("frozen_weights", ["full", "fp8"])
+def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, frozen_weights: str) -> None:
+    shared = {"workers": 2, "batch": 1, "accumulate": 2, "steps": 3}
+    run = configured(tmp_path / "run", checkpoint, **shared, frozen_weights=frozen_weights)
     stale = tmp_path / "run" / "finetuned" / "motive" / "transformer"
     stale.mkdir(parents=True)
     others = [tmp_path / "run" / "finetuned" / ".train" / name for name in ("motive-0", "motive_whitened-0")]
@@ -176,8 +178,9 @@ def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: s
         ray_train.identity(configured(tmp_path, checkpoint, steps=9), rows, "h"),
         ray_train.identity(configured(tmp_path, checkpoint, lora_rank=None), rows, "h"),
         ray_train.identity(configured(tmp_path, checkpoint, motion_weight=2.0), rows, "h"),
+        ray_train.identity(configured(tmp_path, checkpoint, frozen_weights="fp8"), rows, "h"),
     ]
-    assert len({name, *others}) == 7
+    assert len({name, *others}) == 8
 
 
 def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def test_rounding_is_that_of_three_bits_and_of_every_layer() -> None:
 
 @pytest.mark.slow
 def test_both_ways_have_their_figures() -> None:
-    figures = frozen_weights.measure(config.load("demo"), load_base, 8, 4, 2, 2)
+    figures = frozen_weights.measure(config.load("demo"), load_base, frozen_weights.Lesson(8, 2, 4, 1e-3), 4, 2)
     assert {how: len(losses) for how, losses in figures["losses"].items()} == {"full": 2, "fp8": 2}
     assert figures["losses"]["full"] != figures["losses"]["fp8"], "both ways trained the same model"
     assert figures["difference"]["low"] <= figures["difference"]["mean"] <= figures["difference"]["high"]

@@ -84,7 +84,8 @@ def test_a_plan_from_videos(
 ) -> None:
     from jobs.plan import plan
 
-    run = small_run(tmp_path, plan__clips=4, prices__gpu_hour=2.5, prices__cpu_hour=0.1)
+    adapters = {"finetune__lora_rank": 2, "finetune__frozen_weights": "fp8"}
+    run = small_run(tmp_path, plan__clips=4, prices__gpu_hour=2.5, prices__cpu_hour=0.1, **adapters)
     plan(run)
     assert unregistered(tmp_path) == []
     rows = tables.read(str(tmp_path / "plan" / "pilot"))
@@ -100,6 +101,10 @@ def test_a_plan_from_videos(
     assert re.search(r"masks: on this grid they keep \d+% of the energy .* of 320 cells move", printed)
     told = json.loads((tmp_path / "plan" / "plan.json").read_text())
     by_stage = {stage["what"]: stage for stage in told["stages"]}
+    assert told["frozen_weights"]["fp8"] < 0.4 * told["frozen_weights"]["full"]
+    assert re.search(
+        r"frozen weights on the device of a .* worker, .*: [\d.]+ MB with full, [\d.]+ MB with fp8", printed
+    )
     assert by_stage["index_clips"]["count"] == 30
     assert by_stage["estimate_motion, extract_features"]["money"] > 0
     assert any(name.startswith("finetune") for name in by_stage)
