@@ -38,7 +38,7 @@ from pipeline.config import Arm, Run
 from pipeline.errors import StageError, is_out_of_memory
 from pipeline.models.device import device_for
 from pipeline.storage import lease, stores
-from pipeline.training import loop
+from pipeline.training import loop, time_bands
 from pipeline.training.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,10 @@ def frames_by_decoder(run: Run) -> FramesOf:
 
 
 def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
-    """A hash of all that an arm's result depends on: its clips with their weights, the model, and the configuration."""
-    named = [c for c in ("clip_id", "version", "caption", "captions", "weight") if c in rows.column_names]
+    """A hash of all that an arm's result depends on: its clips with their weights and times, the model, and the
+    configuration."""
+    of_clips = ("clip_id", "version", "caption", "captions", "weight", time_bands.EDGES, time_bands.WEIGHTS)
+    named = [c for c in of_clips if c in rows.column_names]
     clips = rows.select(named).sort_by("clip_id").to_pylist()
     parts = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()

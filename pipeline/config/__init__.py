@@ -6,6 +6,7 @@ from pipeline.config.loading import RECIPES, load, load_line, override, parse, r
 from pipeline.config.run import (
     NUMERICS,
     PACKAGE,
+    TIMED,
     Arm,
     Data,
     Evaluate,
@@ -20,6 +21,7 @@ __all__ = [
     "NUMERICS",
     "PACKAGE",
     "RECIPES",
+    "TIMED",
     "Arm",
     "Data",
     "Evaluate",

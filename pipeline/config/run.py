@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -50,6 +50,8 @@ Arm = Literal[
     "motive",
     "motive_whitened",
     "selected",
+    "timed",
+    "timed_random",
     "curated",
     "oracle",
 ]
@@ -59,6 +61,8 @@ Scaler = Literal["pillow", "ffmpeg"]
 Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
 Functional = Literal["loss", "preference", "both"]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
+# Arms that draw each clip at times of its own, and the arm whose clips they have.
+TIMED: Mapping[str, Literal["selected", "random"]] = {"timed": "selected", "timed_random": "random"}
 
 
 class Data(Model):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.config import Run
+from pipeline.config import TIMED, Run
 from pipeline.errors import ConfigError, UsageError
 from pipeline.exports import weights
 from pipeline.exports.formats import Format
@@ -33,6 +33,11 @@ def clip_rows(run: Run, layout: Format) -> pa.Table:
     does not have them), `file` (its path in the export), `dataset` and `repeats`. Raises UsageError where the arm has
     no clips or the run lacks what its rule needs.
     """
+    if run.export.arm in TIMED:
+        raise ConfigError(
+            f"export.arm={run.export.arm!r} trains each clip at times of its own, and no trainer's list of clips can "
+            f"say so. Take export.arm={TIMED[run.export.arm]}, which has the same clips."
+        )
     finetune = run.finetune.model_copy(update={"arm": run.export.arm, "group": run.export.group})
     try:
         rows = arms.training_set(run.model_copy(update={"finetune": finetune}))

@@ -10,14 +10,16 @@ from threading import Lock, Thread
 
 import pyarrow as pa
 
+from pipeline import tables
+from pipeline.attribution import fingerprints
 from pipeline.cluster import checkpoints, resources, streaming, training
-from pipeline.config import Arm, Finetune, Run
+from pipeline.config import TIMED, Arm, Finetune, Run
 from pipeline.operations import tracking
 from pipeline.ranking import partitions
 from pipeline.stages import attribution, budget, pilots, run_record
 from pipeline.stages.progress import Progress, duration
 from pipeline.storage import stores
-from pipeline.training import arms
+from pipeline.training import arms, time_bands
 
 
 def with_arm(run: Run, arm: Arm) -> Run:
@@ -88,7 +90,17 @@ def finetune(run: Run) -> None:
     with spending.holding(f"finetune {arm}", run.resources.finetune, run.finetune.workers):
         folder = _followed(run, rows)
     arms.write_curated(stores.join(folder, "curated"), rows)
+    if arm in TIMED:
+        _write_times(run, stores.join(folder, "times"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
+
+
+def _write_times(run: Run, folder: str, rows: pa.Table) -> None:
+    table = time_bands.times_table(rows)
+    tables.replace(folder, table, fingerprints.features(run.of("clips")))
+    without = rows.column(time_bands.SCORES).null_count
+    others = f"; {without} of {rows.num_rows} clips have no influence and train at all times alike" if without else ""
+    print(f"finetuned/{run.finetune.arm}: how often each clip is drawn in each band of times is in {folder}{others}")
 
 
 def _followed(run: Run, rows: pa.Table) -> str:

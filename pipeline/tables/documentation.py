@@ -67,8 +67,8 @@ def _shown(folder: str) -> str:
 
 
 def _named(folder: str) -> str:
-    for pattern, name in (("explain/*", "explain/CLIP"), ("exports/*", "exports/NAME"), ("nights/*", "nights/DATE")):
-        folder = folder.replace(pattern, name)
+    for parent, name in (("finetuned", "ARM"), ("explain", "CLIP"), ("exports", "NAME"), ("nights", "DATE")):
+        folder = folder.replace(f"{parent}/*", f"{parent}/{name}")
     return folder
 
 

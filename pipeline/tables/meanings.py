@@ -162,6 +162,16 @@ SELECTION: Meanings = {
     "ranking compares two settings or more, of settings; null: not known.",
     "rank_high": "... and the last. Where one is in the selection and the other is not, the clip is on the edge.",
 }
+TIMES: Meanings = {
+    "clip_id": _CLIP_ID,
+    "band": "Number of a band of timesteps, from 0; low ones have little noise.",
+    "first": "Timestep of 1000 at which the band begins.",
+    "last": "... and ends.",
+    "score": "Mean influence of the clip on the arm's queries by the settings of the band, less the mean of all ranked "
+    "clips, over their standard deviation; null where the clip has no influence.",
+    "weight": "How many times as often as in other arms the clip is drawn in the band, before its shares are scaled to "
+    "a sum of 1.",
+}
 EVALUATION: Meanings = {
     "arm": "Name of the arm; in a night `base`, `in_use` or `candidate`.",
     "clip_id": "The held-out clip; for a generated video, the query whose caption it was generated from.",

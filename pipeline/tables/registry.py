@@ -191,6 +191,16 @@ SELECTION = Table(
     ids=("clip_id",),
     replaced=True,
 )
+TIMES = Table(
+    folders=("finetuned/*/times", "nights/*/model/times"),
+    row="how often training draws a clip in a band of times, for the arms timed and timed_random; in nights/ with the "
+    "model that was promoted",
+    schema=schemas.TIMES,
+    columns=meanings.TIMES,
+    key=("clip_id", "band"),
+    ids=("clip_id",),
+    replaced=True,
+)
 EVALUATION = Table(
     folders=("evaluation", "nights/*/evaluation"),
     row="a metric of a held-out clip, or of a video that an arm generated",
@@ -364,7 +374,7 @@ SCORES = Table(
 TABLES = (
     *(CLIPS, QUERIES, STRETCHES, CHANGES),
     *(MOTION, MOVEMENT, PICTURES, FEATURES),
-    *(CHOSEN, INFLUENCE, INFLUENCE_BY_SETTING, NEIGHBORS, LAWFULNESS, SELECTION, EVALUATION),
+    *(CHOSEN, INFLUENCE, INFLUENCE_BY_SETTING, NEIGHBORS, LAWFULNESS, SELECTION, TIMES, EVALUATION),
     *(DESCRIPTIONS, VERDICTS, CONTESTS, METRICS, NIGHT_SELECTION),
     *(EXPLAINED_QUERIES, NEAREST, SHARES, PARTS, PILOT, EXPORTS, JUDGEMENTS, SCORES),
     *(DECISIONS, QUERY_WEIGHTS, LIKES, DUPLICATES, PREVIEWS),

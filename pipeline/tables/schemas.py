@@ -94,6 +94,17 @@ SELECTION = pa.schema(
         ("rank_high", pa.int64()),
     ]
 )
+# How often a clip of an arm is drawn at which times.
+TIMES = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("band", pa.int32()),
+        ("first", pa.float32()),
+        ("last", pa.float32()),
+        ("score", pa.float32()),
+        ("weight", pa.float32()),
+    ]
+)
 PICTURES = pa.schema(
     [("clip_id", pa.string()), ("version", pa.string()), ("signature", pa.binary()), ("error", pa.string())]
 )

@@ -1,5 +1,5 @@
-"""Which clips each arm trains on. Arms differ in this alone: same steps, same noise, and, where they pick a part of the
-clips, the same number of them.
+"""Which clips each arm trains on. Arms differ in this alone, but for the two that draw each clip at times of its own:
+same steps, same noise, and, where they pick a part of the clips, the same number of them.
 
 base                nothing; the model as it is
 all                 every decodable clip
@@ -16,12 +16,15 @@ no_mask             cosine of unmasked features, votes, then mean: the paper's c
 motive              cosine of masked features, votes, then mean: the paper
 motive_whitened     masked features, whitened, by mean
 selected            by the recipe's own ranking, without what a rule bars, as selection/ has it
+timed               the same clips, each at the times where its influence is good (`time_bands`)
+timed_random        those of random at such times: a control for the times
 curated             the same after people's word: what they keep, filled up by rank without what they drop or dispute;
                     ranked by the weights that they gave the queries, where they gave some
 oracle              whose column `data.oracle` names the queries' motion
 
-With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened, selected and curated are of the shortlist (but
-for clips that people keep), and magnitude, mask_overlap and lawful see every clip at the cheaper variant's geometry.
+With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened, selected, timed and curated are of the
+shortlist (but for clips that people keep), and magnitude, mask_overlap and lawful see every clip at the cheaper
+variant's geometry.
 """
 
 from __future__ import annotations
@@ -37,15 +40,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.config import Arm, Run
+from pipeline.config import TIMED, Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
 from pipeline.ranking import decisions, lawfulness, mask_overlap, partitions, placed, query_weights, share, shortlist
 from pipeline.ranking.feature_table import under_mask
-from pipeline.ranking.selection import rank, recorded
+from pipeline.ranking.selection import Ranked, rank, recorded
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
-from pipeline.training import embedding_order
+from pipeline.training import embedding_order, time_bands
 
 Weights = npt.NDArray[np.float64]
 
@@ -55,7 +58,7 @@ WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
 PICKING = (
     *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss", "embedding"),
-    *("no_mask", "motive", "motive_whitened", "selected", "curated", "oracle"),
+    *("no_mask", "motive", "motive_whitened", "selected", "timed", "timed_random", "curated", "oracle"),
 )
 
 
@@ -77,10 +80,13 @@ def check(run: Run, arms: Iterable[Arm] | None = None) -> None:
             )
         if arm == "embedding":
             embedding_order.places(run)
+        if arm in TIMED:
+            time_bands.check(run, arm)
 
 
 def training_set(run: Run) -> pa.Table | None:
-    """The clips that `run.finetune.arm` trains on, by clip_id: columns of clips/ and `weight` float64, which sums to 1.
+    """The clips that `run.finetune.arm` trains on, by clip_id: columns of clips/ and `weight` float64, which sums to 1;
+    of an arm of TIMED those of `time_bands.with_times` as well.
 
     None for base. Raises UsageError where the run lacks a table, a column or a group that the arm needs, or where its
     rule leaves no clip.
@@ -98,9 +104,10 @@ def training_set(run: Run) -> pa.Table | None:
             f"{clips.num_rows} decodable clips to train on. Take another arm or group, or more clips."
         )
     row_mask = weights > 0
-    if "weight" in clips.column_names:  # a manifest's, in a root of before such columns were renamed
-        clips = clips.drop_columns(["weight"])
-    return clips.filter(pa.array(row_mask)).append_column("weight", pa.array(weights[row_mask] / total, pa.float64()))
+    of_manifest = [name for name in ("weight", *time_bands.COLUMNS) if name in clips.column_names]
+    rows = clips.drop_columns(of_manifest).filter(pa.array(row_mask))
+    rows = rows.append_column("weight", pa.array(weights[row_mask] / total, pa.float64()))
+    return time_bands.with_times(run, rows, _by_setting(run)) if arm in TIMED else rows
 
 
 def decodable(run: Run) -> pa.Table:
@@ -143,7 +150,7 @@ def tenth(run: Run) -> int:
 
 def _order(run: Run, clips: pa.Table) -> pa.Array:
     """Clips from first to last choice of an arm that picks."""
-    arm, ids = run.finetune.arm, clips.column("clip_id").combine_chunks()
+    arm, ids = TIMED.get(run.finetune.arm, run.finetune.arm), clips.column("clip_id").combine_chunks()
     if arm == "random":
         return by_hash(run.seed, ids)
     if arm == "oracle":
@@ -188,6 +195,16 @@ def _descending(clip_ids: pa.Array, score: npt.NDArray[np.floating]) -> pa.Array
 def _ranked(run: Run, mask: str, whiten: float | None, by: Literal["mean", "votes"], spare: float = 0.0) -> pa.Array:
     ranked = recorded(run, mask, whiten) or rank(run, mask, whiten)
     return ranked.order(_known_group(run, ranked.groups), by, run.ranking.vote_fraction, spare)
+
+
+def _by_setting(run: Run) -> Ranked:
+    """The recipe's ranking with the influence by setting, which tables of an earlier version lack."""
+    mask, whiten = run.ranking.mask, run.ranking.whiten
+    ranked = recorded(run, mask, whiten)
+    if ranked is None or ranked.by_setting is None:
+        ranked = rank(run, mask, whiten)
+    _known_group(run, ranked.groups)
+    return ranked
 
 
 def _weighted(run: Run) -> pa.Array:

@@ -20,6 +20,7 @@ from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import named_generator
 from pipeline.models.schedule import END
 from pipeline.storage import stores
+from pipeline.training import time_bands
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
@@ -175,10 +176,21 @@ class ClipSet:
             self._blank if d.dropped < caption_dropout else e.captions[int(d.caption * len(e.captions))]
             for d, e in zip(draws, encoded, strict=True)
         ]
-        uniform = torch.tensor([d.time for d in draws], dtype=torch.float32)
+        cells = latents[0][0].numel()
+        uniform = torch.tensor(
+            [self._time(d.time, row, cells, within) for d, row in zip(draws, rows, strict=True)], dtype=torch.float32
+        )
         return Batch(
             torch.stack(latents),
             batched([{**one, **caption} for one, caption in zip(given, captions, strict=True)]),
-            self._schedule.times(uniform, latents[0][0].numel(), within),
+            self._schedule.times(uniform, cells, within),
             torch.stack([d.noise(latent.shape) for d, latent in zip(draws, latents, strict=True)]),
         )
+
+    def _time(self, uniform: float, row: Row, cells: int, within: tuple[float, float]) -> float:
+        """A draw's place in the times inside an interval; of a clip with times of its own, by their weights."""
+        if row.get(time_bands.WEIGHTS) is None:
+            return uniform
+        first, last = (self._schedule.quantile(timestep, cells) for timestep in within)
+        below = [(self._schedule.quantile(edge, cells) - first) / (last - first) for edge in row[time_bands.EDGES]]
+        return time_bands.warped(uniform, [min(max(share, 0.0), 1.0) for share in below], row[time_bands.WEIGHTS])

@@ -27,7 +27,7 @@ from pipeline.cluster import training as ray_train  # noqa: E402
 from pipeline.config import Run, parse  # noqa: E402
 from pipeline.errors import LostError, StageError, StoreError, store_failure  # noqa: E402
 from pipeline.storage import lease, stores  # noqa: E402
-from pipeline.training import loop, training_set  # noqa: E402
+from pipeline.training import loop, time_bands, training_set  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -85,6 +85,15 @@ def training_rows() -> pa.Table:
     return pa.Table.from_pylist(tiny.rows())
 
 
+def timed_rows() -> pa.Table:
+    """The same clips, each at times of its own."""
+    columns = {time_bands.EDGES: [[501.0]] * 4, time_bands.WEIGHTS: [[0.3, 1.7], [1.5, 0.5], [1.0, 1.0], [0.6, 1.4]]}
+    rows = training_rows()
+    for name, values in columns.items():
+        rows = rows.append_column(name, pa.array(values, pa.list_(pa.float64())))
+    return rows
+
+
 def frames(run: Run) -> training_set.FramesOf:
     return tiny.frames_of
 
@@ -104,11 +113,14 @@ def frames_and_a_kill(run: Run) -> training_set.FramesOf:
     return tiny.frames_of
 
 
-def plain(checkpoint: str, cache: Path, run: Run) -> tuple[list[float], dict[str, torch.Tensor]]:
+def plain(
+    checkpoint: str, cache: Path, run: Run, rows: pa.Table | None = None
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = tiny.opened(checkpoint)
     training_set.encode_set(model, tiny.rows(), tiny.frames_of, str(cache), 8.0)
     training = loop.begin(model, run.finetune, run.seed)
-    clips = training_set.ClipSet(model, tiny.rows(), training_set.kept_in(str(cache)))
+    of_table = (training_rows() if rows is None else rows).to_pylist()
+    clips = training_set.ClipSet(model, of_table, training_set.kept_in(str(cache)))
     losses = [line.loss for line in loop.train(training, clips, run.finetune, run.seed)]
     loop.save_weights(training, str(cache / "arm"))
     return losses, weights(cache / "arm")
@@ -148,8 +160,9 @@ def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> Non
     assert os.stat(f"{folder}/done.json").st_mtime_ns == before, "a finished arm ran again"
 
 
-@pytest.mark.parametrize("frozen_weights", ["full", "fp8"])
-def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, frozen_weights: str) -> None:
+@pytest.mark.parametrize(("frozen_weights", "timed"), [("full", False), ("full", True), ("fp8", False)])
+def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, frozen_weights: str, timed: bool) -> None:
+    rows = timed_rows() if timed else training_rows()
     shared = {"workers": 2, "batch": 1, "accumulate": 2, "steps": 3}
     run = configured(tmp_path / "run", checkpoint, **shared, frozen_weights=frozen_weights)
     stale = tmp_path / "run" / "finetuned" / "motive" / "transformer"
@@ -157,10 +170,10 @@ def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, fro
     others = [tmp_path / "run" / "finetuned" / ".train" / name for name in ("motive-0", "motive_whitened-0")]
     for other in others:
         other.mkdir(parents=True)
-    folder = ray_train.finetune(run, training_rows(), frames)
+    folder = ray_train.finetune(run, rows, frames)
     assert not stale.exists(), "an older result remains beside the new one"
     assert [other.exists() for other in others] == [False, True], "of an older training of this arm, and of another arm"
-    losses, expected = plain(checkpoint, tmp_path / "plain", run)
+    losses, expected = plain(checkpoint, tmp_path / "plain", run, rows)
     assert [line["loss"] for line in lines(folder)] == pytest.approx(losses, rel=1e-5)
     found = weights(Path(folder))
     assert max(float((found[n] - expected[n]).abs().max()) for n in found) < 1e-5
@@ -179,8 +192,9 @@ def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: s
         ray_train.identity(configured(tmp_path, checkpoint, lora_rank=None), rows, "h"),
         ray_train.identity(configured(tmp_path, checkpoint, motion_weight=2.0), rows, "h"),
         ray_train.identity(configured(tmp_path, checkpoint, frozen_weights="fp8"), rows, "h"),
+        ray_train.identity(run, timed_rows(), "h"),
     ]
-    assert len({name, *others}) == 8
+    assert len({name, *others}) == 9
 
 
 def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
+from jobs.curate import curate
+from pipeline import tables
+from pipeline.config import Run
 from pipeline.errors import SpentError
 from pipeline.stages.finetuning import _each_in_a_thread
+from tests.support.registered import unregistered
 
 
 def test_no_more_arms_than_have_room_are_trained_at_a_time() -> None:
@@ -56,3 +63,30 @@ def test_an_arm_that_has_begun_goes_on_to_its_end_where_another_fails() -> None:
     with pytest.raises(SpentError, match="the budget is spent"):
         _each_in_a_thread([train, fail], 2)
     assert ended == ["trained"]
+
+
+@pytest.mark.slow
+def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
+    small_run: Callable[..., Run], cluster: None, tmp_path: Path
+) -> None:
+    settings = [{"timestep": t, "noise": 0, "mask": mask} for t in (251, 751) for mask in ("motion", "none")]
+    arms = ["base", "selected", "timed", "random", "timed_random"]
+    run = small_run(
+        tmp_path / "run", attribution__settings=settings, evaluate__arms=arms, evaluate__generate=0, motion__of="all"
+    )
+    curate(run)
+    assert unregistered(run.root) == [], "a purge knows nothing of it"
+    for arm, like in (("timed", "selected"), ("timed_random", "random")):
+        times = tables.read(f"{run.root}/finetuned/{arm}/times")
+        assert times is not None
+        folders = [Path(run.root, "finetuned", name) for name in (arm, like)]
+        segments, of_like = ((folder / "curated" / "segments.jsonl").read_text() for folder in folders)
+        assert segments == of_like, "an arm with times has other clips than its like"
+        assert times.num_rows == 2 * segments.count("\n")
+        assert pc.all(pc.is_finite(times.column("weight"))).as_py()
+        losses, of_like = ((folder / "metrics.jsonl").read_text() for folder in folders)
+        assert losses != of_like, "times change nothing"
+    evaluation = tables.read(f"{run.root}/evaluation")
+    assert evaluation is not None
+    assert set(evaluation.column("arm").to_pylist()) == set(arms)
+    assert "timed_random" in Path(run.root, "report", "index.html").read_text()
