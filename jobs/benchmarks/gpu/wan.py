@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import save_file
 from torchvision.models import optical_flow
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from jobs.benchmarks.measured_models import TEXT, TRANSFORMER
 from pipeline import config
@@ -100,7 +100,10 @@ def write_videos(folder: Path, scenes: Sequence[world.Scene], run: Run) -> None:
 def write_model(folder: Path, size: Size) -> None:
     """A folder as diffusers reads it. The tokenizer is the demo's: its captions are those of the synthetic world."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(Path(config.load("demo").model.id, "tokenizer"))
+    file = Path(config.load("demo").model.id, "tokenizer", "tokenizer.json")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(file), model_max_length=512, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
     text = {**TEXT, **size.text, "vocab_size": len(tokenizer)}
     pipeline = WanPipeline(
         tokenizer=tokenizer,
