@@ -38,7 +38,7 @@ ARMS = ("selected", *QUEUES, "oracle")
 PLACES = ((501.0, 0), (751.0, 0))
 LONG = Plan(Size(300, 5, 10), Recipe(steps=60), subsets=0, halves=0, seeds=2, others=False, places=PLACES,
             targets=("bounce", "explode", "free_fall", "roll", "spin"))  # fmt: skip
-QUICK = Plan(Size(120, 2, 3), Recipe(steps=20, noises=1), subsets=0, halves=0, seeds=1, others=False, places=PLACES,
+QUICK = Plan(Size(120, 2, 3), Recipe(steps=20, noises=3), subsets=0, halves=0, seeds=1, others=False, places=PLACES,
              targets=("explode", "spin"))  # fmt: skip
 
 Order = npt.NDArray[np.int64]  # rows of the corpus, from first to last choice

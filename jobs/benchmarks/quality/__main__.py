@@ -30,7 +30,7 @@ LONG = Plan(
 )
 QUICK = Plan(
     Size(200, 5, 5),
-    Recipe(steps=40, noises=1),
+    Recipe(steps=40, noises=3),
     subsets=16,
     halves=0,
     seeds=2,

@@ -23,10 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from jobs.benchmarks.quality import retraining
 from jobs.benchmarks.quality.problem import Clips
 from pipeline.models import VideoModel
-from pipeline.models.loss import masked_mean, shared_noise
+from pipeline.models.loss import masked_mean, own_noise
 from pipeline.training.training_set import draw
 
 BETAS, EPSILON, UNDER_ROOT = (0.9, 0.999), 1e-8, 1e-8
+NOISES = 3  # of a held-out clip in `exact`
 Tensors = tuple[Tensor, ...]
 State = tuple[Tensors, Tensors, Tensors]  # parameters, first and second moments
 
@@ -110,23 +111,23 @@ class Differentiable:
             states.append(_detached(state))
         return states
 
-    def target(self, parameters: Tensors, clips: Clips, rows: Sequence[int], timesteps: Sequence[float]) -> Tensor:
-        """Mean motion-masked loss of these clips: a scalar."""
+    def target(self, parameters: Tensors, clips: Clips, rows: Sequence[int], noises: int) -> Tensor:
+        """Mean motion-masked loss of these clips over noises of their own, at drawn timesteps: a scalar."""
         at = list(rows)
-        latent, total = clips.latent[at], torch.zeros(())
-        for index, t in enumerate(timesteps):
-            shape = tuple(latent.shape[1:])
-            noise = shared_noise(0, retraining.FIRST_NOISE + index, shape).expand_as(latent)  # type: ignore[arg-type]
-            errors = self.errors(parameters, latent, clips.text[at], torch.full((len(at),), t), noise)
-            total = total + masked_mean(errors, clips.mask[at]) / len(timesteps)
+        ids, latent, total = [clips.clip_ids[n] for n in at], clips.latent[at], torch.zeros(())
+        timesteps, shape = retraining.times(self.model, ids, noises), tuple(latent.shape[1:])
+        for index in range(noises):
+            noise = torch.stack([own_noise(clip_id, retraining.FIRST_NOISE + index, shape) for clip_id in ids])
+            errors = self.errors(parameters, latent, clips.text[at], timesteps[:, index], noise)
+            total = total + masked_mean(errors, clips.mask[at]) / noises
         return total
 
-    def influence(self, states: list[State], clips: Clips, rows: Sequence[int], timesteps: Sequence[float]) -> Tensor:
+    def influence(self, states: list[State], clips: Clips, rows: Sequence[int], noises: int) -> Tensor:
         """- d target / d weight of every clip of the problem, at weights of 1: [rows], float32."""
         weights = torch.ones(len(self.problem.rows), requires_grad=True)
         leaves = tuple(p.requires_grad_() for p in states[-1][0])
         with sdpa_kernel(SDPBackend.MATH):
-            back: list[Tensor] = list(torch.autograd.grad(self.target(leaves, clips, rows, timesteps), leaves))
+            back: list[Tensor] = list(torch.autograd.grad(self.target(leaves, clips, rows, noises), leaves))
             back += [torch.zeros_like(p) for p in leaves] * 2
             total = torch.zeros(len(weights))
             for number in reversed(range(self.problem.steps)):
@@ -144,19 +145,17 @@ class Differentiable:
 def exact(clips: Clips, held_out: Clips, targets: Sequence[str], problem: Problem, subsets: int, dropped: int) -> Exact:
     """Exact influence of every clip of a small problem on each target, and how much lower the targets' masked losses
     really end if the clips of a subset lack `dropped` of them: [rows, T], [S, rows], [S, T]."""
-    differentiable, timesteps = Differentiable(retraining.fresh(), problem), (251.0, 501.0, 751.0)
+    differentiable = Differentiable(retraining.fresh(), problem)
     count, at = len(problem.rows), [held_out.of(target).tolist() for target in targets]
     with sdpa_kernel(SDPBackend.MATH):
         states = differentiable.trained(torch.ones(count))
-        influence = torch.stack([differentiable.influence(states, held_out, rows, timesteps) for rows in at], 1)
+        influence = torch.stack([differentiable.influence(states, held_out, rows, NOISES) for rows in at], 1)
         weights, gains = np.ones((subsets, count), np.float32), np.zeros((subsets, len(targets)))
         for n in range(subsets):
             weights[n, np.random.default_rng([6, n]).choice(count, dropped, replace=False)] = 0
             parameters = differentiable.trained(torch.from_numpy(weights[n]))[-1][0]
             with torch.no_grad():
-                gains[n] = [
-                    -float(differentiable.target(parameters, held_out, rows, timesteps).double()) for rows in at
-                ]
+                gains[n] = [-float(differentiable.target(parameters, held_out, rows, NOISES).double()) for rows in at]
     return Exact(influence.double().numpy(), weights.astype(np.float64), gains)
 
 

@@ -119,7 +119,7 @@ def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion:
 
 def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
     """`metagradient.exact` of the first clips that move, a quarter of which each subset lacks."""
-    place = f"{folder}/exact/{size.trained}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}.npz"
+    place = f"{folder}/exact/{size.trained}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}-drawn.npz"
     if not Path(place).exists():
         each("exact influence", _exact, [(folder, size, targets, subsets, place)])
     with np.load(io.BytesIO(stores.read_bytes(place))) as arrays:
