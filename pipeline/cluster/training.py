@@ -193,13 +193,13 @@ def _at_once(task: dict[str, Any], run: Run) -> int:
 
 def _tell_size(run: Run, at_once: int) -> None:
     config = run.finetune
-    if at_once < config.batch:
-        accumulate = math.ceil(config.batch * config.accumulate / at_once)
-        log.warning(
-            "finetune %s: finetune.batch=%d took more memory than there is, and a step was made of passes of %d. The "
-            "result is the same; finetune.batch=%d with finetune.accumulate=%d begins that way.",
-            *(config.arm, config.batch, at_once, at_once, accumulate),
-        )
+    if at_once == config.batch:
+        return
+    words = f"finetune.batch={config.batch} took more memory than there is, so passes had {at_once} clips at most"
+    if config.batch % at_once == 0:
+        accumulate = config.batch * config.accumulate // at_once
+        words += f"; finetune.batch={at_once} with finetune.accumulate={accumulate} begins that way"
+    log.warning("finetune %s: %s. A step is the same.", config.arm, words)
 
 
 def _trainer(run: Run, task: dict[str, Any], name: str, storage: str) -> TorchTrainer:
