@@ -141,14 +141,14 @@ def test_a_long_tmpdir_keeps_the_objects_and_not_the_sockets(
     given = tmp_path / "job_123456" / "local_scratch_directory"
     monkeypatch.setenv("TMPDIR", str(given))
     with caplog.at_level(logging.WARNING):
-        found = connection.folders()
-    assert found["object_spilling_directory"] == str(given / "ray")
-    own = Path(found["_temp_dir"]).parent
+        options = connection.folders()
+    assert options["object_spilling_directory"] == str(given / "ray")
+    own = Path(options["_temp_dir"]).parent
     assert own.name == f"ray-{os.getuid()}"
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     assert str(own) in caplog.text
     assert str(given) in caplog.text
-    assert connection.folders() == found, "a second run on this machine has another folder"
+    assert connection.folders() == options, "a second run on this machine has another folder"
 
 
 def test_a_long_ray_tmpdir_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -117,8 +117,8 @@ def main() -> None:
     print(", ".join(f"{n:,} at {seconds}" for seconds, n in most.items()) + "\n")
     figures = simulated(sizes, prices)
     print_simulated(figures)
-    found = {"stage": stage, "idle": [asdict(one) for one in measured], "costs": asdict(prices), "limits": most}
-    print_json({"benchmark": "cluster", "machine": facts, **found, "simulated": figures})
+    figures_here = {"stage": stage, "idle": [asdict(one) for one in measured], "costs": asdict(prices), "limits": most}
+    print_json({"benchmark": "cluster", "machine": facts, **figures_here, "simulated": figures})
 
 
 def print_stage(stage: dict[str, float]) -> None:

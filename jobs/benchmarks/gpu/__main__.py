@@ -88,12 +88,12 @@ def own(name: str, quick: bool) -> None:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def print_tables(found: Mapping[str, Any]) -> None:
+def print_tables(everything: Mapping[str, Any]) -> None:
     """Markdown, as docs/results.md has it."""
-    machine = found["machine"]
+    machine = everything["machine"]
     print(f"{machine['gpu'] or machine['cpu']}, torch {machine['torch']}, {machine['date']}\n")
-    _table(("part", "seconds", "outcome"), [_outcome(name, part) for name, part in found["parts"].items()])
-    figures = {name: part["figures"] for name, part in found["parts"].items() if "figures" in part}
+    _table(("part", "seconds", "outcome"), [_outcome(name, part) for name, part in everything["parts"].items()])
+    figures = {name: part["figures"] for name, part in everything["parts"].items() if "figures" in part}
     if "curation" in figures:
         _print_curation(figures["curation"])
     if "training" in figures:
@@ -172,18 +172,23 @@ def main() -> None:
     only = arguments.only.split(",") if arguments.only else names
     if unknown := set(only) - set(names):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; known are {names}")
-    found: dict[str, Any] = {"benchmark": "gpu", "quick": arguments.quick, "machine": ceilings.machine(), "parts": {}}
+    everything: dict[str, Any] = {
+        "benchmark": "gpu",
+        "quick": arguments.quick,
+        "machine": ceilings.machine(),
+        "parts": {},
+    }
     over = time.monotonic() + 60 * arguments.minutes
     for part in PARTS:
         left = over - time.monotonic()
         if part.name not in only or (part.needs_gpu and not gpu):
             continue
-        found["parts"][part.name] = (
+        everything["parts"][part.name] = (
             measured(part, arguments.quick, left) if left > LEAST else {"seconds": 0.0, "failure": "no time was left"}
         )
-        arguments.json.write_text(json.dumps(found))  # after each: a machine may be taken away
-    print_tables(found)
-    ceilings.print_json(found)
+        arguments.json.write_text(json.dumps(everything))  # after each: a machine may be taken away
+    print_tables(everything)
+    ceilings.print_json(everything)
 
 
 if __name__ == "__main__":

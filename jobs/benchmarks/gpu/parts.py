@@ -69,8 +69,8 @@ def watched() -> Iterator[list[tuple[float, float, float]]]:
     def look() -> None:
         while not over.wait(LOOK):
             said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-            busy, taken = said.split(",")
-            looks.append((time.time(), float(busy) / 100, float(taken) / 1024))
+            busy, used = said.split(",")
+            looks.append((time.time(), float(busy) / 100, float(used) / 1024))
 
     thread = threading.Thread(target=look, daemon=True)
     if shutil.which("nvidia-smi"):
