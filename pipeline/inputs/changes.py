@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.errors import InputError
-from pipeline.inputs import folders, video_ids, videos
+from pipeline.inputs import video_ids, videos
+from pipeline.inputs.folders import folder_listing
 from pipeline.inputs.manifests import versioned
 from pipeline.inputs.shards import members
 from pipeline.inputs.video_set import VideoSet
@@ -183,7 +184,7 @@ def looked_for(where: str) -> str:
         return columns
     if end in members.EXTENSIONS:
         return f"{', '.join(members.CAPTION_MEMBERS)} beside each video in its shard, and {columns}"
-    return f"NAME.txt beside each video, {', '.join(folders.METADATA)} with {columns}"
+    return f"NAME.txt beside each video, {', '.join(folder_listing.METADATA)} with {columns}"
 
 
 def check(asked: VideoSet) -> pa.Schema:

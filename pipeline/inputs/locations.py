@@ -13,8 +13,8 @@ import fsspec
 
 from pipeline.config import credentials
 from pipeline.errors import ConfigError
-from pipeline.inputs import extensions, folders, refusals
-from pipeline.inputs.folders import Row, relative
+from pipeline.inputs import extensions, refusals
+from pipeline.inputs.folders.files import AT_ONCE, Row, is_file, of_file, relative
 from pipeline.inputs.manifests import cut_files
 from pipeline.inputs.shards import image_folders
 from pipeline.inputs.video_set import VideoSet
@@ -60,13 +60,13 @@ def located(
                 continue
             if listing is None:
                 unlisted.append((len(files), file_fs, bare))
-        files.append(folders.of_file(file_fs, bare, below, info, base))
+        files.append(of_file(file_fs, bare, below, info, base))
     if unlisted:
         log.warning("%d listed files lie where nothing may be listed; they are asked for one by one.", len(unlisted))
-    with ThreadPoolExecutor(folders.AT_ONCE) as threads:
+    with ThreadPoolExecutor(AT_ONCE) as threads:
         for (at, file_fs, bare), info in zip(unlisted, threads.map(_asked, unlisted), strict=True):
             if info is not None:
-                files[at] = folders.of_file(file_fs, bare, files[at]["relative"], info, base)
+                files[at] = of_file(file_fs, bare, files[at]["relative"], info, base)
             else:
                 files[at]["error"] = "read: it is not there, or may not be read"
     return files
@@ -135,7 +135,7 @@ def resolved(fs: fsspec.AbstractFileSystem, root: str, path: str) -> tuple[fsspe
 def _files_in(fs: fsspec.AbstractFileSystem, folder: str) -> dict[str, Mapping[str, Any]] | None:
     """The files of a folder by path; None where it may not be listed, which a bucket can be without being closed."""
     try:
-        return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if folders.is_file(entry)}
+        return {str(entry["name"]): entry for entry in fs.ls(folder, detail=True) if is_file(entry)}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config import Run
 from pipeline.config.faults import FaultsError
-from pipeline.inputs.file_tree import MAGIC
+from pipeline.inputs.folders.file_tree import MAGIC
 
 _WEIGHTS = (".safetensors", ".pth")
 

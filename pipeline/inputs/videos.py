@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ConfigError, InputError
-from pipeline.inputs import folders, refusals, video_ids
+from pipeline.inputs import refusals, video_ids
 from pipeline.inputs.descriptions import described, files_table
-from pipeline.inputs.file_tree import MAGIC
+from pipeline.inputs.folders import folder_listing
+from pipeline.inputs.folders.file_tree import MAGIC
+from pipeline.inputs.folders.files import relative
+from pipeline.inputs.folders.folder_listing import Listing
 from pipeline.inputs.layouts import recognition
 from pipeline.inputs.layouts.contents import Place, Places, Rows
 from pipeline.inputs.manifests import listing, reader
@@ -96,7 +99,7 @@ def place_of(where: str, key: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, bare.rstrip("/") or "/"
 
 
-def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folders.Found:
+def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> Listing:
     if fs.exists(bare):
         layout = recognition.recognise(fs, bare, asked)
         if layout is not None:
@@ -107,18 +110,18 @@ def _listed(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> folder
             return _places(fs, layout, asked)
         lance = lance_tables.datasets(fs, bare, recognition.names_in(fs, bare)) if fs.isdir(bare) else []
         if lance:
-            roots = [posixpath.basename(path) if path == bare else folders.relative(path, bare) for path in lance]
+            roots = [posixpath.basename(path) if path == bare else relative(path, bare) for path in lance]
             parts = [lance_tables.listed(fs, *one, asked.base) for one in zip(lance, roots, strict=True)]
             return joined(parts)
         manifest = manifest_of(fs, bare)
         if manifest is not None:
             if manifest != bare:
-                others = folders.metadata_below(fs, bare)
-                folders.say_other_metadata(asked.named, posixpath.basename(manifest), others)
+                others = folder_listing.metadata_below(fs, bare)
+                folder_listing.say_other_metadata(asked.named, posixpath.basename(manifest), others)
             return listing.listed(fs, manifest, asked)
-        return folders.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
+        return folder_listing.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
     if any(c in bare for c in MAGIC):
-        return folders.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
+        return folder_listing.listed_below(fs, bare, asked, partial(_metadata, fs, asked))
     if bare.lower().endswith(MANIFESTS):
         raise ConfigError(f"{asked.named}: there is no such manifest. Check the path.")
     raise ConfigError(
@@ -143,7 +146,7 @@ def manifest_of(fs: fsspec.AbstractFileSystem, bare: str) -> str | None:
     return manifest
 
 
-def _rows(fs: fsspec.AbstractFileSystem, layout: Rows, asked: VideoSet) -> folders.Found:
+def _rows(fs: fsspec.AbstractFileSystem, layout: Rows, asked: VideoSet) -> Listing:
     """The videos that the rows of a layout name."""
     rows = _without_repeats(layout, asked)
     file = reader.of_rows(rows, asked.where, asked.key)
@@ -159,7 +162,7 @@ def _without_repeats(layout: Rows, asked: VideoSet) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _places(fs: fsspec.AbstractFileSystem, layout: Places, asked: VideoSet) -> folders.Found:
+def _places(fs: fsspec.AbstractFileSystem, layout: Places, asked: VideoSet) -> Listing:
     """The videos of all places that a configuration names. Their paths are relative to the folder that all of them lie
     in, so that moving that folder changes no id."""
     parts, roots = [], []
@@ -174,7 +177,7 @@ def _places(fs: fsspec.AbstractFileSystem, layout: Places, asked: VideoSet) -> f
     kinds = {posixpath.isabs(root) for root in roots}  # those of a bucket begin with its name
     common = posixpath.commonpath(roots) if len(kinds) == 1 else ""
     for root, part in zip(roots, parts, strict=True):
-        prefix = "" if root == common else folders.relative(root, common)
+        prefix = "" if root == common else relative(root, common)
         for row in part.rows:
             if "://" not in row["relative"]:
                 row["relative"] = posixpath.normpath(posixpath.join(prefix, row["relative"]))
@@ -201,7 +204,7 @@ def _absolute(where: str, folder: str, fs: fsspec.AbstractFileSystem) -> str:
     return posixpath.normpath(path.removeprefix("file://")) if "file" in fs.protocol else path
 
 
-def _metadata(fs: fsspec.AbstractFileSystem, asked: VideoSet, path: str) -> folders.Found | None:
+def _metadata(fs: fsspec.AbstractFileSystem, asked: VideoSet, path: str) -> Listing | None:
     """What a metadata file in a folder lists; None where it has no column of paths, and so is about something else."""
     of_file = replace(asked, where=f"{asked.where}: {path}", files=None)
     file = reader.read(fs, path, of_file.where, asked.key, typed=False)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 
 from pipeline.errors import ConfigError, InputError, NothingUsableError
-from pipeline.inputs import file_tree
+from pipeline.inputs.folders import file_tree
 from pipeline.storage import stores
 from pipeline.study import answer_database
 from pipeline.study.pairs import Key, Pair

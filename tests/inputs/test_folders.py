@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.inputs import file_tree
+from pipeline.inputs.folders import file_tree
 from pipeline.inputs.videos import videos
 from pipeline.video import frames
 

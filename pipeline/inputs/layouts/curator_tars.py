@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ import fsspec
 from pipeline.config.texts import decode_text
 from pipeline.errors import ClipError, InputError
 from pipeline.inputs import refusals
+from pipeline.inputs.folders.files import some
 from pipeline.inputs.layouts import curators
 from pipeline.inputs.manifests.json_blocks import distinct
 from pipeline.inputs.manifests.span_columns import SPAN
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 VIDEOS, METAS, EMBEDDINGS = "video", "metas", "t5_xxl"
 _END = ".tar"
-_SHOWN = 5  # names in a message
 
 Row = dict[str, Any]
 
@@ -79,7 +79,7 @@ def pairs(fs: fsspec.AbstractFileSystem, tars: Mapping[str, Any], named: str, ba
     if metas:
         log.warning("%s: tars of videos that are read with a curator's metadata beside them: %d.", named, len(metas))
     if widowed:
-        log.warning("%s: tars of metadata that are of no tar of videos: %d (%s).", named, len(widowed), _some(widowed))
+        log.warning("%s: tars of metadata that are of no tar of videos: %d (%s).", named, len(widowed), some(widowed))
     return Pairs(metas, frozenset(others))
 
 
@@ -120,7 +120,7 @@ def with_metadata(fs: fsspec.AbstractFileSystem, part: Part, path: str, size: in
     if videos and not metas.keys() & videos:
         raise InputError(
             f"{named}: {path} must have the metadata of the videos in the shard of that name, and has none of theirs: "
-            f"it has {_some(list(contents)) or 'no members'}, where the videos are {_some(sorted(videos))}."
+            f"it has {some(list(contents)) or 'no members'}, where the videos are {some(sorted(videos))}."
         )
     listed = {name: column if isinstance(column, list) else column.to_pylist() for name, column in part.columns.items()}
     rows: list[Row] = []
@@ -146,7 +146,7 @@ def with_metadata(fs: fsspec.AbstractFileSystem, part: Part, path: str, size: in
             values.append(own | {name: value for name, value in one.items() if name != "caption" or value})
     bare = sorted(videos - metas.keys())
     if bare:
-        log.warning("%s: videos without metadata in %s: %d (%s).", named, path, len(bare), _some(bare))
+        log.warning("%s: videos without metadata in %s: %d (%s).", named, path, len(bare), some(bare))
     if invalid:
         log.warning("%s: clips that the curator calls invalid are left out of %s: %d.", named, path, invalid)
     names = list(dict.fromkeys(["caption", *(name for own in values for name in own)]))
@@ -184,8 +184,3 @@ def _said(data: bytes | ClipError, name: str) -> list[Row] | None:
         return rows
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise ClipError("decode", f"{name} is no clip's metadata ({type(error).__name__}: {error})") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

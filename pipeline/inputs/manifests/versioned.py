@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import InputError, UsageError
 from pipeline.inputs import descriptions, refusals, videos
-from pipeline.inputs.folders import relative
+from pipeline.inputs.folders.files import relative
 from pipeline.inputs.locations import resolved, root_of
 from pipeline.inputs.manifests import reader, span_columns
 from pipeline.inputs.manifests.json_blocks import LINE

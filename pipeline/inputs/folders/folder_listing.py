@@ -15,55 +15,26 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
-from pipeline.config.texts import decode_text
 from pipeline.errors import InputError
-from pipeline.inputs import extensions, file_tree, refusals
-from pipeline.inputs.file_tree import Tree
+from pipeline.inputs import extensions, refusals
+from pipeline.inputs.folders import file_tree, sidecars
+from pipeline.inputs.folders.file_tree import Tree
+from pipeline.inputs.folders.files import AT_ONCE, Place, Row, is_broken, is_file, relative, some
 from pipeline.inputs.layouts import curator_tars, recognition
-from pipeline.inputs.manifests import json_documents, reader
+from pipeline.inputs.manifests import reader
 from pipeline.inputs.shards import image_folders, members
 from pipeline.inputs.video_columns import Part, chosen, joined, of_table
 from pipeline.inputs.video_set import VideoSet
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16  # requests at a time: on a store each member of a shard costs one
-LARGEST_CAPTION = 1 << 20  # bytes of a .txt
 METADATA = tuple(name.lower() for name in recognition.METADATA)
-SHOWN = 5  # names in a warning
 
-Row = dict[str, Any]
-CaptionMap = dict[str, list[str]]
-Found = tuple[list[Row], pa.Table]  # files, and what is known of each, row by row
-ReadManifest = Callable[[str], Found | None]  # None: the file names no videos
+Listing = tuple[list[Row], pa.Table]  # files, and what is known of each, row by row
+ReadManifest = Callable[[str], Listing | None]  # None: the file names no videos
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A folder, glob or file that videos are looked for in."""
-
-    fs: fsspec.AbstractFileSystem
-    named: str  # key and value, for messages
-    base: str | None
-    sidecars: tuple[str, ...]  # ends of the files with captions
-    root: str  # what the videos' paths are relative to
-    whole: bool  # whether it is a folder with all below it
-
-    def uri(self, path: str) -> str:
-        return path if "file" in self.fs.protocol else str(self.fs.unstrip_protocol(path))
-
-    def listed_uri(self, path: str) -> str:
-        """The uri that a row of a manifest has which lists the file: without `..` on a local disk."""
-        return posixpath.normpath(path) if "file" in self.fs.protocol else self.uri(path)
-
-    def below(self, path: str) -> str:
-        return relative(path, self.root)
-
-    def row(self, path: str, info: Mapping[str, Any]) -> Row:
-        return of_file(self.fs, path, self.below(path), info, self.base)
-
-
-def listed_below(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadManifest) -> Found:
+def listed_below(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read: ReadManifest) -> Listing:
     """The videos of a folder or glob, or a single one: those that metadata files in its folders list (`read` gives
     them), the other files with the captions in the files beside them, ordered by path, and those in shards. What is
     passed over is a warning; a known list of videos that is passed over is an error. Raises InputError."""
@@ -76,10 +47,10 @@ def listed_below(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read
     named = {row["uri"] for part in listed for row in part.rows}
     loose = {path: info for path, info in kinds.videos.items() if place.listed_uri(path) not in named}
     _say_unlisted(place, kinds.metadata, loose)
-    captions = _sidecars(place, list(loose), kinds.others)
-    maps = _caption_maps(place, kinds.others)
-    files = _with_captions(place, loose, captions, maps)
-    packed = [_mapped(place, part, maps) for part in _shards(place, kinds.shards)]
+    captions = sidecars.of_videos(place, list(loose), kinds.others)
+    maps = sidecars.captions_by_folder(place, kinds.others)
+    files = sidecars.with_captions(place, loose, captions, maps)
+    packed = [sidecars.apply_maps(place, part, maps) for part in _shards(place, kinds.shards)]
     pictures = _picture_folders(place, kinds, asked.fps)
     rows, table = joined([outside, *listed, files, *packed, pictures])
     _check_any(place, rows, len(entries))
@@ -88,26 +59,26 @@ def listed_below(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet, read
     return rows, table
 
 
-# --- what there is ---------------------------------------------------------------------------------------------------
+# --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def _opened(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> tuple[_Place, Tree]:
+def _opened(fs: fsspec.AbstractFileSystem, bare: str, asked: VideoSet) -> tuple[Place, Tree]:
     how = (asked.named, asked.base, asked.sidecars)
     try:
         if fs.isfile(bare):
-            return _Place(fs, *how, posixpath.dirname(bare), False), Tree({bare: fs.info(bare)})
+            return Place(fs, *how, posixpath.dirname(bare), False), Tree({bare: fs.info(bare)})
         if fs.exists(bare):
-            return _Place(fs, *how, bare, True), file_tree.below(fs, bare, asked.base)
+            return Place(fs, *how, bare, True), file_tree.below(fs, bare, asked.base)
         root, tree = file_tree.matching(fs, bare, asked.base)
-        return _Place(fs, *how, root, False), tree
+        return Place(fs, *how, root, False), tree
     except ValueError as error:
         raise InputError(f"{asked.named}: its files cannot be listed: {error}.") from error
 
 
-def _visible(place: _Place, tree: Tree) -> dict[str, Any]:
+def _visible(place: Place, tree: Tree) -> dict[str, Any]:
     """The files that are not hidden, ordered by path; of a store, without the empty objects that stand for folders."""
     if tree.closed:
-        names = _some([place.below(path) for path in tree.closed])
+        names = some([place.below(path) for path in tree.closed])
         log.warning("%s: left out are folders that may not be read: %d (%s).", place.named, len(tree.closed), names)
     return {
         path: info
@@ -128,7 +99,7 @@ class _Kinds:
     others: dict[str, Any]
 
 
-def _sorted(place: _Place, entries: Mapping[str, Any]) -> _Kinds:
+def _sorted(place: Place, entries: Mapping[str, Any]) -> _Kinds:
     """The files by kind. A folder has one metadata file; where the root has one, what it lists is all that counts."""
     kinds = _Kinds([], {}, {}, {})
     folders: dict[str, list[str]] = {}
@@ -165,7 +136,7 @@ def say_other_metadata(named: str, own: str, others: list[str]) -> None:
             named,
             own,
             len(others),
-            _some(others),
+            some(others),
             own,
         )
 
@@ -182,10 +153,10 @@ def metadata_below(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     return sorted(paths)
 
 
-# --- metadata in subfolders ------------------------------------------------------------------------------------------
+# --- metadata in subfolders -------------------------------------------------------------------------------------------
 
 
-def _listed(place: _Place, kinds: _Kinds, read: ReadManifest) -> list[Part]:
+def _listed(place: Place, kinds: _Kinds, read: ReadManifest) -> list[Part]:
     """The videos that metadata files list. Those that list none are taken out of `kinds`."""
     parts = []
     for path in list(kinds.metadata):
@@ -201,7 +172,7 @@ def _listed(place: _Place, kinds: _Kinds, read: ReadManifest) -> list[Part]:
     return parts
 
 
-def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> Part:
+def _below_root(place: Place, path: str, rows: list[Row], table: pa.Table) -> Part:
     """What a metadata file lists, with paths relative to the root instead of its own folder."""
     folder = posixpath.dirname(place.below(path))
     head = place.listed_uri(place.root).rstrip("/") + "/"
@@ -219,7 +190,7 @@ def _below_root(place: _Place, path: str, rows: list[Row], table: pa.Table) -> P
         raise InputError(f"{place.named}: {place.below(path)} cannot be used: {error}.") from error
 
 
-def _without_repeats(place: _Place, listed: list[Part]) -> list[Part]:
+def _without_repeats(place: Place, listed: list[Part]) -> list[Part]:
     """Of a video that the metadata of several folders lists, the row of the deepest folder, which comes first."""
     parts, named, repeats = [], set[str](), 0
     for part in listed:
@@ -236,7 +207,7 @@ def _without_repeats(place: _Place, listed: list[Part]) -> list[Part]:
     return parts
 
 
-def _say_unlisted(place: _Place, metadata: list[str], loose: Mapping[str, Any]) -> None:
+def _say_unlisted(place: Place, metadata: list[str], loose: Mapping[str, Any]) -> None:
     folders = {posixpath.dirname(path) for path in metadata}
     names = []
     for path in loose:
@@ -251,11 +222,11 @@ def _say_unlisted(place: _Place, metadata: list[str], loose: Mapping[str, Any]) 
             "captions in .txt files beside them; list them, or take them away.",
             place.named,
             len(names),
-            _some(names),
+            some(names),
         )
 
 
-def _check_known(place: _Place, entries: Mapping[str, Any]) -> None:
+def _check_known(place: Place, entries: Mapping[str, Any]) -> None:
     """Raise InputError where a folder below has a file that says what its videos are and that nothing here reads."""
     folders: dict[str, set[str]] = {}
     for path in entries if place.whole else ():
@@ -270,10 +241,10 @@ def _check_known(place: _Place, entries: Mapping[str, Any]) -> None:
             )
 
 
-# --- folders of pictures ---------------------------------------------------------------------------------------------
+# --- folders of pictures ----------------------------------------------------------------------------------------------
 
 
-def _picture_folders(place: _Place, kinds: _Kinds, fps: float) -> Part:
+def _picture_folders(place: Place, kinds: _Kinds, fps: float) -> Part:
     """Folders of pictures as clips, where a place has nothing else: beside videos, pictures are previews of them. The
     caption of one lies beside it, in FOLDER.txt."""
     empty = Part([], {"caption": pa.chunked_array([pa.array([], pa.string())])})
@@ -293,7 +264,7 @@ def _picture_folders(place: _Place, kinds: _Kinds, fps: float) -> Part:
         for end in place.sidecars
         if folder + end in kinds.others
     }
-    texts, errors = _texts(place, dict(captions.values()))
+    texts, errors = sidecars.read_texts(place, dict(captions.values()))
     rows = []
     for folder, entries in clips.items():
         below = "." if folder == place.root else place.below(folder)
@@ -303,104 +274,10 @@ def _picture_folders(place: _Place, kinds: _Kinds, fps: float) -> Part:
     return Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
 
 
-# --- captions beside videos ------------------------------------------------------------------------------------------
+# --- shards -----------------------------------------------------------------------------------------------------------
 
 
-def _sidecars(place: _Place, videos: list[str], others: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Path and size of the NAME.txt beside each video that has one."""
-    if not place.whole:  # a pattern for videos names no text
-        folders = sorted({posixpath.dirname(path) for path in videos})
-        others = {str(entry["name"]): entry for folder in folders for entry in place.fs.ls(folder, detail=True)}
-    texts: dict[str, tuple[str, Any]] = {}
-    for path, info in others.items():
-        stem, end = posixpath.splitext(path)
-        if end.lower() in place.sidecars and is_file(info) and (end in place.sidecars or stem not in texts):
-            texts[stem] = path, info["size"]
-    stems = {path: posixpath.splitext(path)[0] for path in videos}
-    return {path: texts[stem] for path, stem in stems.items() if stem in texts}
-
-
-def _with_captions(
-    place: _Place, videos: Mapping[str, Any], captions: Mapping[str, tuple[str, Any]], maps: Mapping[str, CaptionMap]
-) -> Part:
-    """The rows of video files with their captions. One whose caption cannot be read is a row with an error."""
-    texts, errors = _texts(place, dict(captions.values()))
-    rows, own = [], []
-    for path, info in videos.items():
-        row = place.row(path, info)
-        caption = captions[path][0] if path in captions else ""
-        rows.append({**row, "error": row["error"] or errors.get(caption)})
-        own.append(texts.get(caption, ""))
-    part = Part(rows, {"caption": pa.chunked_array([pa.array(own, pa.string())])})
-    return _mapped(place, part, maps) if maps else part
-
-
-def _caption_maps(place: _Place, others: Mapping[str, Any]) -> dict[str, CaptionMap]:
-    """What each folder's captions.json says: captions by the names of files. Raises InputError for one that says
-    something else."""
-    paths = [path for path in others if posixpath.basename(path).lower() == recognition.CAPTIONS]
-    maps: dict[str, CaptionMap] = {}
-    for path in paths if place.whole else []:
-        if refusals.of_place(place.uri(path), place.base):
-            raise InputError(f"{place.named}: {place.below(path)} lies outside data.base; take it away.")
-        try:
-            with place.fs.open(path, "rb") as file:
-                maps[posixpath.dirname(path)] = json_documents.captions(file)
-        except ValueError as error:
-            raise InputError(
-                f"{place.named}: {place.below(path)} cannot be used: {error}. Correct it, or take it away."
-            ) from error
-    return maps
-
-
-def _mapped(place: _Place, part: Part, maps: Mapping[str, CaptionMap]) -> Part:
-    """A part whose videos have the captions that the captions.json of their folder gives them, before all others."""
-    own: list[list[str] | None] = []
-    for row in part.rows:
-        path = posixpath.join(place.root, row["relative"])
-        within = [path.removeprefix(f"{folder}/") for folder in maps if path.startswith(f"{folder}/")]
-        names = [*within, posixpath.basename(path)]
-        listed = [captions for folder, captions in maps.items() if path.startswith(f"{folder}/")]
-        own.append(next((captions[name] for captions in listed for name in names if name in captions), None))
-    if not any(own):
-        return part
-    before = part.columns.get("caption")
-    texts = [""] * len(own) if before is None else list(before if isinstance(before, list) else before.to_pylist())
-    columns = {name: column for name, column in part.columns.items() if name not in ("caption", "captions")}
-    columns["captions"] = [[text] if one is None else one for one, text in zip(own, texts, strict=True)]
-    return dataclasses.replace(part, columns=columns)
-
-
-def _texts(place: _Place, sizes: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The text of caption files, and an error for each of those that cannot be read."""
-    texts: dict[str, str] = {}
-    errors: dict[str, str] = {}
-    for path, size in sizes.items():
-        refused = refusals.of_place(place.uri(path), place.base)
-        if refused:
-            errors[path] = f"refused: its caption {place.below(path)}: {refused}"
-        elif size > LARGEST_CAPTION:
-            errors[path] = f"refused: its caption {place.below(path)} has {size} bytes, more than {LARGEST_CAPTION}"
-    paths = [path for path in sizes if path not in errors]
-    # At once, for a request after the other would take hours on a store; and not by `cat`, which takes patterns.
-    contents = place.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
-    for path, content in zip(paths, contents, strict=True):
-        if isinstance(content, FileNotFoundError | PermissionError):
-            errors[path] = f"read: its caption {place.below(path)} may not be read, or is not there any more"
-        elif isinstance(content, BaseException):
-            raise content
-        else:
-            try:
-                texts[path] = decode_text(content).strip()
-            except ValueError as error:
-                errors[path] = f"decode: its caption {place.below(path)}: {error}"
-    return texts, errors
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _shards(place: _Place, packed: Mapping[str, Any]) -> list[Part]:
+def _shards(place: Place, packed: Mapping[str, Any]) -> list[Part]:
     """What each shard holds; nothing, and a warning, for a Parquet file without videos. Tars of a curator's metadata
     and of embeddings of captions are no shards of videos."""
     parts = []
@@ -415,7 +292,7 @@ def _shards(place: _Place, packed: Mapping[str, Any]) -> list[Part]:
     return parts
 
 
-def _shard(place: _Place, pairs: curator_tars.Pairs, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
+def _shard(place: Place, pairs: curator_tars.Pairs, entry: tuple[str, Mapping[str, Any]]) -> Part | None:
     path, info = entry
     file = place.row(path, info)
     if file["error"] is not None:
@@ -434,10 +311,10 @@ def _shard(place: _Place, pairs: curator_tars.Pairs, entry: tuple[str, Mapping[s
         ) from error
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _check_any(place: _Place, rows: list[Row], count: int) -> None:
+def _check_any(place: Place, rows: list[Row], count: int) -> None:
     """Raise InputError where there is no video, or none that could ever be read."""
     if not rows:
         raise InputError(
@@ -447,11 +324,11 @@ def _check_any(place: _Place, rows: list[Row], count: int) -> None:
         )
     packed = [row for row in rows if row["relative"].lower().endswith(members.COMPRESSED)]
     if len(packed) == len(rows):
-        names = _some([row["relative"] for row in packed])
+        names = some([row["relative"] for row in packed])
         raise InputError(f"{place.named}: all videos lie in compressed tars ({names}): {members.UNPACK}.")
 
 
-def _say_left_out(place: _Place, kinds: _Kinds) -> None:
+def _say_left_out(place: Place, kinds: _Kinds) -> None:
     """One line on the files that are neither videos nor anything that belongs to them."""
     if not place.whole:
         return
@@ -459,7 +336,7 @@ def _say_left_out(place: _Place, kinds: _Kinds) -> None:
     counts: Counter[str] = Counter()
     broken = [place.below(path) for path, info in kinds.others.items() if is_broken(info)]
     if broken:
-        log.warning("%s: left out are links to what is not there: %d (%s).", place.named, len(broken), _some(broken))
+        log.warning("%s: left out are links to what is not there: %d (%s).", place.named, len(broken), some(broken))
     for path, info in kinds.others.items():
         stem, end = posixpath.splitext(path)
         end = end.lower()
@@ -477,69 +354,11 @@ def _say_left_out(place: _Place, kinds: _Kinds) -> None:
         log.warning("%s: left out: %s%s.", place.named, ", ".join(ends), more)
 
 
-def _say_unmatched(place: _Place, names: list[str]) -> None:
+def _say_unmatched(place: Place, names: list[str]) -> None:
     if names:
         log.warning(
             "%s: members of tar shards that are the words of no video: %d (%s). Give them the names of their videos.",
             place.named,
             len(names),
-            _some(names),
+            some(names),
         )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:SHOWN]).encode("utf-8", "backslashreplace").decode()  # not every name is UTF-8
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def is_file(entry: Mapping[str, Any]) -> bool:
-    """Whether a listing's entry is a file, or a link to one: in a cache of Hugging Face's hub all are links."""
-    return entry["type"] == "file" or bool(entry.get("islink") and os.path.isfile(str(entry["name"])))
-
-
-def is_broken(entry: Mapping[str, Any]) -> bool:
-    """Whether a listing's entry is a link that leads to nothing, as when a disk is not mounted."""
-    return bool(entry.get("islink")) and not os.path.exists(str(entry["name"]))
-
-
-def relative(path: str, root: str) -> str:
-    prefix = root.rstrip("/") + "/"
-    return path.removeprefix(prefix)
-
-
-def of_file(
-    fs: fsspec.AbstractFileSystem, path: str, below: str, info: Mapping[str, Any] | None, base: str | None
-) -> Row:
-    """The row of one file that lies at `below` the data root; `info` None: it is not there."""
-    local = "file" in fs.protocol
-    uri = path if local else fs.unstrip_protocol(path)
-    row = {"uri": uri, "relative": below, "version": "", "size": 0, "error": None}
-    if not _text(path):
-        shown = {name: str(row[name]).encode("utf-8", "backslashreplace").decode() for name in ("uri", "relative")}
-        return {**row, **shown, "error": "refused: its name is no UTF-8 text; rename it"}
-    refused = refusals.of_address(uri) or refusals.of_place(uri, base)
-    if refused:
-        return {**row, "error": f"refused: {refused}"}
-    if info is None:
-        missing = refusals.of_missing(below)
-        return {**row, "error": f"refused: {missing}" if missing else MISSING}
-    if is_broken(info):
-        return {**row, "error": "read: it is a link to a file that is not there"}
-    etag = info.get("ETag") or info.get("etag")
-    modified = os.stat(path).st_mtime_ns if local else info.get("LastModified") or info.get("mtime")
-    version = str(etag).strip('"') if etag and not local else f"{info['size']}-{modified}"
-    return {**row, "version": version, "size": int(info["size"])}
-
-
-def _text(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-MISSING = "read: the manifest names this file, but it is not there"
