@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.looks import gradients, lift, rules
+from jobs.benchmarks.looks import gradients, lift, rules, unlearning
+from pipeline import config
+from pipeline.models import open_model
 from pipeline.motion import colours, judge
 from pipeline.synthetic import world
 
@@ -50,7 +52,7 @@ def test_a_score_that_knows_the_colour_has_its_lift() -> None:
 
 def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
     rng, known = np.random.default_rng(0), corpus()
-    n, q, k = len(known.clips), len(known.queries), 16
+    n, q, k = len(known.clips), len(known.queries), 80
     described = [
         replace(
             video,
@@ -67,13 +69,45 @@ def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
         rng.standard_normal((3, gradients.LOOKS, q, k), dtype=np.float32),
     )
     names = []
-    for name, scores in (*rules.rules(full), *rules.controls(full), rules.untrained(full)):
+    forward = rules.forward_only(rng.standard_normal((2, n, q), dtype=np.float32))
+    for name, scores in (*rules.rules(full), *forward, *rules.controls(full), rules.untrained(full)):
         names.append(name)
         assert scores.shape == (n, q), name
         assert np.isfinite(scores).all(), name
         found = lift.yardsticks(scores, full)
         assert set(found) == set(lift.YARDSTICKS), name
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 22
+
+
+def test_directions_of_looks_are_those_in_which_a_query_changes_with_its_look() -> None:
+    rng = np.random.default_rng(0)
+    colour, real = rng.standard_normal((2, 12)), rng.standard_normal((5, 12))
+    real -= real @ np.linalg.pinv(colour) @ colour  # no part of a query itself lies where its looks differ
+    seen = real + 0.1 * rng.standard_normal((8, 5, 2)) @ colour
+    spanned = rules.directions(replace(corpus(), of_looks=seen[None]), 2)
+    np.testing.assert_allclose(spanned @ spanned.T, np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(colour - colour @ spanned.T @ spanned, 0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -> None:
+    run = config.load("demo", {})
+    model = open_model(run.model, torch.device("cpu"))
+    videos = list(gradients.measured(run, world.queries(5, 1)[:4]))
+    queries = unlearning.encoded(run, model, videos)
+    base = unlearning.losses(run, model, queries)
+    with unlearning.moved(run, model, queries, [0, 1], 1.0):
+        unlearnt = unlearning.losses(run, model, queries)
+    with unlearning.moved(run, model, queries, [0, 1], -1.0):
+        learnt = unlearning.losses(run, model, queries)
+    assert (learnt[0, :2] < base[0, :2]).all()
+    assert (base[0, :2] < unlearnt[0, :2]).all()
+    np.testing.assert_array_equal(unlearning.losses(run, model, queries), base)
+
+    both = gradients.Corpus(videos, videos, NONE, NONE, NONE)
+    differences = unlearning.differences(both, 5, tmp_path)
+    assert differences.shape == (2, len(videos), len(videos))
+    assert (differences[0].argmax(0) == np.arange(len(videos))).all()  # each query's own video goes along most
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from jobs.benchmarks.looks import gradients, lift, rules
+from jobs.benchmarks.looks import gradients, lift, rules, unlearning
 from pipeline.statistics.intervals import student
 
 SEEDS = (200, 210, 220)  # none that a rule was chosen with
@@ -39,7 +39,8 @@ def main() -> None:
     for seed in seeds:
         corpus = gradients.corpus(seed, clips, queries, folder)
         blank = gradients.untrained(corpus, seed, folder)
-        for name, scores in (*rules.rules(corpus), *rules.controls(corpus), rules.untrained(blank)):
+        forward = rules.forward_only(unlearning.differences(corpus, seed, folder))
+        for name, scores in (*rules.rules(corpus), *forward, *rules.controls(corpus), rules.untrained(blank)):
             for key, value in lift.yardsticks(scores, corpus).items():
                 figures.setdefault(name, {}).setdefault(key, []).append(value)
         print(f"corpus {seed}: {len(corpus.clips)} moving clips, {len(corpus.queries)} queries", flush=True)

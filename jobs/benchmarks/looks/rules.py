@@ -20,6 +20,7 @@ OWN, EMPTY = 0, 1
 T751, T501 = 0, 1
 MASKED, PLAIN = 0, 1
 WHITEN = 0.01
+DIRECTIONS = (16, 64)  # of the 512 that a feature has
 
 
 def rules(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
@@ -42,12 +43,32 @@ def rules(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
     for functional in ("preference", "both"):
         yield f"the same, {LOOKS} looks, {functional}", rank(masked, asked(corpus, functional))
     yield f"the same, {LOOKS} looks, both, clips plain", rank(plain, asked(corpus, "both"))
+    for count in DIRECTIONS:
+        spanned = directions(corpus, count)
+        of_clips, of_queries = (part - part @ spanned.T @ spanned for part in (masked, asked(corpus, "loss")))
+        name = f"the same, {LOOKS} looks, loss, {count} directions of looks taken out"
+        yield name, rank(of_clips, of_queries)
 
 
 def asked(corpus: Corpus, functional: Functional, looks: int = LOOKS) -> Array:
     """The queries' features by a functional: [Q, k]."""
     real, twins = corpus.of_looks[0, :looks], corpus.of_looks[1:, :looks]
     return np.stack([query_feature(real[:, q], twins[:, :, q], functional) for q in range(real.shape[1])])
+
+
+def directions(corpus: Corpus, count: int) -> Array:
+    """The directions in which a query's gradient differs most from one of its looks to another, over all queries:
+    orthonormal, [count, k]."""
+    real = corpus.of_looks[0] / np.linalg.norm(corpus.of_looks[0], axis=-1, keepdims=True)
+    apart = (real - real.mean(0)).reshape(-1, real.shape[-1])
+    first: Array = np.linalg.svd(apart, full_matrices=False)[2][:count]
+    return first
+
+
+def forward_only(differences: Array) -> Iterator[tuple[str, Scores]]:
+    """Rankings by what unlearning a motion's queries does to a clip's loss: [masked and plain, N, Q]."""
+    for name, scores in zip(("masked", "plain"), differences, strict=True):
+        yield f"forward passes alone: mirrored unlearning, clips {name}, 501", scores.astype(np.float64)
 
 
 def controls(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
