@@ -60,4 +60,5 @@ def _stacked(name: str, tensors: Sequence[Tensor]) -> Tensor:
 
 
 def moved(conditioning: Conditioning, device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in conditioning.items()}
+    """The same on a device. A copy out of pinned memory goes on while the host does something else."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in conditioning.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
@@ -92,7 +93,18 @@ def finetune(run: Run) -> None:
     arms.write_curated(stores.join(folder, "curated"), rows)
     if arm in TIMED:
         _write_times(run, stores.join(folder, "times"), rows)
-    print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips, in {folder}")
+    print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips{_waited(folder)}, in {folder}")
+
+
+def _waited(folder: str) -> str:
+    """For how much of its steps' time an arm waited for its clips; nothing where its metrics do not say."""
+    path = stores.join(folder, checkpoints.METRICS)
+    lines = stores.read_bytes(path).splitlines() if stores.exists(path) else []
+    steps = [json.loads(line) for line in lines]
+    seconds = sum(step["seconds"] for step in steps)
+    if not seconds or not all("waited" in step for step in steps):
+        return ""
+    return f", {sum(step['waited'] for step in steps) / seconds:.1%} of the time waiting for them"
 
 
 def _write_times(run: Run, folder: str, rows: pa.Table) -> None:

@@ -35,12 +35,12 @@ from pipeline.config import Finetune, VideoModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import Conditioning, Expert, Family, VideoModel, fp8, open_model
 from pipeline.models.attention import fastest_attention
-from pipeline.models.conditioning import moved
 from pipeline.models.diffusers_model import DiffusersModel
 from pipeline.models.loss import loss_map, masked_mean, motion_weights, named_generator
 from pipeline.storage import stores
+from pipeline.storage.parallel import one_ahead
 from pipeline.training import sharding
-from pipeline.training.training_set import ClipSet, draw
+from pipeline.training.training_set import Batch, ClipSet, draw
 
 CLIP_GRADIENT = 1.0
 
@@ -87,6 +87,7 @@ class Line:
     step: int
     loss: float
     seconds: float
+    waited: float  # seconds of them until its clips were there
 
     def json(self) -> str:
         return json.dumps(asdict(self))
@@ -198,7 +199,8 @@ def train(
     mean: Callable[[Tensor], Tensor] = _alone,
     at_once: int | None = None,
 ) -> Iterator[Line]:
-    """Go on to config.steps, a line a step. Worker `rank` of `workers` takes its share of the config's whole batch.
+    """Go on to config.steps, a line a step. Worker `rank` of `workers` takes its share of the config's whole batch,
+    whose clips are read while the pass before is computed.
 
     `mean` averages a loss over the workers. A pass holds `at_once` clips, by default config.batch: fewer take less
     memory and give the same gradients, to the rounding of a sum. FloatingPointError if the loss is not finite.
@@ -208,19 +210,27 @@ def train(
     mine = positions(whole, rank, workers)
     most = math.ceil(whole / workers)
     passes = math.ceil(most / at_once)
+    device = training.device
+
+    def clips_of(step: int, places: range) -> Batch:
+        # All workers make as many passes, for sharded parameters are gathered in each; one too many counts nothing.
+        draws = [draw(seed, step, place) for place in places or mine[-1:]]
+        expert = expert_of_step(training, seed, step)
+        batch = clips.batch(draws, config.caption_dropout, (expert.first, expert.last))
+        return batch.pinned() if device.type == "cuda" else batch
+
+    of_passes = [mine[number * at_once : (number + 1) * at_once] for number in range(passes)]
+    coming = ((step, places) for step in range(training.step, config.steps) for places in of_passes)
+    batches = one_ahead(lambda one: clips_of(*one), coming)
     while training.step < config.steps:
-        start = time.monotonic()
+        start, waited = time.monotonic(), 0.0
         losses = []
-        expert = expert_of_step(training, seed)
-        for number in range(passes):
-            places = mine[number * at_once : (number + 1) * at_once]
-            # All workers make as many passes, for sharded parameters are gathered in each; one too many counts nothing.
-            draws = [draw(seed, training.step, place) for place in places or mine[-1:]]
-            batch = clips.batch(draws, config.caption_dropout, (expert.first, expert.last))
-            latent, timestep, noise = (t.to(training.device) for t in (batch.latent, batch.timestep, batch.noise))
-            conditioning = moved(batch.conditioning, training.device)
+        for number, places in enumerate(of_passes):
+            asked = time.monotonic()
+            batch = next(batches).to(device)
+            waited += time.monotonic() - asked
             with _summed_at(training.objective, number == passes - 1), fastest_attention():
-                loss = training.objective(latent, conditioning, timestep, noise)
+                loss = training.objective(batch.latent, batch.conditioning, batch.timestep, batch.noise)
                 loss = loss * (len(places) * workers / whole)
                 loss.backward()
             losses.append(loss.detach())
@@ -233,17 +243,18 @@ def train(
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.step += 1
-        yield Line(training.step, average, round(time.monotonic() - start, 4))
+        yield Line(training.step, average, round(time.monotonic() - start, 4), round(waited, 4))
 
 
-def expert_of_step(training: Training, seed: int) -> Expert:
-    """The expert that a step trains, the same for all workers, as often as training times fall into its interval.
+def expert_of_step(training: Training, seed: int, step: int) -> Expert:
+    """The expert that a step, counted from 0, trains: the same for all workers, and each as often as training times
+    fall into its interval.
 
     Sharded workers that ask different experts in one pass would gather each other's rows, without an error.
     """
     if len(training.experts) == 1:
         return training.experts[0]
-    drawn = named_generator(f"expert {seed} {training.step}").random()
+    drawn = named_generator(f"expert {seed} {step}").random()
     upto, schedule = 0.0, training.model.schedule
     for expert in training.experts:
         upto += schedule.quantile(expert.last) - schedule.quantile(expert.first)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import Finetune
 from pipeline.models import Conditioning, VideoModel
-from pipeline.models.conditioning import batched, split
+from pipeline.models.conditioning import batched, moved, split
 from pipeline.models.loss import named_generator
 from pipeline.models.schedule import END
 from pipeline.storage import stores
@@ -149,6 +149,15 @@ class Batch:
     conditioning: dict[str, Tensor]
     timestep: Tensor
     noise: Tensor
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU copies from while it computes."""
+        conditioning = {name: tensor.pin_memory() for name, tensor in self.conditioning.items()}
+        return Batch(self.latent.pin_memory(), conditioning, self.timestep.pin_memory(), self.noise.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        latent, timestep, noise = (t.to(device, non_blocking=True) for t in (self.latent, self.timestep, self.noise))
+        return Batch(latent, moved(self.conditioning, device), timestep, noise)
 
 
 def kept_in(cache: str) -> Encoded:

@@ -151,7 +151,7 @@ def trained(model: DiffusersModel, config: Finetune, seed: int = 0) -> tuple[loo
     training, experts = loop.begin(model, config, seed), []
     lines = loop.train(training, clips, config, seed)
     for _ in range(config.steps):
-        experts.append(loop.expert_of_step(training, seed).name)
+        experts.append(loop.expert_of_step(training, seed, training.step).name)
         next(lines)
     return training, experts
 
@@ -167,7 +167,7 @@ def test_a_step_trains_one_expert_and_leaves_the_other_as_it_is(model: Diffusers
     training, before, seen = loop.begin(model, config, 0), weights(model), set()
     lines = loop.train(training, clips, config, 0)
     for _ in range(config.steps):
-        part = loop.expert_of_step(training, 0).part
+        part = loop.expert_of_step(training, 0, training.step).part
         next(lines)
         after = weights(model)
         moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
@@ -180,10 +180,7 @@ def test_a_step_trains_one_expert_and_leaves_the_other_as_it_is(model: Diffusers
 def test_experts_are_drawn_as_often_as_training_times_fall_to_them(model: DiffusersModel) -> None:
     """At a shift of 3, 30 % of the times are above 875."""
     training = loop.begin(model, Finetune(), 0)
-    drawn = []
-    for step in range(2000):
-        training.step = step
-        drawn.append(loop.expert_of_step(training, 7).name)
+    drawn = [loop.expert_of_step(training, 7, step).name for step in range(2000)]
     assert drawn.count("high") / 2000 == pytest.approx(0.3, abs=0.04)
 
 

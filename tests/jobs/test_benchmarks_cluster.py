@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from jobs.benchmarks.cluster import __main__ as cluster
@@ -68,6 +69,7 @@ def test_the_short_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     cluster.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert all(figures["stage"][name] > 0 for name in ("loop", "1", "2"))
+    assert np.isfinite([figures["finetune"][name] for name in ("loop", "ray", "times")]).all(), "too few steps to say"
     assert [one["actors"] for one in figures["idle"]] == [1, 2]
     assert all(one["driver"] > 0 and one["journal"] > 0 for one in figures["idle"])
     assert [one["nodes"] for one in figures["simulated"]] == [2, 4, 4, 4, 4, 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -292,6 +293,47 @@ def test_bfloat16_models_train_float32_weights(checkpoint: str, cache: str) -> N
 def test_a_loss_that_is_not_finite_raises(checkpoint: str, cache: str) -> None:
     with pytest.raises(FloatingPointError, match="learning_rate"):
         trained(checkpoint, cache, settings(steps=50, learning_rate=1e30))
+
+
+def test_the_next_clips_are_read_while_a_step_is_computed(checkpoint: str, cache: str) -> None:
+    kept, second = ts.kept_in(cache), threading.Event()
+    read = list[str]()
+
+    def encoded(row: ts.Row | None) -> ts.EncodedClip:
+        if row is not None:
+            read.append(row["clip_id"])
+            if len(read) == 3:
+                second.set()
+        return kept(row)
+
+    model, config = opened(checkpoint), settings(steps=2)
+    training = ft.begin(model, config, seed=3)
+    lines = ft.train(training, ts.ClipSet(model, rows(), encoded), config, seed=3)
+    first = next(lines)
+    assert second.wait(60), "a clip of the second step is asked for before that step"
+    (last,) = lines
+    _, undisturbed, _ = trained(checkpoint, cache, config)
+    assert [first.loss, last.loss] == undisturbed
+    assert len(read) == 4, "nothing is read beyond the last step"
+    assert all(0 <= line.waited <= line.seconds for line in (first, last))
+
+
+def test_clips_that_cannot_be_read_end_the_step_that_needs_them(checkpoint: str, cache: str) -> None:
+    kept, read = ts.kept_in(cache), list[str]()
+
+    def encoded(row: ts.Row | None) -> ts.EncodedClip:
+        if row is not None:
+            read.append(row["clip_id"])
+            if len(read) > 4:
+                raise OSError("no such file")
+        return kept(row)
+
+    model, config = opened(checkpoint), settings(steps=6)
+    training = ft.begin(model, config, seed=3)
+    lines = ft.train(training, ts.ClipSet(model, rows(), encoded), config, seed=3)
+    assert [next(lines).step for _ in range(2)] == [1, 2]
+    with pytest.raises(OSError, match="no such file"):
+        next(lines)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def mean(value):
 experts, losses = [], []
 lines = loop.train(training, clips, config, 0, rank, workers, mean)
 for _ in range(config.steps):
-    experts.append(loop.expert_of_step(training, 0).name)
+    experts.append(loop.expert_of_step(training, 0, training.step).name)
     losses.append(next(lines).loss)
 loop.save_weights(training, out)
 if rank == 0:

@@ -1,7 +1,8 @@
 """What Ray costs on this machine, and how a cluster of up to a thousand nodes would do by that:
 ``python -m jobs.benchmarks.cluster``.
 
-First a stage of the demo by a plain loop, by one actor and by two. Then stages whose actors do nothing: processor
+First a stage of the demo by a plain loop, by one actor and by two, and its fine-tuning by a plain loop and by Ray
+Train on one worker. Then stages whose actors do nothing: processor
 seconds of a batch at the driver and in the journal, which do not depend on what else the machine does. Last a
 simulation of clusters with these costs and with batches as long as those of a large model, where nodes are lost.
 --quick is a short form, for the tests.
@@ -18,34 +19,35 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from jobs.benchmarks.cluster import here
+from jobs.benchmarks.cluster import here, tuning
 from jobs.benchmarks.cluster.here import Spent
 from jobs.benchmarks.cluster.simulation import CALLS, Batch, Cluster, Costs, simulate
+from pipeline.config import Run
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Clips of the stage and rounds; actors that do nothing, and batches for them; nodes that are simulated, and hours
-    of so many nodes in all."""
+    """Clips of the stage and rounds; steps of a short fine-tuning and of a long one; actors that do nothing, and
+    batches for them; nodes that are simulated, and hours of so many nodes in all."""
 
     clips: int = 96
     rounds: int = 3
+    steps: tuple[int, int] = (20, 140)
     idle: tuple[int, ...] = (1, 4, 16)
     batches: int = 1500
     nodes: tuple[int, ...] = (16, 64, 125, 250, 500, 1000)
     node_hours: float = 250.0
 
 
-QUICK = Sizes(8, 1, (1, 2), 100, (2, 4), 4.0)
+QUICK = Sizes(8, 1, (2, 6), (1, 2), 100, (2, 4), 4.0)
 
 
-def loops(folder: Path, sizes: Sizes) -> dict[str, float]:
+def loops(run: Run, rows: pa.Table, folder: Path, sizes: Sizes) -> dict[str, float]:
     """Median seconds a clip: `loop`, and `1` and `2` actors; and the medians over rounds of Ray's overhead, and of the
     gain of a second actor."""
-    here.started()
-    run, rows = here.segments(folder, sizes.clips)
     rounds = []
     for number in range(sizes.rounds):
         ways = {"loop": 0, "1": 1, "2": 2}
@@ -55,6 +57,19 @@ def loops(folder: Path, sizes: Sizes) -> dict[str, float]:
     seconds = {name: median(each[name] for each in rounds) for name in rounds[0]}
     overhead = median(each["1"] / each["loop"] - 1 for each in rounds)
     return {**seconds, "overhead": overhead, "gain": median(each["1"] / each["2"] for each in rounds)}
+
+
+def tunings(run: Run, rows: pa.Table, folder: Path, sizes: Sizes) -> dict[str, float]:
+    """Median seconds a step: `loop`, and `ray`; and the median over rounds of how many times as long Ray's is."""
+    rounds = []
+    for number in range(sizes.rounds):
+        ways = {"loop": False, "ray": True}
+        home = folder / f"tuning-{number}"
+        rounds.append(
+            {name: tuning.seconds_a_step(run, rows, home / name, *sizes.steps, way) for name, way in ways.items()}
+        )
+    seconds = {name: median(each[name] for each in rounds) for name in rounds[0]}
+    return {**seconds, "times": median(each["ray"] / each["loop"] for each in rounds)}
 
 
 def costs(measured: Sequence[Spent]) -> Costs:
@@ -107,8 +122,12 @@ def main() -> None:
     facts = machine()
     print_machine(facts)
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
-        stage = loops(Path(folder), sizes)
+        here.started()
+        run, rows = here.segments(Path(folder), sizes.clips)
+        stage = loops(run, rows, Path(folder), sizes)
         print_stage(stage)
+        tuned = tunings(run, rows, Path(folder), sizes)
+        print_tuning(tuned)
         measured = [here.spent(Path(folder), actors, sizes.batches) for actors in sizes.idle]
     print_spent(measured)
     prices = costs(measured)
@@ -117,7 +136,8 @@ def main() -> None:
     print(", ".join(f"{n:,} at {seconds}" for seconds, n in most.items()) + "\n")
     figures = simulated(sizes, prices)
     print_simulated(figures)
-    figures_here = {"stage": stage, "idle": [asdict(one) for one in measured], "costs": asdict(prices), "limits": most}
+    figures_here = {"stage": stage, "finetune": tuned, "idle": [asdict(one) for one in measured]}
+    figures_here |= {"costs": asdict(prices), "limits": most}
     print_json({"benchmark": "cluster", "machine": facts, **figures_here, "simulated": figures})
 
 
@@ -130,6 +150,12 @@ def print_stage(stage: dict[str, float]) -> None:
         ],
     )
     print(f"Ray's overhead {stage['overhead']:+.1%} (asked: under 10 %), a second actor x {stage['gain']:.2f} (1.8)\n")
+
+
+def print_tuning(tuned: dict[str, float]) -> None:
+    ways = (("loop", "plain loop"), ("ray", "Ray Train, one worker"))
+    print_table(("fine-tuning", "seconds a step"), [(words, f"{tuned[name]:.4f}") for name, words in ways])
+    print(f"Ray Train takes {tuned['times']:.3f} times as long (asked: 1.05)\n")
 
 
 def print_spent(measured: Sequence[Spent]) -> None:
