@@ -39,7 +39,7 @@ from pipeline.errors import StageError, is_out_of_memory
 from pipeline.models.device import device_for
 from pipeline.storage import lease, stores
 from pipeline.training import loop, time_bands
-from pipeline.training.training_set import ClipSet, FramesOf, Row, drawn, encode_set, kept_in
+from pipeline.training.training_set import ClipSet, FramesOf, Row, cache_folder, drawn, encode_set, encoded_as, kept_in
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ Report = Callable[[int, int, dict[str, int]], None]  # steps done, steps in all,
 
 DONE = "done.json"
 AT_ONCE = "clips_at_once.json"  # beside the checkpoints: clips of a pass, once those of finetune.batch were too many
-ENCODING = 2  # raise by hand when the files of encoded clips change
 MAX_FAILURES = 3
 POLL = 5.0  # seconds between two looks at an arm's metrics
 REGROW = 300.0  # seconds between two looks whether lost workers can be had again: each costs a restart
@@ -72,7 +71,7 @@ def identity(run: Run, rows: pa.Table, model_hash: str) -> str:
     of_clips = ("clip_id", "version", "caption", "captions", "weight", time_bands.EDGES, time_bands.WEIGHTS)
     named = [c for c in of_clips if c in rows.column_names]
     clips = rows.select(named).sort_by("clip_id").to_pylist()
-    parts = [clips, run.finetune.arm, _settings(run), run.seed, _encoded_as(run, model_hash)]
+    parts = [clips, run.finetune.arm, _settings(run), run.seed, encoded_as(run, model_hash)]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -101,17 +100,6 @@ def finished(run: Run, arm: Arm) -> str | None:
     return str(done["name"]) if done.get("finetune") == _settings(run) else None
 
 
-def _encoded_as(run: Run, model_hash: str) -> list[Any]:
-    d, m = run.data, run.model
-    named = [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
-    if m.vae_dtype != "float32":  # what arms of before there was the key have
-        named.append(m.vae_dtype)
-    if d.scaler != "pillow":
-        named.append(f"data.scaler={d.scaler}")
-    record = models.family(m).record(m)
-    return [*named, record] if record else named
-
-
 def finetune(
     run: Run, rows: pa.Table, frames: Callable[[Run], FramesOf] = frames_by_decoder, report: Report | None = None
 ) -> str:
@@ -136,7 +124,7 @@ def finetune(
             "rows": rows.select(columns).sort_by("clip_id"),
             "frames": frames,
             "folder": folder,
-            "cache": stores.join(root, "finetuned", ".latents", _short([ENCODING, *_encoded_as(run, model_hash)])),
+            "cache": cache_folder(root, run, model_hash),
             "name": name,
             "checkpoints": stores.join(storage, name),
         }
@@ -342,7 +330,3 @@ def _is_done(folder: str, name: str) -> bool:
 def _absolute(root: str) -> str:
     fs, bare = stores.place(root)
     return bare if "file" in fs.protocol else root
-
-
-def _short(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()

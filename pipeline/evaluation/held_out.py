@@ -1,4 +1,7 @@
-"""Base against fine-tuned: held-out losses with paired noise, and the metrics of videos generated from captions."""
+"""Base against fine-tuned: held-out losses with paired noise, and the metrics of videos generated from captions.
+
+Clips are encoded once for all arms, into the folder where fine-tuning keeps its own encodings.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,14 @@ from pipeline.errors import ClipError
 from pipeline.evaluation.comparison import BANDS, LOSSES, banded
 from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import Conditioning, VideoModel, open_model
-from pipeline.models.conditioning import Captions, batched, split
+from pipeline.models.conditioning import Captions, batched, moved, split
 from pipeline.models.device import device_for
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.models.trained_weights import load_weights
 from pipeline.storage import stores
 from pipeline.tables import schemas
+from pipeline.training import training_set
+from pipeline.training.training_set import EncodedClip
 from pipeline.video.decoders import Row, decoded, decoder_for
 from pipeline.video.frames import write_mp4
 
@@ -48,7 +53,7 @@ def held_out_tasks(arms: Iterable[Trained], rows: Sequence[Row]) -> list[Row]:
     """A task for each arm and held-out clip with a motion mask."""
     columns = ("clip_id", "uri", "start_frame", "caption", "mask", "mask_shape")
     return [
-        {**arm._asdict(), "kind": "loss", "seed": 0, **{c: row[c] for c in columns}}
+        {**arm._asdict(), "kind": "loss", "seed": 0, **{c: row[c] for c in columns}, "clip_version": row["version"]}
         for arm in arms
         for row in rows
         if row["error"] is None
@@ -89,6 +94,7 @@ TASKS = pa.schema(
         ("kind", pa.string()),
         ("seed", pa.int32()),
         ("clip_id", pa.string()),
+        ("clip_version", pa.string()),  # of the video that it is a part of; `version` is the training's
         ("caption", pa.string()),
         ("uri", pa.string()),
         ("start_frame", pa.int32()),
@@ -99,10 +105,11 @@ TASKS = pa.schema(
 
 
 class EvaluationWorker:
-    """Tasks -> rows of evaluation/. The model of one arm is held at a time."""
+    """Tasks -> rows of evaluation/. The model of one arm is held at a time. `cache` is the folder of encoded clips."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, cache: str) -> None:
         self.run, self.device = run, device_for(run.resources.evaluate.gpus)
+        self.cache = cache
         self.raft = motion.load_raft(run.motion, self.device)
         self.decoder = decoder_for(run)
         self._loaded: tuple[str, VideoModel, Captions] | None = None
@@ -126,11 +133,17 @@ class EvaluationWorker:
     def _tasks(self, rows: list[Row]) -> Iterator[list[Row]]:
         """The lines of one task after the other: they are written together, for one of them counts as all."""
         yield from (self._video(row) for row in rows if row["kind"] == "video")
-        for row, frames in decoded(self.decoder, self.run, [row for row in rows if row["kind"] == "loss"]):
+        held_out = [row for row in rows if row["kind"] == "loss"]
+        kept = [training_set.is_kept(self.cache, _clip(row)) for row in held_out]
+        for row, is_kept in zip(held_out, kept, strict=True):
+            if is_kept:
+                yield self._losses(row, training_set.kept_in(self.cache)(_clip(row)))
+        missing = [row for row, is_kept in zip(held_out, kept, strict=True) if not is_kept]
+        for row, frames in decoded(self.decoder, self.run, missing):
             if isinstance(frames, ClipError):
                 log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)
             else:
-                yield self._losses(row, frames)
+                yield self._losses(row, self.encoded(row, frames))
 
     def refuse(self, tasks: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         for row in tasks.to_pylist():
@@ -138,12 +151,20 @@ class EvaluationWorker:
         return {"evaluation": schemas.EVALUATION.empty_table()}
 
     @torch.no_grad()
-    def _losses(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[Row]:
+    def encoded(self, row: Row, frames: npt.NDArray[np.uint8]) -> EncodedClip:
+        """A task's clip, encoded and kept for the other arms, whose encoders are the same."""
+        model, text = self.model(row["weights"])
+        clip = EncodedClip(model.encode(frames, self.run.geometry[1]), (text(row["caption"] or ""),))
+        training_set.keep(self.cache, _clip(row), clip)
+        return clip
+
+    @torch.no_grad()
+    def _losses(self, row: Row, clip: EncodedClip) -> list[Row]:
         """Mean masked and plain loss over the clip's timesteps and noises, which are every arm's. Where timesteps are
         drawn, their thirds, from little noise to much, have lines of their own."""
-        model, text = self.model(row["weights"])
-        latent, given = split(model.encode(frames, self.run.geometry[1]))
-        conditioning = batched([{**given, **text(row["caption"] or "")}])
+        model, _ = self.model(row["weights"])
+        latent, given = split(moved(clip.clip, self.device))
+        conditioning = batched([{**given, **moved(clip.captions[0], self.device)}])
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
         losses = np.array(
             [
@@ -232,6 +253,11 @@ def prompt_file(tasks: Sequence[Row], root: str) -> bytes:
         video_place(root, t["arm"], t["caption"], t["seed"]): t["caption"] for t in tasks if t["kind"] == "video"
     }
     return json.dumps(videos, indent=1, ensure_ascii=False).encode()
+
+
+def _clip(row: Row) -> Row:
+    """A task's clip, as encodings are named by it."""
+    return {"clip_id": row["clip_id"], "version": row["clip_version"], "caption": row["caption"]}
 
 
 def _line(row: Row, uri: str, metric: str, value: float) -> Row:

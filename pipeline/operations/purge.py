@@ -322,16 +322,18 @@ def _generated(
 
 
 def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Removed) -> None:
-    """Encoded clips that no clip of the index names any more: those of purged ones are among them."""
+    """Encoded clips that neither the index nor held_out/ names any more: those of purged ones are among them."""
     cache = [path for path in _files(fs, bare) if path.startswith(stores.join(bare, "finetuned", ".latents/"))]
     if not cache:
         return
     named = training_set.encodings([])
-    for part in _parts(fs, stores.join(bare, "clips")):
-        with opened(part.path, fs) as file:
-            columns = [c for c in ("clip_id", "version", "caption", "captions") if c in file.schema_arrow.names]
-        for batch in _batches(fs, part, columns):
-            named |= training_set.encodings(batch.to_pylist())
+    named_by = {"clips": ("clip_id", "version", "caption", "captions"), "held_out": ("clip_id", "version", "caption")}
+    for name, columns in named_by.items():
+        for part in _parts(fs, stores.join(bare, name)):
+            with opened(part.path, fs) as file:
+                there = [column for column in columns if column in file.schema_arrow.names]
+            for batch in _batches(fs, part, there):
+                named |= training_set.encodings(batch.to_pylist())
     for path in cache:
         if posixpath.basename(path) not in named:
             _remove(fs, bare, path, removed)

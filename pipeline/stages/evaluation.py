@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import tables
+from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming, training
 from pipeline.cluster.streaming import Stage
@@ -21,6 +21,7 @@ from pipeline.stages import attribution, budget, indexing, pilots, run_record
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.tables import merging
+from pipeline.training.training_set import cache_folder
 
 
 def evaluate(run: Run) -> None:
@@ -65,7 +66,7 @@ def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
         title="evaluate",
         root=run.root,
         pool=run.resources.evaluate,
-        worker=partial(EvaluationWorker, run),
+        worker=partial(EvaluationWorker, run, cache_folder(run.root, run, models.weights_hash(run.model))),
         folders={"evaluation": folder},
         fingerprints={"evaluation": fingerprints.evaluation(run)},
     )

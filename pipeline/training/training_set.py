@@ -1,4 +1,4 @@
-"""The training set of fine-tuning: clips and captions encoded once, and drawn by (seed, step, position)."""
+"""The training set of fine-tuning: clips and captions encoded once a run, and drawn by (seed, step, position)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pipeline.config import Finetune
+from pipeline import models
+from pipeline.config import Finetune, Run
 from pipeline.models import Conditioning, VideoModel
 from pipeline.models.conditioning import batched, moved, split
 from pipeline.models.loss import named_generator
 from pipeline.models.schedule import END
 from pipeline.storage import stores
 from pipeline.training import time_bands
+
+ENCODING = 2  # raise by hand when the files of encoded clips change
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
@@ -81,6 +84,28 @@ def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
     return sorted(set(pick(cumulated(rows), [draw(seed, *place).clip for place in places])))
 
 
+# --- encoded clips ---------------------------------------------------------------------------------------------------
+
+
+def cache_folder(root: str, run: Run, model_hash: str) -> str:
+    """Where the encodings of a run's clips lie: a folder of one model and one geometry, which all arms, and their
+    evaluation, share."""
+    parts = json.dumps([ENCODING, *encoded_as(run, model_hash)])
+    return stores.join(root, "finetuned", ".latents", hashlib.blake2b(parts.encode(), digest_size=8).hexdigest())
+
+
+def encoded_as(run: Run, model_hash: str) -> list[Any]:
+    """All that an encoding depends on beside its clip."""
+    d, m = run.data, run.model
+    named = [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
+    if m.vae_dtype != "float32":  # what arms of before there was the key have
+        named.append(m.vae_dtype)
+    if d.scaler != "pillow":
+        named.append(f"data.scaler={d.scaler}")
+    record = models.family(m).record(m)
+    return [*named, record] if record else named
+
+
 def _file(cache: str, row: Row | None) -> str:
     """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
     identity = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
@@ -112,12 +137,20 @@ def encode_set(model: VideoModel, rows: Sequence[Row], frames_of: FramesOf, cach
         stores.write_bytes(_file(cache, None), _written(EncodedClip({}, (model.blank(),))))
     encoded = 0
     for row in rows:
-        if stores.exists(_file(cache, row)):
+        if is_kept(cache, row):
             continue
         captions = tuple(model.text(caption) for caption in _captions(row))
-        stores.write_bytes(_file(cache, row), _written(EncodedClip(model.encode(frames_of(row), fps), captions)))
+        keep(cache, row, EncodedClip(model.encode(frames_of(row), fps), captions))
         encoded += 1
     return encoded
+
+
+def keep(cache: str, row: Row, encoded: EncodedClip) -> None:
+    stores.write_bytes(_file(cache, row), _written(encoded))
+
+
+def is_kept(cache: str, row: Row) -> bool:
+    return stores.exists(_file(cache, row))
 
 
 def _written(encoded: EncodedClip) -> bytes:
@@ -141,6 +174,14 @@ def _read(data: bytes) -> EncodedClip:
     return EncodedClip(clip, tuple(groups[f"caption {n}"] for n in range(len(groups))))
 
 
+def kept_in(cache: str) -> Encoded:
+    """What `encode_set` or `keep` wrote, read file by file when it is needed."""
+    return lambda row: _read(stores.read_bytes(_file(cache, row)))
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Batch:
     """Inputs of `loss_map`, on the CPU."""
@@ -158,11 +199,6 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         latent, timestep, noise = (t.to(device, non_blocking=True) for t in (self.latent, self.timestep, self.noise))
         return Batch(latent, moved(self.conditioning, device), timestep, noise)
-
-
-def kept_in(cache: str) -> Encoded:
-    """What `encode_set` wrote, read file by file when it is needed."""
-    return lambda row: _read(stores.read_bytes(_file(cache, row)))
 
 
 class ClipSet:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline import config
 from pipeline.evaluation.comparison import BANDS, LOSSES, banded, comparison, direction, is_loss
-from pipeline.evaluation.held_out import EvaluationWorker, Trained, video_place, video_tasks
+from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, video_place, video_tasks
 from pipeline.models.loss import drawn_uniforms
 from pipeline.synthetic import world
 from pipeline.tables import schemas
+from pipeline.video.frames import write_mp4
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
@@ -74,19 +75,38 @@ def test_drawn_times_are_one_from_each_equal_part_and_the_clips_own(name: str, c
 
 
 @pytest.fixture(scope="module")
-def lines() -> dict[tuple[str, str], float]:
+def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], float]:
     """What the demo's model loses on two clips, by clip and metric."""
     run = config.load("demo")
-    worker, mask = EvaluationWorker(run), np.full((5, 8, 8), 255, np.uint8)
+    worker, mask = EvaluationWorker(run, str(tmp_path_factory.mktemp("latents"))), np.full((5, 8, 8), 255, np.uint8)
     mask[:, :4] = 0
     scenes = world.queries(5, 1, run.data.frames)[:2]
     values = {}
     for scene in scenes:
-        row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "uri": "", "seed": 0}
-        row |= {"caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
-        for line in worker._losses(row, world.render(scene, run.data.height, run.data.width)):
+        row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "clip_version": "1", "uri": ""}
+        row |= {"seed": 0, "caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
+        for line in worker._losses(row, worker.encoded(row, world.render(scene, run.data.height, run.data.width))):
             values[scene.name, line["metric"]] = line["value"]
     return values
+
+
+def test_a_clip_is_decoded_and_encoded_once_for_all_arms(tmp_path: Path) -> None:
+    run = config.load("demo", {"root": str(tmp_path)})
+    scene, mask = world.queries(5, 1, run.data.frames)[0], np.full((5, 8, 8), 255, np.uint8)
+    file = tmp_path / "a.mp4"
+    write_mp4(str(file), world.render(scene, run.data.height, run.data.width), run.data.fps)
+    clip = {"clip_id": "a", "version": "1", "uri": str(file), "start_frame": 0, "caption": scene.caption, "error": None}
+    clip |= {"mask": mask.tobytes(), "mask_shape": list(mask.shape)}
+    arms = [Trained(arm, arm, "") for arm in ("base", "another")]
+    tasks = [pa.Table.from_pylist([task], schema=TASKS) for task in held_out_tasks(arms, [clip])]
+    worker = EvaluationWorker(run, str(tmp_path / "latents"))
+    first = [row["value"] for part in worker(tasks[0]) for row in part["evaluation"].to_pylist()]
+    file.unlink()
+    second = [row["value"] for part in worker(tasks[1]) for row in part["evaluation"].to_pylist()]
+    assert len(first) == 8
+    assert second == first
+    newer = pa.Table.from_pylist(held_out_tasks(arms, [{**clip, "version": "2"}]), schema=TASKS)
+    assert not any(part["evaluation"].num_rows for part in worker(newer)), "of another version nothing is known"
 
 
 def test_a_loss_at_drawn_times_is_the_mean_of_its_bands(lines: dict[tuple[str, str], float]) -> None:

@@ -117,14 +117,15 @@ def test_training_lowers_the_loss_of_a_clip(run: Run, tmp_path: Path) -> None:
 
 
 def test_losses_and_videos_of_an_arm(run: Run, tmp_path: Path) -> None:
-    worker = EvaluationWorker(run)
+    worker = EvaluationWorker(run, str(tmp_path / "latents"))
     file = str(tmp_path / "a.mp4")
     write_mp4(file, clip(run, "spin"), 8.0)
     grid = models.grid(run)
     mask = np.full(grid.shape, 255, np.uint8)
     arm = {"arm": "base", "version": "base", "weights": "", "seed": 0, "clip_id": "a", "caption": "a ball"}
-    place = {"uri": file, "start_frame": 0}
-    losses = worker._losses({**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape)}, clip(run, "spin"))
+    place = {"uri": file, "start_frame": 0, "clip_version": "1"}
+    task = {**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape)}
+    losses = worker._losses(task, worker.encoded(task, clip(run, "spin")))
     assert all(np.isfinite(line["value"]) for line in losses)
     values = {line["metric"]: line["value"] for line in losses}
     assert values["masked_loss"] == pytest.approx(values["plain_loss"], rel=1e-5)

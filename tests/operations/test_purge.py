@@ -127,6 +127,19 @@ def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
     assert latents == training_set.encodings(row(i) for i in CLIPS if i != GONE)
 
 
+def test_encodings_of_held_out_clips_stay_until_they_are_purged_themselves(root: Path) -> None:
+    held_out = [row("held-out-a"), row("held-out-b")]
+    tables.append(str(root / "held_out"), pa.Table.from_pylist(held_out, schema=schemas.CLIPS), PRINT)
+    cache = root / "finetuned" / ".latents" / "abc"
+    for name in training_set.encodings(held_out):
+        stores.write_bytes(str(cache / name), b"latents")
+    purge.purge(str(root), {GONE})
+    assert training_set.encodings(held_out) <= {p.name for p in cache.iterdir()}
+    purge.purge(str(root), {"held-out-a"})
+    left = {p.name for p in cache.iterdir()}
+    assert left == training_set.encodings([row(i) for i in CLIPS if i != GONE] + held_out[1:])
+
+
 def test_models_trained_on_it_are_named_and_carry_a_note(root: Path) -> None:
     found = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
     assert found.models == {"finetuned/motive": 2, "nights/2026-01-02/model": 2}
