@@ -8,39 +8,78 @@ import numpy.typing as npt
 Frames = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
+BLOCK = 64  # frames that are compared together
+
 
 class Changes:
     """How much each frame of a film differs from the one before it: two numbers a frame, whatever the film's length.
 
     At a cut both the pixels and the colour histogram change, much more than they do within 8 frames around it: camera
-    motion changes the former alone, flicker and fast motion change neighbours as well.
+    motion changes the former alone, flicker and fast motion change neighbours as well. Frames are compared a block at
+    a time: of a small video NumPy's calls cost more than the thumbnails.
     """
 
     def __init__(self) -> None:
-        self.first: Frames | None = None  # the first and the last frame's thumbnail
-        self.last: Frames | None = None
-        self.pixels: list[float] = []
-        self.colours: list[float] = []
-        self._histogram: Floats | None = None  # of the last one
+        self.first: Frames | None = None  # the first frame's thumbnail
+        self._last: Frames | None = None  # of those that were compared
+        self._waiting: list[Frames] = []
+        self._pixels: list[float] = []
+        self._colours: list[float] = []
+
+    @classmethod
+    def noted(cls, first: Frames, last: Frames, pixels: list[float], colours: list[float]) -> Changes:
+        """Those of frames that another one noted: the first and the last thumbnail, and the changes between."""
+        changes = cls()
+        changes.first, changes._last, changes._pixels, changes._colours = first, last, list(pixels), list(colours)
+        return changes
 
     def add(self, small: Frames) -> None:
         """The next frame's thumbnail [h, w, 3]."""
-        histogram = _histogram(small)
-        if self.last is None or self._histogram is None:
+        if self.first is None:
             self.first = small
-        else:
-            self.pixels.append(float(np.abs(np.subtract(small, self.last, dtype=np.int16)).mean() / 255))
-            self.colours.append(float(np.abs(histogram - self._histogram).sum() / 2))
-        self.last, self._histogram = small, histogram
+        self._waiting.append(small)
+        if len(self._waiting) == BLOCK:
+            self._compare()
 
     def extend(self, later: Changes) -> None:
-        """The frames that follow, of which another one noted the changes."""
-        if later.first is None or later.last is None:
+        """The frames that follow, whose changes are known."""
+        if later.first is None:
             return
         self.add(later.first)
-        self.pixels += later.pixels
-        self.colours += later.colours
-        self.last, self._histogram = later.last, _histogram(later.last)
+        self._compare()
+        self._pixels += later.pixels
+        self._colours += later.colours
+        self._last = later.last
+
+    @property
+    def last(self) -> Frames | None:
+        """The last frame's thumbnail."""
+        self._compare()
+        return self._last
+
+    @property
+    def pixels(self) -> list[float]:
+        """Mean difference of the pixels of each frame but the first, of 1."""
+        self._compare()
+        return self._pixels
+
+    @property
+    def colours(self) -> list[float]:
+        """Share of the pixels of each frame but the first that have another colour."""
+        self._compare()
+        return self._colours
+
+    def _compare(self) -> None:
+        """Compare the frames that wait, each with the one before it."""
+        if not self._waiting:
+            return
+        before = [] if self._last is None else [self._last]
+        pictures = np.stack([*before, *self._waiting])
+        differences = np.abs(np.subtract(pictures[1:], pictures[:-1], dtype=np.int16))
+        self._pixels += (differences.mean((1, 2, 3)) / 255).tolist()
+        self._colours += (np.abs(np.diff(_histograms(pictures), axis=0)).sum(1) / 2).tolist()
+        self._last = self._waiting[-1]
+        self._waiting.clear()
 
     def cuts(self) -> npt.NDArray[np.int64]:
         """Indices of the frames at which another shot begins (hard cuts; fades are not looked for)."""
@@ -62,24 +101,22 @@ def cuts(small: Frames) -> npt.NDArray[np.int64]:
     return changes.cuts()
 
 
-def _smoothing() -> Floats:
-    """The matrix [216, 216] that adds half of each colour's count to its neighbours, round each of the three axes."""
-    one = np.eye(6) + 0.5 * (np.roll(np.eye(6), 1, 0) + np.roll(np.eye(6), -1, 0))
-    return np.kron(np.kron(one, one), one)
-
-
 _SIXTH = (np.arange(256) * 6 >> 8).astype(np.uint8)  # which sixth of its range a value lies in
 _RED, _GREEN, _BLUE = 36 * _SIXTH, 6 * _SIXTH, _SIXTH
-_SPREAD = _smoothing()
 
 
-def _histogram(picture: Frames) -> Floats:
-    """Share of the pixels [h, w, 3] in 6 x 6 x 6 colours, spread to the neighbouring ones: noise moves it little.
+def _histograms(pictures: Frames) -> Floats:
+    """Share of the pixels of each picture [n, h, w, 3] in 6 x 6 x 6 colours, spread to the neighbouring ones: [n, 216].
+    Noise moves it little.
 
     Counts and their spread are multiples of an eighth, so that no order of adding changes a bit.
     """
-    code = _RED[picture[..., 0]] + _GREEN[picture[..., 1]] + _BLUE[picture[..., 2]]
-    counts = np.bincount(code.reshape(-1), minlength=216).astype(np.float64)
-    spread = _SPREAD @ counts
-    shares: Floats = spread / spread.sum()
+    codes = _RED.take(pictures[..., 0]) + _GREEN.take(pictures[..., 1]) + _BLUE.take(pictures[..., 2])
+    first = 216 * np.arange(len(pictures))[:, None]
+    counts = np.bincount((codes.reshape(len(pictures), -1) + first).ravel(), minlength=216 * len(pictures))
+    spread = counts.reshape(-1, 6, 6, 6).astype(np.float64)
+    for axis in (1, 2, 3):  # by a matrix it is as fast, but BLAS would start threads for it
+        spread = spread + 0.5 * (np.roll(spread, 1, axis) + np.roll(spread, -1, axis))
+    flat = spread.reshape(-1, 216)
+    shares: Floats = flat / flat.sum(1, keepdims=True)
     return shares

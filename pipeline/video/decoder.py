@@ -75,10 +75,13 @@ class Decoder:
         rows: list[dict[str, Any]] = self._thread.submit(self._call, "segments", uri, arguments).result()
         return rows
 
-    def plan_stretches(self, uri: str, length: int) -> list[dict[str, Any]]:
-        """`video.plan_stretches` of a local or remote file."""
-        rows: list[dict[str, Any]] = self._thread.submit(self._call, "plan_stretches", uri, {"length": length}).result()
-        return rows
+    def index_or_plan(
+        self, uri: str, frames: int, fps: float, stride: int | None, length: int
+    ) -> dict[str, list[dict[str, Any]]]:
+        """`video.segments_or_stretches` of a local or remote file."""
+        arguments = {"frames": frames, "fps": fps, "stride": stride, "length": length}
+        row: dict[str, Any] = self._thread.submit(self._call, "segments_or_stretches", uri, arguments).result()[0]
+        return row
 
     def stretch(self, uri: str, start_frame: int, num_frames: int) -> dict[str, Any]:
         """`video.stretch` of a local or remote file."""

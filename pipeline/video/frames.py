@@ -1,8 +1,8 @@
 """Video files as frames: exact decoding of one segment, a look at a file, writing mp4.
 
-What a decoder's child can be asked for is here: `segments`, `decode`, `look`, `clip_file`, `plan_stretches` and
-`stretch` read untrusted files and may hang or crash inside a codec. The pipeline calls them through `decoder.Decoder`,
-in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
+What a decoder's child can be asked for is here: `segments`, `segments_or_stretches`, `stretch`, `decode`, `look` and
+`clip_file` read untrusted files and may hang or crash inside a codec. The pipeline calls them through
+`decoder.Decoder`, in a child process. That child imports this module, so it needs numpy, PyAV and Pillow only.
 
 Frames are chosen by time stamp, the nearest one to each wanted time or, in a pause, the one that is on the screen, so
 variable rates, GIFs and files without a duration or frame count need no special case. `start_frame` counts source
@@ -25,7 +25,7 @@ from pipeline.video.cut_clips import clip_file
 from pipeline.video.orientation import SCALERS, Frames, Scale, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
-from pipeline.video.stretches import plan_stretches, stretch
+from pipeline.video.stretches import plan_stretches, segments_or_stretches, stretch
 from pipeline.video.timeline import (
     DisorderedError,
     Floats,
@@ -40,7 +40,7 @@ from pipeline.video.timeline import (
 
 _GARBAGE = 16  # frames that may be in memory and not in use any more
 
-__all__ = ["clip_file", "decode", "look", "plan_stretches", "segments", "stretch", "write_mp4"]
+__all__ = ["clip_file", "decode", "look", "plan_stretches", "segments", "segments_or_stretches", "stretch", "write_mp4"]
 
 
 # --- one look --------------------------------------------------------------------------------------------------------

@@ -111,17 +111,21 @@ class IndexWorker:
 
     def _rows(self, video: Row, planned_rows: list[Row]) -> list[Row]:
         """The rows of a video; none of a long one, whose stretches are added to the planned rows."""
-        name = film_name(video["uri"], video["version"])
+        name, length = film_name(video["uri"], video["version"]), self._length
         if name in self._planned:
             return []
-        if self._length is None or video.get("error") or video.get("span"):
+        if length is None or video.get("span"):
             return index(video, self.run.data, self.decoder, self.run.seed)
-        try:
-            stretches = self.decoder.plan_stretches(str(video["uri"]), self._length)
-        except ClipError as error:
-            return index({**video, "error": str(error)}, self.run.data, self.decoder, self.run.seed)
+        stretches, d = list[Row](), self.run.data
+
+        def segments() -> list[Row]:
+            seen = self.decoder.index_or_plan(str(video["uri"]), d.frames, d.fps, d.stride, length)
+            stretches.extend(seen["stretches"])
+            return seen["segments"]
+
+        rows = rows_of(video, self.run.seed, segments)
         if not stretches:
-            return index(video, self.run.data, self.decoder, self.run.seed)
+            return rows
         self._planned.add(name)
         for number, row in enumerate(stretches):
             _log_note(video, row)

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import ClipError
 from pipeline.video.cuts import Changes
 from pipeline.video.packets import Packets, Pulse, no_pulse, read_packets
-from pipeline.video.segments import Seen, cut, is_whole, pictures_between, stream_note
+from pipeline.video.segments import Seen, cut, is_whole, pictures_between, segments, stream_note
 from pipeline.video.timeline import Timeline, end_time, read_timeline, stamped
 
 THUMBNAIL = (18, 32, 3)
@@ -64,6 +64,15 @@ def _starts(packets: Packets, line: Timeline, length: int) -> list[int]:
     return starts
 
 
+def segments_or_stretches(
+    path: str, frames: int, fps: float, stride: int | None, length: int, pulse: Pulse = no_pulse
+) -> list[dict[str, list[Row]]]:
+    """What `plan_stretches` says of a file, and where that is nothing, its segments: {stretches, segments}, a list of
+    one. Asked for together, a short file costs one call of a decoder's child. Raises ClipError."""
+    planned = plan_stretches(path, length, pulse)
+    return [{"stretches": planned, "segments": [] if planned else segments(path, frames, fps, stride, pulse)}]
+
+
 def stretch(path: str, start_frame: int, num_frames: int, pulse: Pulse = no_pulse) -> list[Row]:
     """What is noted of so many frames of a film, as a list of one: {height, width, times, pixels, colours, first,
     last}. The times [n] are in seconds; pixels and colours [n - 1] are `Changes`', first and last its thumbnails in
@@ -93,10 +102,8 @@ def segments_of(rows: Sequence[Mapping[str, Any]], frames: int, fps: float, stri
     Raises ClipError."""
     changes = Changes()
     for row in rows:
-        later = Changes()
-        later.first, later.last = _thumbnail(row["first"]), _thumbnail(row["last"])
-        later.pixels, later.colours = list(row["pixels"]), list(row["colours"])
-        changes.extend(later)
+        pictures = _thumbnail(row["first"]), _thumbnail(row["last"])
+        changes.extend(Changes.noted(*pictures, row["pixels"], row["colours"]))
     times = np.concatenate([np.array(row["times"], np.float64) for row in rows])
     none = np.empty(0, np.int64)
     seen = Seen(

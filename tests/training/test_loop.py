@@ -212,7 +212,7 @@ def test_the_loss_is_that_of_attribution(checkpoint: str, cache: str) -> None:
     (line,) = ft.train(training, clips, config, seed=3)
     assert line.loss == pytest.approx(expected, rel=1e-6)
     assert line.step == 1
-    assert set(json.loads(line.json())) == {"step", "loss", "seconds"}
+    assert set(json.loads(line.json())) == {"step", "loss", "seconds", "waited"}
 
 
 def test_a_motion_weight_counts_what_changes_more(checkpoint: str, cache: str) -> None:

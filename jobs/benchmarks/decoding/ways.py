@@ -33,6 +33,7 @@ from pipeline.video.indexing import IndexWorker, JoinWorker, StretchWorker
 Figures = dict[str, Any]
 FPS = 16.0  # of a segment, as Wan's
 STRETCH = 1440  # frames: a minute of film
+BATCH = 4  # videos that an actor is handed at a time, as the recipes have it
 _peaks = list[float]()  # MiB of the largest child so far
 
 
@@ -107,7 +108,7 @@ def index(path: str, threads: int, frames: int) -> Figures:
     clock = Clock()
     with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(threads) as pool:
         changes = f"{root}/changes/clips"
-        first = _through(pool, [IndexWorker(run, schema, ()) for _ in range(threads)], listed)
+        first = _through(pool, [IndexWorker(run, schema, ()) for _ in range(threads)], listed, BATCH)
         clips, stretches = _table(first, "clips"), _table(first, "stretches")
         if stretches.num_rows:
             for part in _through(pool, [StretchWorker(run) for _ in range(threads)], stretches):
@@ -121,15 +122,17 @@ def index(path: str, threads: int, frames: int) -> Figures:
     return {**clock.stop(), "clips": clips.num_rows, "peak_mib": max(_peaks)}
 
 
-def _through(pool: ThreadPoolExecutor, workers: Sequence[Any], rows: pa.Table) -> list[dict[str, pa.Table]]:
-    """What workers make of rows, each handed one at a time, as actors are; then their children end."""
-    waiting = deque(range(rows.num_rows))
+def _through(
+    pool: ThreadPoolExecutor, workers: Sequence[Any], rows: pa.Table, batch: int = 1
+) -> list[dict[str, pa.Table]]:
+    """What workers make of rows, handed to them in batches, as to actors; then their children end."""
+    waiting = deque(range(0, rows.num_rows, batch))
 
     def work(worker: Any) -> list[dict[str, pa.Table]]:
         parts = list[dict[str, pa.Table]]()
         with contextlib.suppress(IndexError):  # another worker had the last one
             while True:
-                parts += worker(rows.slice(waiting.popleft(), 1))
+                parts += worker(rows.slice(waiting.popleft(), batch))
         return parts
 
     parts = [part for of_worker in pool.map(work, workers) for part in of_worker]
