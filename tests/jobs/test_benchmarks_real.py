@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.real import __main__ as job
 from jobs.benchmarks.real import (
     bench,
@@ -191,12 +192,12 @@ def test_a_ridge_predicts_what_composition_tells_and_nothing_else() -> None:
     rng = np.random.default_rng(2)
     labels = np.array(["a", "b", "c"])[rng.integers(0, 3, 90)]
     members = [np.sort(rng.choice(90, 27, replace=False)) for _ in range(30)]
-    shares = designs.composition([labels], members)
+    shares = datamodel.composition([labels], members)
     assert np.allclose(shares.sum(1), 1)
     gains = shares @ rng.standard_normal((3, 2))
-    predicted = designs.ridge(shares, gains)
+    predicted = datamodel.ridge(shares, gains)
     assert min(np.corrcoef(predicted[:, n], gains[:, n])[0, 1] for n in (0, 1)) > 0.8
-    assert not designs.ridge(np.ones((30, 1)), gains).any(), "one scene for all tells nothing"
+    assert not datamodel.ridge(np.ones((30, 1)), gains).any(), "one scene for all tells nothing"
 
 
 def test_the_yardstick_takes_each_stratum_of_training_once() -> None:

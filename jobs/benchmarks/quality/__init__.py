@@ -1,6 +1,7 @@
 """Does it pick the right clips? ``python -m jobs.benchmarks.quality`` answers by fine-tuning on what it picked.
 
 problem          the synthetic world's clips, queries and held-out clips, encoded once; the base model
+lessons          what a base model is taught, and its training
 base_model       a job: trains the base model
 retraining       a short fine-tuning on some of the clips, and the held-out losses after it: the truth
 kernels          inner products of whole gradients by part of the model, for every setting: what influence is made of

@@ -13,13 +13,13 @@ from typing import Any
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.quality import report, studies
 from jobs.benchmarks.quality.laws import LAWS
-from jobs.benchmarks.quality.problem import Size
+from jobs.benchmarks.quality.problem import World
 from jobs.benchmarks.quality.retraining import Recipe
 from jobs.benchmarks.quality.studies import Plan
 from pipeline.stages.progress import duration
 
 LONG = Plan(
-    Size(1200, 10, 50),
+    World(1200, 10, 50),
     Recipe(),
     subsets=100,
     halves=50,
@@ -29,7 +29,7 @@ LONG = Plan(
     exact=40,
 )
 QUICK = Plan(
-    Size(200, 5, 5),
+    World(200, 5, 5),
     Recipe(steps=40, noises=3),
     subsets=16,
     halves=0,
