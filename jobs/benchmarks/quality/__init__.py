@@ -14,5 +14,6 @@ laws             how far a video's motion is from the law of its kind
 metagradient     exact influence, by differentiating through a fine-tuning: the ceiling
 tasks            Ray's tasks; what is on disk is not done again
 studies          the studies in their order, each a table
+worlds           a small study in several worlds: other corpora, another base, a shifted world
 report           the tables and plots
 """

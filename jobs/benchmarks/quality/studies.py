@@ -99,7 +99,8 @@ class Studies:
 
     @cached_property
     def scored(self) -> dict[str, Scored]:
-        captions = tuple([scene.caption for scene in self.plan.world.scenes(name)] for name in ("clips", "queries"))
+        scenes = self.plan.world.scenes
+        captions = [scene.caption for scene in scenes("clips")], [scene.caption for scene in scenes("queries")]
         return methods.compared(self.kernels, self.clips, self.queries, MOTIONS, captions, self.own)
 
     @cached_property
