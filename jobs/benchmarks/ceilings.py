@@ -86,12 +86,17 @@ def philox_rate(device: torch.device | str) -> float:
     return target.numel() / 4 / statistics.median(timed(lambda: target.random_(), device, _TAKES, warmup=2))
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores and threads in use, memory, GPU, versions, date: what a figure is worth nothing without."""
     facts: dict[str, Any] = {
         "date": date.today().isoformat(),
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "instructions": torch.backends.cpu.get_cpu_capability(),

@@ -22,7 +22,7 @@ import pyarrow as pa
 from jobs.benchmarks import ceilings
 from jobs.benchmarks.quality import counterfactual, tasks
 from jobs.benchmarks.quality.influences import Floats
-from jobs.benchmarks.quality.problem import Clips, Size
+from jobs.benchmarks.quality.problem import Clips, World
 from jobs.benchmarks.quality.retraining import Recipe, Retraining, on
 from jobs.benchmarks.quality.studies import MOTIONS, Plan, Studies
 from pipeline.models.loss import named_generator
@@ -36,9 +36,9 @@ ERRORS = 0.1  # of what a curator says
 QUEUES = ("near the cut", "at random", "disputed")
 ARMS = ("selected", *QUEUES, "oracle")
 PLACES = ((501.0, 0), (751.0, 0))
-LONG = Plan(Size(300, 5, 10), Recipe(steps=60), subsets=0, halves=0, seeds=2, others=False, places=PLACES,
+LONG = Plan(World(300, 5, 10), Recipe(steps=60), subsets=0, halves=0, seeds=2, others=False, places=PLACES,
             targets=("bounce", "explode", "free_fall", "roll", "spin"))  # fmt: skip
-QUICK = Plan(Size(120, 2, 3), Recipe(steps=20, noises=3), subsets=0, halves=0, seeds=1, others=False, places=PLACES,
+QUICK = Plan(World(120, 2, 3), Recipe(steps=20, noises=3), subsets=0, halves=0, seeds=1, others=False, places=PLACES,
              targets=("explode", "spin"))  # fmt: skip
 
 Order = npt.NDArray[np.int64]  # rows of the corpus, from first to last choice
@@ -154,7 +154,7 @@ def main() -> None:
     ceilings.print_machine(hardware)
     study = Studies(plan, given.folder)
     trainings = fine_tunings(study, reviews)
-    losses = tasks.measured(given.folder, plan.size, plan.recipe, "curators", list(trainings.values()))
+    losses = tasks.measured(given.folder, plan.world, plan.recipe, "curators", list(trainings.values()))
     changes = {
         key: counterfactual.changes(after, study.base, study.held_out, key[1])
         for key, after in zip(trainings, losses, strict=True)

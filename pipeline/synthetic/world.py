@@ -139,7 +139,14 @@ def _looks(rng: np.random.Generator) -> tuple[str, Texture, Texture, tuple[float
 
 
 def scene(
-    seed: int, name: str, kind: str = "real", motion: str = "", frames: int = 9, fps: int = 8, pan: float = 0.1
+    seed: int,
+    name: str,
+    kind: str = "real",
+    motion: str = "",
+    frames: int = 9,
+    fps: int = 8,
+    pan: float = 0.1,
+    speeds: tuple[float, float] = SPEED,
 ) -> Scene:
     """The scene that (seed, name) determine. `pan` is the chance that the camera moves slowly as well.
 
@@ -153,7 +160,7 @@ def scene(
     rng = np.random.default_rng([seed, *name.encode()])
     looks, background, surface, (power, lobes, depth) = _looks(rng)
     radius, direction = rng.uniform(*RADIUS), rng.uniform(0, 2 * np.pi)
-    centre, speed = rng.uniform(-0.4, 0.4, 2), rng.uniform(*SPEED)
+    centre, speed = rng.uniform(-0.4, 0.4, 2), rng.uniform(*speeds)
     t = np.linspace(0.0, 1.0, frames)
     still = poses_of(trajectory_of(np.zeros(frames)), direction, centre)
     body = Body(surface, radius, power, lobes, depth, still)
@@ -179,19 +186,28 @@ def _camera(rng: np.random.Generator, t: Floats, speed: float) -> Floats:
 def corpus(seed: int, count: int, frames: int = 9) -> list[Scene]:
     """`count` scenes: about 62 % real motions, 23 % cartoons, 8 % still, 7 % camera moves; the first n do not depend on
     `count`."""
-    scenes = []
+    return [scene(seed, name, kind, motion, frames) for name, kind, motion in labels(seed, count)]
+
+
+def labels(seed: int, count: int) -> list[tuple[str, str, str]]:
+    """Name, kind and motion of every scene of a corpus."""
+    rows = []
     for i in range(count):
-        name = f"{i:06d}"
         rng = np.random.default_rng([seed, i])
         kind = str(rng.choice(("real", "cartoon", "still", "camera"), p=(0.62, 0.23, 0.08, 0.07)))
         motion = str(rng.choice({"real": MOTIONS, "cartoon": CARTOONS}.get(kind, ("",))))
-        scenes.append(scene(seed, name, kind, motion, frames))
-    return scenes
+        rows.append((f"{i:06d}", kind, motion))
+    return rows
 
 
 def queries(seed: int, each: int, frames: int = 9) -> list[Scene]:
     """`each` clean scenes of every motion, from a still camera."""
-    return [scene(seed, f"{m}-{i:02d}", "real", m, frames, pan=0.0) for m in MOTIONS for i in range(each)]
+    return [scene(seed, name, "real", motion, frames, pan=0.0) for name, motion in query_labels(each)]
+
+
+def query_labels(each: int) -> list[tuple[str, str]]:
+    """Name and motion of `each` scenes of every motion."""
+    return [(f"{motion}-{i:02d}", motion) for motion in MOTIONS for i in range(each)]
 
 
 # --- pictures and flow ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.real import __main__ as job
 from jobs.benchmarks.real import (
     bench,
@@ -32,6 +33,7 @@ from jobs.benchmarks.real import (
 from jobs.benchmarks.real.options import Real
 from pipeline.errors import ConfigError, InputError
 from pipeline.models.schedule import Schedule
+from pipeline.synthetic import shifted as shifted_world
 from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
 
@@ -190,12 +192,12 @@ def test_a_ridge_predicts_what_composition_tells_and_nothing_else() -> None:
     rng = np.random.default_rng(2)
     labels = np.array(["a", "b", "c"])[rng.integers(0, 3, 90)]
     members = [np.sort(rng.choice(90, 27, replace=False)) for _ in range(30)]
-    shares = designs.composition([labels], members)
+    shares = datamodel.composition([labels], members)
     assert np.allclose(shares.sum(1), 1)
     gains = shares @ rng.standard_normal((3, 2))
-    predicted = designs.ridge(shares, gains)
+    predicted = datamodel.ridge(shares, gains)
     assert min(np.corrcoef(predicted[:, n], gains[:, n])[0, 1] for n in (0, 1)) > 0.8
-    assert not designs.ridge(np.ones((30, 1)), gains).any(), "one scene for all tells nothing"
+    assert not datamodel.ridge(np.ones((30, 1)), gains).any(), "one scene for all tells nothing"
 
 
 def test_the_yardstick_takes_each_stratum_of_training_once() -> None:
@@ -242,22 +244,22 @@ def test_a_query_asks_for_its_looks_without_what_its_twins_share() -> None:
 
 
 def test_a_puppet_keeps_its_looks_and_what_it_does_is_another_in_every_take() -> None:
-    first, again = (puppets.scene(0, "person01", "roll", take, shifted=False) for take in (0, 1))
+    first, again = (puppets.scene(0, "person01", "roll", take, is_shifted=False) for take in (0, 1))
     assert (first.bodies[0].texture.base == again.bodies[0].texture.base).all()
     assert first.background is not again.background
     assert (first.background.wave == again.background.wave).all()
     assert not np.allclose(first.bodies[0].poses, again.bodies[0].poses)
     assert first.caption == again.caption
     assert first.caption.endswith(" rolling")
-    other = puppets.scene(0, "person02", "roll", 0, shifted=False)
+    other = puppets.scene(0, "person02", "roll", 0, is_shifted=False)
     assert not np.array_equal(other.bodies[0].texture.wave, first.bodies[0].texture.wave)
-    shifted = puppets.scene(0, "person01", "roll", 0, shifted=True)
-    assert (shifted.bodies[0].power, shifted.bodies[0].lobes) in {(p, lobes) for p, lobes, _ in puppets.OUTLINES}
+    shifted = puppets.scene(0, "person01", "roll", 0, is_shifted=True)
+    assert (shifted.bodies[0].power, shifted.bodies[0].lobes) in {(p, lobes) for p, lobes, _ in shifted_world.OUTLINES}
     assert shifted.caption == "a shape rolling"
 
 
 def test_puppets_are_a_folder_that_the_benchmark_reads(tmp_path: Path) -> None:
-    assert puppets.write(tmp_path / "w", 0, people=4, takes=1, shifted=False) == 24
+    assert puppets.write(tmp_path / "w", 0, people=4, takes=1, is_shifted=False) == 24
     listing = layouts.listed(str(tmp_path / "w"), Real())
     assert listing.layout == "columns"
     assert {video.action for video in listing.videos} == set(puppets.ACTIONS)

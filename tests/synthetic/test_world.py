@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.synthetic import world
+from pipeline.synthetic import shifted, world
 from pipeline.synthetic.world import CARTOONS, MOTIONS, Scene
 
 Floats = npt.NDArray[np.float64]
@@ -284,3 +284,29 @@ def test_no_motion_is_much_slower_or_faster_than_the_others(measured: dict[str, 
     others = np.mean([rows[:, 5].mean() for rows in measured.values()])
     ratio = measured[motion][:, 5].mean() / others
     assert 0.7 < ratio < 1.4, f"the amount of motion names {motion}: its mean flow is {ratio:.2f} of the motions' mean"
+
+
+# --- another world ----------------------------------------------------------------------------------------------------
+
+
+def test_a_shifted_corpus_shows_the_same_motions_by_other_bodies() -> None:
+    ours, theirs = world.corpus(7, 40), shifted.corpus(7, 40)
+    assert [(s.name, s.kind, s.motion) for s in ours] == [(s.name, s.kind, s.motion) for s in theirs]
+    outlines = {(body.power, body.lobes, body.depth) for s in theirs if s.motion != "explode" for body in s.bodies}
+    assert outlines <= set(shifted.OUTLINES)
+    assert not outlines & {(body.power, body.lobes, body.depth) for s in ours for body in s.bodies}
+    assert all(s.caption.startswith("a shape ") for s in theirs)
+    assert not same(shifted.scene(7, "x", "real", "roll"), shifted.scene(8, "x", "real", "roll"))
+    assert same(shifted.scene(7, "x", "real", "roll"), shifted.scene(7, "x", "real", "roll"))
+
+
+def test_a_shifted_world_is_faster_and_its_camera_mostly_moves() -> None:
+    asked, usual = shifted.queries(7, 10), world.queries(7, 10)
+    assert 0.75 < np.mean([bool(np.ptp(s.camera[:, :2], axis=0).any()) for s in asked]) < 1
+    assert not any(np.ptp(s.camera[:, :2], axis=0).any() for s in usual)
+
+    def speed(scenes: list[Scene]) -> float:
+        paths = [s.bodies[0].poses[:, :2] for s in scenes if s.motion == "slide"]
+        return float(np.mean([np.linalg.norm(np.diff(path, axis=0), axis=1).mean() for path in paths]))
+
+    assert speed(asked) > 1.2 * speed(usual)

@@ -1,6 +1,7 @@
 """Does it pick the right clips? ``python -m jobs.benchmarks.quality`` answers by fine-tuning on what it picked.
 
 problem          the synthetic world's clips, queries and held-out clips, encoded once; the base model
+lessons          what a base model is taught, and its training
 base_model       a job: trains the base model
 retraining       a short fine-tuning on some of the clips, and the held-out losses after it: the truth
 kernels          inner products of whole gradients by part of the model, for every setting: what influence is made of
@@ -13,5 +14,6 @@ laws             how far a video's motion is from the law of its kind
 metagradient     exact influence, by differentiating through a fine-tuning: the ceiling
 tasks            Ray's tasks; what is on disk is not done again
 studies          the studies in their order, each a table
+worlds           a small study in several worlds: other corpora, another base, a shifted world
 report           the tables and plots
 """

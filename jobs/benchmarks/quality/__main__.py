@@ -1,7 +1,8 @@
 """Does attribution pick the right clips? Held against what fine-tuning on them really does, with every control.
 
-``python -m jobs.benchmarks.quality [--quick] [--folder runs/quality]``. What is in the folder is not computed again, so
-that a killed run goes on. Tables as Parquet, plots as PNG in FOLDER/report, one JSON line last.
+``python -m jobs.benchmarks.quality [--worlds] [--quick] [--folder runs/quality]``. What is in the folder is not
+computed again, so that a killed run goes on. Tables as Parquet, plots as PNG in FOLDER/report, one JSON line last.
+`--worlds` is a small study in several worlds, with intervals over them; it has no plots.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import time
 from typing import Any
 
 from jobs.benchmarks import ceilings
-from jobs.benchmarks.quality import report, studies
+from jobs.benchmarks.quality import report, studies, worlds
 from jobs.benchmarks.quality.laws import LAWS
-from jobs.benchmarks.quality.problem import Size
+from jobs.benchmarks.quality.problem import World
 from jobs.benchmarks.quality.retraining import Recipe
 from jobs.benchmarks.quality.studies import Plan
 from pipeline.stages.progress import duration
 
 LONG = Plan(
-    Size(1200, 10, 50),
+    World(1200, 10, 50),
     Recipe(),
     subsets=100,
     halves=50,
@@ -29,7 +30,7 @@ LONG = Plan(
     exact=40,
 )
 QUICK = Plan(
-    Size(200, 5, 5),
+    World(200, 5, 5),
     Recipe(steps=40, noises=3),
     subsets=16,
     halves=0,
@@ -45,15 +46,26 @@ QUICK = Plan(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few clips, subsets, targets and seeds: some minutes")
+    parser.add_argument("--worlds", action="store_true", help="other corpora, another base, a shifted world")
     parser.add_argument("--folder", default="runs/quality", help="where everything is kept")
     given = parser.parse_args()
     machine = ceilings.machine()
     ceilings.print_machine(machine)
     start = time.monotonic()
-    results = run(QUICK if given.quick else LONG, given.folder)
+    if given.worlds:
+        results = worlds.run(worlds.QUICK if given.quick else worlds.LONG, given.folder)
+    else:
+        results = run(QUICK if given.quick else LONG, given.folder)
     seconds = time.monotonic() - start
-    print(f"{duration(seconds)} in this call; plots and tables in {given.folder}/report")
-    ceilings.print_json({"benchmark": "quality", "machine": machine, "seconds": seconds, **results})
+    print(f"{duration(seconds)} in this call; tables in {given.folder}/report")
+    ceilings.print_json(
+        {
+            "benchmark": "quality, worlds" if given.worlds else "quality",
+            "machine": machine,
+            "seconds": seconds,
+            **results,
+        }
+    )
 
 
 def run(plan: Plan, folder: str) -> dict[str, Any]:

@@ -20,18 +20,21 @@ from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.training.arms import by_hash
 
 TENTH = 0.1
-SAME_FOR_ALL = ("all", "random", "magnitude")  # arms that know no target
+SAME_FOR_ALL = ("all", "random", "magnitude", "own_loss", "gradient_length")  # arms that know no target
 
 
 @dataclass(frozen=True)
 class Influences:
-    """Influence on every query, [N, Q], by the rules that arms pick by."""
+    """What arms pick by: influence on every query, [N, Q], where nothing else is said."""
 
     plain: Floats
     no_mask: Floats
     whitened: Floats
     best: Floats
     overlap: Floats  # [N, T]
+    caption: Floats  # [N, T]
+    own_loss: Floats  # [N]
+    length: Floats  # [N]
 
 
 def chosen(
@@ -51,10 +54,16 @@ def chosen(
     if arm == "random":
         place = {clip_id: n for n, clip_id in enumerate(ids)}
         return on(np.array([place[i] for i in _by_hash(seed, ids)[:count]]), seed)
-    if arm == "magnitude":
-        return on(np.argsort(-clips.magnitude, kind="stable")[:count], seed)
-    if arm == "mask_overlap":
-        return top(by.overlap[:, [list(motions).index(target)]], "mean")
+    of_clips: dict[str, Floats] = {
+        "magnitude": clips.magnitude.astype(np.float64),
+        "own_loss": by.own_loss,
+        "gradient_length": by.length,
+    }
+    if arm in of_clips:
+        return on(np.argsort(-of_clips[arm], kind="stable")[:count], seed)
+    of_targets = {"mask_overlap": by.overlap, "caption": by.caption}
+    if arm in of_targets:
+        return top(of_targets[arm][:, [list(motions).index(target)]], "mean")
     if arm == "no_mask":
         return top(by.no_mask[:, columns], "votes")
     if arm == "motive":
@@ -80,8 +89,9 @@ def chosen(
     raise ValueError(f"arm {arm!r}: the benchmark knows no such arm")
 
 
-ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "mask_overlap", "no_mask", "motive",
-        "motive_whitened", "best", "oracle")  # fmt: skip
+ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "gradient_length", "own_loss", "mask_overlap",
+        "caption", "no_mask", "motive", "motive_whitened", "best", "oracle")  # fmt: skip
+LOSSES = ("masked_target", "plain_target", "masked_others", "plain_others")
 
 
 def _by_hash(seed: int, clip_ids: Sequence[str]) -> list[str]:
@@ -99,9 +109,18 @@ def changes(after: Losses, before: Losses, held_out: Clips, target: str) -> dict
     return relative
 
 
+def shares(task: Retraining, clips: Clips, target: str) -> dict[str, float]:
+    """Which share of a selection shows the target's motion, lawfully or as a cartoon, and which are camera moves."""
+    rows = [row for row, _ in task.weights]
+    return {
+        "own_motion": float(np.mean(clips.motions[rows] == target)),
+        "camera_moves": float(np.mean(clips.kinds[rows] == "camera")),
+    }
+
+
 def table(by_arm: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[str, float | str]]:
-    """A row an arm: the mean change of each loss with its 95 % interval over targets and seeds, and the same of the
-    masked target loss paired with random's. `found` is by arm, target and seed."""
+    """A row an arm: the mean change of each loss and each share with its 95 % interval over targets and seeds, and the
+    changes paired with random's."""
     rows: list[dict[str, float | str]] = []
     for arm in dict.fromkeys(arm for arm, _, _ in by_arm):
         mine = {(target, seed): values for (a, target, seed), values in by_arm.items() if a == arm}
@@ -110,6 +129,8 @@ def table(by_arm: Mapping[tuple[str, str, int], dict[str, float]]) -> list[dict[
         row: dict[str, float | str] = {"arm": arm}
         for name in next(iter(mine.values())):
             row |= bootstrap_mean([values[name] for values in mine.values()], targets, seeds).columns(name)
-        gain = [values["masked_target"] - random[key]["masked_target"] for key, values in mine.items()]
-        rows.append({**row, **bootstrap_mean(gain, targets, seeds).columns("over_random")})
+        for name in LOSSES:
+            less = [values[name] - random[key][name] for key, values in mine.items()]
+            row |= bootstrap_mean(less, targets, seeds).columns(f"{name}_over_random")
+        rows.append(row)
     return rows

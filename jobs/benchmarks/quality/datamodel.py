@@ -9,7 +9,7 @@ which motion a subset teaches, not whether it teaches at all.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,8 @@ Design = Literal["skewed", "uniform"]
 
 DRAWS = 400  # of a bootstrap
 CONCENTRATION = 0.15  # of the Dirichlet distribution that the motions' shares are drawn from
+FOLDS = 5
+RIDGE = 0.1  # of the largest eigenvalue
 SHARE = {"skewed": 0.25, "uniform": 0.5}  # of the corpus in a subset
 
 
@@ -63,6 +65,13 @@ def correlations(a: Floats, b: Floats) -> Floats:
     return np.nan_to_num(spearman_by_column(a, b))
 
 
+def agreement(values: Floats, gain: Floats, target_specific: bool) -> float:
+    """The LDS of predicted values [S, T] for the measured gain [S, T] (base loss less loss)."""
+    if target_specific:
+        values, gain = specific(values), specific(gain)
+    return float(correlations(values, gain).mean())
+
+
 @dataclass(frozen=True)
 class Score:
     """An LDS with its 90 % interval."""
@@ -76,7 +85,7 @@ class Score:
 
 
 def lds(values: Floats, gain: Floats, target_specific: bool) -> Score:
-    """LDS of predicted values [S, T] for the measured gain [S, T] (base loss less loss)."""
+    """`agreement`, with its interval over subsets and motions."""
     mean, drawn = _bootstrapped(values, gain, target_specific)
     return Score(mean, *np.quantile(drawn, (0.05, 0.95)).tolist())
 
@@ -117,12 +126,35 @@ def cross_fitted(scores: Mapping[str, Floats], members: list[Rows], gains: Float
     halves = [np.arange(len(members)) % 2 == fold for fold in (0, 1)]
     fitted, named = np.zeros_like(gains), []
     for half in halves:
-        best = max(predictions, key=lambda name: _score(predictions[name][half], gains[half]))
+        best = max(predictions, key=lambda name: agreement(predictions[name][half], gains[half], True))
         named.append(best)
         values = predictions[best][~half]
         fitted[~half] = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
     return named, fitted
 
 
-def _score(values: Floats, gains: Floats) -> float:
-    return float(correlations(specific(values), specific(gains)).mean())
+# --- what a subset's composition tells --------------------------------------------------------------------------------
+
+
+def composition(labels: Sequence[npt.NDArray[np.str_]], members: Sequence[Rows]) -> Floats:
+    """What share of each subset has each label, of each kind of label: [S, labels]."""
+    columns = [kind == label for kind in labels for label in np.unique(kind)]
+    shares = [[float(column[rows].mean()) for column in columns] for rows in members]
+    return np.array(shares, np.float64)
+
+
+def ridge(features: Floats, gains: Floats) -> Floats:
+    """What a ridge on features [S, F] predicts of gains [S, T], less their mean: each subset by one that was fitted to
+    others. What is the same for all subsets predicts zeros."""
+    subsets = len(gains)
+    predicted = np.zeros_like(gains)
+    for fold in range(min(FOLDS, subsets)):
+        out = np.arange(subsets) % min(FOLDS, subsets) == fold
+        x, y = features[~out], gains[~out]
+        centre = x - x.mean(0)
+        square = centre.T @ centre
+        penalty = RIDGE * max(float(np.linalg.eigvalsh(square)[-1]), 1e-9)
+        weights = np.linalg.solve(square + penalty * np.eye(len(square)), centre.T @ (y - y.mean(0)))
+        # Without the other subsets' mean, which is low where this fold's is high.
+        predicted[out] = (features[out] - x.mean(0)) @ weights
+    return predicted

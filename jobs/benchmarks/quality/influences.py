@@ -5,6 +5,7 @@ A score is the mean influence on the motion's queries: [N, T]. Rows that a metho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,6 +104,12 @@ def voted(values: Floats) -> Floats:
     return scores
 
 
+def gradient_lengths(grams: Grams) -> Floats:
+    """The length of every plain gradient of a setting: [M]."""
+    squares: Floats = np.einsum("pii->i", grams["none"]).astype(np.float64)
+    return np.sqrt(np.maximum(squares, 0))
+
+
 # --- controls: what needs no gradient ---------------------------------------------------------------------------------
 
 
@@ -122,6 +129,17 @@ def _cosines_of(a: Tensor, b: Tensor, clips: Clips, queries: Clips, motions: Seq
     scores = by_motion(x @ y.T, queries, motions)
     scores[~clips.moving] = np.nan
     return scores
+
+
+def caption_match(of_clips: Sequence[str], of_queries: Sequence[str], queries: Clips, motions: Sequence[str]) -> Floats:
+    """How many words a caption shares with those of a motion's queries, of all words of both: the mean over them."""
+    words, asked = ([_words(caption) for caption in captions] for captions in (of_clips, of_queries))
+    likeness = np.array([[len(a & b) / max(1, len(a | b)) for b in asked] for a in words], np.float64)
+    return by_motion(likeness, queries, motions)
+
+
+def _words(caption: str) -> frozenset[str]:
+    return frozenset(word.lower() for word in re.findall(r"[^\W_]+", caption))
 
 
 def magnitude(clips: Clips, motions: Sequence[str]) -> Floats:

@@ -222,6 +222,6 @@ VARIANTS = {
     "short": Variant(clips=short, queries=short),
     "small": Variant(clips=small, queries=small),
     "tuned": Variant(("motion", "none", "crossed"), model="tuned"),
-    "untrained": Variant(model="untrained"),
+    "untrained": Variant(("motion", "none", "crossed"), model="untrained"),
     "others": Variant(clips=other_latents),
 }

@@ -142,10 +142,12 @@ class Differentiable:
         return total
 
 
-def exact(clips: Clips, held_out: Clips, targets: Sequence[str], problem: Problem, subsets: int, dropped: int) -> Exact:
+def exact(
+    model: VideoModel, held_out: Clips, targets: Sequence[str], problem: Problem, subsets: int, dropped: int
+) -> Exact:
     """Exact influence of every clip of a small problem on each target, and how much lower the targets' masked losses
     really end if the clips of a subset lack `dropped` of them: [rows, T], [S, rows], [S, T]."""
-    differentiable = Differentiable(retraining.fresh(), problem)
+    differentiable = Differentiable(model, problem)
     count, at = len(problem.rows), [held_out.of(target).tolist() for target in targets]
     with sdpa_kernel(SDPBackend.MATH):
         states = differentiable.trained(torch.ones(count))

@@ -4,7 +4,7 @@ have been done, one change at a time; and cheaper attributions beside the full o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,17 +12,22 @@ from jobs.benchmarks.quality import influences
 from jobs.benchmarks.quality.influences import Floats, Method, Place
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.problem import Clips
+from jobs.benchmarks.quality.retraining import Losses
 from jobs.benchmarks.quality.tasks import PAPER
 from pipeline.statistics.correlations import spearman_by_column
 
 # Kernels at PAPER beside the shared ones (`kernels.VARIANTS`).
-CONTROLS = ("untrained", "others")
+CONTROLS = ("others",)
 OTHERS = ("adam", "projected", "own", "robust", "steady", "mixed", "short", "small", "tuned", *CONTROLS)
 WHITEN = 0.01
 # Pairs, and lambda, over every setting; chosen in sight of the subsets (`datamodel.cross_fitted` judges that).
 BEST = (("crossed",), WHITEN)
 ONE = (PAPER,)
 QUERIES = (1, 3, 5)  # of a motion, where all others have all of them
+UNTRAINED, CAPTION = "control: untrained model, as the best", "control: caption match"
+OWN_LOSS, LENGTH = "control: own loss", "control: gradient length"
+OVERLAP, RAW, MAGNITUDE = "control: mask overlap alone", "control: raw latents", "control: motion magnitude"
+Captions = tuple[Sequence[str], Sequence[str]]  # of the clips, of the queries
 Named = tuple[str, Floats]  # what was changed, and the score of every clip for every motion [N, T]
 TOP, LISTED = 0.1, 0.2  # the full one's best tenth, looked for in the cheap one's best fifth
 LAST = 3  # parts of the model: the last block and what follows
@@ -30,9 +35,11 @@ LAST = 3  # parts of the model: the last block and what follows
 
 @dataclass(frozen=True)
 class Kernels:
-    """Gram matrices by place, under shared noise; the same under noises of other numbers; and OTHERS."""
+    """Gram matrices by place, under shared noise; those of an untrained model; the same as the first under noises of
+    other numbers; and OTHERS."""
 
     shared: Mapping[Place, Grams]
+    untrained: Mapping[Place, Grams]
     repeated: Mapping[Place, Grams]
     others: Mapping[str, Grams]
 
@@ -50,8 +57,10 @@ class Scored:
     by_query: bool = True
 
 
-def compared(computed: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...]) -> dict[str, Scored]:
-    """The methods of the main table, and the controls."""
+def compared(
+    computed: Kernels, clips: Clips, queries: Clips, motions: tuple[str, ...], captions: Captions, own: Losses
+) -> dict[str, Scored]:
+    """The methods of the main table, and the controls. `own` [N, 2] are the clips' losses under the base."""
     every, many = computed.places, f"{len(computed.places)} settings"
     others = [place for place in every if place[0] != PAPER[0]]
 
@@ -71,13 +80,20 @@ def compared(computed: Kernels, clips: Clips, queries: Clips, motions: tuple[str
         f"no mask, {many}, whitened": of("none", WHITEN, every),
         "best": combined(computed, clips, *BEST),
     }
-    for control, title in (("untrained", "untrained model"), ("others", "own mask, another clip's latent")):
-        values = influences.values({PAPER: computed.others[control]}, Method((PAPER,), "motion", WHITEN), clips)
+    for grams, title in ((computed.untrained[PAPER], "untrained model"),
+                         (computed.others["others"], "own mask, another clip's latent")):  # fmt: skip
+        values = influences.values({PAPER: grams}, Method((PAPER,), "motion", WHITEN), clips)
         table[f"control: {title}, whitened"] = Scored(values, 1)
+    blank = replace(computed, shared=computed.untrained)
+    table[UNTRAINED] = combined(blank, clips, *BEST)
+    lengths = influences.gradient_lengths(computed.shared[PAPER])[: len(clips)]
     for name, values in (
-        ("control: mask overlap alone", influences.overlap(clips, queries, motions)),
-        ("control: raw latents", influences.raw_latents(clips, queries, motions)),
-        ("control: motion magnitude", influences.magnitude(clips, motions)),
+        (CAPTION, influences.caption_match(*captions, queries, motions)),
+        (OWN_LOSS, np.repeat(own[:, 1:], len(motions), 1)),
+        (LENGTH, np.repeat(lengths[:, None], len(motions), 1)),
+        (OVERLAP, influences.overlap(clips, queries, motions)),
+        (RAW, influences.raw_latents(clips, queries, motions)),
+        (MAGNITUDE, influences.magnitude(clips, motions)),
         ("control: random", influences.chance(clips, motions)),
         ("oracle: the clip's true motion", influences.true_motion(clips, motions)),
     ):

@@ -23,8 +23,9 @@ from pipeline.config import PACKAGE, Run
 from pipeline.models import VideoModel, open_model
 from pipeline.motion import load_raft
 from pipeline.storage import stores
-from pipeline.synthetic import world
+from pipeline.synthetic import shifted, world
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 OUT = PACKAGE / "weights" / "quality-transformer"  # the base model, as `base_model` trained it
 SEED = 7_000_001  # of the corpus; no weights have seen it. Queries and held-out clips follow
 SETS = ("clips", "queries", "held_out")
@@ -32,27 +33,39 @@ TENSORS = ("latent", "mask", "robust", "steady", "small")
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much world: clips of the corpus, queries and held-out clips of each of the ten motions."""
+class World:
+    """Which world: how many clips of which corpus, queries and held-out clips of each of the ten motions, and the base
+    model that is fine-tuned on them."""
 
     clips: int = 1200
     queries: int = 10
     held_out: int = 15
+    seed: int = SEED  # of the corpus; queries and held-out clips follow
+    shifted: bool = False  # other outlines, textures, speeds, a moving camera
+    base: Path = OUT
+
+    @property
+    def corpus(self) -> str:
+        """Names the corpus in front of its sizes; nothing for the first one."""
+        if (self.seed, self.shifted) == (SEED, False):
+            return ""
+        return f"{self.seed}{'-shifted' if self.shifted else ''}-"
 
     @property
     def name(self) -> str:
-        return f"{self.clips}-{self.queries}-{self.held_out}"
+        return f"{self.corpus}{self.clips}-{self.queries}-{self.held_out}"
 
     @property
     def trained(self) -> str:
-        """Names what a fine-tuning and its losses depend on: not the queries."""
-        return f"{self.clips}-{self.held_out}"
+        """Names what a fine-tuning and its losses depend on, but for the base: not the queries."""
+        return f"{self.corpus}{self.clips}-{self.held_out}"
 
     def scenes(self, name: str) -> list[world.Scene]:
         """The scenes of a set. The motions of queries and held-out clips are taken in equal parts."""
         if name == "clips":
-            return world.corpus(SEED, self.clips)
-        return world.queries(SEED + SETS.index(name), self.queries if name == "queries" else self.held_out)
+            return (shifted.corpus if self.shifted else world.corpus)(self.seed, self.clips)
+        drawn = shifted.queries if self.shifted else world.queries
+        return drawn(self.seed + SETS.index(name), self.queries if name == "queries" else self.held_out)
 
 
 @dataclass(frozen=True)
@@ -106,23 +119,28 @@ def make(model: VideoModel) -> WanTransformer3DModel:
     )
 
 
-@functools.cache  # once a process: Ray's tasks of one worker share it
-def base_model() -> VideoModel:
-    return load_base()
+def base_model(folder: Path = OUT) -> VideoModel:
+    """The base of this folder, loaded once a process: Ray's tasks of one worker share it."""
+    return _base_model(folder)
 
 
-def load_base() -> VideoModel:
-    """The demo's model with the transformer of `base`."""
+@functools.cache
+def _base_model(folder: Path) -> VideoModel:
+    return load_base(folder)
+
+
+def load_base(folder: Path = OUT) -> VideoModel:
+    """The demo's model with the transformer of a folder."""
     model = open_model(run_of().model, torch.device("cpu"))
-    model.trained = WanTransformer3DModel.from_pretrained(OUT, use_safetensors=True).eval()
+    model.trained = WanTransformer3DModel.from_pretrained(folder, use_safetensors=True).eval()
     model.pipeline.transformer = model.trained  # type: ignore[attr-defined]
     return model
 
 
 @functools.cache
-def base_digest() -> str:
-    """Names the base model's weights: what was computed with others is not taken for these."""
-    return hashlib.blake2b((OUT / "diffusion_pytorch_model.safetensors").read_bytes(), digest_size=6).hexdigest()
+def base_digest(folder: Path) -> str:
+    """Names a base model's weights: what was computed with others is not taken for these."""
+    return hashlib.blake2b((folder / WEIGHTS).read_bytes(), digest_size=6).hexdigest()
 
 
 def encode(scenes: Sequence[world.Scene], folder: str) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jobs.benchmarks.quality.problem import Clips, base_model, make
+from jobs.benchmarks.quality.problem import OUT, Clips, base_model, make
 from pipeline.config import Finetune
 from pipeline.models import VideoModel
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
@@ -77,15 +78,15 @@ def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe, base: VideoModel 
     return model
 
 
-def fresh() -> VideoModel:
+def fresh(base: Path = OUT) -> VideoModel:
     """The base model as it is on disk, whatever was trained in this process before."""
-    model = base_model()
-    model.trained.load_state_dict(_state())
+    model = base_model(base)
+    model.trained.load_state_dict(_state(base))
     return model
 
 
 def untrained() -> VideoModel:
-    """A model of the base's architecture whose weights are random: what the architecture alone tells."""
+    """A model of the bases' architecture whose weights are random: what the architecture alone tells."""
     model = copy.copy(base_model())  # for gradients alone: its pipeline keeps the base's transformer
     torch.manual_seed(3)
     model.trained = make(model).eval()
@@ -93,9 +94,9 @@ def untrained() -> VideoModel:
 
 
 @functools.cache
-def _state() -> dict[str, Any]:
-    """First called by the first `fresh` of a process, when nothing has been trained yet."""
-    return copy.deepcopy(base_model().trained.state_dict())
+def _state(base: Path) -> dict[str, Any]:
+    """First called by a base's first `fresh` of a process, when nothing has been trained yet."""
+    return copy.deepcopy(base_model(base).trained.state_dict())
 
 
 def times(model: VideoModel, clip_ids: Sequence[str], count: int) -> Tensor:

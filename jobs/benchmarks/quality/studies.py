@@ -12,8 +12,9 @@ import numpy as np
 from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, methods, retrieval, tasks
 from jobs.benchmarks.quality.datamodel import Design, both_lds
 from jobs.benchmarks.quality.influences import Floats, Method, Place
+from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.methods import Kernels, Scored, motion_scores
-from jobs.benchmarks.quality.problem import Size, base_model
+from jobs.benchmarks.quality.problem import World, base_model
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.synthetic import world
@@ -21,6 +22,7 @@ from pipeline.synthetic import world
 Rows = list[dict[str, Any]]
 
 MOTIONS = world.MOTIONS
+RIDGE = "control: ridge on composition"
 OTHER_NOISE = 10  # what is added to the numbers of the settings' noises to see how repeatable they are
 LAW_ARMS = ("base", "all", "all_minus_harmful", "random", "motive_whitened", "best", "oracle")
 
@@ -29,16 +31,17 @@ LAW_ARMS = ("base", "all", "all_minus_harmful", "random", "motive_whitened", "be
 class Plan:
     """How much of everything."""
 
-    size: Size
+    world: World
     recipe: Recipe
     subsets: int  # of the skewed design
     halves: int  # subsets of the uniform design
-    seeds: int  # of the counterfactual
+    seeds: int  # of the counterfactual; of the arm random there may be more
     targets: tuple[str, ...]
     laws: tuple[str, ...] = ()  # motions of which videos are made and held against their laws
     films: int = 10  # of each
     exact: int = 0  # subsets of the small problem whose influence is computed exactly
     arms: tuple[str, ...] = counterfactual.ARMS
+    randoms: int = 0  # seeds of the arm random, where they are more than `seeds`
     draws: int = 4  # fine-tunings on each skewed subset, under different seeds, whose mean is predicted
     draws_of_halves: int = 2
     others: bool = True  # whether variants and cheaper attributions are looked at
@@ -50,7 +53,7 @@ class Studies:
 
     def __init__(self, plan: Plan, folder: str) -> None:
         self.plan, self.folder = plan, folder
-        self.clips, self.queries, self.held_out = tasks.encoded(folder, plan.size)
+        self.clips, self.queries, self.held_out = tasks.encoded(folder, plan.world)
 
     @property
     def all(self) -> dict[str, Callable[[], Rows]]:
@@ -71,7 +74,7 @@ class Studies:
     # --- what they share ----------------------------------------------------------------------------------------------
 
     def retrained(self, title: str, trainings: Sequence[Retraining]) -> list[Losses]:
-        return tasks.measured(self.folder, self.plan.size, self.plan.recipe, title, trainings)
+        return tasks.measured(self.folder, self.plan.world, self.plan.recipe, title, trainings)
 
     @cached_property
     def base(self) -> Losses:
@@ -82,33 +85,43 @@ class Studies:
         places = self.plan.places
         again = [(t, noise + OTHER_NOISE) for t, noise in places] if self.plan.others else []
         others = methods.OTHERS if self.plan.others else methods.CONTROLS
-        kinds = [(*place, "shared") for place in places] + [(*place, "masked") for place in again]
-        grams = tasks.grams(
-            self.folder, self.plan.size, self.plan.recipe, kinds + [(*tasks.PAPER, name) for name in others]
-        )
-        one, two = len(places), len(places) + len(again)
-        return Kernels(
-            dict(zip(places, grams[:one], strict=True)),
-            dict(zip(again, grams[one:two], strict=True)),
-            dict(zip(others, grams[two:], strict=True)),
-        )
+        kinds: dict[tuple[str, Any], tuple[float, int, str]] = {
+            **{("shared", place): (*place, "shared") for place in places},
+            **{("untrained", place): (*place, "untrained") for place in places},
+            **{("repeated", place): (*place, "masked") for place in again},
+            **{("others", name): (*tasks.PAPER, name) for name in others},
+        }
+        grams = tasks.grams(self.folder, self.plan.world, self.plan.recipe, list(kinds.values()))
+        by_kind: dict[str, dict[Any, Grams]] = {"shared": {}, "untrained": {}, "repeated": {}, "others": {}}
+        for (kind, key), of in zip(kinds, grams, strict=True):
+            by_kind[kind][key] = of
+        return Kernels(**by_kind)
 
     @cached_property
     def scored(self) -> dict[str, Scored]:
-        return methods.compared(self.kernels, self.clips, self.queries, MOTIONS)
+        scenes = self.plan.world.scenes
+        captions = [scene.caption for scene in scenes("clips")], [scene.caption for scene in scenes("queries")]
+        return methods.compared(self.kernels, self.clips, self.queries, MOTIONS, captions, self.own)
 
-    def gain(self, losses: Losses) -> list[float]:
-        """How much lower the masked loss of every motion is than the base's, as a share of it."""
+    @cached_property
+    def own(self) -> Losses:
+        """The losses of the corpus itself under the base: [N, 2], masked and plain."""
+        plan = self.plan
+        return tasks.measured(self.folder, plan.world, plan.recipe, "own losses", [Retraining((), 0)], "clips")[0]
+
+    def gain(self, losses: Losses, column: int) -> list[float]:
+        """How much lower the masked loss (column 0) or the plain loss (1) of every motion is than the base's, as a
+        share of it."""
         rows = [self.held_out.of(motion) for motion in MOTIONS]
-        return [1 - float(losses[r, 0].mean() / self.base[r, 0].mean()) for r in rows]
+        return [1 - float(losses[r, column].mean() / self.base[r, column].mean()) for r in rows]
 
-    def fine_tuned(self, design: Design) -> tuple[list[Any], Floats]:
-        """The subsets of a design and what each gained under each seed [draws, S, T]."""
+    def fine_tuned(self, design: Design, column: int = 0) -> tuple[list[Any], Floats]:
+        """The subsets of a design and what each gained under each seed [draws, S, T], in a loss as `gain` has it."""
         plan = self.plan
         count, draws = (plan.subsets, plan.draws) if design == "skewed" else (plan.halves, plan.draws_of_halves)
         members = datamodel.subsets(self.clips, design, count)
         trainings = [on(rows, seed) for seed in range(draws) for rows in members]
-        gains = [self.gain(losses) for losses in self.retrained(f"LDS, {design}", trainings)]
+        gains = [self.gain(losses, column) for losses in self.retrained(f"LDS, {design}", trainings)]
         return members, np.array(gains).reshape(draws, count, -1)
 
     def gains(self, design: Design) -> tuple[list[Any], Floats]:
@@ -125,13 +138,21 @@ class Studies:
         if design == "uniform" and not self.plan.halves:
             return []
         members, gains = self.gains(design)
-        predicted = {n: datamodel.predicted(self.motion_scores(s), members) for n, s in self.scored.items()}
+        predicted = self.predicted(members, gains)
         rows: Rows = []
         for name, values in predicted.items():
             over = datamodel.difference(values, predicted["motive"], gains, True)
-            row = {"method": name, "gradients": self.scored[name].gradients, **both_lds(values, gains)}
+            cost = self.scored[name].gradients if name in self.scored else 0
+            row = {"method": name, "gradients": cost, **both_lds(values, gains)}
             rows.append(row | {"over_motive": over.value, "over_motive_low": over.low, "over_motive_high": over.high})
         return rows
+
+    def predicted(self, members: list[Any], gains: Floats) -> dict[str, Floats]:
+        """What every method predicts of every subset [S, T], and what a ridge on the subsets' composition does, which
+        is fitted to the gains of other subsets."""
+        predicted = {n: datamodel.predicted(self.motion_scores(s), members) for n, s in self.scored.items()}
+        composition = datamodel.composition([self.clips.motions, self.clips.kinds], members)
+        return predicted | {RIDGE: datamodel.ridge(composition, gains)}
 
     def ceiling(self) -> Rows:
         """How well the fine-tunings of half the seeds tell those of the others on the same subset, and what follows for
@@ -208,13 +229,14 @@ class Studies:
         at = self.scored
         by = counterfactual.Influences(
             at["motive"].values, at["no mask"].values, at["motive, whitened"].values, at["best"].values,
-            influences.overlap(self.clips, self.queries, MOTIONS),
+            influences.overlap(self.clips, self.queries, MOTIONS), at[methods.CAPTION].values,
+            at[methods.OWN_LOSS].values[:, 0], at[methods.LENGTH].values[:, 0],
         )  # fmt: skip
         return {
             (arm, target, seed): counterfactual.chosen(arm, self.clips, self.queries, MOTIONS, target, by, seed)
             for arm in self.plan.arms
             for target in dict.fromkeys([*self.plan.targets, *self.plan.laws])
-            for seed in range(self.plan.seeds)
+            for seed in range(max(self.plan.seeds, self.plan.randoms) if arm == "random" else self.plan.seeds)
         }
 
     def laws(self) -> Rows:
@@ -222,7 +244,7 @@ class Studies:
         trainings = {(arm, m): self.choices[arm, m, 0] for arm in LAW_ARMS[1:] for m in self.plan.laws}
         trainings |= {("base", m): Retraining((), 0) for m in self.plan.laws}
         given = [(task, motion) for (_, motion), task in trainings.items()]
-        deviations = tasks.generated(self.folder, self.plan.size, self.plan.recipe, given, self.plan.films)
+        deviations = tasks.generated(self.folder, self.plan.world, self.plan.recipe, given, self.plan.films)
         by = dict(zip(trainings, deviations, strict=True))
         rows: Rows = []
         for arm in LAW_ARMS if self.plan.laws else ():
@@ -237,7 +259,7 @@ class Studies:
         """LDS on a small problem that can be differentiated: of the exact influence, and of the methods on the same."""
         if not self.plan.exact:
             return []
-        small = tasks.exact(self.folder, self.plan.size, self.plan.targets, self.plan.exact)
+        small = tasks.exact(self.folder, self.plan.world, self.plan.targets, self.plan.exact)
         rows = list(tasks.exact_rows(self.clips))
         columns = [MOTIONS.index(target) for target in self.plan.targets]
         scores = {name: motion_scores(s, self.queries, MOTIONS)[rows][:, columns] for name, s in self.scored.items()}
@@ -245,10 +267,15 @@ class Studies:
         return [{"method": n, **both_lds(small.weights @ np.nan_to_num(v), small.gains)} for n, v in compared.items()]
 
     def counterfactual(self) -> Rows:
+        return counterfactual.table(self.outcomes)
+
+    @cached_property
+    def outcomes(self) -> dict[tuple[str, str, int], dict[str, float]]:
+        """What every arm did for every target and seed: the changes of the losses, and what it is made of."""
         trainings = {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}
         losses = self.retrained("counterfactual", list(trainings.values()))
-        changes = {
+        return {
             key: counterfactual.changes(after, self.base, self.held_out, key[1])
-            for key, after in zip(trainings, losses, strict=True)
+            | counterfactual.shares(task, self.clips, key[1])
+            for (key, task), after in zip(trainings.items(), losses, strict=True)
         }
-        return counterfactual.table(changes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,13 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
+from jobs.benchmarks import ceilings
 from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining
-from jobs.benchmarks.quality.problem import SETS, Clips, Size
+from jobs.benchmarks.quality.lessons import Lessons, train
+from jobs.benchmarks.quality.problem import SETS, Clips, World
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from pipeline.cluster import streaming
+from pipeline.models import VideoModel
 from pipeline.stages.progress import Progress
 from pipeline.storage import stores
 
@@ -28,14 +30,20 @@ PAPER = (751.0, 0)  # timestep and noise
 
 
 def each(title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-    """Call it with each of the arguments, as many at a time as there are cores."""
+    """Call it with each of the arguments, as many at a time as there are cores; in this process on a single one."""
     if not arguments:
+        return
+    cores, progress = ceilings.usable_cores(), Progress(title)
+    if cores == 1:
+        for number, given in enumerate(arguments, 1):
+            _alone(call, given)
+            progress(number, len(arguments), {})
         return
     streaming.connect()
     remote = ray.remote(num_cpus=1)(_alone)
-    waiting, under_way, progress = list(arguments), list[Any](), Progress(title)
+    waiting, under_way = list(arguments), list[Any]()
     while waiting or under_way:
-        while waiting and len(under_way) < (os.cpu_count() or 1):
+        while waiting and len(under_way) < cores:
             under_way.append(remote.remote(call, waiting.pop(0)))
         done, under_way = ray.wait(under_way, num_returns=1)
         ray.get(done)
@@ -50,78 +58,98 @@ def _alone(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 # --- the problem ------------------------------------------------------------------------------------------------------
 
 
-def encoded(folder: str, size: Size) -> tuple[Clips, Clips, Clips]:
+def encoded(folder: str, world: World) -> tuple[Clips, Clips, Clips]:
     """Clips, queries and held-out clips."""
-    places = {name: _chunks(folder, size, name) for name in SETS}
-    missing = [(size, name, n, place) for name in SETS for n, place in enumerate(places[name])]
+    places = {name: _chunks(folder, world, name) for name in SETS}
+    missing = [(world, name, n, place) for name in SETS for n, place in enumerate(places[name])]
     each("encode", _encode, [m for m in missing if not problem.encoded(m[-1])])
     clips, queries, held_out = (problem.load(places[name]) for name in SETS)
     return clips, queries, held_out
 
 
-def _chunks(folder: str, size: Size, name: str) -> tuple[str, ...]:
-    count = len(size.scenes(name))
-    return tuple(f"{folder}/encoded/{name}-{count}/{n:03d}" for n in range(-(-count // CHUNK)))
+def _chunks(folder: str, world: World, name: str) -> tuple[str, ...]:
+    count = len(world.scenes(name))
+    return tuple(f"{folder}/encoded/{world.corpus}{name}-{count}/{n:03d}" for n in range(-(-count // CHUNK)))
 
 
-def _encode(size: Size, name: str, chunk: int, place: str) -> None:
-    problem.encode(size.scenes(name)[chunk * CHUNK : (chunk + 1) * CHUNK], place)
+def _encode(world: World, name: str, chunk: int, place: str) -> None:
+    problem.encode(world.scenes(name)[chunk * CHUNK : (chunk + 1) * CHUNK], place)
 
 
-def loaded(folder: str, size: Size, name: str) -> Clips:
-    return problem.load(_chunks(folder, size, name))
+def loaded(folder: str, world: World, name: str) -> Clips:
+    return problem.load(_chunks(folder, world, name))
+
+
+def taught(folder: str, lessons: Lessons) -> Path:
+    """The folder of a base model that was taught so."""
+    place = Path(folder, "bases", lessons.name)
+    if not (place / problem.WEIGHTS).exists():
+        each("base", _teach, [(lessons, place)])
+    return place
+
+
+def _teach(lessons: Lessons, place: Path) -> None:
+    unfinished = place.with_name(f"{place.name}.part")
+    train(lessons, unfinished)
+    unfinished.replace(place)
 
 
 # --- fine-tunings -----------------------------------------------------------------------------------------------------
 
 
-def digest(task: Retraining, recipe: Recipe, size: Size) -> str:
+def digest(task: Retraining, recipe: Recipe, world: World) -> str:
     """Names what a fine-tuning left: it depends on this and on nothing else."""
-    return task.digest(recipe, f"{size.trained} {problem.base_digest()}")
+    return task.digest(recipe, f"{world.trained} {problem.base_digest(world.base)}")
 
 
-def measured(folder: str, size: Size, recipe: Recipe, title: str, trainings: Sequence[Retraining]) -> list[Losses]:
-    """Held-out losses [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
-    places = [f"{folder}/retrained/{digest(task, recipe, size)}.parquet" for task in trainings]
-    missing = {place: (folder, size, recipe, task, place) for place, task in zip(places, trainings, strict=True)}
+def measured(
+    folder: str, world: World, recipe: Recipe, title: str, trainings: Sequence[Retraining], of: str = "held_out"
+) -> list[Losses]:
+    """Losses of a set [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
+    home = f"{folder}/retrained" if of == "held_out" else f"{folder}/retrained/{of}"
+    places = [f"{home}/{digest(task, recipe, world)}.parquet" for task in trainings]
+    missing = {place: (folder, world, recipe, task, of, place) for place, task in zip(places, trainings, strict=True)}
     each(title, _retrain, [given for place, given in missing.items() if not Path(place).exists()])
     losses = [pq.read_table(place) for place in places]
     return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in losses]
 
 
-def _retrain(folder: str, size: Size, recipe: Recipe, task: Retraining, place: str) -> None:
-    clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
-    model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
-    losses = retraining.losses(model, held_out, recipe)
-    columns = {"clip_id": list(held_out.clip_ids), "masked": losses[:, 0], "plain": losses[:, 1]}
+def _retrain(folder: str, world: World, recipe: Recipe, task: Retraining, of: str, place: str) -> None:
+    measured_clips = loaded(folder, world, of)
+    losses = retraining.losses(_fine_tuned(folder, world, recipe, task), measured_clips, recipe)
+    columns = {"clip_id": list(measured_clips.clip_ids), "masked": losses[:, 0], "plain": losses[:, 1]}
     with stores.writing(place) as file:
         pq.write_table(pa.table(columns), file)
 
 
+def _fine_tuned(folder: str, world: World, recipe: Recipe, task: Retraining) -> VideoModel:
+    base = retraining.fresh(world.base)
+    return retraining.fine_tuned(task, loaded(folder, world, "clips"), recipe, base) if task.weights else base
+
+
 def generated(
-    folder: str, size: Size, recipe: Recipe, trainings: Sequence[tuple[Retraining, str]], films: int
+    folder: str, world: World, recipe: Recipe, trainings: Sequence[tuple[Retraining, str]], films: int
 ) -> list[list[float]]:
     """How far the videos that each fine-tuned model makes of a motion's captions are from its law (`laws`)."""
-    places = [f"{folder}/generated/{digest(task, recipe, size)}-{motion}-{films}.json" for task, motion in trainings]
-    missing = {p: (folder, size, recipe, *given, films, p) for p, given in zip(places, trainings, strict=True)}
+    places = [f"{folder}/generated/{digest(task, recipe, world)}-{motion}-{films}.json" for task, motion in trainings]
+    missing = {p: (folder, world, recipe, *given, films, p) for p, given in zip(places, trainings, strict=True)}
     each("generate", _generate, [given for place, given in missing.items() if not Path(place).exists()])
     return [json.loads(stores.read_bytes(place)) for place in places]
 
 
-def _generate(folder: str, size: Size, recipe: Recipe, task: Retraining, motion: str, films: int, place: str) -> None:
-    clips = loaded(folder, size, "clips")
-    model = retraining.fine_tuned(task, clips, recipe) if task.weights else retraining.fresh()
+def _generate(folder: str, world: World, recipe: Recipe, task: Retraining, motion: str, films: int, place: str) -> None:
+    model = _fine_tuned(folder, world, recipe, task)
     model.trained.eval()
-    captions = [scene.caption for scene in size.scenes("held_out") if scene.motion == motion][:films]
+    captions = [scene.caption for scene in world.scenes("held_out") if scene.motion == motion][:films]
     deviations = [laws.deviation(motion, flow) for flow in problem.filmed(model, captions)]
     stores.write_bytes(place, json.dumps(deviations).encode())
 
 
-def exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
+def exact(folder: str, world: World, targets: tuple[str, ...], subsets: int) -> metagradient.Exact:
     """`metagradient.exact` of the first clips that move, a quarter of which each subset lacks."""
-    place = f"{folder}/exact/{size.trained}-{problem.base_digest()}-{'-'.join(targets)}-{subsets}-drawn.npz"
+    place = f"{folder}/exact/{world.trained}-{problem.base_digest(world.base)}-{'-'.join(targets)}-{subsets}-drawn.npz"
     if not Path(place).exists():
-        each("exact influence", _exact, [(folder, size, targets, subsets, place)])
+        each("exact influence", _exact, [(folder, world, targets, subsets, place)])
     with np.load(io.BytesIO(stores.read_bytes(place))) as arrays:
         return metagradient.Exact(*(arrays[name] for name in metagradient.Exact._fields))
 
@@ -131,10 +159,10 @@ def exact_rows(clips: Clips) -> tuple[int, ...]:
     return tuple(np.flatnonzero(clips.moving)[:EXACT].tolist())
 
 
-def _exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int, place: str) -> None:
-    clips, held_out = loaded(folder, size, "clips"), loaded(folder, size, "held_out")
-    problem = metagradient.Problem(clips, exact_rows(clips))
-    influence = metagradient.exact(clips, held_out, targets, problem, subsets, EXACT // 4)
+def _exact(folder: str, world: World, targets: tuple[str, ...], subsets: int, place: str) -> None:
+    clips, held_out = loaded(folder, world, "clips"), loaded(folder, world, "held_out")
+    small = metagradient.Problem(clips, exact_rows(clips))
+    influence = metagradient.exact(retraining.fresh(world.base), held_out, targets, small, subsets, EXACT // 4)
     buffer = io.BytesIO()
     np.savez(buffer, **influence._asdict())
     stores.write_bytes(place, buffer.getvalue())
@@ -143,24 +171,28 @@ def _exact(folder: str, size: Size, targets: tuple[str, ...], subsets: int, plac
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def grams(folder: str, size: Size, recipe: Recipe, kinds: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
+def grams(folder: str, world: World, recipe: Recipe, kinds: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
     """Kernels of (timestep, noise, name of a variant)."""
-    home = f"{folder}/kernels/{size.name}-{problem.base_digest()}"
-    places = [f"{home}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
-    missing = [(folder, size, recipe, *given, place) for given, place in zip(kinds, places, strict=True)]
+    home, base = f"{folder}/kernels/{world.name}", problem.base_digest(world.base)
+
+    def model_of(name: str) -> str:
+        return "untrained" if kernels.VARIANTS[name].model == "untrained" else base  # bases share the untrained one
+
+    places = [f"{home}-{model_of(name)}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
+    missing = [(folder, world, recipe, *given, place) for given, place in zip(kinds, places, strict=True)]
     each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
     return [kernels.read(place) for place in places]
 
 
-def _grams(folder: str, size: Size, recipe: Recipe, timestep: float, noise: int, name: str, place: str) -> None:
-    clips, queries = loaded(folder, size, "clips"), loaded(folder, size, "queries")
+def _grams(folder: str, world: World, recipe: Recipe, timestep: float, noise: int, name: str, place: str) -> None:
+    clips, queries = loaded(folder, world, "clips"), loaded(folder, world, "queries")
     variant = kernels.VARIANTS[name]
     if variant.model == "untrained":
         model = retraining.untrained()
     elif variant.model == "tuned":
-        model = retraining.fine_tuned(on(np.arange(len(clips)), 0), clips, recipe)
+        model = retraining.fine_tuned(on(np.arange(len(clips)), 0), clips, recipe, retraining.fresh(world.base))
         model.trained.eval()
     else:
-        model = retraining.fresh()
+        model = retraining.fresh(world.base)
     given = variant.clips(clips), variant.queries(queries)
     kernels.write(place, dict(kernels.grams(model, *given, timestep, noise, variant.own_noise, variant.pairs)))

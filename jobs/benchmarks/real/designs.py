@@ -1,4 +1,4 @@
-"""Subsets and halves of the corpus, and what their composition alone predicts."""
+"""Halves of the corpus that a score tells apart, matched in what their clips show."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 SHARE = 0.3  # of the corpus in a subset
-FOLDS = 5
-RIDGE = 0.1  # of the largest eigenvalue
 
 
 def matched_halves(score: Floats, cells: Sequence[tuple[str, str]], clip_ids: Sequence[str]) -> tuple[Rows, Rows]:
@@ -35,27 +33,3 @@ def matched_halves(score: Floats, cells: Sequence[tuple[str, str]], clip_ids: Se
         upper += ranked[:half]
         lower += ranked[len(ranked) - half :]
     return np.array(sorted(upper), np.int64), np.array(sorted(lower), np.int64)
-
-
-def composition(labels: Sequence[npt.NDArray[np.str_]], members: Sequence[Rows]) -> Floats:
-    """What share of each subset has each label, of each kind of label: [S, labels]."""
-    columns = [kind == label for kind in labels for label in np.unique(kind)]
-    shares = [[float(column[rows].mean()) for column in columns] for rows in members]
-    return np.array(shares, np.float64)
-
-
-def ridge(features: Floats, gains: Floats) -> Floats:
-    """What a ridge on features [S, F] predicts of gains [S, T], less their mean: each subset by one that was fitted to
-    others. What is the same for all subsets predicts zeros."""
-    subsets = len(gains)
-    predicted = np.zeros_like(gains)
-    for fold in range(min(FOLDS, subsets)):
-        out = np.arange(subsets) % min(FOLDS, subsets) == fold
-        x, y = features[~out], gains[~out]
-        centre = x - x.mean(0)
-        square = centre.T @ centre
-        penalty = RIDGE * max(float(np.linalg.eigvalsh(square)[-1]), 1e-9)
-        weights = np.linalg.solve(square + penalty * np.eye(len(square)), centre.T @ (y - y.mean(0)))
-        # Without the other subsets' mean, which is low where this fold's is high.
-        predicted[out] = (features[out] - x.mean(0)) @ weights
-    return predicted

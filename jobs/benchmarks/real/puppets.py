@@ -14,49 +14,36 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.synthetic import world
-from pipeline.synthetic.world import Body, Scene
+from pipeline.synthetic import shifted, world
+from pipeline.synthetic.world import Scene
 from pipeline.video.frames import write_mp4
 
 ACTIONS = ("bounce", "explode", "free_fall", "roll", "spin", "swing")
 SIDE, FRAMES, FPS = 48, 9, 8
 SHIFT = 10_000  # what is added to the seed of a shifted world
-OUTLINES = ((1.0, 0, 0.0), (1.3, 4, 0.35), (4.0, 2, 0.3), (2.0, 7, 0.3))  # power, lobes and depth; the world has none
 
 
-def scene(seed: int, person: str, action: str, take: int, shifted: bool) -> Scene:
+def scene(seed: int, person: str, action: str, take: int, is_shifted: bool) -> Scene:
     """A person's take of an action."""
     looks = world.scene(seed, person, "still")
     name = f"{person} {action} {take}"
-    moves = world.scene(seed + 1, name, "real", action, FRAMES, FPS, pan=0.9 if shifted else 0.0)
-    first = _shifted(looks.bodies[0], seed, person) if shifted else looks.bodies[0]
-    bodies = tuple(
-        # The pieces of what explodes are round, and smaller than what they were.
-        replace(body, texture=first.texture)
-        if len(moves.bodies) > 1
-        else replace(body, texture=first.texture, power=first.power, lobes=first.lobes, depth=first.depth)
-        for body in moves.bodies
-    )
+    moves = world.scene(seed + 1, name, "real", action, FRAMES, FPS, pan=shifted.PAN if is_shifted else 0.0)
+    look = looks.bodies[0]
+    if is_shifted:
+        look = shifted.body(look, np.random.default_rng([seed, *person.encode(), 1]))
     verb = moves.caption.split(" ", 3)[-1]
-    thing = "a shape" if shifted else looks.caption.removesuffix(" standing still")
+    thing = shifted.THING if is_shifted else looks.caption.removesuffix(" standing still")
+    bodies = shifted.dressed(moves.bodies, look)
     return replace(moves, caption=f"{thing} {verb}", background=looks.background, bodies=bodies)
 
 
-def _shifted(body: Body, seed: int, person: str) -> Body:
-    """The same body with an outline and a texture that the world does not have."""
-    rng = np.random.default_rng([seed, *person.encode(), 1])
-    power, lobes, depth = OUTLINES[rng.integers(len(OUTLINES))]
-    texture = world.texture(rng, body.texture.base, (1.5, 4.0), 0.2, 8)
-    return replace(body, texture=texture, power=power, lobes=lobes, depth=depth)
-
-
-def write(folder: Path, seed: int, people: int, takes: int, shifted: bool) -> int:
+def write(folder: Path, seed: int, people: int, takes: int, is_shifted: bool) -> int:
     """Write the videos, and metadata.jsonl last; returns their number."""
     rows = []
     for person in (f"person{n:02d}" for n in range(1, people + 1)):
         for action in ACTIONS:
             for take in range(takes):
-                shown = scene(seed + SHIFT * shifted, person, action, take, shifted)
+                shown = scene(seed + SHIFT * is_shifted, person, action, take, is_shifted)
                 name = f"{action}/{person}/{take}.mp4"
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 write_mp4(str(folder / name), world.render(shown, SIDE, SIDE), FPS)

@@ -5,7 +5,6 @@ A score is [N, T], higher where more of the clip is wanted; NaN where a rule can
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -57,34 +56,16 @@ def scores(
         BEST: influence(grams, Method(places, "crossed", WHITEN)),
         TWINS: versions.scores(directions, of, queries, targets),
         UNTRAINED: influence(blank, Method(places, "crossed", WHITEN)),
-        CAPTION: captions(of, queries, targets),
+        CAPTION: influences.caption_match(of.captions.tolist(), queries.captions.tolist(), queries.clips, targets),
         FLOW: nearest_flow(of, queries, targets),
         SCENE: scenes(of, queries, targets),
         OVERLAP: influences.overlap(clips, queries.clips, targets),
         RAW: influences.raw_latents(clips, queries.clips, targets),
         MAGNITUDE: influences.magnitude(clips, targets),
         OWN_LOSS: np.repeat(own[:, 1:], many, 1),
-        LENGTH: np.repeat(lengths(grams)[: len(clips), None], many, 1),
+        LENGTH: np.repeat(influences.gradient_lengths(grams[PAPER])[: len(clips), None], many, 1),
         RANDOM: influences.chance(clips, targets),
     }
-
-
-def lengths(grams: Mapping[Place, Grams]) -> Floats:
-    """The length of every plain gradient at the paper's place: [M]."""
-    squares: Floats = np.einsum("pii->i", grams[PAPER]["none"]).astype(np.float64)
-    return np.sqrt(np.maximum(squares, 0))
-
-
-def captions(of: Footage, queries: Footage, targets: Targets) -> Floats:
-    """How many words a caption shares with those of an action's queries, of all words of both: the mean over them."""
-    words = [_words(caption) for caption in of.captions.tolist()]
-    asked = [_words(caption) for caption in queries.captions.tolist()]
-    likeness = np.array([[len(a & b) / max(1, len(a | b)) for b in asked] for a in words], np.float64)
-    return influences.by_motion(likeness, queries.clips, targets)
-
-
-def _words(caption: str) -> frozenset[str]:
-    return frozenset(word.lower() for word in re.findall(r"[^\W_]+", caption))
 
 
 def scenes(of: Footage, queries: Footage, targets: Targets) -> Floats:

@@ -112,13 +112,13 @@ class Studies:
         """What a subset's composition tells, fitted to other subsets' outcomes."""
         of = self.bench.corpus
         caption = datamodel.predicted(self.clean[scores.CAPTION], list(members))
-        people = designs.composition([of.people], members)
+        people = datamodel.composition([of.people], members)
         return {
-            "ridge: action and person": designs.ridge(
-                designs.composition([of.clips.motions, of.people], members), gains
+            "ridge: action and person": datamodel.ridge(
+                datamodel.composition([of.clips.motions, of.people], members), gains
             ),
-            "ridge: caption and person": designs.ridge(np.concatenate([caption, people], 1), gains),
-            "ridge: scene": designs.ridge(designs.composition([of.scenes], members), gains),
+            "ridge: caption and person": datamodel.ridge(np.concatenate([caption, people], 1), gains),
+            "ridge: scene": datamodel.ridge(datamodel.composition([of.scenes], members), gains),
         }
 
     # --- (b) ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,274 @@
+"""The same study in several worlds: corpora that no rule was chosen on, two bases, and a shifted world.
+
+A world is a corpus with its queries and held-out clips, and a base. Intervals are Student's over the corpora: the bases
+of one corpus hang together. Losses are held out, at drawn timesteps; a loss less random's is less the mean of random's
+seeds in the same world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.benchmarks.quality import datamodel, methods, report, studies, tasks
+from jobs.benchmarks.quality.counterfactual import LOSSES
+from jobs.benchmarks.quality.influences import Floats
+from jobs.benchmarks.quality.lessons import OTHER, Lessons
+from jobs.benchmarks.quality.problem import OUT, World
+from jobs.benchmarks.quality.retraining import Recipe
+from jobs.benchmarks.quality.studies import Plan, Studies
+from jobs.benchmarks.real.criteria import Verdict
+from pipeline.statistics.intervals import student
+
+Rows = list[dict[str, Any]]
+Figures = dict[str, dict[str, float]]  # by method, reliability or arm, then by yardstick
+
+CONFIDENCE = 0.95
+PLAIN_AT_MOST = 0.01
+BEST, RELIABILITY = "best", "reliability: one fine-tuning by another"
+RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.OWN_LOSS, methods.LENGTH, methods.OVERLAP, methods.RAW,
+          methods.MAGNITUDE, studies.RIDGE)  # fmt: skip
+ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "motive", "best", "oracle")
+SHARES = ("own_motion", "camera_moves")
+ARM, LESS_RANDOM = "arm ", " less random"
+LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
+
+CRITERIA: Mapping[str, str] = {
+    "controls": f"the best rule's target-specific LDS is not above that of every control at {CONFIDENCE:.0%}, paired "
+    "by world: the untrained model in the same form, caption match, own loss, gradient length, mask overlap, raw "
+    "latents, magnitude, a ridge on the subset's composition",
+    "random": f"its tenth does not lower the target's masked loss below random's at {CONFIDENCE:.0%}",
+    "specific": "against random's tenth the others' masked loss falls as much as the target's, or the target's plain "
+    f"loss rises by more than {PLAIN_AT_MOST:.0%}",
+    "search": "its tenth lowers the target's masked loss no more than caption match does",
+    "shifted": "in the shifted world it lowers the target's masked loss no more than random",
+}
+ADDS = "Influence adds something in these worlds: no criterion of failure came true."
+NOTHING = (
+    "Influence adds nothing in these worlds that captions and the controls do not: a criterion of failure came true."
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which worlds, and how much of everything in each."""
+
+    plan: Plan  # of every world, whose own seed and base take the place of the plan's
+    seeds: tuple[int, ...]  # of corpora of the training world
+    shifted: tuple[int, ...]  # of corpora of the shifted world
+    taught: Lessons = OTHER  # the second base; the first is the one that is shipped
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A world's corpus and base by their names, as the tables have them."""
+
+    corpus: str
+    base: str
+    shifted: bool
+    plan: Plan
+
+
+LONG = Form(
+    Plan(
+        World(160, 5, 6),
+        Recipe(steps=26, noises=4),
+        subsets=18,
+        halves=0,
+        seeds=1,
+        randoms=3,
+        targets=("bounce", "explode", "spin"),
+        arms=ARMS,
+        draws=2,
+        others=False,
+        places=((501.0, 0), (751.0, 0)),
+    ),
+    seeds=(41_000_001, 42_000_001, 43_000_001),
+    shifted=(44_000_001,),
+)
+QUICK = Form(
+    replace(
+        LONG.plan,
+        world=World(40, 1, 1),
+        recipe=Recipe(steps=3, noises=2),
+        subsets=5,
+        targets=("explode", "spin"),
+        randoms=1,
+        places=((751.0, 0),),
+    ),
+    seeds=(41_000_001,),
+    shifted=(44_000_001,),
+    taught=replace(OTHER, scenes=20, steps=3),
+)
+
+
+def cells(form: Form, folder: str) -> Iterator[Cell]:
+    """Every corpus with one of the bases, then every corpus with the other: whoever stops half-way has all corpora and
+    both bases."""
+    bases: dict[str, Path] = {"slide": OUT, ", ".join(form.taught.motions): tasks.taught(folder, form.taught)}
+    corpora = [(seed, False) for seed in form.seeds[:1]]
+    corpora += [(seed, True) for seed in form.shifted] + [(seed, False) for seed in form.seeds[1:]]
+    for turn in range(len(bases)):
+        for number, (seed, is_shifted) in enumerate(corpora):
+            name, base = list(bases.items())[(number + turn) % len(bases)]
+            world = replace(form.plan.world, seed=seed, shifted=is_shifted, base=base)
+            yield Cell(f"{seed:,}", name, is_shifted, replace(form.plan, world=world))
+
+
+# --- one world --------------------------------------------------------------------------------------------------------
+
+
+def figures(study: Studies) -> Figures:
+    """LDS of every method and of the fine-tunings themselves; what every arm's tenth does and is made of."""
+    members, draws = study.fine_tuned("skewed")
+    plain_draws = study.fine_tuned("skewed", 1)[1]
+    masked, plain = draws.mean(0), plain_draws.mean(0)
+    by_name = {name: _lds(values, values, masked, plain) for name, values in study.predicted(members, masked).items()}
+    by_name[RELIABILITY] = _lds(draws[0], plain_draws[0], draws[1], plain_draws[1])
+    return by_name | _arms(study)
+
+
+def _lds(by_masked: Floats, by_plain: Floats, masked: Floats, plain: Floats) -> dict[str, float]:
+    """Agreement of predicted with measured gains [S, T], of the masked loss and of the plain one."""
+    return {
+        "masked": datamodel.agreement(by_masked, masked, False),
+        "masked, specific": datamodel.agreement(by_masked, masked, True),
+        "plain": datamodel.agreement(by_plain, plain, False),
+        "plain, specific": datamodel.agreement(by_plain, plain, True),
+    }
+
+
+def _arms(study: Studies) -> Figures:
+    """Mean changes of every arm over targets, against the base and less random's, under ARM + its name."""
+    outcomes, targets = study.outcomes, study.plan.targets
+
+    def mean(arm: str, target: str, name: str) -> float:
+        return float(np.mean([of[name] for (a, t, _), of in outcomes.items() if (a, t) == (arm, target)]))
+
+    by_arm: Figures = {}
+    for arm in study.plan.arms:
+        row = {name: float(np.mean([mean(arm, target, name) for target in targets])) for name in (*LOSSES, *SHARES)}
+        for name in LOSSES:
+            less = [mean(arm, target, name) - mean("random", target, name) for target in targets]
+            row[f"{name}{LESS_RANDOM}"] = float(np.mean(less))
+        by_arm[ARM + arm] = row
+    return by_arm
+
+
+# --- all worlds -------------------------------------------------------------------------------------------------------
+
+
+def run(form: Form, folder: str) -> dict[str, Any]:
+    """Every world, each printed when it ends, then all of them; what a killed run left is in FOLDER/report."""
+    print("Failure, said before any result:")
+    for name, text in CRITERIA.items():
+        print(f"  {name}: {text}")
+    print(f'Then the sentence is: "{NOTHING}"\n', flush=True)
+    measured: list[tuple[Cell, Figures]] = []
+    results: dict[str, Any] = {}
+    for cell in cells(form, folder):
+        measured.append((cell, figures(Studies(cell.plan, folder))))
+        results = tables(measured)
+        for title, rows in results.items():
+            report.write(f"{folder}/report/{title.replace(', ', '-').replace(' ', '_')}.parquet", rows)
+        print(f"\n{len(measured)} worlds: corpus {cell.corpus}{' (shifted)' * cell.shifted}, base {cell.base}")
+        _show_world(measured[-1][1])
+    for title, rows in results.items():
+        if title != "worlds":
+            report.show(title, rows)
+    all_verdicts = verdicts(measured)
+    report.show("failure", [verdict.row for verdict in all_verdicts])
+    sentence = NOTHING if any(verdict.failed is not False for verdict in all_verdicts) else ADDS
+    print(sentence)
+    return {**results, "verdicts": [verdict.row for verdict in all_verdicts], "sentence": sentence}
+
+
+def _show_world(of: Figures) -> None:
+    names = (BEST, "motive", methods.CAPTION, RELIABILITY)
+    print(" ".join(f"{name}: {of[name]['masked, specific']:+.2f};" for name in names))
+    print(" ".join(f"{arm}: {of[ARM + arm][LESS[0]]:+.1%};" for arm in ARMS), flush=True)
+
+
+def tables(measured: Sequence[tuple[Cell, Figures]]) -> dict[str, Rows]:
+    """LDS and first tenths over all worlds, of each base in the training world, and in the shifted world; and every
+    world's own figures."""
+    groups = {"all worlds": list(measured)}
+    for base in dict.fromkeys(cell.base for cell, _ in measured):
+        groups[f"base that knows {base}"] = [pair for pair in measured if pair[0].base == base and not pair[0].shifted]
+    groups["shifted world"] = [pair for pair in measured if pair[0].shifted]
+    results: dict[str, Rows] = {}
+    for title, members in groups.items():
+        if members:
+            results[f"lds, {title}"] = _methods(members)
+            results[f"first tenth less random, {title}"] = _tenths(members, (*LESS, *SHARES))
+            results[f"first tenth, {title}"] = _tenths(members, LOSSES)
+    results["worlds"] = [
+        {"corpus": cell.corpus, "base": cell.base, "shifted": cell.shifted, "name": name, "yardstick": key,
+         "value": value}
+        for cell, of in measured for name, row in of.items() for key, value in row.items()
+    ]  # fmt: skip
+    return results
+
+
+def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
+    """A row a method: the mean of each LDS over the worlds with its interval, and the best rule's target-specific one
+    less its own."""
+    first = measured[0][1]
+    rows: Rows = []
+    for name in first:
+        if not name.startswith(ARM):
+            row: dict[str, Any] = {"method": name, "worlds": len(measured)}
+            for key in first[name]:
+                row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
+            rows.append(row | _over_worlds(measured, _less(measured, name), "best less it, masked, specific"))
+    return rows
+
+
+def _tenths(measured: Sequence[tuple[Cell, Figures]], keys: Sequence[str]) -> Rows:
+    """A row an arm: the mean of each of these figures over the worlds with its interval."""
+    rows: Rows = []
+    for name in measured[0][1]:
+        if name.startswith(ARM):
+            row: dict[str, Any] = {"arm": name.removeprefix(ARM), "worlds": len(measured)}
+            for key in keys:
+                row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
+            rows.append(row)
+    return rows
+
+
+def _less(measured: Sequence[tuple[Cell, Figures]], name: str) -> list[float]:
+    """How much larger the best rule's target-specific LDS is than another's, in every world."""
+    return [of[BEST]["masked, specific"] - of[name]["masked, specific"] for _, of in measured]
+
+
+def _over_worlds(measured: Sequence[tuple[Cell, Figures]], values: Sequence[float], name: str) -> dict[str, float]:
+    """The mean with Student's interval over corpora; of a single corpus the mean alone."""
+    corpora = [cell.corpus for cell, _ in measured]
+    if len(set(corpora)) < 2:
+        return {name: float(np.mean(values))}
+    return student(values, corpora, CONFIDENCE).columns(name)
+
+
+def verdicts(measured: Sequence[tuple[Cell, Figures]]) -> list[Verdict]:
+    """Which criteria of failure came true; not measured where there is one corpus, or no shifted one."""
+    arms = {row["arm"]: row for row in _tenths(measured, LESS)}
+    tenth, caption = arms[BEST], arms["caption"]
+    target, plain, others, _ = LESS
+    shifted = [of[ARM + BEST][target] for cell, of in measured if cell.shifted]
+    over = {name: _over_worlds(measured, _less(measured, name), "less") for name in RIVALS}
+    several = len({cell.corpus for cell, _ in measured}) > 1
+    weak = [f"{name} {row['less']:+.2f}" for name, row in over.items() if not row.get("less_low", -1.0) > 0]
+    interval = f" [{tenth[f'{target}_low']:+.2%}, {tenth[f'{target}_high']:+.2%}]" if several else ""
+    return [
+        Verdict("controls", bool(weak) if several else None, "not above " + ", ".join(weak) if weak else "above all"),
+        Verdict("random", not tenth[f"{target}_high"] < 0 if several else None, f"{tenth[target]:+.2%}{interval}"),
+        Verdict("specific", tenth[others] <= tenth[target] or tenth[plain] > PLAIN_AT_MOST,
+                f"target {tenth[target]:+.2%}, others {tenth[others]:+.2%}, target's plain loss {tenth[plain]:+.2%}"),
+        Verdict("search", not tenth[target] < caption[target], f"{tenth[target]:+.2%} against {caption[target]:+.2%}"),
+        Verdict("shifted", not np.mean(shifted) < 0 if shifted else None,
+                ", ".join(f"{value:+.2%}" for value in shifted)),
+    ]  # fmt: skip
