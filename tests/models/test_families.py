@@ -18,16 +18,7 @@ from tests.support import tiny_pipelines
 from tests.support.tiny_pipelines import TINY
 
 EXACT = 2e-5  # what the order of sums may change in float32
-
-
-@pytest.fixture(scope="module", params=list(TINY))
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipelines.folder(tmp_path_factory, family)
+family, folder = tiny_pipelines.fixtures(tuple(TINY))
 
 
 @pytest.fixture

@@ -28,16 +28,7 @@ from tests.support.tiny_pipelines import TINY
 
 FAMILIES = ("wan2.2-a14b", "wan2.2-ti2v-5b-image", "ltx-video", "ltx-2", "cogvideox-1.5", "hunyuanvideo")
 MOTIONS = ("spin", "roll")
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipelines.folder(tmp_path_factory, family)
+family, folder = tiny_pipelines.fixtures(FAMILIES)
 
 
 @pytest.fixture

@@ -100,7 +100,6 @@ def three(make: Callable[..., Run], world: Path, small_world: Path, cluster: Non
     return {r["date"]: r for r in nights.finished(str(root))}
 
 
-@pytest.mark.soak
 def test_a_night_finds_what_is_new_changed_and_gone(three: dict[str, dict[str, Any]], world: Path) -> None:
     first = json.loads((world.parent / "after_first" / "nights" / FIRST / "night.json").read_text())
     assert first["videos"] == {"all": 16, "new": 16, "changed": 0, "vanished": 0}
@@ -111,7 +110,6 @@ def test_a_night_finds_what_is_new_changed_and_gone(three: dict[str, dict[str, A
     assert three[SECOND]["selection"]["influence"]["clips"] >= 10
 
 
-@pytest.mark.soak
 def test_every_folder_is_registered(three: dict[str, dict[str, Any]], world: Path) -> None:
     assert unregistered(world.parent / "root") == [], "a purge knows nothing of it"
 
@@ -127,7 +125,6 @@ def test_nothing_new_changes_nothing(three: dict[str, dict[str, Any]], world: Pa
     assert now.equals(before)
 
 
-@pytest.mark.soak
 def test_features_mean_the_same_whatever_is_in_use(three: dict[str, dict[str, Any]], world: Path) -> None:
     before, now = (tables.read(str(world.parent / r / "features" / "clips")) for r in ("after_first", "root"))
     known = dict(zip(before.column("clip_id").to_pylist(), before.column("feature").to_pylist(), strict=True))
@@ -137,7 +134,6 @@ def test_features_mean_the_same_whatever_is_in_use(three: dict[str, dict[str, An
     assert tables.metadata(str(world.parent / "root" / "features" / "clips"))["fingerprint"][FIELD] is None
 
 
-@pytest.mark.soak
 def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = str(world.parent / "root")
     first = json.loads((world.parent / "after_first" / "nights" / FIRST / "night.json").read_text())
@@ -160,7 +156,6 @@ def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, 
     assert (Path(now.folder) / "curated" / "segments.jsonl").is_file()
 
 
-@pytest.mark.soak
 def test_drift_is_measured_on_random_clips_with_an_interval(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = world.parent / "root"
     held = three[THIRD]["drift"]
@@ -176,7 +171,6 @@ def test_drift_is_measured_on_random_clips_with_an_interval(three: dict[str, dic
     assert three[THIRD]["price"]["seconds_a_clip"] > 0
 
 
-@pytest.mark.soak
 def test_a_finished_night_run_again_changes_no_file(
     three: dict[str, dict[str, Any]], make: Callable[..., Run], world: Path
 ) -> None:
@@ -185,14 +179,12 @@ def test_a_finished_night_run_again_changes_no_file(
     assert files(world.parent / "root") == before
 
 
-@pytest.mark.soak
 def test_old_nights_go_but_not_the_model_in_use(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = str(world.parent / "root")
     used = in_use.in_use(root).night
     assert nights.begun(root) == sorted({SECOND, THIRD} | {used})
 
 
-@pytest.mark.soak
 def test_the_page_compares_the_nights_and_names_no_clip(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = world.parent / "root"
     page = (root / "nights" / THIRD / "index.html").read_text()

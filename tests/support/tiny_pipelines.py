@@ -5,7 +5,7 @@ Strides are smaller than the published ones and differ in time and space, so tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -697,6 +697,21 @@ TINY = {
     "hunyuanvideo-1.5": Tiny(hunyuan15, (5, 16, 24), {"text_tokens": 32}),
     "kandinsky-5": Tiny(kandinsky5, (5, 16, 32), {"text_tokens": 32}),
 }
+
+
+def fixtures(names: Sequence[str]) -> tuple[Any, Any]:
+    """Two fixtures of a module: `family`, each of these names in turn, and `folder`, with the pipeline of that family.
+    ``family, folder = tiny_pipelines.fixtures(FAMILIES)`` names them."""
+
+    @pytest.fixture(scope="module", params=names)
+    def each(request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture(scope="module")
+    def place(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return folder(tmp_path_factory, family)
+
+    return each, place
 
 
 def folder(factory: pytest.TempPathFactory, name: str) -> Path:

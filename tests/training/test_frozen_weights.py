@@ -29,16 +29,7 @@ from tests.training import test_loop as tiny
 
 FAMILIES = ("wan2.1", "wan2.2-a14b", "ltx-video", "cogvideox-5b", "hunyuanvideo-1.5")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_pipelines.folder(tmp_path_factory, family)
+family, folder = tiny_pipelines.fixtures(FAMILIES)
 
 
 @pytest.fixture
