@@ -1,4 +1,4 @@
-"""How fast videos are indexed, decoded and exported, beside FFmpeg, PyAV and torchcodec on the same 1080p films:
+"""How fast videos are indexed, decoded and exported, beside FFmpeg, PyAV and torchcodec on the same films:
 ``python -m jobs.benchmarks.decoding``.
 
 Each way runs in a process of its own, turn by turn; a ratio is of the median of its rounds to FFmpeg's in the same
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small films of two codecs, once")
     parser.add_argument("--minutes", type=float, default=5.0, help="of the long film of H.264")
     parser.add_argument("--clips", type=int, default=500, help="short clips in a folder")
+    parser.add_argument("--height", type=int, default=1080, help="of the films, which are 16 to 9")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores of each way")
     parser.add_argument("--only", choices=["films", "segments", "many", "s3"], nargs="*", help="these parts alone")
@@ -249,7 +250,8 @@ def main() -> None:
     sizes = QUICK
     if not given.quick:
         long = max(2, round(given.minutes * 60 * films.RATE / Sizes.piece))
-        sizes = Sizes(long=long, clips=given.clips, rounds=given.rounds)
+        width = given.height * 16 // 9 // 2 * 2
+        sizes = Sizes(given.height, width, long=long, clips=given.clips, rounds=given.rounds)
     parts = given.only or ["films", "segments", "many", "s3"]
     codecs = films.CODECS[:1] + films.CODECS[-1:] if given.quick else films.CODECS
     hardware = machine()
