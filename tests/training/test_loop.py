@@ -152,6 +152,17 @@ def test_a_batch_holds_what_the_model_encodes(checkpoint: str, cache: str) -> No
     assert torch.equal(dropped.noise, batch.noise)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_batch_in_pinned_memory_reaches_a_gpu_as_it_is(checkpoint: str, cache: str) -> None:
+    clips = ts.ClipSet(opened(checkpoint), rows(), ts.kept_in(cache))
+    batch = clips.batch([ts.draw(3, 0, place) for place in range(2)], caption_dropout=0.0)
+    there = batch.pinned().to(torch.device("cuda"))
+    for name in ("latent", "timestep", "noise"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(batch, name)), name
+    assert all(torch.equal(there.conditioning[name].cpu(), tensor) for name, tensor in batch.conditioning.items())
+
+
 def test_captions_of_a_clip_are_drawn_among(checkpoint: str, tmp_path: Path) -> None:
     model, row = opened(checkpoint), {**rows()[2], "captions": CAPTIONS[:3]}
     assert ts.encode_set(model, [row, rows()[2]], frames_of, str(tmp_path), 8.0) == 2, (
