@@ -42,6 +42,7 @@ def main(
     of_run: bool = False,
     of_roots: bool = False,
     leased: bool = True,
+    completes: bool = False,
 ) -> None:
     """Parse the command line, run the job while holding the run's lease, and exit: 0 done, or as much of it as
     the budget lets, 1 failed or stopped, 2 wrong usage or configuration, among it a run that another job holds.
@@ -51,7 +52,8 @@ def main(
     that are not there end it as early. `afterwards` runs when the lease has been given back: for what may take days
     and writes none of the run's tables. `of_run`: the job is of a run that is there, and needs no `--config` but the
     run's own. `of_roots`: the job also works a run whose clips lie in several roots (`ranking.roots`). Not `leased`: it
-    holds no lease, because it writes nothing but what people say.
+    holds no lease, because it writes nothing but what people say. `completes`: the job does what is missing and no
+    more, so that where nothing has changed since it ended well (`run_record`) it is not even imported.
     """
     arguments = parser(description, "" if of_run else default).parse_args()
     handler = _Handler()
@@ -76,16 +78,10 @@ def main(
             check_places(run)
         for sentence in caveats(run):
             log.warning(sentence)
-        work, name = _imported(job)
         if not leased:
-            work(run)
+            _imported(job)(run)
             return
-        with webhook.on_failure(run, name):
-            with lease.hold(run.root, name, submitted), budget.one_job(run.budget):
-                stores.sweep(run.root)
-                work(run)
-            if afterwards is not None:
-                _imported(afterwards)[0](run)
+        is_done = _work(run, job, afterwards, submitted, completes, handler.lines)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -105,6 +101,39 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
+    else:
+        if is_done:
+            sys.exit(0)  # before the imports below the call of this function
+
+
+def _work(
+    run: Run,
+    job: Job | str,
+    afterwards: Job | str | None,
+    submitted: str | None,
+    completes: bool,
+    said: Sequence[str],
+) -> bool:
+    """Do the job while holding the lease, and what comes afterwards; `said` are the warnings of this process. Returns
+    whether there was nothing to do for a job that `completes`."""
+    from pipeline.stages import run_record  # here for speed: --help and mistakes need no listing of videos
+
+    name = job.split(":")[1] if isinstance(job, str) else job.__name__
+    with webhook.on_failure(run, name):
+        key = run_record.completion_key(run, name) if completes else None
+        if key is not None and run_record.is_done(run, name, key, said):
+            return True
+        work = _imported(job)
+        with (
+            lease.hold(run.root, name, submitted),
+            budget.one_job(run.budget),
+            run_record.completing(run, name, key, said),
+        ):
+            stores.sweep(run.root)
+            work(run)
+        if afterwards is not None:
+            _imported(afterwards)(run)
+    return False
 
 
 def check_one_root(run: Run) -> None:
@@ -132,13 +161,12 @@ def of_root(pairs: Sequence[str]) -> Run:
         return config.load_line(local, pairs)
 
 
-def _imported(job: Job | str) -> tuple[Job, str]:
-    """A job and its name."""
+def _imported(job: Job | str) -> Job:
     if not isinstance(job, str):
-        return job, job.__name__
+        return job
     module, name = job.split(":")
     function: Job = getattr(importlib.import_module(module), name)
-    return function, name
+    return function
 
 
 def parser(description: str | None, default: str | None = None) -> argparse.ArgumentParser:
@@ -157,10 +185,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Handler(logging.Handler):
-    """Messages on stderr, above the line of a stage that renews itself."""
+    """Messages on stderr, above the line of a stage that renews itself; `lines` are those so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        self.lines.append(line)
+        tqdm.write(line, file=sys.stderr)
 
 
 class _Plain(logging.Formatter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.demo:demo", __doc__, default="demo")
+    command.main("jobs.demo:demo", __doc__, default="demo", completes=True)
 
 import json
 import time
@@ -19,7 +19,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import LOSSES, comparison
-from pipeline.stages import progress
+from pipeline.stages import progress, run_record
 from pipeline.storage import stores
 from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
@@ -55,7 +55,9 @@ def demo(run: Run) -> None:
             )
         write_world(Path(folder), scenes, run)
     curate(run)
-    print(summary(run))
+    table = summary(run)
+    run_record.note_last_words(table)
+    print(table)
     print(f"\n{progress.duration(time.monotonic() - start)} in all. Look at {run.root}/report/index.html")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.estimate_motion:estimate_motion", __doc__)
+    command.main("jobs.estimate_motion:estimate_motion", __doc__, completes=True)
 
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run

@@ -5,4 +5,4 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":
-    command.main("pipeline.stages.evaluation:evaluate", __doc__, of_roots=True)
+    command.main("pipeline.stages.evaluation:evaluate", __doc__, of_roots=True, completes=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.extract_features:extract_features", __doc__)
+    command.main("jobs.extract_features:extract_features", __doc__, completes=True)
 
 from dataclasses import replace
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs import command
 
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
-    command.main("jobs.index_clips:index_clips", __doc__, lists_videos=True)
+    command.main("jobs.index_clips:index_clips", __doc__, lists_videos=True, completes=True)
 
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run

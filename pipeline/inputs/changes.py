@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import posixpath
 from collections.abc import Iterator
 
@@ -35,12 +37,14 @@ class Listing:
         self._own = False  # whether videos have ids of their own
         self.captions = CaptionShare()
         versions, of_segments, ids_of_spans = IdList(), IdList(), IdList()
+        digest = ListingDigest(self.schema)
 
         def named() -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
             for block in blocks:
                 own = block.column("id")
                 self._own = self._own or own.null_count < len(own)
                 self.captions.add(block)
+                digest.add(block)
                 versions.add(_versions(block))
                 of_segments.add(video_ids.videos_of(own.combine_chunks()))
                 if "span" in self.schema.names:
@@ -48,6 +52,7 @@ class Listing:
                 yield block, _names(block)
 
         self.videos = tables.shuffled(self.schema, named())
+        self.digest = digest.text()  # as `digest_of` gives it
         self.captions.check(asked)
         self._check_names(asked)
         self._check_ids_of_spans(ids_of_spans.to_set(), asked)
@@ -174,6 +179,40 @@ class CaptionShare:
             f"Looked for were {looked_for(asked.where)}. Correct the names, or set data.empty_captions=1 if these "
             "videos have no captions: empty ones are used then."
         )
+
+
+class ListingDigest:
+    """A hash of all that a listing says of its videos, in its order: two listings that say the same have the same."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._hash = hashlib.blake2b(repr([(field.name, str(field.type)) for field in schema]).encode(), digest_size=16)
+
+    def add(self, rows: pa.Table) -> None:
+        texts = pa.table([_as_texts(column) for column in rows.columns], names=rows.column_names)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, texts.schema) as stream:
+            stream.write_table(texts.combine_chunks())
+        self._hash.update(sink.getvalue())
+
+    def text(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts without nulls, whose bytes in memory are the same wherever the values are."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        return pc.fill_null(column.cast(pa.string()), "\0")
+    return pa.chunked_array([pa.array([json.dumps(value, default=repr) for value in column.to_pylist()], pa.string())])
+
+
+def digest_of(asked: VideoSet) -> str:
+    """The digest of a set's listing as it is now. Raises InputError, ConfigError."""
+    schema, blocks = _read(asked)
+    digest = ListingDigest(schema)
+    for block in blocks:
+        digest.add(block)
+    return digest.text()
 
 
 def looked_for(where: str) -> str:

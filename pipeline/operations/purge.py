@@ -30,7 +30,8 @@ CURATED = ("curated/segments.jsonl", "curated/metadata.jsonl")  # the second: in
 NOTES = (PROMOTED, "done.json")  # where a model says what it was trained on
 ROWS = 1 << 16
 GENERATED = (registry.EVALUATION, registry.DESCRIPTIONS)  # their `uri` may be that of a video that a model generated
-PAGES = ("explain/", "comparison/index.html", "comparison/comparison.json")  # they show other clips beside their own
+# They show other clips beside their own, or repeat what a job said of some.
+PAGES = ("explain/", "comparison/index.html", "comparison/comparison.json", "completion/")
 
 
 @dataclass

@@ -48,6 +48,9 @@ def evaluate(run: Run) -> None:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     measure(run, tasks, folder)
+    left = len(_missing(tasks, folder))
+    if left:
+        run_record.note_retry(f"evaluation/ has no values of {left} clips and videos, which are tried again")
     done = tables.read(folder)
     if done is None:
         print(

@@ -21,7 +21,7 @@ from pipeline.config import Run
 from pipeline.inputs import passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.ranking import shortlist
-from pipeline.stages import video_sets
+from pipeline.stages import run_record, video_sets
 from pipeline.stages.progress import Counted, FilmProgress, Progress, achieved, counted
 from pipeline.storage import stores
 from pipeline.tables import Outcomes, scanning, schemas
@@ -37,6 +37,7 @@ def index(run: Run, name: str) -> Counted:
     folder = stores.join(run.root, name)
     merge(folder)
     listed = Listing(video_sets.asked(run, name))
+    run_record.note_listing(name, listed.digest)
     print(f"{name}: {listed.captions.sentence()}")
     own = schemas.QUERIES if name == "queries" else schemas.CLIPS
     others = [f for f in listed.schema if f.name not in (*_LISTING, *own.names)]

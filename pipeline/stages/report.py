@@ -10,6 +10,7 @@ from pipeline.config import Run
 from pipeline.errors import ClipError
 from pipeline.pages import report as page
 from pipeline.pages.gallery import FramesOf, VideoOf
+from pipeline.stages import run_record
 from pipeline.storage import lease, stores
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import decoder_for
@@ -45,8 +46,11 @@ def video_by(run: Run, decoder: Decoder) -> VideoOf:
 def report(run: Run) -> None:
     lease.check(run.root)
     with decoder_for(run) as decoder:
-        page.write(run, frames_by(run, decoder), video_by(run, decoder))
+        summary = page.write(run, frames_by(run, decoder), video_by(run, decoder))
+    if summary["page"] is None:
+        run_record.note_retry("the page lacks a picture")
     place = stores.join(run.root, "report", "index.html")
+    run_record.note_last_words(f"page: {place}")
     print(f"page: {place}")
     if place.startswith("s3://"):
         print(f"  one file; to look at it: aws s3 cp {shlex.quote(place)} page.html, and open page.html in a browser")

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 RENEWAL, EXPIRY, WATCH = 10.0, 60.0, 15.0  # seconds
 TOGETHER = 30.0  # seconds in which those who came together must have sorted out who is first
-_PREFIX = ".lease-"
+PREFIX = ".lease-"  # of the files of those who hold the run or want to
 
 
 class Lease:
@@ -233,7 +233,7 @@ def _clock() -> float:
 
 
 def _path(root: str, nonce: str) -> str:
-    return stores.join(root, f"{_PREFIX}{nonce}")
+    return stores.join(root, f"{PREFIX}{nonce}")
 
 
 def _write(root: str, mine: Holder) -> Holder:
@@ -253,7 +253,7 @@ def _read(root: str, mine: Holder | None) -> list[Holder]:
     """What the lease files say, but for one's own."""
     names = [path.rsplit("/", 1)[-1] for path in stores.files(root)]
     holders = []
-    for nonce in (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX)):
+    for nonce in (name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)):
         if mine is None or nonce != mine.nonce:
             with contextlib.suppress(FileNotFoundError):  # released since it was listed
                 holders.append(Holder.model_validate_json(stores.read_bytes(_path(root, nonce))))

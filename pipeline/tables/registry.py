@@ -382,6 +382,7 @@ TABLES = (
 FILES = (
     Files("canary", "the feature of one clip, against which every actor checks its own"),
     Files("resources", "`pilot.json`: what a pilot measured for `resources: auto`, and the pools that were chosen"),
+    Files("completion", "what a job that ended well depended on, and what it said"),
     Files("stats", "what each job of a stage achieved, a JSON file each"),
     Files("generated", "the videos that arms generated from captions, a folder an arm, and query videos from prompts"),
     Files("finetuned", "the model of each arm: weights, `metrics.jsonl`, `done.json` and the list of its clips"),
