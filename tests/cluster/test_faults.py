@@ -6,13 +6,12 @@ import json
 import os
 import random
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,18 +24,19 @@ ROOT = str(Path(__file__).parents[2])
 
 from jobs.curate import curate  # noqa: E402
 from pipeline import models, tables  # noqa: E402
-from pipeline.attribution.workers import AttributionWorker, MotionWorker  # noqa: E402
+from pipeline.attribution.workers import AttributionWorker  # noqa: E402
 from pipeline.cluster import journal, streaming  # noqa: E402
 from pipeline.cluster.attempts import LIMIT, STARTS, Attempts  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
-from pipeline.errors import ClipError, LostError, StageError, StoreError, store_failure  # noqa: E402
+from pipeline.errors import ClipError, LostError, StageError, store_failure  # noqa: E402
 from pipeline.stages.finetuning import finetune  # noqa: E402
 from pipeline.storage import lease  # noqa: E402
 from pipeline.tables import scanning, schemas  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
-from pipeline.video.decoder import Decoder  # noqa: E402
 from pipeline.video.indexing import IndexWorker  # noqa: E402
+from tests.support.fragile_motion import CODEC, FragileMotion  # noqa: E402
+from tests.support.stage_workers import Hog, Mortal, RenamedError  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -139,55 +139,6 @@ def cluster() -> Iterator[None]:
     os.environ.clear()
     os.environ.update(before)
     shutil.rmtree(scratch)
-
-
-SCHEMA = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
-
-
-class RenamedError(StoreError):
-    """A store's failure of a module that the product does not know by name."""
-
-
-def no_room() -> NoReturn:
-    """A store's failure behind another error."""
-    try:
-        raise RenamedError("/a: it cannot be written (No space left)")
-    except RenamedError as error:
-        raise ValueError("no part") from error
-
-
-class Mortal:
-    """Clips whose name says what they do to their process; the others take a moment."""
-
-    def __init__(self, folder: str, start: str) -> None:
-        self.folder = Path(folder)
-        if start == "dies" or (start == "dies_once" and self.first("start")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if start == "raises":
-            raise ValueError("no such weights")
-        if start == "full":
-            no_room()
-
-    def first(self, name: str) -> bool:
-        marker = self.folder / name
-        found = not marker.exists()
-        marker.touch()
-        return found
-
-    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        """A part for each clip, so that a batch leaves parts behind when a later clip of it ends the process."""
-        for name in rows.column("clip_id").to_pylist():
-            if name == "raises":
-                raise ValueError("this is a mistake of ours")
-            if name == "full":
-                no_room()
-            if name.startswith("segfault") or (name.startswith("once") and self.first(name)):
-                signal.raise_signal(signal.SIGSEGV)  # in this thread: of a kill, another may take its time to die
-            time.sleep(0.05)
-            yield {"found": pa.Table.from_pylist([{"clip_id": name, "error": None}], SCHEMA)}
-
-    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        return {"found": pa.Table.from_pylist([{**r, "error": str(error)} for r in rows.to_pylist()], SCHEMA)}
 
 
 def streamed(
@@ -310,29 +261,6 @@ def test_rows_that_are_given_up_have_the_schema_of_their_table(small_run: Callab
 
 # --- the real stages -------------------------------------------------------------------------------------------------
 
-CODEC = """
-import os, signal  # noqa: E402
-from pipeline.video.frames import decode as plain, segments  # noqa: E402
-
-def decode(path, **wanted):
-    if "deadly" in os.path.basename(path):
-        signal.raise_signal(signal.SIGSEGV)
-    return plain(path, **wanted)
-"""
-
-
-class FragileMotion(MotionWorker):
-    """The stage's own worker, whose decoder child dies of some files and which itself dies of others."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run, models.grid(run), 0)
-        self.decoder = Decoder(30, functions="deadly_codec")
-
-    def measure(self, row: dict[str, Any], frames: Any) -> dict[str, Any]:
-        if "fatal" in row["uri"] and not isinstance(frames, ClipError):
-            signal.raise_signal(signal.SIGSEGV)
-        return super().measure(row, frames)
-
 
 def test_deadly_files_are_rows_of_the_motion_table(
     cluster: None, small_run: Callable[..., Run], small_world: Path, tmp_path: Path
@@ -425,20 +353,6 @@ def test_two_cpus_are_enough_for_every_stage(
 
 
 # --- out of memory ---------------------------------------------------------------------------------------------------
-
-
-class Hog:
-    """Clips named `hog` take memory until somebody stops it."""
-
-    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        taken = []
-        while "hog" in rows.column("clip_id").to_pylist():
-            taken.append(b"x" * (64 << 20))
-            time.sleep(0.02)
-        yield {"found": pa.Table.from_pylist([{**row, "error": None} for row in rows.to_pylist()], SCHEMA)}
-
-    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        return {"found": pa.Table.from_pylist([{**r, "error": str(error)} for r in rows.to_pylist()], SCHEMA)}
 
 
 @pytest.mark.soak  # what else this machine does counts as well, and may trip Ray's memory monitor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pipeline.cluster import streaming
 from pipeline.cluster.streaming import OUT_OF_MEMORY, Stage
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError, ConfigError, is_out_of_memory
-from pipeline.tables import schemas
+from tests.support.stage_workers import Hungry
 
 
 @pytest.mark.parametrize(
@@ -43,34 +42,6 @@ def test_torchs_own_allocator_says_so() -> None:
 )
 def test_other_errors_surface(error: Exception) -> None:
     assert not is_out_of_memory(error)
-
-
-class Hungry:
-    """Clips -> rows of movement/, each a part of its own. A clip whose id ends with a number needs parts of this size
-    at most; those that end with 0 never have enough."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def shrink(self) -> bool:
-        if self.size == 1:
-            return False
-        self.size //= 2
-        return True
-
-    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        for clip_id in rows.column("clip_id").to_pylist():
-            if self.size > int(clip_id[-1]):
-                raise MemoryError(f"parts of {self.size}")
-            yield {"movement": self._rows([clip_id], None)}
-
-    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        return {"movement": self._rows(rows.column("clip_id").to_pylist(), str(error))}
-
-    @staticmethod
-    def _rows(ids: list[str], error: str | None) -> pa.Table:
-        schema = schemas.movement_schema(1, 1, 1)
-        return pa.Table.from_pylist([{"clip_id": i, "version": "1", "error": error} for i in ids], schema=schema)
 
 
 def streamed(root: Path, ids: list[str], batch: int) -> list[dict[str, str | None]]:

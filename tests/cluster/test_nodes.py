@@ -35,8 +35,8 @@ from pipeline.cluster.resources import beyond  # noqa: E402
 from pipeline.config import Run  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
 from pipeline.tables import throughput  # noqa: E402
-from pipeline.video.frames import ClipError  # noqa: E402
 from tests.cluster import test_training as training  # noqa: E402
+from tests.support.stage_workers import Placed  # noqa: E402
 from tests.training import test_loop as tiny  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -140,25 +140,6 @@ def removed(head: Any, node: Any, when: Callable[[], bool]) -> Iterator[None]:
         finally:
             over.set()
     watching.result()
-
-
-class Placed:
-    """Clips -> the node that they were worked on, once there are workers on two."""
-
-    def __init__(self, folder: str) -> None:
-        import ray
-
-        self.folder, self.node = Path(folder), ray.get_runtime_context().get_node_id()
-        (self.folder / f"{self.node}.node").touch()
-
-    def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        deadline = time.monotonic() + 60
-        while len(list(self.folder.glob("*.node"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        yield {"placed": pa.table({"clip_id": rows.column("clip_id"), "node": [self.node] * rows.num_rows})}
-
-    def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
-        raise AssertionError
 
 
 def test_a_stage_spreads_over_the_nodes(head: Any, two_nodes: list[Any], tmp_path: Path) -> None:
