@@ -19,6 +19,7 @@ from pipeline.attribution import fingerprints
 from pipeline.config import Run
 from pipeline.errors import ConfigError, MissingTableError
 from pipeline.evaluation import comparison, contests
+from pipeline.evaluation.movement import VIDEO, DescriptionWorker
 from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
 from pipeline.stages import finetuning, indexing, judging
@@ -302,14 +303,23 @@ def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> N
     with pytest.raises(MissingTableError, match=r"not there.*Put back"):
         compare(compared)
     stores.remove(stores.join(compared.root, "comparison", "motion"))
-    for frames, code in ((8, "too_short"), (10, "too_long")):
-        write_mp4(uri, np.zeros((frames, 32, 32, 3), np.uint8), compared.data.fps)
-        with pytest.raises(MissingTableError, match=rf"{code}.*evaluation") as error:
-            compare(compared)
-        assert Path(uri).name in str(error.value)
+    write_mp4(uri, np.zeros((8, 32, 32, 3), np.uint8), compared.data.fps)
+    with pytest.raises(MissingTableError, match=r"too_short.*evaluation") as error:
+        compare(compared)
+    assert Path(uri).name in str(error.value)
     Path(uri).write_bytes(kept)
     compare(compared)
     assert tables.read(stores.join(compared.root, "evaluation")) == before
+
+
+@pytest.mark.parametrize(("frames", "code"), [(8, "too_short"), (9, None), (10, "too_long")])
+def test_a_generated_video_has_the_frames_that_were_asked_for(
+    small_run: MakeRun, tmp_path: Path, frames: int, code: str | None
+) -> None:
+    run, path = small_run(tmp_path), str(tmp_path / "video.mp4")
+    write_mp4(path, np.zeros((frames, 32, 32, 3), np.uint8), run.data.fps)
+    problem = DescriptionWorker(run).describe({"kind": VIDEO, "uri": path, "start_frame": 0})["problem"]
+    assert code == (problem and problem.split(":")[0])
 
 
 def test_an_arm_without_its_table_stops_before_the_first_is_trained(small_run: MakeRun, tmp_path: Path) -> None:
