@@ -10,7 +10,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,31 @@ def small_run(small_world: Path) -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(small_world: Path, small_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def clips_of_world(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Iterable[int]], str]:
+    """``clips_of_world(numbers)``: a manifest of some of the small world's clips. Number 24 has no motion, every other
+    one has some."""
+    listed = list(map(json.loads, (small_world / "clips" / "metadata.jsonl").read_text().splitlines()))
+
+    def write(numbers: Iterable[int]) -> str:
+        rows = [listed[number] for number in numbers]
+        named = [{**row, "file_name": str(small_world / "clips" / row["file_name"])} for row in rows]
+        path = tmp_path_factory.mktemp("some") / "clips.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in named))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_run(small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str]) -> Any:
     """``tiny_run(root)``: the small run on 12 clips, two at a time, with one arm of four steps."""
-    clips = tmp_path_factory.mktemp("tiny") / "clips.jsonl"
-    rows = [json.loads(line) for line in (small_world / "clips" / "metadata.jsonl").read_text().splitlines()[:12]]
-    named = [{**row, "file_name": str(small_world / "clips" / row["file_name"])} for row in rows]
-    clips.write_text("".join(json.dumps(row) + "\n" for row in named))
+    clips = clips_of_world(range(12))
 
     def make(root: Path | str) -> Run:
         pool = {"actors": 1, "cpus": 1, "batch": 2}
         return small_run(
             root,
-            data__videos=str(clips),
+            data__videos=clips,
             evaluate__arms=["base"],
             evaluate__generate=1,
             resources__evaluate=pool,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,17 +40,17 @@ def features(run: Run, name: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def ranked(small_world: Path, small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def ranked(
+    small_run: MakeRun,
+    clips_of_world: Callable[[Iterable[int]], str],
+    cluster: None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
     """A run of a few clips, ranked."""
     folder = tmp_path_factory.mktemp("asked")
-    listed = (small_world / "clips" / "metadata.jsonl").read_text().splitlines()[:8]
-    named = [
-        {**json.loads(line), "file_name": str(small_world / "clips" / json.loads(line)["file_name"])} for line in listed
-    ]
-    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
     pool = {"actors": 1, "cpus": 1, "batch": 4}
     run = small_run(
-        folder / "run", data__videos=str(folder / "clips.jsonl"), resources__extract_features=pool, evaluate__steps=2
+        folder / "run", data__videos=clips_of_world(range(8)), resources__extract_features=pool, evaluate__steps=2
     )
     for name in ("queries", "clips"):
         indexing.index(run, name)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,21 @@ def command(root: Path, run: Run) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def curated(small_run: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make(small_run: MakeRun, clips_of_world: Callable[[Iterable[int]], str]) -> MakeRun:
+    """The small run on 16 of its clips, one of which has no motion."""
+    clips = clips_of_world([*range(15), 24])
+
+    def made(root: Path, **changes: Any) -> Run:
+        return small_run(root, data__videos=clips, **changes)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def curated(make: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole curate: one pass for motion and features, ranking, two arms, evaluation, page."""
     root = tmp_path_factory.mktemp("curated") / "run"
-    curate(small_run(root))
+    curate(make(root))
     return root
 
 
@@ -156,11 +167,11 @@ def test_evaluation_pairs_every_arm_with_base(curated: Path) -> None:
     assert {p.suffix for p in (curated / "generated" / "base").iterdir()} == {".mp4"}
 
 
-def test_a_second_run_does_nothing_new(curated: Path, small_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_does_nothing_new(curated: Path, make: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ("clips", "motion/clips", "features/clips", "selection", "evaluation")
     before = {f: tables.read(stores.join(str(curated), f)) for f in folders}
     trained = (curated / "finetuned" / "random" / "done.json").stat().st_mtime_ns
-    curate(small_run(curated))
+    curate(make(curated))
     assert (curated / "finetuned" / "random" / "done.json").stat().st_mtime_ns == trained, "an arm was trained again"
     for folder, table in before.items():
         order = [(c, "ascending") for c in ("clip_id", "arm", "group", "seed", "metric") if c in table.column_names]
@@ -171,21 +182,21 @@ def test_a_second_run_does_nothing_new(curated: Path, small_run: MakeRun, capsys
 
 
 def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
-    curated: Path, small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    curated: Path, make: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "BATCHES", 2)  # windows of few clips: between them parts are merged
     monkeypatch.setattr(streaming, "BATCHES_OF_ACTOR", 1)
-    run = small_run(
+    run = make(
         tmp_path,
-        resources__extract_features={"actors": 1, "cpus": 1, "batch": 7},
-        resources__estimate_motion={"actors": 1, "cpus": 1, "batch": 30},
-        resources__index_clips={"actors": 2, "cpus": 1, "batch": 3},
+        resources__extract_features={"actors": 1, "cpus": 1, "batch": 4},
+        resources__estimate_motion={"actors": 1, "cpus": 1, "batch": 16},
+        resources__index_clips={"actors": 2, "cpus": 1, "batch": 4},
         attribution__hold=1,
     )
     indexing.index(run, "clips")
     attribution.estimate_motion(run, "clips")
     attribution.extract_features(run, "clips")
-    assert len(tables.parts(f"{tmp_path}/features/clips")) < 5, (
+    assert len(tables.parts(f"{tmp_path}/features/clips")) < 4, (
         "the parts of each window are not merged before the next"
     )
     assert masks(tmp_path) == masks(curated), "masks depend on the stage, batch or pool"
@@ -257,21 +268,27 @@ def test_prompts_become_queries(small_run: MakeRun, cluster: None, tmp_path: Pat
     assert {p: p.stat().st_mtime_ns for p in made} == made, "query videos were generated again"
 
 
-@pytest.mark.parametrize("moment", ["features/clips", "finetuned"])
-def test_sigkill_loses_and_doubles_nothing(curated: Path, small_run: MakeRun, tmp_path: Path, moment: str) -> None:
-    root = tmp_path / "run"
-    run = small_run(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)
-    line = command(root, run)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    first = subprocess.Popen(
+def killed(line: list[str], environment: dict[str, str], begun: Path) -> None:
+    """Run curate as a user does, and kill it once there is something in the folder `begun`."""
+    driver = subprocess.Popen(
         line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not any((root / moment).rglob("*.*")) and time.monotonic() < deadline and first.poll() is None:
+    while not any(begun.rglob("*.*")) and time.monotonic() < deadline and driver.poll() is None:
         time.sleep(0.05)
-    assert any((root / moment).rglob("*.*")), "the run never came so far"
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    assert any(begun.rglob("*.*")), "the run never came so far"
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, "the kill came too late to show anything"
+
+
+def test_sigkill_loses_and_doubles_nothing(curated: Path, make: MakeRun, tmp_path: Path) -> None:
+    """While features are taken, and again while an arm is trained."""
+    root = tmp_path / "run"
+    run = make(root, evaluate__generate=0, evaluate__arms=["base"], finetune__steps=40)
+    line = command(root, run)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    killed(line, environment, root / "features" / "clips")
+    killed(line, environment, root / "finetuned")
     again = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stderr[-2000:]
     assert features(root) == features(curated), "the features of a killed and continued run differ"

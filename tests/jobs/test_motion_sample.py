@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,20 @@ def ids(root: Path, table: str) -> list[str]:
 
 
 def test_features_are_those_of_a_run_that_measures_all(
-    small_run: Callable[..., Run], tmp_path: Path, cluster: None
+    small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], tmp_path: Path, cluster: None
 ) -> None:
-    whole = small_run(tmp_path / "whole", attribution__settings=PLAIN)
-    sampled = small_run(tmp_path / "sampled", motion__of="queries", motion__sample=7, attribution__settings=PLAIN)
+    given = {"data__videos": clips_of_world([*range(11), 24]), "attribution__settings": PLAIN}
+    whole = small_run(tmp_path / "whole", **given)
+    sampled = small_run(tmp_path / "sampled", motion__of="queries", motion__sample=7, **given)
     for run in (whole, sampled):
         index_clips(run)
         attribution.attribute(run, "clips")
-    assert len(ids(tmp_path / "whole", "motion/clips")) == 30
+    assert len(ids(tmp_path / "whole", "motion/clips")) == 12
     sample = ids(tmp_path / "sampled", "motion/clips")
     assert len(sample) == 7
     pictures = [tables.read(str(root / "pictures" / "clips")) for root in (tmp_path / "whole", tmp_path / "sampled")]
     assert pictures[0].equals(pictures[1]), "of every clip whose frames are decoded there is a signature"
-    assert pictures[0].num_rows == 30
+    assert pictures[0].num_rows == 12
     features = [tables.read(str(root / "features" / "clips")) for root in (tmp_path / "whole", tmp_path / "sampled")]
     assert features[0].column("clip_id").equals(features[1].column("clip_id"))
     assert np.array_equal(tables.matrix(features[0], "feature"), tables.matrix(features[1], "feature"))
@@ -49,7 +50,7 @@ def test_features_are_those_of_a_run_that_measures_all(
     attribution.attribute(sampled, "clips")
     assert sorted((tmp_path / "sampled").rglob("part-*")) == parts, "what is there was computed again"
     stages = funnel.funnel(sampled).stages
-    assert [(s.name, s.entered, s.left) for s in stages] == [("index", 30, 30), ("features", 30, 30)]
+    assert [(s.name, s.entered, s.left) for s in stages] == [("index", 12, 12), ("features", 12, 12)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,12 @@ def features(root: str, name: str = "features/clips") -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def make(small_world: Path, small_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
-    clips = tmp_path_factory.mktemp("few") / "clips.jsonl"
-    listed = map(json.loads, (small_world / "clips" / "metadata.jsonl").read_text().splitlines()[:CLIPS])
-    named = [{**row, "file_name": str(small_world / "clips" / row["file_name"])} for row in listed]
-    clips.write_text("".join(json.dumps(row) + "\n" for row in named))
+def make(small_run: MakeRun, clips_of_world: Callable[[Iterable[int]], str]) -> MakeRun:
+    clips = clips_of_world(range(CLIPS))
 
     def made(root: Path, **changes: Any) -> Run:
         pool = {"actors": 1, "cpus": 1, "batch": 4}
-        return small_run(root, data__videos=str(clips), resources__extract_features=pool, **changes)
+        return small_run(root, data__videos=clips, resources__extract_features=pool, **changes)
 
     return made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -67,12 +67,16 @@ def test_an_arm_that_has_begun_goes_on_to_its_end_where_another_fails() -> None:
 
 @pytest.mark.slow
 def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
-    small_run: Callable[..., Run], cluster: None, tmp_path: Path
+    small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], cluster: None, tmp_path: Path
 ) -> None:
     settings = [{"timestep": t, "noise": 0, "mask": mask} for t in (251, 751) for mask in ("motion", "none")]
     arms = ["base", "selected", "timed", "random", "timed_random"]
     run = small_run(
-        tmp_path / "run", attribution__settings=settings, evaluate__arms=arms, evaluate__generate=0, motion__of="all"
+        tmp_path / "run",
+        data__videos=clips_of_world(range(12)),
+        attribution__settings=settings,
+        evaluate__arms=arms,
+        evaluate__generate=0,
     )
     curate(run)
     assert unregistered(run.root) == [], "a purge knows nothing of it"
