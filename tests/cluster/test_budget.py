@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -83,13 +83,18 @@ def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
 
 
 def test_a_job_stops_and_the_same_command_goes_on(
-    small_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: None
+    small_run: Callable[..., Run],
+    clips_of_world: Callable[[Iterable[int]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: None,
 ) -> None:
     from jobs.estimate_motion import estimate_motion
     from jobs.extract_features import extract_features
     from jobs.index_clips import index_clips
 
-    run = small_run(tmp_path / "run", resources__extract_features__actors=1, resources__extract_features__batch=5)
+    pool, videos = {"actors": 1, "cpus": 1, "batch": 5}, clips_of_world(range(12))
+    run = small_run(tmp_path / "run", data__videos=videos, resources__extract_features=pool)
     index_clips(run)
     estimate_motion(run)
 
@@ -102,5 +107,5 @@ def test_a_job_stops_and_the_same_command_goes_on(
         table = tables.read(str(tmp_path / "run" / "features" / "clips"))
         return 0 if table is None else table.num_rows
 
-    assert 5 <= call(1e-6) < 30  # the four queries are one batch, then one of clips
-    assert call(None) == 30
+    assert 5 <= call(1e-6) < 12  # the four queries are one batch, then one of clips
+    assert call(None) == 12

@@ -71,7 +71,8 @@ def make(small_run: MakeRun, clips_of_world: Callable[[Iterable[int]], str]) -> 
     clips = clips_of_world([*range(15), 24])
 
     def made(root: Path, **changes: Any) -> Run:
-        return small_run(root, data__videos=clips, **changes)
+        pool = {"actors": 1, "cpus": 1, "batch": 8}
+        return small_run(root, data__videos=clips, resources__evaluate=pool, **changes)
 
     return made
 

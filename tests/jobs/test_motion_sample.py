@@ -31,7 +31,12 @@ def ids(root: Path, table: str) -> list[str]:
 def test_features_are_those_of_a_run_that_measures_all(
     small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], tmp_path: Path, cluster: None
 ) -> None:
-    given = {"data__videos": clips_of_world([*range(11), 24]), "attribution__settings": PLAIN}
+    pool = {"actors": 1, "cpus": 1, "batch": 5}
+    given = {
+        "data__videos": clips_of_world([*range(11), 24]),
+        "attribution__settings": PLAIN,
+        "resources__extract_features": pool,
+    }
     whole = small_run(tmp_path / "whole", **given)
     sampled = small_run(tmp_path / "sampled", motion__of="queries", motion__sample=7, **given)
     for run in (whole, sampled):

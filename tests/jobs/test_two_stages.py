@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]
-CLIPS = 16
+CLIPS = 12
 SHARES = {"top": 0.25, "bottom": 0.1, "audit": 0.3}
 SETTINGS = [{"timestep": 501, "of": "queries"}, {"timestep": 501, "mask": "none", "of": "clips"}]
 CHEAPER = {"frames": 5, "settings": SETTINGS}  # another geometry has motion of its own

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def sampled(small_run: MakeRun) -> MakeRun:
-    return lambda root, count=4, **changes: small_run(
-        root, queries__videos=None, queries__sample=count, evaluate__videos=None, **changes
-    )
+def sampled(small_run: MakeRun, clips_of_world: Callable[[Iterable[int]], str]) -> MakeRun:
+    given = {"data__videos": clips_of_world([*range(11), 24]), "queries__videos": None, "evaluate__videos": None}
+    return lambda root, count=4, **changes: small_run(root, **{**given, "queries__sample": count, **changes})
 
 
 def _rows(run: Run, *names: str) -> list[dict[str, Any]]:
@@ -79,13 +77,9 @@ def test_a_query_that_is_none_any_more_takes_its_features_along(
 
 
 def test_a_corpus_without_motion_has_no_queries(
-    sampled: MakeRun, small_world: Path, cluster: None, tmp_path: Path
+    sampled: MakeRun, clips_of_world: Callable[[Iterable[int]], str], cluster: None, tmp_path: Path
 ) -> None:
-    line = (small_world / "clips" / "metadata.jsonl").read_text().splitlines()[0]
-    row = json.loads(line)
-    manifest = tmp_path / "one.jsonl"
-    manifest.write_text(json.dumps({**row, "file_name": str(small_world / "clips" / row["file_name"])}) + "\n")
-    run = sampled(tmp_path / "run", data__videos=str(manifest), motion__still=1000.0)
+    run = sampled(tmp_path / "run", data__videos=clips_of_world([0]), motion__still=1000.0)
     indexing.index(run, "clips")
     with pytest.raises(NothingUsableError, match=r"queries\.sample=4: none of the clips .* moves"):
         sample_queries(run)

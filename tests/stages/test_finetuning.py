@@ -77,6 +77,8 @@ def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
         attribution__settings=settings,
         evaluate__arms=arms,
         evaluate__generate=0,
+        resources__extract_features={"actors": 1, "cpus": 1, "batch": 12},
+        resources__evaluate={"actors": 1, "cpus": 1, "batch": 20},
     )
     curate(run)
     assert unregistered(run.root) == [], "a purge knows nothing of it"
