@@ -35,13 +35,30 @@ SETTINGS = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "
 
 WHOLE_RUNS = {"three", "compared", "curated", "undivided"}  # fixtures that take minutes: nights, arms, curations
 
+# Files whose slow tests take longest, in this order: one that begins last keeps one process busy when others are done.
+LONG = (
+    "jobs/test_curate.py",
+    "cluster/test_training.py",
+    "jobs/test_benchmarks_quality.py",
+    "operations/test_nightly.py",
+    "jobs/test_two_stages.py",
+    "cluster/test_faults.py",
+    "jobs/test_attribute_requests.py",
+    "evaluation/test_compare.py",
+    "jobs/test_benchmarks_gpu.py",
+    "jobs/test_benchmarks_real.py",
+    "stages/test_finetuning.py",
+)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a whole run are slow ones."""
+    """Tests of a whole run are slow ones. Long files come first."""
     for item in items:
         if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(str(item.path), len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)
