@@ -16,6 +16,7 @@ train at high timesteps and good-looking ones at low; here influence says which.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,11 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
-from pipeline.ranking.influence_table import BySetting
-from pipeline.ranking.selection import Ranked
 from pipeline.tables import schemas
+
+if TYPE_CHECKING:  # for speed: they import torchvision, which workers of fine-tuning do not need
+    from pipeline.ranking.influence_table import BySetting
+    from pipeline.ranking.selection import Ranked
 
 Floats = npt.NDArray[np.float64]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -414,3 +416,10 @@ def test_state_is_plain_safetensors(checkpoint: str, cache: str, tmp_path: Path)
     checkpoints.write(checkpoints.staged(training), tmp_path)
     kinds = {key.split(".")[0] for key in safetensors.torch.load_file(tmp_path / checkpoints.file_name(0, 1))}
     assert kinds == {"parameter", "optimizer", "step"}
+
+
+def test_the_loop_needs_no_optical_flow() -> None:
+    """Each process of a fine-tuning imports it; torchvision alone takes more than a second of processor."""
+    code = "import sys, pipeline.training.loop; print([m for m in ('torchvision', 'scipy') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.stdout == "[]\n", ended.stdout + ended.stderr
