@@ -194,9 +194,9 @@ def _show_world(of: Figures) -> None:
 
 
 def tables(measured: Sequence[tuple[Cell, Figures]]) -> dict[str, Rows]:
-    """LDS and first tenths over all worlds, of each base in the training world, and in the shifted world; and every
-    world's own figures."""
-    groups = {"all worlds": list(measured)}
+    """LDS and first tenths over all worlds, in the training world, of each base there, and in the shifted world; and
+    every world's own figures."""
+    groups = {"all worlds": list(measured), "training world": [pair for pair in measured if not pair[0].shifted]}
     for base in dict.fromkeys(cell.base for cell, _ in measured):
         groups[f"base that knows {base}"] = [pair for pair in measured if pair[0].base == base and not pair[0].shifted]
     groups["shifted world"] = [pair for pair in measured if pair[0].shifted]
