@@ -27,6 +27,7 @@ from pipeline.storage import lease, stores
 
 log = logging.getLogger(__name__)
 
+PASSING = ("pipeline.cluster.", "pipeline.storage.")  # their warnings are of how a job went, and not of what it made
 CONTINUED = "Once that is mended, the same command goes on from here."
 
 
@@ -185,7 +186,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Handler(logging.Handler):
-    """Messages on stderr, above the line of a stage that renews itself; `lines` are those so far."""
+    """Messages on stderr, above the line of a stage that renews itself; `lines` are those so far, but for PASSING."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +194,8 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
-        self.lines.append(line)
+        if not record.name.startswith(PASSING):
+            self.lines.append(line)
         tqdm.write(line, file=sys.stderr)
 
 
