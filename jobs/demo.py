@@ -9,6 +9,7 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from jobs.curate import curate
 from pipeline import tables
+from pipeline.cluster import streaming
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import LOSSES, comparison
@@ -47,13 +49,17 @@ def demo(run: Run) -> None:
         run.queries.videos: world.queries(run.seed + 2, QUERIES_EACH, frames),
         run.evaluate.videos: world.queries(run.seed + 3, HELD_OUT_EACH, frames),
     }
-    for folder, scenes in sets.items():
+    for folder in sets:
         if folder is None or "://" in folder or not Path(folder).parent.name.startswith("world"):
             raise ConfigError(
                 f"the demo writes its own videos, into folders below one called world, not into {folder!r}; to curate "
                 "your videos, use python -m jobs.curate."
             )
-        write_world(Path(folder), scenes, run)
+    with ThreadPoolExecutor(1) as thread:
+        written = [thread.submit(write_world, Path(str(folder)), scenes, run) for folder, scenes in sets.items()]
+        streaming.connect()  # Ray's processes start meanwhile
+        for one in written:
+            one.result()
     curate(run)
     table = summary(run)
     run_record.note_last_words(table)
