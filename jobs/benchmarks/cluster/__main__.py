@@ -35,7 +35,7 @@ class Sizes:
 
     clips: int = 96
     rounds: int = 3
-    steps: tuple[int, int] = (20, 140)
+    steps: tuple[int, int] = (20, 620)
     idle: tuple[int, ...] = (1, 4, 16)
     batches: int = 1500
     nodes: tuple[int, ...] = (16, 64, 125, 250, 500, 1000)
