@@ -107,7 +107,7 @@ def hold(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
             f"root={root!r}: nothing can be written there ({error}). Mend that, or choose another root."
         ) from error
     lease, over = Lease(root), threading.Event()
-    renewal = threading.Thread(target=_renew, args=(lease, mine, over), name="lease", daemon=True)
+    renewal = threading.Thread(target=_renew, args=(lease, mine, over, _clock()), name="lease", daemon=True)
     renewal.start()
     _leases.append(lease)
     try:
@@ -206,9 +206,10 @@ def _born(pid: int) -> str | None:
 # --- renewing ---------------------------------------------------------------------------------------------------------
 
 
-def _renew(lease: Lease, mine: Holder, over: threading.Event) -> None:
-    """Renew until it is `over` or the lease is lost."""
-    root, last = lease.root, _clock()
+def _renew(lease: Lease, mine: Holder, over: threading.Event, last: float) -> None:
+    """Renew until it is `over` or the lease is lost. It was taken at `last`, which may be long before a thread of a
+    machine that stalls begins."""
+    root = lease.root
     while not over.wait(RENEWAL):
         now = _clock()
         try:

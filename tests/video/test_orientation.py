@@ -15,9 +15,9 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
 from pipeline.attribution import fingerprints
-from pipeline.cluster import training
 from pipeline.config import Run
 from pipeline.errors import ClipError
+from pipeline.training import training_set
 from pipeline.video import frames as video
 from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import decoder_for
@@ -186,7 +186,7 @@ def test_a_fingerprint_has_the_scaler_only_where_it_is_not_the_default(
         assert set(of(other)) - set(of(run)) == {"data.scaler"}
         assert {**of(run), "data.scaler": "ffmpeg"} == of(other)
     assert fingerprints.clips(run) == fingerprints.clips(other), "the index scales nothing"
-    assert [*training._encoded_as(run, "m"), "data.scaler=ffmpeg"] == training._encoded_as(other, "m")
+    assert [*training_set.encoded_as(run, "m"), "data.scaler=ffmpeg"] == training_set.encoded_as(other, "m")
     with decoder_for(run) as plain, decoder_for(other) as ffmpeg:
         assert (plain._scaler, ffmpeg._scaler) == ("pillow", "ffmpeg")
 
