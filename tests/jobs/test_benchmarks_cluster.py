@@ -68,8 +68,9 @@ def test_the_short_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(sys, "argv", ["cluster", "--quick"])
     cluster.main()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert all(figures["stage"][name] > 0 for name in ("loop", "1", "2"))
-    assert np.isfinite([figures["finetune"][name] for name in ("loop", "ray", "times")]).all(), "too few steps to say"
+    seconds = [*figures["stage"].values(), *figures["finetune"].values()]
+    assert len(seconds) == 8
+    assert np.isfinite(seconds).all(), "of so few clips and steps their sign may be anything"
     assert [one["actors"] for one in figures["idle"]] == [1, 2]
     assert all(one["driver"] > 0 and one["journal"] > 0 for one in figures["idle"])
     assert [one["nodes"] for one in figures["simulated"]] == [2, 4, 4, 4, 4, 4]
