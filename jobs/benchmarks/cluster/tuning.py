@@ -62,5 +62,5 @@ def _looped(run: Run, rows: pa.Table) -> float:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        assert np.isfinite(float(loss)), "the recipe's rate is a small one"
+        assert np.isfinite(float(loss.detach())), "the recipe's rate is a small one"
     return time.monotonic() - begun
