@@ -136,10 +136,10 @@ def test_a_clock_that_goes_wrong_makes_no_living_holder_dead(root: str, brisk: N
         thread.join()
 
 
-def holder(root: str) -> subprocess.Popen[str]:
-    """A process that holds a run until it is killed; its lease's times are short."""
+def holder(root: str, expiry: float = 60.0) -> subprocess.Popen[str]:
+    """A process that holds a run until it is killed; it renews its lease often."""
     code = (
-        "import time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\n"
+        f"import time; from pipeline.storage import lease; lease.RENEWAL, lease.EXPIRY = 0.1, {expiry}\n"
         f"with lease.hold({root!r}, 'curate') as mine:\n    print('held', flush=True)\n"
         "    while True:\n        time.sleep(0.05)\n        mine.check()"
     )
@@ -163,7 +163,7 @@ def test_a_killed_holder_of_this_machine_frees_it_at_once(tmp_path: Path) -> Non
 
 
 def test_a_holder_that_stalled_too_long_ends(tmp_path: Path) -> None:
-    process = holder(str(tmp_path))
+    process = holder(str(tmp_path), expiry=1.0)
     process.send_signal(signal.SIGSTOP)
     time.sleep(1.5)
     process.send_signal(signal.SIGCONT)
@@ -243,15 +243,17 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         pytest.fail("it was held")
 
 
-def job(root: Path, body: str, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """A job of these lines, through the command line that all jobs share; its lease's times are short."""
+def job(
+    root: Path, body: str, *options: str, expiry: float = 60.0, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A job of these lines, through the command line that all jobs share; it renews its lease often."""
     code = (
         "import sys, time; from jobs import command; from pipeline import errors; from pipeline.storage import lease\n"
-        f"lease.RENEWAL, lease.EXPIRY = 0.1, 1.0\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
+        f"lease.RENEWAL, lease.EXPIRY = 0.1, {expiry}\ndef curate(run):\n    print('began', flush=True)\n    {body}\n"
         "command.main(curate, None, default='demo')"
     )
     line = [sys.executable, "-c", code, "--set", f"root={root}", *options]
-    known = {**os.environ, **environment}
+    known = {**os.environ, **(environment or {})}
     return subprocess.Popen(line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -270,9 +272,10 @@ def test_a_stopped_job_gives_its_lease_back(tmp_path: Path, number: signal.Signa
 
 def test_a_second_interrupt_while_a_stopped_job_leaves_changes_nothing(tmp_path: Path) -> None:
     leaving = "lambda: (print('leaving', flush=True), time.sleep(1))"
-    process = job(tmp_path, f"import atexit; atexit.register({leaving}); time.sleep(60)")
+    process = job(tmp_path, f"import atexit; atexit.register({leaving}); print('works', flush=True); time.sleep(60)")
     assert process.stdout is not None
-    for line in ("began\n", "leaving\n"):
+    assert process.stdout.readline() == "began\n"
+    for line in ("works\n", "leaving\n"):
         assert process.stdout.readline() == line
         process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
@@ -308,7 +311,7 @@ def test_exit_status_of_a_job(tmp_path: Path, body: str, status: int, said: str)
 
 
 def test_a_job_that_lost_its_lease_fails(tmp_path: Path) -> None:
-    process = job(tmp_path, "while True: time.sleep(0.05); lease.check(run.root)")
+    process = job(tmp_path, "while True: time.sleep(0.05); lease.check(run.root)", expiry=1.0)
     assert process.stdout is not None
     assert process.stdout.readline() == "began\n"
     process.send_signal(signal.SIGSTOP)
@@ -325,7 +328,7 @@ def test_a_job_that_cannot_renew_its_lease_says_why(tmp_path: Path) -> None:
         "lease._write = lambda *_: (_ for _ in ()).throw(OSError('lease-1: No space left'))\n"
         "    while True: time.sleep(0.05); lease.check(run.root)"
     )
-    _, said = job(tmp_path, full).communicate(timeout=120)
+    _, said = job(tmp_path, full, expiry=1.0).communicate(timeout=120)
     *_, last = said.splitlines()
     assert "could not renew its lease for 1 s (lease-1: No space left)" in last
     assert "Once that is mended, give the same command again" in last
@@ -342,6 +345,6 @@ def test_a_second_job_is_refused_before_it_begins(tmp_path: Path) -> None:
 
 def test_a_submitted_job_needs_a_root_that_stays(tmp_path: Path) -> None:
     submitted = '{"metadata": {"job_submission_id": "raysubmit_7"}}'
-    process = job(Path("runs/nowhere"), "pass", RAY_JOB_CONFIG_JSON_ENV_VAR=submitted)
+    process = job(Path("runs/nowhere"), "pass", environment={"RAY_JOB_CONFIG_JSON_ENV_VAR": submitted})
     assert "root='runs/nowhere': a submitted job" in process.communicate(timeout=120)[1]
     assert process.returncode == 2
