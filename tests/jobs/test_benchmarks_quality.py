@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from jobs.benchmarks.quality import (
     counterfactual,
     datamodel,
+    halves,
     influences,
     kernels,
     methods,
@@ -127,7 +129,7 @@ def test_arms_differ_in_their_clips_alone(sets: tuple[Clips, Clips]) -> None:
     clips, queries = sets
     rng = np.random.default_rng(2)
     by = counterfactual.Influences(
-        *(rng.standard_normal((24, 10)) for _ in range(6)), rng.standard_normal(24), rng.standard_normal(24)
+        *(rng.standard_normal((24, 10)) for _ in range(7)), rng.standard_normal(24), rng.standard_normal(24)
     )
     of = {
         arm: counterfactual.chosen(arm, clips, queries, world.MOTIONS, "spin", by, 0)
@@ -135,10 +137,10 @@ def test_arms_differ_in_their_clips_alone(sets: tuple[Clips, Clips]) -> None:
         if arm != "oracle"
     }
     tenth = max(1, round(0.1 * clips.moving.sum()))
-    picking = set(of) - {"all", "all_minus_harmful", "weighted"}
+    picking = set(of) - {"all", "all_minus_negative", "weighted"}
     assert all(len(of[arm].weights) == tenth for arm in picking)
     assert {row for row, _ in of["own_loss"].weights} == set(np.argsort(-by.own_loss)[:tenth].tolist())
-    assert len(of["all"].weights) == 24 > len(of["all_minus_harmful"].weights)
+    assert len(of["all"].weights) == 24 > len(of["all_minus_negative"].weights)
     assert all(weight > 0 for _, weight in of["weighted"].weights)
 
 
@@ -200,6 +202,27 @@ def test_a_selection_is_made_of_its_motion_and_of_camera_moves(sets: tuple[Clips
     assert shares["camera_moves"] == pytest.approx((clips.kinds == "camera").mean())
 
 
+def test_the_nearest_flow_tells_a_motion(sets: tuple[Clips, Clips]) -> None:
+    clips, queries = sets
+    motions = tuple(m for m in world.MOTIONS if len(queries.of(m)))
+    of_queries = influences.nearest_flow(queries, queries, motions)
+    rows = [int(queries.of(motion)[0]) for motion in motions]
+    assert of_queries[rows].argmax(1).tolist() == list(range(len(motions))), "a query is nearest to itself"
+    assert of_queries[rows].max() == pytest.approx(0.0)
+    scores = influences.nearest_flow(clips, queries, motions)
+    assert scores.shape == (24, len(motions))
+    same = [scores[row, motions.index(m)] > np.median(scores[row]) for m in motions for row in clips.of(m)]
+    assert np.mean(same) > 0.6
+
+
+def test_what_an_earlier_benchmark_encoded_is_encoded_anew(tmp_path: Path) -> None:
+    assert not problem.encoded(str(tmp_path))
+    pq.write_table(pa.table({"clip_id": ["a"]}), tmp_path / "clips.parquet")
+    assert not problem.encoded(str(tmp_path))
+    pq.write_table(pa.table({"clip_id": ["a"], "movement": [[0.0]]}), tmp_path / "clips.parquet")
+    assert problem.encoded(str(tmp_path))
+
+
 def test_worlds_share_encodings_between_bases_and_nothing_between_corpora() -> None:
     one, based = World(40, 1, 1), World(40, 1, 1, base=Path("another/base"))
     shifted, second = World(40, 1, 1, shifted=True), World(40, 1, 1, seed=5)
@@ -217,6 +240,7 @@ def figures_of(value: float) -> worlds.Figures:
     changes = dict.fromkeys((*worlds.LOSSES, *worlds.LESS, *worlds.SHARES), 0.0)
     by_name |= {worlds.ARM + arm: dict(changes) for arm in worlds.ARMS}
     by_name[worlds.ARM + worlds.BEST] = {**changes, "masked_target less random": -value}
+    by_name |= {worlds.HALF + name: {**changes, "masked_target": -value} for name in halves.SCORES}
     return by_name
 
 
@@ -236,11 +260,12 @@ def test_intervals_are_over_corpora_and_criteria_follow_from_them() -> None:
     ends = row["masked, specific_low"], row["masked, specific"], row["masked, specific_high"]
     assert ends == pytest.approx((interval.low, interval.mean, interval.high)), "bases of a corpus hang together"
     assert "masked_low" not in worlds.tables(good)["lds, shifted world"][0], "one corpus has no interval"
-    assert [verdict.failed for verdict in worlds.verdicts(good)] == [False] * 5
+    assert [verdict.failed for verdict in worlds.verdicts(good)] == [False] * len(worlds.CRITERIA)
+    assert [verdict.criterion for verdict in worlds.verdicts(good)] == list(worlds.CRITERIA)
     bad = {verdict.criterion: verdict.failed for verdict in worlds.verdicts(measured([0.3, -0.3, 0.2, -0.1]))}
-    assert bad == {"controls": True, "random": True, "specific": False, "search": False, "shifted": True}
+    assert {name for name, failed in bad.items() if failed} == {"controls", "random", "within", "shifted"}
     few = {verdict.criterion: verdict.failed for verdict in worlds.verdicts(good[:2])}
-    assert few["controls"] is few["random"] is few["shifted"] is None
+    assert few["controls"] is few["random"] is few["within"] is few["shifted"] is None
 
 
 @pytest.fixture
@@ -262,6 +287,8 @@ def test_worlds_are_studied_in_one_process_and_not_twice(one_core: None, tmp_pat
     assert set(tenths) == set(worlds.ARMS)
     assert tenths["oracle"]["own_motion"] == 1.0
     assert tenths["random"]["masked_target less random"] == 0.0
+    assert [row["share"] for row in results["shares, all worlds"]][-1] == "50 % by best"
+    assert {row["half"] for row in results["upper less lower half, all worlds"]} == set(halves.SCORES)
     assert len(list((tmp_path / "encoded").iterdir())) == 6, "two bases share their corpora's encodings"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if "report" not in path.parts}
     assert worlds.run(worlds.QUICK, str(tmp_path)) == results

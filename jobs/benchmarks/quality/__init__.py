@@ -10,6 +10,8 @@ methods          what is compared, by name: rules, controls, single changes, che
 datamodel        how well a sum of scores tells the loss after fine-tuning (LDS), with intervals
 retrieval        what a score finds: the same motion, real clips before their cartoons
 counterfactual   what every arm fine-tunes on, and what that does
+halves           within classes: what the upper half by a score teaches more than the lower half
+shares           how much to select: the first 1 to 50 % by an arm, for equally many steps
 laws             how far a video's motion is from the law of its kind
 metagradient     exact influence, by differentiating through a fine-tuning: the ceiling
 tasks            Ray's tasks; what is on disk is not done again

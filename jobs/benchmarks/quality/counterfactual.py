@@ -33,15 +33,24 @@ class Influences:
     best: Floats
     overlap: Floats  # [N, T]
     caption: Floats  # [N, T]
+    flow: Floats  # [N, T]
     own_loss: Floats  # [N]
     length: Floats  # [N]
 
 
 def chosen(
-    arm: str, clips: Clips, queries: Clips, motions: Sequence[str], target: str, by: Influences, seed: int
+    arm: str,
+    clips: Clips,
+    queries: Clips,
+    motions: Sequence[str],
+    target: str,
+    by: Influences,
+    seed: int,
+    part: float = TENTH,
 ) -> Retraining:
-    """What an arm fine-tunes on for a target. `random` draws anew for every seed; no other choice depends on it."""
-    count, ids, columns = share(TENTH, int(clips.moving.sum())), clips.clip_ids, queries.of(target)
+    """What an arm fine-tunes on for a target. `random` draws anew for every seed; no other choice depends on it. Arms
+    that pick take this part of the clips that move."""
+    count, ids, columns = share(part, int(clips.moving.sum())), clips.clip_ids, queries.of(target)
     everything = np.arange(len(clips))
 
     def top(values: Floats, rule: str) -> Retraining:
@@ -61,7 +70,7 @@ def chosen(
     }
     if arm in of_clips:
         return on(np.argsort(-of_clips[arm], kind="stable")[:count], seed)
-    of_targets = {"mask_overlap": by.overlap, "caption": by.caption}
+    of_targets = {"mask_overlap": by.overlap, "caption": by.caption, "nearest_flow": by.flow}
     if arm in of_targets:
         return top(of_targets[arm][:, [list(motions).index(target)]], "mean")
     if arm == "no_mask":
@@ -73,7 +82,7 @@ def chosen(
     if arm == "best":
         return top(by.best[:, columns], "mean")
     mean = by.whitened[:, columns].mean(1)
-    if arm == "all_minus_harmful":
+    if arm == "all_minus_negative":
         last = np.argsort(np.where(np.isfinite(mean), mean, np.inf), kind="stable")[:count]
         return on(np.setdiff1d(everything, last[mean[last] < 0]), seed)
     if arm == "weighted":
@@ -89,7 +98,7 @@ def chosen(
     raise ValueError(f"arm {arm!r}: the benchmark knows no such arm")
 
 
-ARMS = ("all", "all_minus_harmful", "weighted", "random", "magnitude", "gradient_length", "own_loss", "mask_overlap",
+ARMS = ("all", "all_minus_negative", "weighted", "random", "magnitude", "gradient_length", "own_loss", "mask_overlap",
         "caption", "no_mask", "motive", "motive_whitened", "best", "oracle")  # fmt: skip
 LOSSES = ("masked_target", "plain_target", "masked_others", "plain_others")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.problem import Clips
+from pipeline.motion import judge
 from pipeline.ranking import votes
 
 Floats = npt.NDArray[np.float64]
@@ -140,6 +141,14 @@ def caption_match(of_clips: Sequence[str], of_queries: Sequence[str], queries: C
 
 def _words(caption: str) -> frozenset[str]:
     return frozenset(word.lower() for word in re.findall(r"[^\W_]+", caption))
+
+
+def nearest_flow(clips: Clips, queries: Clips, motions: Sequence[str]) -> Floats:
+    """Less the judge's distance of a clip's flow from that of the nearest query of each motion. Uses queries that
+    move."""
+    rows = np.flatnonzero(np.isin(queries.motions, motions) & queries.moving)
+    taught = judge.taught([(str(queries.motions[row]), queries.movement[row]) for row in rows.tolist()])
+    return np.stack([-taught.courses(motion, clips.movement).mean(1) for motion in motions], 1)
 
 
 def magnitude(clips: Clips, motions: Sequence[str]) -> Floats:

@@ -27,6 +27,7 @@ QUERIES = (1, 3, 5)  # of a motion, where all others have all of them
 UNTRAINED, CAPTION = "control: untrained model, as the best", "control: caption match"
 OWN_LOSS, LENGTH = "control: own loss", "control: gradient length"
 OVERLAP, RAW, MAGNITUDE = "control: mask overlap alone", "control: raw latents", "control: motion magnitude"
+FLOW, RANDOM = "control: nearest flow", "control: random"
 Captions = tuple[Sequence[str], Sequence[str]]  # of the clips, of the queries
 Named = tuple[str, Floats]  # what was changed, and the score of every clip for every motion [N, T]
 TOP, LISTED = 0.1, 0.2  # the full one's best tenth, looked for in the cheap one's best fifth
@@ -93,8 +94,9 @@ def compared(
         (LENGTH, np.repeat(lengths[:, None], len(motions), 1)),
         (OVERLAP, influences.overlap(clips, queries, motions)),
         (RAW, influences.raw_latents(clips, queries, motions)),
+        (FLOW, influences.nearest_flow(clips, queries, motions)),
         (MAGNITUDE, influences.magnitude(clips, motions)),
-        ("control: random", influences.chance(clips, motions)),
+        (RANDOM, influences.chance(clips, motions)),
         ("oracle: the clip's true motion", influences.true_motion(clips, motions)),
     ):
         table[name] = Scored(values, 0, by_query=False)

@@ -1,4 +1,4 @@
-"""The synthetic world's clips, queries and held-out clips, encoded once: latents, captions, motion masks."""
+"""The synthetic world's clips, queries and held-out clips, encoded once: latents, captions, masks, how they move."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pipeline import config, models, motion
 from pipeline.config import PACKAGE, Run
 from pipeline.models import VideoModel, open_model
 from pipeline.motion import load_raft
+from pipeline.motion.movement import movement
 from pipeline.storage import stores
 from pipeline.synthetic import shifted, world
 
@@ -76,6 +77,7 @@ class Clips:
     motions: npt.NDArray[np.str_]  # "" where nothing moves by itself
     kinds: npt.NDArray[np.str_]  # real, cartoon, still, camera
     magnitude: npt.NDArray[np.float32]  # mean flow, pixels a frame
+    movement: npt.NDArray[np.float64]  # [N, judge.NUMBERS], the judge's description of the flow without the camera's
     latent: Tensor  # [N, C, f, h, w]
     text: Tensor  # [N, tokens, width]
     mask: Tensor  # [N, f, h, w], zeros where a clip has no motion
@@ -149,7 +151,7 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
     raft = load_raft(run.motion, torch.device("cpu"))
     _, _, height, width = run.geometry
     by_name: dict[str, list[Tensor]] = {name: [] for name in TENSORS}
-    magnitudes = []
+    magnitudes, descriptions = [], []
 
     def encoded(frames: npt.NDArray[np.uint8]) -> Tensor:
         return model.encode(frames, run.data.fps)["latent"]
@@ -169,16 +171,19 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
             mask = motion.motion_mask(moves, settings, grid)
             by_name[name].append(torch.zeros(grid.shape) if mask is None else mask)
         magnitudes.append(motion.statistics(flow)[0])
+        descriptions.append(movement(frames, flow - motion.camera_motion(flow))["description"])
     texts = torch.stack([model.text(scene.caption)["text"] for scene in scenes])
     stacked = {name: torch.stack(tensors) for name, tensors in by_name.items()} | {"text": texts.contiguous()}
     stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(stacked))
-    labels = {
+    columns: dict[str, Any] = {
         "clip_id": [s.name for s in scenes],
         "motion": [s.motion for s in scenes],
         "kind": [s.kind for s in scenes],
+        "magnitude": pa.array(magnitudes, pa.float32()),
+        "movement": pa.array(descriptions, pa.list_(pa.float64())),
     }
     with stores.writing(f"{folder}/clips.parquet") as file:
-        pq.write_table(pa.table({**labels, "magnitude": pa.array(magnitudes, pa.float32())}), file)
+        pq.write_table(pa.table(columns), file)
 
 
 def filmed(model: VideoModel, captions: Sequence[str]) -> Iterator[npt.NDArray[np.float32]]:
@@ -191,7 +196,9 @@ def filmed(model: VideoModel, captions: Sequence[str]) -> Iterator[npt.NDArray[n
 
 
 def encoded(folder: str) -> bool:
-    return Path(folder, "clips.parquet").exists()  # it is written last
+    """Whether all of it is there: the table is written last, and an earlier benchmark's said less."""
+    path = Path(folder, "clips.parquet")
+    return path.exists() and "movement" in pq.read_schema(path).names
 
 
 @functools.cache
@@ -205,6 +212,7 @@ def load(folders: tuple[str, ...]) -> Clips:
         np.array(tables.column("motion").to_pylist()),
         np.array(tables.column("kind").to_pylist()),
         tables.column("magnitude").to_numpy(),
+        np.array(tables.column("movement").to_pylist(), np.float64),
         frames=np.full(tables.num_rows, joined["latent"].shape[2]),
         **joined,
     )

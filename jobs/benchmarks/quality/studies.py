@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 MOTIONS = world.MOTIONS
 RIDGE = "control: ridge on composition"
 OTHER_NOISE = 10  # what is added to the numbers of the settings' noises to see how repeatable they are
-LAW_ARMS = ("base", "all", "all_minus_harmful", "random", "motive_whitened", "best", "oracle")
+LAW_ARMS = ("base", "all", "all_minus_negative", "random", "motive_whitened", "best", "oracle")
 
 
 @dataclass(frozen=True)
@@ -224,16 +224,23 @@ class Studies:
         return rows
 
     @cached_property
-    def choices(self) -> dict[tuple[str, str, int], Retraining]:
-        """What every arm fine-tunes on for every target, of the targets and of the motions with laws, and seed."""
+    def picked_by(self) -> counterfactual.Influences:
         at = self.scored
-        by = counterfactual.Influences(
+        return counterfactual.Influences(
             at["motive"].values, at["no mask"].values, at["motive, whitened"].values, at["best"].values,
-            influences.overlap(self.clips, self.queries, MOTIONS), at[methods.CAPTION].values,
+            influences.overlap(self.clips, self.queries, MOTIONS), at[methods.CAPTION].values, at[methods.FLOW].values,
             at[methods.OWN_LOSS].values[:, 0], at[methods.LENGTH].values[:, 0],
         )  # fmt: skip
+
+    def chosen(self, arm: str, target: str, seed: int, part: float = counterfactual.TENTH) -> Retraining:
+        by = self.picked_by
+        return counterfactual.chosen(arm, self.clips, self.queries, MOTIONS, target, by, seed, part)
+
+    @cached_property
+    def choices(self) -> dict[tuple[str, str, int], Retraining]:
+        """What every arm fine-tunes on for every target, of the targets and of the motions with laws, and seed."""
         return {
-            (arm, target, seed): counterfactual.chosen(arm, self.clips, self.queries, MOTIONS, target, by, seed)
+            (arm, target, seed): self.chosen(arm, target, seed)
             for arm in self.plan.arms
             for target in dict.fromkeys([*self.plan.targets, *self.plan.laws])
             for seed in range(max(self.plan.seeds, self.plan.randoms) if arm == "random" else self.plan.seeds)

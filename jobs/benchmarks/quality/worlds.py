@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmarks.quality import datamodel, methods, report, studies, tasks
+from jobs.benchmarks.quality import datamodel, halves, methods, report, shares, studies, tasks
 from jobs.benchmarks.quality.counterfactual import LOSSES
 from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.lessons import OTHER, Lessons
@@ -30,21 +30,25 @@ Figures = dict[str, dict[str, float]]  # by method, reliability or arm, then by 
 CONFIDENCE = 0.95
 PLAIN_AT_MOST = 0.01
 BEST, RELIABILITY = "best", "reliability: one fine-tuning by another"
-RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.OWN_LOSS, methods.LENGTH, methods.OVERLAP, methods.RAW,
-          methods.MAGNITUDE, studies.RIDGE)  # fmt: skip
-ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "motive", "best", "oracle")
+RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.FLOW, methods.OWN_LOSS, methods.LENGTH, methods.OVERLAP,
+          methods.RAW, methods.MAGNITUDE, studies.RIDGE)  # fmt: skip
+ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "nearest_flow", "motive",
+        "best", "oracle")  # fmt: skip
 SHARES = ("own_motion", "camera_moves")
-ARM, LESS_RANDOM = "arm ", " less random"
+ARM, HALF, SHARE, LESS_RANDOM = "arm ", "half ", "share ", " less random"
 LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
 
 CRITERIA: Mapping[str, str] = {
     "controls": f"the best rule's target-specific LDS is not above that of every control at {CONFIDENCE:.0%}, paired "
-    "by world: the untrained model in the same form, caption match, own loss, gradient length, mask overlap, raw "
-    "latents, magnitude, a ridge on the subset's composition",
+    "by world: the untrained model in the same form, caption match, nearest flow, own loss, gradient length, mask "
+    "overlap, raw latents, magnitude, a ridge on the subset's composition",
     "random": f"its tenth does not lower the target's masked loss below random's at {CONFIDENCE:.0%}",
     "specific": "against random's tenth the others' masked loss falls as much as the target's, or the target's plain "
     f"loss rises by more than {PLAIN_AT_MOST:.0%}",
-    "search": "its tenth lowers the target's masked loss no more than caption match does",
+    "search": "its tenth lowers the target's masked loss no more than caption match does, or no more than the nearest "
+    "flow does",
+    "within": "of two halves that show the same motions and kinds, the upper one by it does not lower the target's "
+    f"masked loss below the lower one's at {CONFIDENCE:.0%}",
     "shifted": "in the shifted world it lowers the target's masked loss no more than random",
 }
 ADDS = "Influence adds something in these worlds: no criterion of failure came true."
@@ -60,6 +64,7 @@ class Form:
     plan: Plan  # of every world, whose own seed and base take the place of the plan's
     seeds: tuple[int, ...]  # of corpora of the training world
     shifted: tuple[int, ...]  # of corpora of the shifted world
+    shares: tuple[float, ...] = shares.SHARES  # that arms select, in equally many steps
     taught: Lessons = OTHER  # the second base; the first is the one that is shipped
 
 
@@ -102,6 +107,7 @@ QUICK = Form(
     ),
     seeds=(41_000_001,),
     shifted=(44_000_001,),
+    shares=(0.1, 0.5),
     taught=replace(OTHER, scenes=20, steps=3),
 )
 
@@ -122,14 +128,18 @@ def cells(form: Form, folder: str) -> Iterator[Cell]:
 # --- one world --------------------------------------------------------------------------------------------------------
 
 
-def figures(study: Studies) -> Figures:
-    """LDS of every method and of the fine-tunings themselves; what every arm's tenth does and is made of."""
+def figures(study: Studies, parts: Sequence[float]) -> Figures:
+    """LDS of every method and of the fine-tunings themselves; what every arm's tenth does and is made of; what the
+    upper half by a score does less than the lower one, under HALF + the score's name; what these parts of the corpus
+    by an arm do, under SHARE + part and arm."""
     members, draws = study.fine_tuned("skewed")
     plain_draws = study.fine_tuned("skewed", 1)[1]
     masked, plain = draws.mean(0), plain_draws.mean(0)
     by_name = {name: _lds(values, values, masked, plain) for name, values in study.predicted(members, masked).items()}
     by_name[RELIABILITY] = _lds(draws[0], plain_draws[0], draws[1], plain_draws[1])
-    return by_name | _arms(study)
+    by_half = {HALF + name: of for name, of in halves.differences(study).items()}
+    by_share = {SHARE + name: of for name, of in shares.changes(study, parts).items()}
+    return by_name | _arms(study) | by_half | by_share
 
 
 def _lds(by_masked: Floats, by_plain: Floats, masked: Floats, plain: Floats) -> dict[str, float]:
@@ -171,7 +181,7 @@ def run(form: Form, folder: str) -> dict[str, Any]:
     measured: list[tuple[Cell, Figures]] = []
     results: dict[str, Any] = {}
     for cell in cells(form, folder):
-        measured.append((cell, figures(Studies(cell.plan, folder))))
+        measured.append((cell, figures(Studies(cell.plan, folder), form.shares)))
         results = tables(measured)
         for title, rows in results.items():
             report.write(f"{folder}/report/{title.replace(', ', '-').replace(' ', '_')}.parquet", rows)
@@ -204,8 +214,10 @@ def tables(measured: Sequence[tuple[Cell, Figures]]) -> dict[str, Rows]:
     for title, members in groups.items():
         if members:
             results[f"lds, {title}"] = _methods(members)
-            results[f"first tenth less random, {title}"] = _tenths(members, (*LESS, *SHARES))
-            results[f"first tenth, {title}"] = _tenths(members, LOSSES)
+            results[f"first tenth less random, {title}"] = _named(members, ARM, (*LESS, *SHARES))
+            results[f"first tenth, {title}"] = _named(members, ARM, LOSSES)
+            results[f"upper less lower half, {title}"] = _named(members, HALF, LOSSES)
+            results[f"shares, {title}"] = _named(members, SHARE, LOSSES)
     results["worlds"] = [
         {"corpus": cell.corpus, "base": cell.base, "shifted": cell.shifted, "name": name, "yardstick": key,
          "value": value}
@@ -220,7 +232,7 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
     first = measured[0][1]
     rows: Rows = []
     for name in first:
-        if not name.startswith(ARM):
+        if not name.startswith((ARM, HALF, SHARE)):
             row: dict[str, Any] = {"method": name, "worlds": len(measured)}
             for key in first[name]:
                 row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
@@ -228,12 +240,13 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
     return rows
 
 
-def _tenths(measured: Sequence[tuple[Cell, Figures]], keys: Sequence[str]) -> Rows:
-    """A row an arm: the mean of each of these figures over the worlds with its interval."""
+def _named(measured: Sequence[tuple[Cell, Figures]], kind: str, keys: Sequence[str]) -> Rows:
+    """A row an arm, a score of halves or a share (`kind` is ARM, HALF or SHARE): the mean of each of these figures over
+    the worlds with its interval."""
     rows: Rows = []
     for name in measured[0][1]:
-        if name.startswith(ARM):
-            row: dict[str, Any] = {"arm": name.removeprefix(ARM), "worlds": len(measured)}
+        if name.startswith(kind):
+            row: dict[str, Any] = {kind.strip(): name.removeprefix(kind), "worlds": len(measured)}
             for key in keys:
                 row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
             rows.append(row)
@@ -255,20 +268,26 @@ def _over_worlds(measured: Sequence[tuple[Cell, Figures]], values: Sequence[floa
 
 def verdicts(measured: Sequence[tuple[Cell, Figures]]) -> list[Verdict]:
     """Which criteria of failure came true; not measured where there is one corpus, or no shifted one."""
-    arms = {row["arm"]: row for row in _tenths(measured, LESS)}
-    tenth, caption = arms[BEST], arms["caption"]
+    arms = {row["arm"]: row for row in _named(measured, ARM, LESS)}
+    tenth, caption, flow = arms[BEST], arms["caption"], arms["nearest_flow"]
+    half = next(row for row in _named(measured, HALF, LOSSES) if row["half"] == BEST)
     target, plain, others, _ = LESS
     shifted = [of[ARM + BEST][target] for cell, of in measured if cell.shifted]
     over = {name: _over_worlds(measured, _less(measured, name), "less") for name in RIVALS}
     several = len({cell.corpus for cell, _ in measured}) > 1
     weak = [f"{name} {row['less']:+.2f}" for name, row in over.items() if not row.get("less_low", -1.0) > 0]
-    interval = f" [{tenth[f'{target}_low']:+.2%}, {tenth[f'{target}_high']:+.2%}]" if several else ""
+
+    def said(row: Mapping[str, Any], key: str) -> str:
+        return f"{row[key]:+.2%}" + (f" [{row[f'{key}_low']:+.2%}, {row[f'{key}_high']:+.2%}]" if several else "")
+
     return [
         Verdict("controls", bool(weak) if several else None, "not above " + ", ".join(weak) if weak else "above all"),
-        Verdict("random", not tenth[f"{target}_high"] < 0 if several else None, f"{tenth[target]:+.2%}{interval}"),
+        Verdict("random", not tenth[f"{target}_high"] < 0 if several else None, said(tenth, target)),
         Verdict("specific", tenth[others] <= tenth[target] or tenth[plain] > PLAIN_AT_MOST,
                 f"target {tenth[target]:+.2%}, others {tenth[others]:+.2%}, target's plain loss {tenth[plain]:+.2%}"),
-        Verdict("search", not tenth[target] < caption[target], f"{tenth[target]:+.2%} against {caption[target]:+.2%}"),
+        Verdict("search", not tenth[target] < min(caption[target], flow[target]),
+                f"{tenth[target]:+.2%} against {caption[target]:+.2%} by captions and {flow[target]:+.2%} by flow"),
+        Verdict("within", not half["masked_target_high"] < 0 if several else None, said(half, "masked_target")),
         Verdict("shifted", not np.mean(shifted) < 0 if shifted else None,
                 ", ".join(f"{value:+.2%}" for value in shifted)),
     ]  # fmt: skip

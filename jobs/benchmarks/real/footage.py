@@ -34,7 +34,6 @@ from pipeline.video.decoder import Decoder
 from pipeline.video.decoders import decoder_for
 
 Words = npt.NDArray[np.str_]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class Footage:
     ways: Words  # how a clip is spoiled, "" of one that is not
     twins: Words  # in which order its frames are, "" as they were
     sources: Words  # the clip that it is a version of, itself where it is none
-    descriptions: Floats  # [N, judge.NUMBERS], of the flow without the camera's
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -235,6 +233,7 @@ def load(folders: tuple[str, ...]) -> Footage:
         motions=words("action"),
         kinds=np.full(table.num_rows, "real"),
         magnitude=table.column("magnitude").to_numpy().astype(np.float32),
+        movement=tensors["description"].numpy(),
         latent=latent,
         text=tensors["text"],
         mask=mask,
@@ -252,7 +251,6 @@ def load(folders: tuple[str, ...]) -> Footage:
         words("way"),
         words("twin"),
         np.where(sources == "", ids, sources),
-        tensors["description"].numpy(),
     )
 
 
@@ -261,7 +259,7 @@ def rows_of(footage: Footage, rows: npt.NDArray[np.int64]) -> Footage:
     clips, places = footage.clips, torch.from_numpy(rows)
     fields: Mapping[str, Any] = {
         name: getattr(clips, name)[places] for name in ("latent", "text", "mask", "robust", "steady", "small")
-    } | {name: getattr(clips, name)[rows] for name in ("motions", "kinds", "magnitude", "frames")}
+    } | {name: getattr(clips, name)[rows] for name in ("motions", "kinds", "magnitude", "movement", "frames")}
     of_rows = Clips(clip_ids=tuple(clips.clip_ids[row] for row in rows.tolist()), **fields)
     return Footage(
         of_rows,
@@ -271,5 +269,4 @@ def rows_of(footage: Footage, rows: npt.NDArray[np.int64]) -> Footage:
         footage.ways[rows],
         footage.twins[rows],
         footage.sources[rows],
-        footage.descriptions[rows],
     )

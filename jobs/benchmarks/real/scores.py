@@ -18,7 +18,6 @@ from jobs.benchmarks.quality.tasks import PAPER
 from jobs.benchmarks.real import versions
 from jobs.benchmarks.real.footage import Footage
 from jobs.benchmarks.real.versions import Directions
-from pipeline.motion.judge import taught
 
 Floats = npt.NDArray[np.float64]
 Targets = tuple[str, ...]
@@ -57,7 +56,7 @@ def scores(
         TWINS: versions.scores(directions, of, queries, targets),
         UNTRAINED: influence(blank, Method(places, "crossed", WHITEN)),
         CAPTION: influences.caption_match(of.captions.tolist(), queries.captions.tolist(), queries.clips, targets),
-        FLOW: nearest_flow(of, queries, targets),
+        FLOW: influences.nearest_flow(clips, queries.clips, targets),
         SCENE: scenes(of, queries, targets),
         OVERLAP: influences.overlap(clips, queries.clips, targets),
         RAW: influences.raw_latents(clips, queries.clips, targets),
@@ -72,11 +71,3 @@ def scenes(of: Footage, queries: Footage, targets: Targets) -> Floats:
     """Which share of an action's queries is of the clip's scene. Of its person none is: nobody is in two parts."""
     same = (of.scenes[:, None] == queries.scenes[None]).astype(np.float64)
     return influences.by_motion(same, queries.clips, targets)
-
-
-def nearest_flow(of: Footage, queries: Footage, targets: Targets) -> Floats:
-    """Less the judge's distance of a clip's flow from that of the nearest query of an action; no gradient is in it."""
-    rows = np.flatnonzero(np.isin(queries.clips.motions, targets) & queries.clips.moving)
-    named = queries.clips.motions
-    judge = taught([(str(named[row]), queries.descriptions[row]) for row in rows.tolist()])
-    return np.stack([-judge.courses(target, of.descriptions).mean(1) for target in targets], 1)
