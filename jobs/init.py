@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline import config
-from pipeline.config.caveats import caveats
+from pipeline.config.caveats import advice, caveats
 from pipeline.config.faults import Faults
 from pipeline.errors import ConfigError
 
@@ -72,13 +72,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _say_next(path: str) -> None:
-    """What was written, what it does not show, and the next two commands."""
+    """What was written, what it does not show, what its selection is to be held against, and the next two commands."""
     run = config.load(path)
     d = run.data
     print(f"model: {run.model.id}")
     print(f"segments: {d.frames} frames at {d.fps:g} a second, {d.height} x {d.width} pixels")
     for sentence in caveats(run):
         print(f"WARNING {sentence}", file=sys.stderr)
+    print(f"controls: {advice(run)}")
     quoted = shlex.quote(path)
     print(f"\nwritten: {path}. Read it through, then type")
     print(f"  motion-curation plan --config {quoted}     what it will take, by a pilot")

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from pipeline import models, tables
 from pipeline.cluster import resources, streaming
 from pipeline.config import Run
+from pipeline.config.caveats import advice
 from pipeline.errors import NothingUsableError
 from pipeline.inputs import videos as manifest
 from pipeline.operations import costs, pilot
@@ -101,6 +102,7 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
         print("\nattribution (motion and features), without the shortlist and with it")
         pilots.print_table(costs.table(attributed, run.prices))
     print(CHEAPER)
+    print(f"\n{advice(run)}")
     print("\nstorage, before compression")
     pilots.print_table([[name, _bytes(value)] for name, value in [*storage.items(), ("all", sum(storage.values()))]])
     if run.prices.gb_month:

@@ -7,7 +7,7 @@ The method is Motive (Wu et al., ICML 2026):
 3. the gradient of the masked loss is projected to 512 numbers as backward produces it (`attribution/gradients.py`,
    `projection/`);
 4. the cosine of a clip's and a query's projections is the clip's influence on the query (`ranking`);
-5. the best tenth of the clips is fine-tuned on, the worst is cut (`training/loop.py`).
+5. the best tenth of the clips is fine-tuned on, beside controls (`training/loop.py`).
 
 Start with ``pipeline.config.load("demo")`` and the jobs: ``python -m jobs.demo``.
 """

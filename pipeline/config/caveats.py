@@ -1,4 +1,5 @@
-"""What the results of a configuration do not mean, as sentences for the log and the page.
+"""What the results of a configuration do not mean, and what tells whether they mean anything, as sentences for the log
+and the page.
 
 A run that goes through with a toy model prints the same figures as one with a real model. These sentences say so.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from pipeline.config.run import DEMO_VIDEOS, PACKAGE, Run
 
+CONTROLS = ("caption", "random")  # arms that a selection must be better than
 TOY_SIDE = 64  # pixels: an object that fills a tenth of a side below this is six pixels wide
 
 
@@ -38,3 +40,13 @@ def caveats(run: Run) -> list[str]:
             "data.height and data.width to what the model was trained at."
         )
     return sentences
+
+
+def advice(run: Run) -> str:
+    """Which arms tell whether a selection is worth something, and which of them the run does not evaluate."""
+    sentence = (
+        "Hold the selection against the arms caption and random before you trust it: in small synthetic worlds "
+        "influence added nothing that captions do not say (docs/results.md)."
+    )
+    missing = [arm for arm in CONTROLS if arm not in run.evaluate.arms]
+    return f"{sentence} evaluate.arms has no {' and no '.join(missing)}." if missing else sentence

@@ -126,10 +126,21 @@ class Queries(Model):
         ge=1,
         description="without videos and prompts: so many moving clips of data.videos are provisional queries",
     )
-    looks: int = Field(1, ge=1, description="colours in which a query is attributed, its own first; their mean counts")
-    twins: tuple[Twin, ...] = Field((), description="spoiled versions of a query that it is to be preferred to")
+    looks: int = Field(
+        1,
+        ge=1,
+        description="colours in which a query is attributed, its own first; their mean counts: its nearest clips share "
+        "its colours less, and its motion no more",
+    )
+    twins: tuple[Twin, ...] = Field(
+        (),
+        description="spoiled versions of a query that it is to be preferred to; its nearest clips share its colours "
+        "less, and its motion no more",
+    )
     functional: Functional = Field(
-        "loss", description="what a query asks for: a lower loss, to be preferred to its twins, or both"
+        "loss",
+        description="what a query asks for: a lower loss, to be preferred to its twins, or both; under each, "
+        "nearest clips follow looks more than motion",
     )
     unwanted: tuple[str, ...] = Field(
         (), description="groups of queries that show what is not wanted: the others less them"
@@ -231,7 +242,8 @@ class Duplicates(Model):
 class Ranking(Model):
     mask: RankingMask = Field(
         "motion",
-        description="features under which mask are compared; `queries`: of queries masked, of clips plain",
+        description="features under which mask are compared; `queries`: of queries masked, of clips plain. That "
+        "predicted best on one corpus; in several worlds the three did not differ",
     )
     whiten: float | None = Field(0.01, gt=0, description="lambda of the TRAK preconditioner; null: plain cosine")
     by: Literal["mean", "votes"] = Field(
@@ -290,7 +302,10 @@ class Ranking(Model):
 
 
 class Finetune(Model):
-    arm: Arm = Field("motive_whitened", description="what is trained on; concepts.md lists the arms")
+    arm: Arm = Field(
+        "motive_whitened",
+        description="what is trained on; concepts.md lists the arms, results.md what is shown of them",
+    )
     group: str = Field("all", description="`all`, or the group of queries whose selection is trained on")
     steps: int = Field(1000, ge=1, description="steps of the optimiser (AdamW)")
     batch: int = Field(1, ge=1, description="clips a step and worker")
@@ -338,7 +353,10 @@ class Evaluate(Model):
         None, min_length=1, description="held-out videos, disjoint from data and queries; null: none"
     )
     files: str | None = Field(None, min_length=1, description="as data.files, for evaluate.videos")
-    arms: tuple[Arm, ...] = Field(("base", "random", "motive_whitened"), description="the arms that are held together")
+    arms: tuple[Arm, ...] = Field(
+        ("base", "random", "motive_whitened"),
+        description="the arms that are held together; caption and random tell whether a selection is worth something",
+    )
     timesteps: Literal["drawn"] | tuple[Annotated[float, Field(gt=0, lt=1000)], ...] = Field(
         "drawn",
         min_length=1,

@@ -24,7 +24,7 @@ import pyarrow as pa
 import yaml
 
 from pipeline import config, tables
-from pipeline.config.caveats import caveats
+from pipeline.config.caveats import advice, caveats
 from pipeline.evaluation import comparison
 from pipeline.pages import charts, explain_links, funnel, gallery, sections
 from pipeline.pages.gallery import FramesOf, VideoOf
@@ -98,6 +98,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             .render(
                 run=run,
                 summary=summary,
+                advice=advice(run),
                 failures={kind: f.failures for kind, f in funnels.items()},
                 cards=gallery.cards(plan, studio, decisions, _ranked(numbers)),
                 ranked=_ranked(numbers),

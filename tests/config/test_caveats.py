@@ -7,7 +7,7 @@ import yaml
 
 from pipeline import config
 from pipeline.config import RECIPES
-from pipeline.config.caveats import caveats
+from pipeline.config.caveats import advice, caveats
 from pipeline.config.run import DEMO_VIDEOS
 from pipeline.errors import ConfigError
 
@@ -50,3 +50,17 @@ def test_the_demos_queries_and_held_out_videos_do_not_serve_other_videos() -> No
         assert named in str(caught.value)
     changes = [f"{key}={'null' if value is None else value}" for key, value in OTHERS.items()]
     assert config.load_line("demo", changes).data.videos == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arms", "missing"),
+    [
+        (["base", "random", "caption", "selected"], ""),
+        (["base", "random", "selected"], "evaluate.arms has no caption."),
+        (["base", "selected"], "evaluate.arms has no caption and no random."),
+    ],
+)
+def test_the_arms_that_tell_what_a_selection_is_worth_are_named(arms: list[str], missing: str) -> None:
+    sentence = advice(config.load("demo", {"evaluate.arms": arms}))
+    assert "the arms caption and random" in sentence
+    assert sentence.endswith(missing or "(docs/results.md).")

@@ -139,6 +139,8 @@ def test_init_writes_once_and_says_what_to_type(
     shown = capsys.readouterr()
     assert f"motion-curation plan --config '{path}'" in shown.out
     assert "motion-curation curate" in shown.out
+    assert "the arms caption and random" in shown.out
+    assert "add caption" in path.read_text()
     assert "toy" in shown.err
     before = path.read_bytes()
     with pytest.raises(ConfigError, match="not overwritten"):

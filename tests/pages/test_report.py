@@ -466,6 +466,14 @@ def test_the_result_is_in_the_headline(written: tuple[dict[str, Any], str, Path]
     assert page.count("cannot be decoded") > 0  # some clips cannot
 
 
+def test_influence_is_called_an_estimate_and_the_controls_are_named(written: tuple[dict[str, Any], str, Path]) -> None:
+    text = html.unescape(text_of(written[1]))
+    assert "It is no proof" in text
+    assert "Hold the selection against the arms caption and random before you trust it" in text
+    assert "evaluate.arms has no caption." in text
+    assert not re.search(r"[Tt]eaches|[Ww]orks against", text), "the page takes influence for a proof"
+
+
 def test_ticks_are_round_and_inside() -> None:
     assert charts.ticks(-0.07, 0.21, 6) == [-0.05, 0.0, 0.05, 0.1, 0.15, 0.2]
     assert charts.ticks(3, 3) == [3]

@@ -43,7 +43,7 @@ async function one(bench, place, words) {
   const nearest = own[0];
   place.append(el("h1", {}, title(row)), el("p", { class: "soft" }, `${row.source ?? ""} · ${row.num_frames} frames at ${row.fps} a second · ${row.height} x ${row.width}`));
   const shown = [{ kind: "clips", id, fps: row.fps, frames: row.num_frames, title: `${group}: ${row.decision}, ${row.percentile === null ? "not ranked" : `above ${row.percentile.toFixed(1)} % of clips`}` }];
-  if (nearest) shown.push({ kind: "queries", id: nearest.query_id, fps: row.fps, frames: row.num_frames, title: `query of ${nearest.group}: ${nearest.caption ?? nearest.query_id}, which it teaches most (${signed(nearest.influence)})` });
+  if (nearest) shown.push({ kind: "queries", id: nearest.query_id, fps: row.fps, frames: row.num_frames, title: `query of ${nearest.group}: ${nearest.caption ?? nearest.query_id}, on which its influence is highest (${signed(nearest.influence)})` });
   const player = new Player(place, shown);
   const say = (word) => bench.decide(word, [id], { group, done: () => refresh() });
   place.append(el("div", { class: "controls" },
@@ -62,7 +62,7 @@ async function one(bench, place, words) {
       el("section", { class: "panel" }, el("h2", {}, "Where it stands"), el("div", { class: "wide" }, el("table", {}, el("tbody", {}, now.motions.map((one) => el("tr", {},
         el("th", { scope: "row" }, one.group), el("td", {}, meter(one.percentile)), el("td", { class: "n" }, one.percentile === null ? "–" : `${one.percentile.toFixed(1)} %`),
         el("td", { class: "n" }, signed(one.influence)), el("td", {}, el("span", { class: one.decision }, one.decision)), el("td", {}, one.people ?? ""))))))),
-      el("section", { class: "panel" }, el("h2", {}, "Queries that it teaches"), queries(row.queries.slice(0, 5)), el("h2", {}, "and spoils"), queries(row.queries.slice(-5).reverse().filter((query) => query.influence < 0)),
+      el("section", { class: "panel" }, el("h2", {}, "Queries of its highest influence"), queries(row.queries.slice(0, 5)), el("h2", {}, "and of a negative one"), queries(row.queries.slice(-5).reverse().filter((query) => query.influence < 0)),
         el("p", { class: "soft" }, "Whitened influence: no cosine, and of this clip on this query alone.")),
       el("section", { class: "panel" }, el("h2", {}, "Who said what"), now.words.length ? el("ul", { class: "plain" }, now.words.map((word) => el("li", {},
         `${word.by}: ${word.say} for ${word.group}${word.blind ? ", blind" : ""}, ${word.at}${word.outdated ? " (of another version of the video: it does not count)" : ""}`,
