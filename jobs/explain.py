@@ -114,7 +114,8 @@ def _lawfulness(run: Run, clip: Row, motion: Row | None) -> Lawfulness:
     if row is not None:
         return Lawfulness(row, lawfulness.sentence(row, run.ranking.unlawful))
     error = clip["error"] or (None if motion is None else motion["error"])
-    return Lawfulness(None, lawfulness.unknown(run, error))
+    now = "; it is measured now, and rank_clips holds it against the queries" if run.motion.of == "queries" else ""
+    return Lawfulness(None, lawfulness.unknown(run, error) + (now if error is None else ""))
 
 
 def _measure(run: Run, clip: Row) -> None:
