@@ -200,7 +200,7 @@ def unknown(run: Run, error: str | None = None) -> str:
     return "its lawfulness is not known: lawfulness/ has no row of it, which rank_clips writes where its flow is known"
 
 
-class Tally(NamedTuple):
+class UnlawfulCounts(NamedTuple):
     """Of some clips: how many they are, of how many the flow is known, and how many of those have a flaw or break a
     law."""
 
@@ -213,10 +213,10 @@ class Tally(NamedTuple):
         return self.unlawful / self.measured if self.measured else None
 
 
-def tally(rows: pa.Table, clip_ids: pa.Array, quantile: float) -> Tally:
+def count_unlawful(rows: pa.Table, clip_ids: pa.Array, quantile: float) -> UnlawfulCounts:
     """Count these clips among rows of lawfulness/."""
     own = rows.filter(pc.is_in(rows.column("clip_id"), clip_ids))
-    return Tally(len(clip_ids), own.num_rows, unlawful(own, quantile).num_rows)
+    return UnlawfulCounts(len(clip_ids), own.num_rows, unlawful(own, quantile).num_rows)
 
 
 # --- what it is held against ------------------------------------------------------------------------------------------

@@ -194,12 +194,12 @@ def test_a_flaw_counts_before_a_law_and_only_what_is_named_breaks_one() -> None:
     assert lawfulness.violations(rows.slice(0, 0), 0.05).to_pylist() == []
 
 
-def test_clips_are_tallied_by_whether_their_flow_is_known() -> None:
+def test_clips_are_counted_by_whether_their_flow_is_known() -> None:
     rows = pa.Table.from_pylist(ROWS, schema=schemas.LAWFULNESS)
-    found = lawfulness.tally(rows, pa.array(["lawful", "unlike", "flawed", "of no flow"]), 0.05)
+    found = lawfulness.count_unlawful(rows, pa.array(["lawful", "unlike", "flawed", "of no flow"]), 0.05)
     assert found == (4, 3, 2)
     assert found.share == pytest.approx(2 / 3)
-    assert lawfulness.tally(rows, pa.array(["of no flow"]), 0.05).share is None
+    assert lawfulness.count_unlawful(rows, pa.array(["of no flow"]), 0.05).share is None
 
 
 @pytest.mark.parametrize(
