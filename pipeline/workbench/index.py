@@ -334,11 +334,13 @@ def _lawfulness(run: Run, ids: pa.Array, problems: list[str]) -> Lawfulness | No
         return None
     violations = pc.fill_null(lawfulness.violations(table, run.ranking.unlawful), NEITHER)
     table = table.append_column("violation", violations)
-    numbers = [
-        pc.fill_null(_joined(ids, table, name).cast(pa.float32()), float("nan")).to_numpy()
-        for name in ("distance", "quantile")
-    ]
-    return Lawfulness(*numbers, _coded(LAW_OR_FLAW, _joined(ids, table, "violation")))
+
+    def numbers(name: str) -> Floats:
+        values: Floats = pc.fill_null(_joined(ids, table, name).cast(pa.float32()), float("nan")).to_numpy()
+        return values
+
+    violation = _coded(LAW_OR_FLAW, _joined(ids, table, "violation"))
+    return Lawfulness(numbers("distance"), numbers("quantile"), violation)
 
 
 def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standing]:

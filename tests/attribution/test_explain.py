@@ -243,7 +243,9 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert f"{clip_id} is selected" in page
     assert "data:image/webp" in page
     assert "share of the mean influence" in told
-    lawfulness = "unlike the queries of 'fall': distance 2.50, quantile 0.020 (unlawful up to 0.05), farthest off by its jerk"
+    lawfulness = (
+        "unlike the queries of 'fall': distance 2.50, quantile 0.020 (unlawful up to 0.05), farthest off by its jerk"
+    )
     assert lawfulness in told
     assert "flaw cut: it jumps: a change 9.0 times the usual one" in told
     assert str(markupsafe.escape(lawfulness)) in page

@@ -1,4 +1,4 @@
-"""The section on clips that move unlike their queries: what it counts, which clips it shows, and where it is left out."""
+"""The section on clips that move unlike their queries: what it counts, what it shows, and where it is left out."""
 
 from __future__ import annotations
 
