@@ -9,6 +9,8 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
     command.main("jobs.compare:compare", __doc__, of_roots=True)
 
 import json
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -20,6 +22,8 @@ from pipeline.evaluation import comparison, contests
 from pipeline.operations import costs, pilot, tracking
 from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
+from pipeline.ranking import lawfulness
+from pipeline.ranking.lawfulness import UnlawfulCounts
 from pipeline.stages import attribution, indexing, judging, pilots, run_record
 from pipeline.stages.evaluation import evaluate
 from pipeline.stages.finetuning import finetune_arms, with_arm
@@ -36,7 +40,7 @@ HELD_OUT = ("index_clips", "estimate_motion")
 
 def compare(run: Run) -> None:
     named = checked(run)
-    versions = {arm: _version(run, arm) for arm in named}
+    trainings = {arm: _training(run, arm) for arm in named}
     stages = [*(HELD_OUT if run.evaluate.videos else ()), *STAGES]
     streaming.connect()
     run = pilots.with_pools(run, stages)
@@ -45,7 +49,8 @@ def compare(run: Run) -> None:
     if run.evaluate.videos:
         indexing.index(run, "held_out")
         check_disjoint(run)
-    _tell_cost(run, versions)
+    counts = _lawfulness(run, trainings)
+    _tell_cost(run, trainings, counts)
     finetune_arms(run, named)
     evaluate(run)
     results = tables.read(join(run.root, "evaluation"))
@@ -55,7 +60,7 @@ def compare(run: Run) -> None:
             "evaluate: there is nothing to compare the arms by: no held-out clip moves, and no query has a caption to "
             "generate a video from. Give evaluate.videos that move, or queries with captions."
         )
-    _write(run, _compared(run, results))
+    _write(run, _compared(run, results, counts))
 
 
 def checked(run: Run) -> list[Arm]:
@@ -79,22 +84,44 @@ def checked(run: Run) -> list[Arm]:
     return named
 
 
-def _version(run: Run, arm: Arm) -> tuple[str, int]:
-    """The training that an arm needs and how many clips it has. Raises UsageError where the run lacks what its rule
-    asks for, before anything is written."""
+class Training(NamedTuple):
+    """The training that an arm needs: its version, and the ids of its clips."""
+
+    version: str
+    clip_ids: pa.Array
+
+
+def _training(run: Run, arm: Arm) -> Training:
+    """Raises UsageError where the run lacks what the arm's rule asks for, before anything is written."""
     one = with_arm(run, arm)
     rows = arms.training_set(one)
-    return ("base", 0) if rows is None else (training.version(one, rows), rows.num_rows)
+    if rows is None:
+        return Training("base", pa.array([], pa.string()))
+    return Training(training.version(one, rows), rows.column("clip_id").combine_chunks())
+
+
+def _lawfulness(run: Run, trainings: Mapping[Arm, Training]) -> dict[str, UnlawfulCounts]:
+    """How many of each arm's clips have a flaw or break a law; nothing where lawfulness/ has no rows."""
+    columns = ["clip_id", "quantile", "law", "named_by", "flaw"]
+    rows = tables.read(join(run.root, "lawfulness"), columns)
+    if rows is None or not rows.num_rows:
+        return {}
+    return {
+        arm: lawfulness.count_unlawful(rows, of.clip_ids, run.ranking.unlawful)
+        for arm, of in trainings.items()
+        if len(of.clip_ids)
+    }
 
 
 # --- the cost --------------------------------------------------------------------------------------------------------
 
 
-def _tell_cost(run: Run, versions: dict[Arm, tuple[str, int]]) -> None:
+def _tell_cost(run: Run, trainings: Mapping[Arm, Training], counts: Mapping[str, UnlawfulCounts]) -> None:
     """Say what is still to do, and what that takes by a few steps that are measured first."""
-    for arm, (_, clips) in versions.items():
-        print(f"arm {arm}: {f'{clips:,} clips' if clips else 'the base model as it is'}")
-    version_by_arm = {arm: version for arm, (version, _) in versions.items()}
+    for arm, (_, clip_ids) in trainings.items():
+        clips = f"{len(clip_ids):,} clips" if len(clip_ids) else "the base model as it is"
+        print(f"arm {arm}: {clips}{comparison_page.lawfulness_words(counts.get(arm))}")
+    version_by_arm = {arm: version for arm, (version, _) in trainings.items()}
     missing = [a for a in version_by_arm if a != "base" and training.finished(run, a) != version_by_arm[a]]
     losses, videos = _missing(run, version_by_arm)
     if not missing and not losses and not videos:
@@ -153,7 +180,7 @@ def _pilot(run: Run) -> pa.Table:
 # --- the result ------------------------------------------------------------------------------------------------------
 
 
-def _compared(run: Run, evaluation: pa.Table) -> Compared:
+def _compared(run: Run, evaluation: pa.Table, counts: Mapping[str, UnlawfulCounts]) -> Compared:
     """Everything that the page and the tables say."""
     rows = evaluation.to_pylist()
     order = comparison.ordered(run.evaluate.arms)
@@ -168,6 +195,7 @@ def _compared(run: Run, evaluation: pa.Table) -> Compared:
         tallies=contests.tallies(judged),
         distances=distances,
         videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if not comparison.is_loss(r["metric"])},
+        lawfulness=counts,
     )
 
 

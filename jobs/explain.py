@@ -8,6 +8,7 @@ from jobs import command
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
     command.main("jobs.explain:explain", __doc__)
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ from pipeline.config.attribution import mask_of
 from pipeline.errors import ConfigError, FingerprintError, MissingTableError
 from pipeline.pages import explain as explain_page
 from pipeline.pages import explain_links
-from pipeline.pages.explain import Explanation, Problem
-from pipeline.ranking import Population, one_clip, share, shortlist
+from pipeline.pages.explain import Explanation, Lawfulness, Problem
+from pipeline.ranking import Population, lawfulness, one_clip, share, shortlist
 from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.one_clip import Row
 from pipeline.ranking.selection import query_rows
@@ -52,6 +53,7 @@ def explain(run: Run) -> None:
     else:
         stores.remove(explain_links.folder(run.root, clip["clip_id"]))
         explanation = Explanation(clip, motion, problem)
+    explanation = replace(explanation, lawfulness=_lawfulness(run, clip, motion))
     with decoder_for(run) as decoder:
         page = explain_page.write(run, explanation, frames_by(run, decoder))
     _tell(explanation)
@@ -104,6 +106,16 @@ def _state(run: Run, clip: Row) -> tuple[Row | None, Problem | None]:
         if row["error"] is not None and row is feature:
             return motion, Problem("features/clips", row["error"])
     return motion, None
+
+
+def _lawfulness(run: Run, clip: Row, motion: Row | None) -> Lawfulness:
+    """What lawfulness/ says of the clip, or why it says nothing."""
+    row = one_clip.row_of(join(run.root, "lawfulness"), clip["clip_id"])
+    if row is not None:
+        return Lawfulness(row, lawfulness.sentence(row, run.ranking.unlawful))
+    error = clip["error"] or (None if motion is None else motion["error"])
+    now = "; it is measured now, and rank_clips holds it against the queries" if run.motion.of == "queries" else ""
+    return Lawfulness(None, lawfulness.unknown(run, error) + (now if error is None else ""))
 
 
 def _measure(run: Run, clip: Row) -> None:
@@ -262,6 +274,8 @@ def _tell(facts: Explanation) -> None:
     clip_id = _printed(facts.clip["clip_id"])
     if facts.problem is not None:
         print(f"clip {clip_id} has no influence: {str(facts.problem).rstrip('.')}. {facts.problem.remedy}")
+        if facts.lawfulness is not None:
+            print(_printed(facts.lawfulness.words))
         return
     for d in facts.decisions[:1]:
         print(f"clip {clip_id}: {d['decision']}, {d['reason']}")
@@ -269,6 +283,8 @@ def _tell(facts: Explanation) -> None:
             print(f"with other draws like these its rank would lie between {d['rank_low']:,} and {d['rank_high']:,}")
     if facts.motion is not None and facts.motion_percentile is not None:
         print(f"mean motion {facts.motion['motion_mean']:.3g} pixels a frame, above {facts.motion_percentile:.0f} %")
+    if facts.lawfulness is not None:
+        print(_printed(facts.lawfulness.words))
     shown = facts.queries if len(facts.queries) <= 10 else [*facts.queries[:5], *facts.queries[-5:]]
     print(f"\n{'query':<20} {'group':<14} {'influence':>10} {'rank':>9} {'percentile':>11}  votes")
     for q in shown:

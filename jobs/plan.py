@@ -94,7 +94,7 @@ def _tell(run: Run, size: costs.Size, folder: str) -> None:
     print(f"{size.videos:,} videos, about {size.clips:,.0f} clips; a pilot of {len(parts.get('gradient', []))} clips\n")
     each = {part: sum(parts[part]) / len(parts[part]) for part in costs.PARTS if part in parts}
     print("a clip, part by part: " + ", ".join(f"{part} {seconds:.3g} s" for part, seconds in each.items()))
-    for sentence in model_sentences(run, rows):
+    for sentence in [*model_sentences(run, rows), lawfulness_sentence(run, size.clips)]:
         print(sentence)
     print()
     pilots.print_table([*costs.table(own, run.prices), costs.total(own, run.prices)])
@@ -134,6 +134,17 @@ def model_sentences(run: Run, rows: pa.Table) -> list[str]:
             f"{run.motion.width}; {cells:,.0f} of {prod(grid.shape):,} cells move"
         )
     return sentences
+
+
+def lawfulness_sentence(run: Run, clips: float) -> str:
+    """Of how many clips flow will be known, so that lawfulness/ can tell which of them are harmful."""
+    if run.motion.of == "all":
+        return "lawfulness: flow will be known of every clip that can be decoded (motion.of=all)"
+    sample = min(run.motion.sample, round(clips))
+    return (
+        f"lawfulness: flow will be known of {sample:,} of about {clips:,.0f} clips (motion.of=queries, motion.sample="
+        f"{run.motion.sample}); of the others nobody will know whether they are harmful"
+    )
 
 
 def attributions(run: Run, pilots: pa.Table, clips: float) -> list[costs.Cost]:

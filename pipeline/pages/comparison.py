@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from pipeline.evaluation import comparison, contests
 from pipeline.evaluation.contests import Key, Record
 from pipeline.pages.gallery import Studio, VideoOf
 from pipeline.pages.report import environment
+from pipeline.ranking.lawfulness import UnlawfulCounts
 from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import figures
@@ -37,6 +38,9 @@ class Compared:
     tallies: list[Record]
     distances: Mapping[str, Mapping[Key, float]]  # of each arm's videos, from the queries
     videos: Mapping[tuple[str, str, int], str]  # arm, clip_id, seed -> uri
+    lawfulness: Mapping[str, UnlawfulCounts] = field(
+        default_factory=dict
+    )  # of each arm's training clips, where it is known
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -61,8 +65,19 @@ def write_tables(run: Run, compared: Compared) -> None:
         "rules": RULES,
         "metrics": compared.metrics,
         "contests": compared.tallies,
+        "lawfulness": {arm: {**counts._asdict(), "share": counts.share} for arm, counts in compared.lawfulness.items()},
     }
     stores.write_bytes(join(folder, "comparison.json"), json.dumps(record, indent=1, allow_nan=False).encode())
+
+
+def lawfulness_words(counts: UnlawfulCounts | None) -> str:
+    """What is known of the lawfulness of an arm's clips, to follow their number; empty where nothing is."""
+    if counts is None:
+        return ""
+    if counts.share is None:
+        return "; the flow of none is known"
+    unlawful = f"{counts.unlawful:,} of {counts.measured:,} whose flow is known ({counts.share:.0%})"
+    return f"; {unlawful} have a flaw or break a law"
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

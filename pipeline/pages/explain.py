@@ -64,6 +64,14 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Lawfulness:
+    """A clip's row of lawfulness/, and what it says in words; without a row, why there is none."""
+
+    row: Row | None
+    words: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """All that is known of a clip. Without a `problem` it has a place in the ranking."""
 
@@ -78,6 +86,7 @@ class Explanation:
     frames: Sequence[Part] = ()
     layers: Sequence[Part] = ()
     undivided: str | None = None  # why there are no shares of frames and layers
+    lawfulness: Lawfulness | None = None
 
     def split(self, run: Run, shares: Sums, layers: Sequence[str], groups: Sequence[str]) -> Explanation:
         """The same with the shares [settings, frames, layers, Q] of `decomposition.shares`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +43,11 @@ class Neighbor:
     group: str
     picture: Picture | None
 
-    @property
-    def file(self) -> str:
-        """The name of the video's file. Presigned addresses carry a signature, which no page should repeat."""
-        uri = str(self.clip.get("uri") or DASH)
-        return (uri.split("?")[0] if "://" in uri else uri).rsplit("/", 1)[-1]
+
+def file_name(clip: Row) -> str:
+    """The name of a video's file. Presigned addresses carry a signature, which no page should repeat."""
+    uri = str(clip.get("uri") or DASH)
+    return (uri.split("?")[0] if "://" in uri else uri).rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,13 @@ def plan(root: str, captions: bool = True) -> Plan:
     nearest = _neighbors(root)
     ids = {n["clip_id"] for q in chosen for side in nearest.get(q, {}).values() for n in side[:EACH]}
     others = sorted((q for q in rows if q["clip_id"] not in chosen), key=_by_group)
+    return Plan(shown, others, nearest, clip_rows(root, ids, captions))
+
+
+def clip_rows(root: str, ids: Iterable[str], captions: bool) -> dict[str, dict[str, Any]]:
+    """The rows of clips/ with these ids."""
     clips = figures.by_id(root, "clips", ids)
-    return Plan(shown, others, nearest, clips if captions else {i: _unnamed(row) for i, row in clips.items()})
+    return clips if captions else {clip_id: _unnamed(row) for clip_id, row in clips.items()}
 
 
 def _unnamed(row: Row) -> dict[str, Any]:
@@ -176,11 +181,11 @@ def cards(plan: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], 
     def neighbor(query: Row, row: Row) -> Neighbor:
         clip_id, own = row["clip_id"], query["group"] or "all"
         clip = plan.clips.get(clip_id)
-        group = own if (own, clip_id) in decisions else "all"
+        decision, group = decision_of(decisions, own, clip_id)
         thumbnail = None if clip is None else studio.clip(clip)
         shown = clip or {"clip_id": clip_id, "source": None, "caption": None}
         place = row["rank"] + 1 if row["sign"] == "positive" else ranked - row["rank"]
-        return Neighbor(shown, row["influence"], place, decisions.get((group, clip_id)), group, thumbnail)
+        return Neighbor(shown, row["influence"], place, decision, group, thumbnail)
 
     return [
         Card(
@@ -191,6 +196,12 @@ def cards(plan: Plan, studio: Studio, decisions: Mapping[tuple[str, str], str], 
         )
         for query in plan.shown
     ]
+
+
+def decision_of(decisions: Mapping[tuple[str, str], str], group: str, clip_id: str) -> tuple[str | None, str]:
+    """The decision on a clip for a group, or else for all queries, and for which of the two it is."""
+    group = group if (group, clip_id) in decisions else "all"
+    return decisions.get((group, clip_id)), group
 
 
 def decisions(root: str, ids: frozenset[str]) -> dict[tuple[str, str], str]:

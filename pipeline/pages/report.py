@@ -26,7 +26,7 @@ import yaml
 from pipeline import config, tables
 from pipeline.config.caveats import advice, caveats
 from pipeline.evaluation import comparison
-from pipeline.pages import charts, explain_links, funnel, gallery, sections
+from pipeline.pages import charts, explain_links, funnel, gallery, lawfulness, sections
 from pipeline.pages.gallery import FramesOf, VideoOf
 from pipeline.ranking import choosing, controls
 from pipeline.ranking.likeness import likenesses
@@ -74,7 +74,8 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     decision -> n; ``strata``: column -> value -> {corpus, before, selected}, clips as `rules.strata` has them;
     ``overlap``: group -> {selected, ranked, chance, chance_sd, magnitude: {share, spearman},
     and the same of mask_overlap, colours and movement, as far as they are known}; ``looks``: a warning where looks
-    explain more of the ranking than motion does, else empty; ``evaluation``: the records of `comparison.comparison`;
+    explain more of the ranking than motion does, else empty; ``lawfulness``: the counts of `lawfulness.measured`, or
+    null; ``evaluation``: the records of `comparison.comparison`;
     ``held_out``: whether videos were held out; ``errors``: "clips" and "queries" -> stage -> code -> n;
     ``fingerprint``: table -> fingerprint; ``versions``; ``page``: a digest of what the page says and shows, null where
     it lacks a picture. Unknown: null.
@@ -86,10 +87,13 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     selected = figures.selected(root, funnels["clips"].clips)
     evaluation = tables.read(stores.join(root, "evaluation"))
     groups = _query_groups(root)
-    alike, masks = mask_overlaps(root, groups, plan.keys())
-    numbers = _numbers(run, funnels, selected, evaluation, {"mask_overlap": alike, **likenesses(root, groups)})
+    moves = lawfulness.measured(run)
+    unlawful_ids = [] if moves is None else moves.ids
+    alike, masks = mask_overlaps(root, groups, plan.keys() | {("clips", clip_id) for clip_id in unlawful_ids})
+    numbers = _numbers(run, funnels, selected, evaluation, {"mask_overlap": alike, **likenesses(root, groups)}, moves)
     names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
-    decisions = gallery.decisions(root, frozenset(plan.clips))
+    clips = plan.clips | gallery.clip_rows(root, unlawful_ids, run.report.captions)
+    decisions = gallery.decisions(root, frozenset(clips))
 
     def rendered(studio: gallery.Studio, summary: Mapping[str, Any]) -> str:
         return (
@@ -104,7 +108,9 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
                 ranked=_ranked(numbers),
                 plan=plan,
                 studio=studio,
-                explained=explain_links.links(root, sorted(plan.clips)),
+                lawless=[] if moves is None else lawfulness.spoiled(moves.lawless, clips, decisions, studio),
+                flawed=[] if moves is None else lawfulness.spoiled(moves.flawed, clips, decisions, studio),
+                explained=explain_links.links(root, sorted(clips)),
                 groups=sorted(set(groups.values())),
                 queries=len(groups),
                 arms=names,
@@ -120,7 +126,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
             )
         )
 
-    count = gallery.count(plan, evaluation)
+    count = gallery.count(plan, evaluation) + len(unlawful_ids)
     words = rendered(gallery.Studio(run, None, masks, count), {**numbers, "written": ""})
     digest = _digest(words, masks, run.report.pictures)
     before = _summary(root)
@@ -167,6 +173,7 @@ def _numbers(
     selected: figures.Selected | None,
     evaluation: pa.Table | None,
     alike: Mapping[str, Alike],
+    moves: lawfulness.Measured | None,
 ) -> dict[str, Any]:
     root = run.root
     decisions, problems = figures.decided(selected, funnels["clips"].remaining)
@@ -186,6 +193,7 @@ def _numbers(
         "strata": strata.strata(run),
         "overlap": overlap,
         "looks": sections.looks(overlap),
+        "lawfulness": None if moves is None else moves.counts,
         "evaluation": [] if evaluation is None else comparison.comparison(evaluation),
         "held_out": run.evaluate.videos is not None,
         "errors": {kind: {s.name: s.dropped for s in f.stages if s.dropped} for kind, f in funnels.items()},
@@ -272,7 +280,7 @@ def environment() -> jinja2.Environment:
     env.filters |= {"plain_uri": _plain_uri, "signed_percent": _signed_percent}
     env.globals |= {"bar": charts.bar, "interval": charts.interval, "direction": comparison.direction}
     env.globals |= {"signed_bar": charts.signed, "explain_option": explain_links.option}
-    env.globals |= {"influence_words": influence_words}
+    env.globals |= {"influence_words": influence_words, "file_name": gallery.file_name}
     return env
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -140,12 +140,21 @@ class _Measure:
         return nearest
 
 
+def violations(rows: pa.Table, quantile: float) -> pa.ChunkedArray:
+    """Of each of some rows of lawfulness/ its flaw, else the law that it breaks; null where there is neither.
+
+    A clip breaks a law where its quantile is at most `quantile` and somebody names its motion.
+    """
+    far = pc.fill_null(pc.less_equal(rows.column("quantile"), quantile), False)
+    unlike = pc.and_(far, pc.not_equal(rows.column("named_by"), FLOW))
+    broken = pc.if_else(unlike, rows.column("law"), pa.scalar(None, pa.string()))
+    return pc.coalesce(rows.column("flaw"), broken)
+
+
 def unlawful(rows: pa.Table, quantile: float) -> pa.Table:
     """Those of some rows of lawfulness/ that have a flaw, or that move unlike the real clips of the motion that they
     are named for: their quantile is at most this one."""
-    far = pc.fill_null(pc.less_equal(rows.column("quantile"), quantile), False)
-    unlike = pc.and_(far, pc.not_equal(rows.column("named_by"), FLOW))
-    return rows.filter(pc.or_(unlike, pc.is_valid(rows.column("flaw"))))
+    return rows.filter(pc.is_valid(violations(rows, quantile)))
 
 
 def reasons(rows: pa.Table) -> pa.Table:
@@ -162,6 +171,52 @@ def _reason(row: Mapping[str, Any]) -> str:
         f"moves unlike the real clips of {row['group']!r}, most by its {row['law']}: distance {row['distance']:.2f}, "
         f"as far as {row['quantile']:.1%} of lawful ones"
     )
+
+
+def sentence(row: Mapping[str, Any], quantile: float) -> str:
+    """What a row of lawfulness/ says, in words, where a quantile of at most `quantile` is unlawful."""
+    group, place = repr(row["group"]), row["quantile"]
+    if row["named_by"] == FLOW:
+        moves, limit = f"nobody names its motion, and it moves most like the queries of {group}", ""
+    else:
+        unlike, limit = place is not None and place <= quantile, f" (unlawful up to {quantile:g})"
+        moves = f"it moves unlike the queries of {group}" if unlike else f"it moves as the queries of {group} do"
+    known = "quantile unknown, as no motion has two queries" if place is None else f"quantile {place:.3f}{limit}"
+    flaw = "no flaw"
+    if row["flaw"] is not None:
+        flaw = f"flaw {row['flaw']}: {flaws.sentence(row['flaw'], row['flaw_measure'])}"
+    return f"{moves}: distance {row['distance']:.2f}, {known}, farthest off by its {row['law']}; {flaw}"
+
+
+def unknown(run: Run, error: str | None = None) -> str:
+    """Why lawfulness/ has no row of a clip, in words. `error` is that of the clip's row in clips/ or motion/."""
+    if error is not None:
+        return f"its lawfulness is not known: {error.rstrip('.')}"
+    if run.motion.of == "queries":
+        return (
+            "its lawfulness is not known: its flow was not measured when the clips were ranked, as motion.of=queries "
+            f"takes a sample of {run.motion.sample:,} clips (motion.sample)"
+        )
+    return "its lawfulness is not known: lawfulness/ has no row of it, which rank_clips writes where its flow is known"
+
+
+class UnlawfulCounts(NamedTuple):
+    """Of some clips: how many they are, of how many the flow is known, and how many of those have a flaw or break a
+    law."""
+
+    clips: int
+    measured: int
+    unlawful: int
+
+    @property
+    def share(self) -> float | None:
+        return self.unlawful / self.measured if self.measured else None
+
+
+def count_unlawful(rows: pa.Table, clip_ids: pa.Array, quantile: float) -> UnlawfulCounts:
+    """Count these clips among rows of lawfulness/."""
+    own = rows.filter(pc.is_in(rows.column("clip_id"), clip_ids))
+    return UnlawfulCounts(len(clip_ids), own.num_rows, unlawful(own, quantile).num_rows)
 
 
 # --- what it is held against ------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import tables
+from pipeline.ranking import lawfulness
 from pipeline.storage.stores import exists, join
 from pipeline.tables import figures
-from pipeline.workbench.index import DECISIONS, NOT_RANKED, Index
+from pipeline.workbench.index import DECISIONS, LAW_OR_FLAW, NOT_RANKED, Index
 from pipeline.workbench.people import NOBODY, WORDS, People
 
 SHOWN = ("clip_id", "file", "caption", "source", "error")
@@ -34,9 +35,19 @@ def cards(index: Index, people: People, places: Sequence[int], group: str) -> li
                 "influence": _number(standing.influence[at]),
                 "decision": DECISIONS[standing.decision[at]],
                 "people": None if codes[at] == NOBODY else WORDS[codes[at]],
+                **_moves(index, at),
             }
         )
     return listed
+
+
+def _moves(index: Index, at: int) -> dict[str, Any]:
+    """The quantile of a clip's lawfulness, and its flaw or the law that it breaks; None where they are not known."""
+    lawful = index.lawfulness
+    if lawful is None:
+        return {"quantile": None, "violation": None}
+    code, values = lawful.violation.codes[at], lawful.violation.values
+    return {"quantile": _number(lawful.quantile[at]), "violation": values[code] if code >= 0 else None}
 
 
 def clip(index: Index, people: People, clip_id: str, group: str) -> dict[str, Any] | None:
@@ -51,7 +62,7 @@ def clip(index: Index, people: People, clip_id: str, group: str) -> dict[str, An
     columns = {
         facet.name: facet.values[facet.codes[at]]
         for facet in index.facets
-        if facet.name not in ("source", "error", "length", "camera share") and facet.codes[at] >= 0
+        if facet.name not in ("source", "error", "length", "camera share", LAW_OR_FLAW) and facet.codes[at] >= 0
     }
     words = people.history(clip_id)
     version = index.rows([at], ["version"])[0]["version"]
@@ -59,12 +70,21 @@ def clip(index: Index, people: People, clip_id: str, group: str) -> dict[str, An
         **card,
         **about,
         **numbers,
+        "lawfulness": _lawfulness(index, clip_id, row["error"]),
         "columns": columns,
         "motions": motions(index, people, at),
         "queries": _queries(index, at),
         "words": [_word(word, version) for word in words],
         "explained": _explained(index, clip_id),
     }
+
+
+def _lawfulness(index: Index, clip_id: str, error: str | None) -> str:
+    """What lawfulness/ says of a clip, or why it says nothing."""
+    row = figures.by_id(index.run.root, "lawfulness", [clip_id]).get(clip_id)
+    if row is None:
+        return lawfulness.unknown(index.run, error)
+    return lawfulness.sentence(row, index.run.ranking.unlawful)
 
 
 def motions(index: Index, people: People, at: int) -> list[dict[str, Any]]:

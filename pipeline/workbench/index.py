@@ -1,4 +1,4 @@
-"""A run's clips as columns in memory: what views filter and sort by, about 150 bytes a clip, and 15 for each group.
+"""A run's clips as columns in memory: what views filter and sort by, about 160 bytes a clip, and 15 for each group.
 
 Influence on single queries, which is large, lies in an unnamed temporary file (TMPDIR), a column a query.
 """
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import MissingTableError
+from pipeline.ranking import lawfulness
 from pipeline.ranking.column_file import Columns
 from pipeline.storage.stores import join, place
 from pipeline.tables import scanning, schemas
@@ -38,6 +39,7 @@ ROWS = 1 << 20  # rows of a table that are looked up at a time, or more
 LOOKED_UP = 1 << 28  # bytes of influence that are looked up at a time
 FEW = 500  # ids that are looked up one by one
 NOT_RANKED = np.iinfo(np.int32).max
+LAW_OR_FLAW, NEITHER = "law or flaw", "neither"  # the facet of lawfulness/, and its value of a clip without either
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,16 @@ class Standing:
         return 100.0 * (1 - rank / (self.ranked - 1)) if self.ranked > 1 else 100.0
 
 
+@dataclass(frozen=True)
+class Lawfulness:
+    """How far each clip moves from the queries of its motion: distance [N] and quantile [N], NaN where its flow is not
+    known, and the law that it breaks or its flaw as a facet, NEITHER where it has none."""
+
+    distance: Floats
+    quantile: Floats
+    violation: Facet
+
+
 @dataclass
 class Index:
     """`clips` has a row for each clip, by clip_id: clip_id, uri, version, caption, file, source, error and numbers."""
@@ -137,6 +149,7 @@ class Index:
     liked: Columns | None = None  # influence on clips that people like, as if these were queries
     liked_row: Places | None = None
     liked_ids: list[str] = field(default_factory=list)
+    lawfulness: Lawfulness | None = None
 
     def __len__(self) -> int:
         return int(self.clips.num_rows)
@@ -235,9 +248,12 @@ def read(run: Run) -> Index:
     queries = tables.read(join(run.root, "queries"))
     listed = [] if queries is None else queries.drop_columns(["cuts"]).to_pylist()
     digest, written = ranking_state(run.root)
-    facets = _facets(clips)
+    lawful = _lawfulness(run, ids, problems)
+    facets = _facets(clips, lawful)
     return Index(
-        *(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems), *liked
+        *(run, clips, listed, standings, facets, influence, row_of, query_ids, digest, written, problems),
+        *liked,
+        lawfulness=lawful,
     )
 
 
@@ -308,6 +324,23 @@ def _with_errors(run: Run, clips: pa.Table, ids: pa.Array, problems: list[str]) 
         if table is not None and table.num_rows:
             errors = pc.coalesce(errors, _joined(ids, table, "error"))
     return clips.set_column(clips.column_names.index("error"), "error", errors)
+
+
+def _lawfulness(run: Run, ids: pa.Array, problems: list[str]) -> Lawfulness | None:
+    """None where no clip's flow was held against the queries."""
+    columns = ["clip_id", "distance", "quantile", "law", "named_by", "flaw"]
+    table = _table(run, "lawfulness", columns, problems)
+    if table is None or not table.num_rows:
+        return None
+    violations = pc.fill_null(lawfulness.violations(table, run.ranking.unlawful), NEITHER)
+    table = table.append_column("violation", violations)
+
+    def numbers(name: str) -> Floats:
+        values: Floats = pc.fill_null(_joined(ids, table, name).cast(pa.float32()), float("nan")).to_numpy()
+        return values
+
+    violation = _coded(LAW_OR_FLAW, _joined(ids, table, "violation"))
+    return Lawfulness(numbers("distance"), numbers("quantile"), violation)
 
 
 def _standings(run: Run, ids: pa.Array, problems: list[str]) -> dict[str, Standing]:
@@ -391,7 +424,7 @@ def _bins(values: Floats, edges: npt.NDArray[np.float64]) -> Codes:
 CAMERA = ("camera under 25 %", "25 to 50 %", "50 to 75 %", "camera over 75 %")
 
 
-def _facets(clips: pa.Table) -> list[Facet]:
+def _facets(clips: pa.Table, lawful: Lawfulness | None) -> list[Facet]:
     facets = [_coded("source", clips.column("source"))]
     share = pc.fill_null(clips.column("camera_share").cast(pa.float32()), float("nan")).to_numpy()
     bins = np.where(np.isnan(share), -1, np.clip(np.nan_to_num(share) * 4, 0, 3).astype(np.int64)).astype(np.int8)
@@ -400,6 +433,8 @@ def _facets(clips: pa.Table) -> list[Facet]:
     lengths = pc.binary_join_element_wise(pc.round(seconds, 1).cast(pa.string()), "s", " ")
     facets.append(_coded("length", lengths))
     facets.append(_coded("error", pc.struct_field(pc.extract_regex(clips.column("error"), "^(?P<code>[a-z_]+)"), 0)))
+    if lawful is not None:
+        facets.append(lawful.violation)
     own = {*schemas.CLIPS.names, "file", "motion_mean", "camera_share"}
     for name in clips.column_names:
         if name not in own and pa.types.is_string(clips.schema.field(name).type):

@@ -193,6 +193,8 @@ class Views:
             return from_best(popular_harm(index, standing), True)
         if spec.sort in ("motion_mean", "camera_share", "num_frames"):
             return from_best(index.numbers(spec.sort), True)
+        if spec.sort == "distance":
+            return from_best(_distances(index), True)
         if spec.sort == "name":
             return np.asarray(pc.sort_indices(index.clips.column("file")).to_numpy(), np.int32)
         if spec.sort == "random":
@@ -201,7 +203,7 @@ class Views:
 
 
 GROUPED = ("influence", "cut", "harmful source")
-SORTS = (*GROUPED, "disagreement", "motion_mean", "camera_share", "num_frames", "name", "random")
+SORTS = (*GROUPED, "disagreement", "motion_mean", "camera_share", "num_frames", "distance", "name", "random")
 
 
 def _all_of(base: Flags | None, masks: Mapping[str, Flags], but: str = "") -> Flags | None:
@@ -284,6 +286,12 @@ def popular_harm(index: Index, standing: Standing) -> Floats:
     chosen, every = np.bincount(codes, standing.decision == 0), np.bincount(codes)
     score[harmful] = (chosen / np.maximum(every, 1))[codes[harmful]]
     return score
+
+
+def _distances(index: Index) -> Floats:
+    """How far each clip moves from the queries of its motion [N]: the farther, the lower its quantile, which many clips
+    may share; NaN where its flow is not known."""
+    return np.full(len(index), np.nan, np.float32) if index.lawfulness is None else index.lawfulness.distance
 
 
 def _drawn(index: Index, seed: int) -> Places:

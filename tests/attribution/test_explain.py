@@ -221,6 +221,9 @@ def selected(run: Run) -> str:
 
 def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     clip_id = selected(run)
+    row = {"clip_id": clip_id, "group": "fall", "distance": 2.5, "quantile": 0.02, "law": "jerk"}
+    row |= {"named_by": "caption", "flaw": "cut", "flaw_measure": 9.0}
+    tables.replace(stores.join(run.root, "lawfulness"), pa.Table.from_pylist([row], schema=schemas.LAWFULNESS), {})
     explain(asked(run, clip_id, layers=True))
     folder = Path(run.root, "explain", clip_id)
     shares, queries, near = (tables.read(str(folder / name)) for name in ("shares", "queries", "near"))
@@ -240,6 +243,12 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert f"{clip_id} is selected" in page
     assert "data:image/webp" in page
     assert "share of the mean influence" in told
+    lawfulness = (
+        "unlike the queries of 'fall': distance 2.50, quantile 0.020 (unlawful up to 0.05), farthest off by its jerk"
+    )
+    assert lawfulness in told
+    assert "flaw cut: it jumps: a change 9.0 times the usual one" in told
+    assert str(markupsafe.escape(lawfulness)) in page
     assert explain_links.links(run.root, [clip_id, "other"]) == {clip_id: f"../explain/{clip_id}/index.html"}
 
 
@@ -269,6 +278,8 @@ def test_a_clip_with_an_error_has_its_error_explained(
     assert f". {explain_page.Problem(table, error).remedy}" in told, "one sentence, then the next"
     assert ".." not in told
     assert "a/b has no influence" in page
+    assert "its lawfulness is not known: " in told
+    assert "Its lawfulness is not known: " in page
 
 
 def test_the_page_of_a_ranked_clip_without_motion_says_why_it_has_no_mask(

@@ -213,7 +213,18 @@ def run(small_run: MakeRun, tiny_run: Any, cluster: None, tmp_path_factory: pyte
     for name in ("queries", "clips"):
         indexing.index(made, name)
     _featured(made)
+    _held_against_queries(made)
     return made
+
+
+def _held_against_queries(run: Run) -> None:
+    """The flow of four clips, of which one breaks a law."""
+    clips = tables.read(stores.join(run.root, "clips"), ["clip_id"])
+    assert clips is not None
+    row = {"group": "roll", "distance": 1.0, "law": "jerk", "named_by": "caption"}
+    ids = clips.column("clip_id").to_pylist()[:4]
+    rows = [{**row, "clip_id": clip_id, "quantile": 0.01 if n == 0 else 0.5} for n, clip_id in enumerate(ids)]
+    tables.append(stores.join(run.root, "lawfulness"), pa.Table.from_pylist(rows, schema=schemas.LAWFULNESS), {})
 
 
 def _featured(run: Run) -> None:
@@ -266,6 +277,9 @@ def test_arms_are_trained_evaluated_and_judged(compared: Run) -> None:
     page = (folder / "index.html").read_text()
     assert page.count("data:image/webp") == 2 * len(ARMS)
     assert "../generated/random/" in page
+    assert held["lawfulness"]["all"] == {"clips": 12, "measured": 4, "unlawful": 1, "share": 0.25}
+    assert list(held["lawfulness"]) == ["random", "all"], "the base was trained on no clips"
+    assert "How lawful the clips of each arm are" in page
 
 
 def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,6 +288,7 @@ def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert "every arm is trained and evaluated already" in told
     assert "held-out clips: of two arms" in told
+    assert "arm all: 12 clips; 1 of 4 whose flow is known (25%) have a flaw or break a law" in told
     assert {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")} == before
 
 

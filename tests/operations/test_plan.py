@@ -79,6 +79,15 @@ def test_two_stages_are_priced_beside_the_full_setting_of_every_clip() -> None:
     assert attributions(config.load("demo"), pilot.table(lines), 100) == [full]
 
 
+def test_a_plan_says_of_how_many_clips_lawfulness_will_be_known() -> None:
+    from jobs.plan import lawfulness_sentence
+
+    sampled = config.load("demo", {"motion.of": "queries", "motion.sample": 500})
+    assert "known of 500 of about 12,345 clips" in lawfulness_sentence(sampled, 12_345.4)
+    assert "known of 20 of about 20 clips" in lawfulness_sentence(sampled, 20.0)
+    assert "known of every clip" in lawfulness_sentence(config.load("demo", {"motion.of": "all"}), 20.0)
+
+
 def test_a_plan_from_videos(
     small_run: Callable[..., Run], tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

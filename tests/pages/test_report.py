@@ -428,12 +428,9 @@ def test_a_card_says_the_clips_place_on_this_query_the_groups_decision_and_the_f
 
 
 def test_a_file_is_named_without_its_signature() -> None:
-    def neighbor(uri: str | None) -> gallery.Neighbor:
-        return gallery.Neighbor({"uri": uri}, 0.1, 1, None, "all", None)
-
-    assert neighbor("https://host/a/b.mp4?signature=secret").file == "b.mp4"
-    assert neighbor("/videos/what?.mp4").file == "what?.mp4"
-    assert neighbor(None).file == "\N{EN DASH}"
+    assert gallery.file_name({"uri": "https://host/a/b.mp4?signature=secret"}) == "b.mp4"
+    assert gallery.file_name({"uri": "/videos/what?.mp4"}) == "what?.mp4"
+    assert gallery.file_name({"uri": None}) == "\N{EN DASH}"
 
 
 def test_a_funnel_in_which_all_came_through_is_folded(

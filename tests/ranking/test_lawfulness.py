@@ -169,3 +169,56 @@ def test_a_movement_of_before_flaws_is_named(run: Run, tmp_path: Path) -> None:
 def test_without_movement_nothing_is_known(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not measure_lawfulness(run.model_copy(update={"root": str(tmp_path)}), {}).num_rows
     assert "none can be held against them" in capsys.readouterr().out
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    usual = {"clip_id": "c", "group": "spin", "distance": 1.25, "quantile": 0.3, "law": "turning"}
+    return usual | {"named_by": "caption", "flaw": None, "flaw_measure": None} | changes
+
+
+ROWS = [
+    row(clip_id="lawful"),
+    row(clip_id="unlike", quantile=0.05),
+    row(clip_id="nameless", quantile=0.01, named_by="flow"),
+    row(clip_id="alone", quantile=None),
+    row(clip_id="flawed", quantile=0.01, flaw="frozen", flaw_measure=0.38),
+    row(clip_id="flawed and nameless", named_by="flow", flaw="repeats", flaw_measure=0.5),
+]
+
+
+def test_a_flaw_counts_before_a_law_and_only_what_is_named_breaks_one() -> None:
+    rows = pa.Table.from_pylist(ROWS, schema=schemas.LAWFULNESS)
+    assert lawfulness.violations(rows, 0.05).to_pylist() == [None, "turning", None, None, "frozen", "repeats"]
+    names = lawfulness.unlawful(rows, 0.05).column("clip_id").to_pylist()
+    assert names == ["unlike", "flawed", "flawed and nameless"]
+    assert lawfulness.violations(rows.slice(0, 0), 0.05).to_pylist() == []
+
+
+def test_clips_are_counted_by_whether_their_flow_is_known() -> None:
+    rows = pa.Table.from_pylist(ROWS, schema=schemas.LAWFULNESS)
+    found = lawfulness.count_unlawful(rows, pa.array(["lawful", "unlike", "flawed", "of no flow"]), 0.05)
+    assert found == (4, 3, 2)
+    assert found.share == pytest.approx(2 / 3)
+    assert lawfulness.count_unlawful(rows, pa.array(["of no flow"]), 0.05).share is None
+
+
+@pytest.mark.parametrize(
+    ("clip_id", "said"),
+    [
+        ("lawful", "it moves as the queries of 'spin' do: distance 1.25, quantile 0.300 (unlawful up to 0.05)"),
+        ("unlike", "it moves unlike the queries of 'spin': distance 1.25, quantile 0.050 (unlawful up to 0.05)"),
+        ("nameless", "nobody names its motion, and it moves most like the queries of 'spin': distance 1.25, quantile"),
+        ("alone", "quantile unknown, as no motion has two queries, farthest off by its turning; no flaw"),
+        ("flawed", "flaw frozen: its picture stands still for 38% of the clip, which no query does"),
+    ],
+)
+def test_a_row_is_put_into_words(clip_id: str, said: str) -> None:
+    (given,) = (one for one in ROWS if one["clip_id"] == clip_id)
+    assert said in lawfulness.sentence(given, 0.05)
+
+
+def test_a_clip_without_a_row_is_told_why() -> None:
+    sampled = config.load("demo", {"motion.of": "queries", "motion.sample": 1234})
+    assert "motion.of=queries takes a sample of 1,234 clips" in lawfulness.unknown(sampled)
+    assert lawfulness.unknown(sampled, "decode: it is cut off.").endswith("not known: decode: it is cut off")
+    assert "rank_clips" in lawfulness.unknown(config.load("demo", {"motion.of": "all"}))

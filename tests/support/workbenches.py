@@ -29,6 +29,13 @@ GROUPS = ("roll", "spin")
 GONE, CUT_OFF, COPY = "clip-03", "clip-05", "clip-07"  # a video that is not there, one cut off, one like clip-08
 HOSTILE = "clip-02"
 PRINT = {"data.fps": FPS, "data.frames": FRAMES}
+LAWFUL = {  # clips whose flow is known: distance, quantile, law, what names the motion, flaw
+    "clip-01": (0.4, 0.8, "timing", "caption", None),
+    "clip-02": (2.5, 0.02, "jerk", "caption", None),
+    "clip-04": (3.5, 0.02, "turning", "caption", None),
+    "clip-06": (9.0, 0.02, "amount", "flow", None),
+    "clip-09": (0.9, 0.3, "timing", "caption", "frozen"),
+}
 SETTINGS = [{"timestep": 751.0, "noise": 0, "mask": "motion"}]
 START = datetime.datetime(2026, 11, 28, 12, tzinfo=datetime.UTC)
 
@@ -80,6 +87,18 @@ def rank(run: Run, ids: list[str], queries: list[str], rows: Any, asked: Any, tu
         parts.append(part.append_column("group", pa.repeat(pa.scalar(group), part.num_rows)))
     selection = pa.concat_tables(parts).select(schemas.SELECTION.names).cast(schemas.SELECTION)
     tables.replace(stores.join(run.root, "selection"), selection, PRINT, query_ids=queries)
+
+
+def write_lawfulness(run: Run) -> Run:
+    """The same run, with a table lawfulness/ of the clips of LAWFUL."""
+    columns = ("distance", "quantile", "law", "named_by", "flaw")
+    rows = [
+        {"clip_id": clip, "group": "roll", "flaw_measure": 0.4, **dict(zip(columns, values, strict=True))}
+        for clip, values in LAWFUL.items()
+    ]
+    table = pa.Table.from_pylist(rows, schema=schemas.LAWFULNESS)
+    tables.replace(stores.join(run.root, "lawfulness"), table, PRINT)
+    return run
 
 
 def clips(ids: list[str], folder: Path, kind: str) -> pa.Table:

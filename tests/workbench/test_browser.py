@@ -20,7 +20,7 @@ from pipeline.config import Run
 from pipeline.storage import stores
 from pipeline.workbench import made_queries, requests
 from tests.support import browsers
-from tests.support.workbenches import GONE, HOSTILE, Served, run_of, words
+from tests.support.workbenches import GONE, HOSTILE, Served, run_of, words, write_lawfulness
 
 pytestmark = [pytest.mark.slow, browsers.needs_chromium]
 TIMEOUT = 60_000  # milliseconds, of which a machine with nothing else to do needs a hundred
@@ -396,6 +396,27 @@ def test_the_grid_says_what_it_is(server: Served, curator: Callable[..., Curator
     ann.press("End")
     ann.until(lambda: "24 of 24" in str(ann.page.text_content("#status")), "End does not lead to the end")
     assert ann.page.evaluate("document.querySelectorAll('*').length") < 400
+
+
+def test_lawfulness_is_on_the_cell_and_on_the_clip_and_orders_and_filters(
+    tmp_path: Path, curator: Callable[..., Curator]
+) -> None:
+    server = Served(write_lawfulness(run_of(tmp_path / "run")))
+    try:
+        ann = curator()
+        ann.open(server.address)
+        ann.page.select_option("select[aria-label='Sorted by']", label="unlikeness to its queries")
+        ann.until(lambda: "number 6" in ann.at(), "the farthest clip is not the first")
+        assert str(ann.page.locator(".cell.on .meta").text_content()).endswith(" · quantile 0.020")
+        ann.page.click("button.value[data-name='law or flaw'][data-value='frozen']")
+        ann.until(lambda: "number 9" in ann.at(), "the filter leaves another clip")
+        assert " frozen · all · " in str(ann.page.locator(".cell.on .meta").text_content())
+        assert ", frozen, quantile 0.300" in str(ann.page.locator(".cell.on").get_attribute("aria-label"))
+        ann.page.locator(".cell.on").press("Enter")
+        ann.page.wait_for_selector("html[data-ready][data-screen=clip]")
+        assert "flaw frozen: its picture stands still for 40% of the clip" in str(ann.page.text_content("main"))
+    finally:
+        server.stop()
 
 
 def test_a_clip_becomes_a_query_whose_rectangle_is_drawn(

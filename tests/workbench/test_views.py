@@ -23,7 +23,7 @@ from pipeline.workbench.overview import commands, overview
 from pipeline.workbench.people import Decision, Like, People, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.scores import Scores
 from pipeline.workbench.views import SORTS, Spec, Views
-from tests.support.workbenches import COPY, CUT_OFF, GONE, GROUPS, START, names, run_of, words
+from tests.support.workbenches import COPY, CUT_OFF, GONE, GROUPS, LAWFUL, START, names, run_of, words, write_lawfulness
 
 BATCH = "batch-{:04d}"
 
@@ -451,3 +451,32 @@ def test_decisions_on_an_older_version_are_asked_again(opened: Opened) -> None:
     assert again.view(where={"people": ["dropped"]}) == []
     assert "clip-04" in again.view(where={"mine": ["not said"]}, by="ann")
     assert facts.clip(again.index, again.people, "clip-04", "all")["words"][0]["outdated"]
+
+
+def test_clips_are_filtered_by_the_law_that_they_break_and_sorted_by_how_far_they_are(tmp_path: Path) -> None:
+    opened = Opened(write_lawfulness(run_of(tmp_path / "run")))
+    counts = opened.views.view(Spec()).facets["law or flaw"]
+    assert counts == {"frozen": 1, "jerk": 1, "neither": 2, "turning": 1}
+    assert sorted(opened.view(where={"law or flaw": ["jerk", "frozen"]})) == ["clip-02", "clip-09"]
+    far = ["clip-06", "clip-04", "clip-02", "clip-09", "clip-01"]
+    assert opened.view(sort="distance")[:5] == far, "the farthest first, and clips of unknown flow last"
+    quantiles = [LAWFUL[clip][1] for clip in far]
+    assert quantiles == sorted(quantiles), "the order is that of quantiles"
+
+
+def test_a_clip_says_its_lawfulness_or_why_it_is_not_known(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    bare = facts.clip(Opened(run).index, Opened(run).people, "clip-02", "all")
+    assert bare is not None
+    assert (bare["quantile"], bare["violation"]) == (None, None)
+    assert bare["lawfulness"].startswith("its lawfulness is not known: ")
+    assert "law or flaw" not in Opened(run).views.view(Spec()).facets
+    opened = Opened(write_lawfulness(run))
+    cards = {row["clip_id"]: row for row in facts.cards(opened.index, opened.people, range(10), "all")}
+    said = {clip: (cards[clip]["quantile"], cards[clip]["violation"]) for clip in ("clip-02", "clip-03", "clip-06")}
+    assert said == {"clip-02": (0.02, "jerk"), "clip-03": (None, None), "clip-06": (0.02, "neither")}
+    told = facts.clip(opened.index, opened.people, "clip-09", "all")
+    assert told is not None
+    assert "quantile 0.300" in told["lawfulness"]
+    assert "flaw frozen: its picture stands still for 40% of the clip" in told["lawfulness"]
+    assert "law or flaw" not in told["columns"], "it is said once"

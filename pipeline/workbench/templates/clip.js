@@ -67,7 +67,7 @@ async function one(bench, place, words) {
       el("section", { class: "panel" }, el("h2", {}, "Who said what"), now.words.length ? el("ul", { class: "plain" }, now.words.map((word) => el("li", {},
         `${word.by}: ${word.say} for ${word.group}${word.blind ? ", blind" : ""}, ${word.at}${word.outdated ? " (of another version of the video: it does not count)" : ""}`,
         word.note ? el("p", {}, `“${word.note}”`) : null))) : el("p", { class: "soft" }, "Nobody has said anything yet.")),
-      el("section", { class: "panel" }, el("h2", {}, "About it"), el("dl", {}, Object.entries({ clip_id: now.clip_id, file: now.file, "first frame": now.start_frame, "mean flow": now.motion_mean === null ? "–" : `${now.motion_mean} pixels a frame`, "camera share": now.camera_share === null ? "–" : percent(now.camera_share), ...now.columns })
+      el("section", { class: "panel" }, el("h2", {}, "About it"), el("dl", {}, Object.entries({ clip_id: now.clip_id, file: now.file, "first frame": now.start_frame, "mean flow": now.motion_mean === null ? "–" : `${now.motion_mean} pixels a frame`, "camera share": now.camera_share === null ? "–" : percent(now.camera_share), lawfulness: now.lawfulness, ...now.columns })
         .flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value ?? "–"))]))),
       explained && el("section", { class: "panel" }, el("h2", {}, "Where in time its influence lies"), el("p", {}, explained.frames.map((share) => percent(share, 0)).join(", ")),
         first > 0.5 ? el("p", { role: "alert" }, `${percent(first, 0)} from one latent frame: a look, not a motion.`) : null),

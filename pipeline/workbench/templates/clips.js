@@ -5,7 +5,7 @@ import { Grid } from "./grid.js";
 import { count, el } from "./dom.js";
 
 const SORTS = { influence: "influence", cut: "nearness to the cut", disagreement: "disagreement of motions", motion_mean: "motion",
-  camera_share: "camera share", num_frames: "length", name: "file name", random: "random", "harmful source": "harmful, of popular sources",
+  camera_share: "camera share", num_frames: "length", distance: "unlikeness to its queries", name: "file name", random: "random", "harmful source": "harmful, of popular sources",
   weighted: "people's weights of queries", like: "likeness" };
 const SIZES = [96, 144, 190, 260, 384];
 

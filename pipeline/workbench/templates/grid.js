@@ -3,6 +3,10 @@
 import { film, get } from "./api.js";
 import { count, el, signed, still } from "./dom.js";
 
+// The law that a clip breaks, or its flaw; and the quantile of its lawfulness, where its flow is known.
+const broken = (row) => (row.violation && row.violation !== "neither" ? row.violation : "");
+const quantile = (row) => (row.quantile === null ? "" : `quantile ${row.quantile.toFixed(3)}`);
+
 const PAGE = 60, GAP = 8, LINE = 44;
 
 export class Grid {
@@ -135,13 +139,13 @@ export class Grid {
     caption.textContent = row.caption ?? (this.captions === false ? "" : "no caption");
     caption.title = row.caption ?? "";
     cell.tag.textContent = row.decision; cell.tag.className = row.decision;
-    meta.lastChild.textContent = ` ${this.words.group ?? this.spec?.group ?? "all"} · ${place} · ${signed(row.influence)}`;
+    meta.lastChild.textContent = ` ${[broken(row), this.words.group ?? this.spec?.group ?? "all", place, signed(row.influence), quantile(row)].filter(Boolean).join(" · ")}`;
     cell.bar.style.setProperty("--share", row.percentile ?? 0);
     cell.word.hidden = !row.people && !row.pending;
     cell.word.textContent = row.pending ? `${row.pending} …` : row.people ?? "";
     cell.film.style.height = this.table ? "" : `${Math.round(this.wide() * 0.62)}px`;
     cell.film.classList.toggle("pixels", Boolean(this.pixels));
-    cell.setAttribute("aria-label", [row.caption || row.file, row.decision, place, row.people ? `people: ${row.people}` : "", marked ? "marked" : ""].filter(Boolean).join(", "));
+    cell.setAttribute("aria-label", [row.caption || row.file, row.decision, place, broken(row), quantile(row), row.people ? `people: ${row.people}` : "", marked ? "marked" : ""].filter(Boolean).join(", "));
     if (cell.shown !== row.clip_id) { this.empty(cell); this.fetch(cell, row); }
   }
 
