@@ -30,19 +30,14 @@ _REMEDY = "Start the cluster, give the address of one that is up, or unset RAY_A
 # --- a cluster that is up --------------------------------------------------------------------------------------------
 
 
-def is_alone() -> bool:
-    """Whether RAY_ADDRESS names no cluster, so that a job starts a Ray of its own on this machine."""
-    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
-
-
 def cluster_address() -> str | None:
     """host:port of the cluster that RAY_ADDRESS names, which answers; None where none is named.
 
     Raises ConfigError for what is no address, or where no Ray cluster answers within TRY seconds.
     """
-    if is_alone():
+    value = os.environ.get("RAY_ADDRESS", "")
+    if value in ("", "local"):
         return None
-    value = os.environ["RAY_ADDRESS"]
     address = _local_address(value) if value == "auto" else value
     if "://" in address:
         raise _refusal(

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import models
-from pipeline.cluster import connection, failures, journal, resources
+from pipeline.cluster import failures, journal, resources
 from pipeline.cluster.checkpoints import METRICS, Checkpoints
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
@@ -146,8 +146,6 @@ def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
     """Train until it is done, also through many lost nodes: only failures without a step between them are counted."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
-    if connection.is_alone():  # no notice comes before this machine goes away, and the watcher is a process of its own
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(task["folder"], METRICS), (-1, 0)
     try:

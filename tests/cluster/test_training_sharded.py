@@ -49,12 +49,7 @@ def three_nodes(notes: Path, store: s3_store.Store) -> Iterator[Callable[[], Non
     before = dict(os.environ)
     path = ROOT
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": path}
-    os.environ |= {
-        "NOTES": str(notes),
-        "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",
-        **s3_store.environment(store),
-    }
+    os.environ |= {"NOTES": str(notes), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1", **s3_store.environment(store)}
     s3.S3.clear_instance_cache()  # what is kept there has another test's endpoint
     import ray
     from ray.cluster_utils import Cluster
