@@ -38,9 +38,7 @@ class Compared:
     tallies: list[Record]
     distances: Mapping[str, Mapping[Key, float]]  # of each arm's videos, from the queries
     videos: Mapping[tuple[str, str, int], str]  # arm, clip_id, seed -> uri
-    lawfulness: Mapping[str, UnlawfulCounts] = field(
-        default_factory=dict
-    )  # of each arm's training clips, where it is known
+    lawfulness: Mapping[str, UnlawfulCounts] = field(default_factory=dict)  # of arms' clips, where it is known
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

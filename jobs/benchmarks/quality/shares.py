@@ -17,8 +17,8 @@ def changes(study: Studies, shares: Sequence[float], arms: Sequence[str] = ARMS)
     """By share and arm, as "30 % by best": the relative change of each held-out loss (`counterfactual.LOSSES`) against
     the base, mean over targets and seeds."""
     seeds = range(study.plan.seeds)
-    keys = [(part, arm, target, seed) for part in shares for arm in arms for target in study.plan.targets
-            for seed in seeds]  # fmt: skip
+    targets = study.plan.targets
+    keys = [(part, arm, target, seed) for part in shares for arm in arms for target in targets for seed in seeds]
     tasks = [study.chosen(arm, target, seed, part) for part, arm, target, seed in keys]
     after = study.retrained("shares", tasks)
     measured = {
