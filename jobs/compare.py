@@ -136,17 +136,21 @@ def _tell_cost(run: Run, trainings: Mapping[Arm, Training], counts: Mapping[str,
 
 
 def _missing(run: Run, version_by_arm: dict[Arm, str]) -> tuple[int, int]:
-    """How many held-out losses and how many videos evaluation/ lacks, at most."""
+    """How many losses of held-out clips and their twins, and how many videos evaluation/ lacks, at most."""
     e, folder = run.evaluate, join(run.root, "evaluation")
     done = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
     rows = [r for r in ([] if done is None else done.to_pylist()) if version_by_arm.get(r["arm"]) == r["version"]]
-    losses = {(r["arm"], r["clip_id"]) for r in rows if r["metric"] == "masked_loss"}
-    videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if not comparison.is_loss(r["metric"])}
+    asked = (
+        "masked_loss",
+        *(comparison.MARGINS[twin] for twin in e.twins),
+    )  # one of each pass: of the clip, and of each twin
+    losses = {(r["arm"], r["clip_id"], r["metric"]) for r in rows if r["metric"] in asked}
+    videos = {(r["arm"], r["clip_id"], r["seed"]) for r in rows if not comparison.is_held_out(r["metric"])}
     held_out = tables.read(join(run.root, "held_out"), ["error"]) if e.videos else None
     clips = 0 if held_out is None else held_out.column("error").null_count
     captions = _captions(run)
     return (
-        max(0, len(version_by_arm) * clips - len(losses)),
+        max(0, len(version_by_arm) * clips * len(asked) - len(losses)),
         max(0, len(version_by_arm) * min(e.generate, captions) * len(e.seeds) - len(videos)),
     )
 
@@ -194,7 +198,7 @@ def _compared(run: Run, evaluation: pa.Table, counts: Mapping[str, UnlawfulCount
         verdicts=judged,
         tallies=contests.tallies(judged),
         distances=distances,
-        videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if not comparison.is_loss(r["metric"])},
+        videos={(r["arm"], r["clip_id"], r["seed"]): r["uri"] for r in rows if not comparison.is_held_out(r["metric"])},
         lawfulness=counts,
     )
 

@@ -104,6 +104,7 @@ def ranking(run: Run) -> Fingerprint:
 
 
 def evaluation(run: Run) -> Fingerprint:
+    """`evaluate.twins` has no part in it: a row names its twin, and no other row depends on it."""
     e = run.evaluate
     return {
         **motion(run),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.attribution import Attribution, RankingMask, compared
 from pipeline.config.export import Export
@@ -60,6 +60,15 @@ Arm = Literal[
 Scaler = Literal["pillow", "ffmpeg"]
 Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
 Functional = Literal["loss", "preference", "both"]
+
+
+def _each_once(twins: tuple[Twin, ...]) -> tuple[Twin, ...]:
+    if len(set(twins)) != len(twins):
+        raise ValueError("each is named once")
+    return twins
+
+
+Twins = Annotated[tuple[Twin, ...], AfterValidator(_each_once)]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
 # Arms that draw each clip at times of its own, and the arm whose clips they have.
 TIMED: Mapping[str, Literal["selected", "random"]] = {"timed": "selected", "timed_random": "random"}
@@ -132,7 +141,7 @@ class Queries(Model):
         description="colours in which a query is attributed, its own first; their mean counts: its nearest clips share "
         "its colours less, and its motion no more",
     )
-    twins: tuple[Twin, ...] = Field(
+    twins: Twins = Field(
         (),
         description="spoiled versions of a query that it is to be preferred to; its nearest clips share its colours "
         "less, and its motion no more",
@@ -147,9 +156,7 @@ class Queries(Model):
     )
 
     @model_validator(mode="after")
-    def _distinct_twins(self) -> Queries:
-        if len(set(self.twins)) != len(self.twins):
-            raise ValueError(f"twins={list(self.twins)}: each is named once")
+    def _fits_functional(self) -> Queries:
         if self.functional == "loss" and self.twins:
             raise ValueError(
                 f"twins={list(self.twins)} have no part in functional: loss; use functional: preference or both, or no "
@@ -363,14 +370,28 @@ class Evaluate(Model):
         description="of held-out losses; drawn: as training draws them, others for each clip and noise",
     )
     noises: int = Field(6, ge=1, description="noises per clip and timestep, the same for every arm")
+    twins: Twins = Field(
+        (),
+        description="spoiled versions of a held-out clip, its frames in another order: does an arm prefer the clip to "
+        "them, and by how much; each costs as many passes as the clip",
+    )
     generate: int = Field(10, ge=0, description="query captions that every arm turns into a video")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), description="of generated videos: one each a caption")
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance: float = Field(5.0, ge=1, description="classifier-free guidance of generated videos")
 
+    @model_validator(mode="after")
+    def _has_clips_of_twins(self) -> Evaluate:
+        if self.twins and self.videos is None:
+            raise ValueError(
+                f"twins={list(self.twins)} are of held-out clips, and there are none; name some (evaluate.videos), or "
+                "no twins"
+            )
+        return self
+
     @property
     def passes(self) -> int:
-        """Forward passes for the held-out losses of a clip and an arm."""
+        """Forward passes for the held-out losses of a clip, or of a twin of it, and an arm."""
         return self.noises if self.timesteps == "drawn" else self.noises * len(self.timesteps)
 
 

@@ -12,13 +12,34 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.statistics import intervals
+from pipeline.video.looks import TWINS
 
 BASE = "base"
 LOWER = "lower is better"
+HIGHER = "higher is better"
 LOSSES = ("masked_loss", "plain_loss")
 BANDS = ("little noise", "some noise", "much noise")  # thirds of the timesteps that training draws
-DIRECTION = {"masked_loss": LOWER, "plain_loss": LOWER, "vbench_dynamic_degree": "higher means more motion"}
-ORDER = ("masked_loss", "plain_loss", "vbench_dynamic_degree", "vbench_dynamic_margin", "temporal_flickering")
+MARGINS = {twin: f"preference_margin_{twin}" for twin in TWINS}  # metrics of evaluation/
+ACCURACIES = {twin: f"preference_accuracy_{twin}" for twin in TWINS}  # what `comparison` makes of them
+PREFERENCE = (
+    "Of a held-out clip and its twin, the same frames in another order, a model prefers the one with the lower plain "
+    "loss. Accuracy is the share of clips that are preferred to their twins. The margin is the twin's loss less the "
+    "clip's, as a share of the clip's."
+)
+DIRECTION = {
+    "masked_loss": LOWER,
+    "plain_loss": LOWER,
+    "vbench_dynamic_degree": "higher means more motion",
+    **dict.fromkeys((*ACCURACIES.values(), *MARGINS.values()), HIGHER),
+}
+ORDER = (
+    "masked_loss",
+    "plain_loss",
+    *(metrics[twin] for twin in TWINS for metrics in (ACCURACIES, MARGINS)),
+    "vbench_dynamic_degree",
+    "vbench_dynamic_margin",
+    "temporal_flickering",
+)
 ARMS = (
     "base",
     "motive_whitened",
@@ -51,6 +72,10 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
     mean, difference and relative each have a 95 % interval, `low` and `high` with their name before it but for the
     mean's. It is Student's over clips: several seeds of one clip hang together. Values that are null or not finite are
     counted as `missing`. What cannot be computed is None, such as an interval of a single clip.
+
+    Each of MARGINS has its accuracy as well: the share of clips whose margin is above 0. Its interval is Wilson's where
+    all clips or none are preferred, for Student's would have no width. Margins and accuracies are shares already, and
+    have no `relative`.
     """
     by_metric: dict[str, dict[str, dict[tuple[str, int | None], list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))
@@ -62,12 +87,23 @@ def comparison(table: pa.Table) -> list[dict[str, Any]]:
             missing[row["metric"], row["arm"]] += 1
         else:
             values[row["clip_id"], row["seed"]].append(row["value"])
+    means: dict[str, dict[str, dict[tuple[str, int | None], float]]] = {
+        metric: {arm: {key: float(np.mean(v)) for key, v in values.items()} for arm, values in arms.items()}
+        for metric, arms in by_metric.items()
+    }
+    for twin, metric in MARGINS.items():
+        for arm, margins in means.get(metric, {}).items():
+            is_above = {key: float(value > 0) for key, value in margins.items()}
+            means.setdefault(ACCURACIES[twin], {})[arm] = is_above
+            missing[ACCURACIES[twin], arm] = missing[metric, arm]
     records = []
-    for metric in sorted(by_metric, key=lambda m: (_of_a_band(m), _place(m, ORDER), m)):
-        arms = {a: {k: float(np.mean(v)) for k, v in values.items()} for a, values in by_metric[metric].items()}
+    for metric in sorted(means, key=lambda m: (_of_a_band(m), _place(m, ORDER), m)):
+        arms = means[metric]
         for arm in sorted(arms, key=lambda a: (_place(a, ARMS), a)):
             against = _difference(arms[arm], arms.get(BASE, {})) if arm != BASE else _difference({}, {})
-            stats = _mean(arms[arm])
+            if is_preference(metric):
+                against |= dict.fromkeys(("relative", "relative_low", "relative_high"))
+            stats = _share(arms[arm]) if metric in ACCURACIES.values() else _mean(arms[arm])
             records.append({"metric": metric, "arm": arm, **stats, "missing": missing[metric, arm], **against})
     return records
 
@@ -81,9 +117,14 @@ def _of_a_band(metric: str) -> bool:
     return metric in {banded(loss, band) for loss in LOSSES for band in BANDS}
 
 
-def is_loss(metric: str) -> bool:
+def is_held_out(metric: str) -> bool:
     """Whether a metric is of held-out clips; the others are of generated videos."""
-    return plain(metric) in LOSSES
+    return plain(metric) in LOSSES or is_preference(metric)
+
+
+def is_preference(metric: str) -> bool:
+    """Whether a metric says how a model prefers held-out clips to a twin of theirs."""
+    return metric in MARGINS.values() or metric in ACCURACIES.values()
 
 
 def plain(metric: str) -> str:
@@ -117,6 +158,17 @@ def _mean(values: Values) -> dict[str, Any]:
     return record | {"standard_error": error, "low": interval.low, "high": interval.high}
 
 
+def _share(values: Values) -> dict[str, Any]:
+    """As `_mean`, of values that are 0 or 1 each: the interval is within [0, 1] and has a width."""
+    record = _mean(values)
+    if record["low"] is None:
+        return record
+    if record["mean"] in (0, 1):
+        interval = intervals.wilson(record["mean"] * record["n"], record["n"])
+        return record | {"low": interval.low, "high": interval.high}
+    return record | {"low": max(0.0, record["low"]), "high": min(1.0, record["high"])}
+
+
 def _difference(values: Values, base: Values) -> dict[str, Any]:
     """The mean of the differences to base over the clips and seeds that both have."""
     pairs = sorted(values.keys() & base.keys(), key=str)
@@ -133,7 +185,7 @@ def videos(table: pa.Table, clips: int = 6) -> tuple[list[str], list[tuple[str, 
     """The generated videos of the first seed: the arms, and (clip_id, arm -> uri) for up to `clips` captions."""
     offers: dict[str, dict[str, tuple[int, str]]] = defaultdict(dict)
     for row in table.select(["arm", "clip_id", "seed", "uri", "metric"]).to_pylist():
-        if row["uri"] and not is_loss(row["metric"]):  # a loss is of a held-out video, not of a generated one
+        if row["uri"] and not is_held_out(row["metric"]):
             offer = (row["seed"] if row["seed"] is not None else -1, row["uri"])
             offers[row["clip_id"]][row["arm"]] = min(offer, offers[row["clip_id"]].get(row["arm"], offer))
     shown = sorted(offers)[:: max(1, len(offers) // clips)][:clips]

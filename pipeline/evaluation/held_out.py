@@ -1,6 +1,7 @@
-"""Base against fine-tuned: held-out losses with paired noise, and the metrics of videos generated from captions.
+"""Base against fine-tuned: held-out losses with paired noise, whether clips are preferred to their twins, and the
+metrics of videos generated from captions.
 
-Clips are encoded once for all arms, into the folder where fine-tuning keeps its own encodings.
+Clips and twins are encoded once for all arms, into the folder where fine-tuning keeps its own encodings.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from pipeline import motion, tables
 from pipeline.config import Run
 from pipeline.errors import ClipError
-from pipeline.evaluation.comparison import BANDS, LOSSES, banded
+from pipeline.evaluation.comparison import BANDS, LOSSES, MARGINS, banded
 from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import Conditioning, VideoModel, open_model
 from pipeline.models.conditioning import Captions, batched, moved, split
@@ -32,6 +33,7 @@ from pipeline.storage import stores
 from pipeline.tables import schemas
 from pipeline.training import training_set
 from pipeline.training.training_set import EncodedClip
+from pipeline.video import looks
 from pipeline.video.decoders import Row, decoded, decoder_for
 from pipeline.video.frames import write_mp4
 
@@ -49,15 +51,27 @@ class Trained(NamedTuple):
     weights: str
 
 
-def held_out_tasks(arms: Iterable[Trained], rows: Sequence[Row]) -> list[Row]:
-    """A task for each arm and held-out clip with a motion mask."""
+def held_out_tasks(arms: Iterable[Trained], rows: Sequence[Row], twins: Sequence[str] = ()) -> list[Row]:
+    """A task for each arm and held-out clip with a motion mask: its losses, and its margin over each of these twins."""
     columns = ("clip_id", "uri", "start_frame", "caption", "mask", "mask_shape")
+    kind = {"kind": "loss", "seed": 0, "twins": list(twins)}
     return [
-        {**arm._asdict(), "kind": "loss", "seed": 0, **{c: row[c] for c in columns}, "clip_version": row["version"]}
+        {**arm._asdict(), **kind, **{c: row[c] for c in columns}, "clip_version": row["version"]}
         for arm in arms
         for row in rows
         if row["error"] is None
     ]
+
+
+def lacking(task: Row, metrics: Set[str]) -> Row | None:
+    """What is left of a task of which a table has rows of these metrics; None where it has all.
+
+    Where twins alone are lacking, the rest is a task of kind `margin`, which has no losses.
+    """
+    if not metrics:
+        return task
+    twins = [twin for twin in task.get("twins") or () if MARGINS[twin] not in metrics]
+    return {**task, "kind": "margin", "twins": twins} if twins else None
 
 
 def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, seeds: Iterable[int]) -> list[Row]:
@@ -91,7 +105,7 @@ TASKS = pa.schema(
         ("arm", pa.string()),
         ("version", pa.string()),
         ("weights", pa.string()),
-        ("kind", pa.string()),
+        ("kind", pa.string()),  # loss: losses and margins of a held-out clip; margin: its margins alone; video
         ("seed", pa.int32()),
         ("clip_id", pa.string()),
         ("clip_version", pa.string()),  # of the video that it is a part of; `version` is the training's
@@ -100,6 +114,7 @@ TASKS = pa.schema(
         ("start_frame", pa.int32()),
         ("mask", pa.binary()),
         ("mask_shape", pa.list_(pa.int32())),
+        ("twins", pa.list_(pa.string())),
     ]
 )
 
@@ -131,52 +146,82 @@ class EvaluationWorker:
             yield {"evaluation": pa.Table.from_pylist(lines, schema=schemas.EVALUATION)}
 
     def _tasks(self, rows: list[Row]) -> Iterator[list[Row]]:
-        """The lines of one task after the other: they are written together, for one of them counts as all."""
+        """The lines of one task after the other. They are written together, for one loss counts as all of them."""
         yield from (self._video(row) for row in rows if row["kind"] == "video")
-        held_out = [row for row in rows if row["kind"] == "loss"]
-        kept = [training_set.is_kept(self.cache, _clip(row)) for row in held_out]
+        held_out = [row for row in rows if row["kind"] != "video"]
+        kept = [all(training_set.is_kept(self.cache, one) for one in self._versions(row)) for row in held_out]
         for row, is_kept in zip(held_out, kept, strict=True):
             if is_kept:
-                yield self._losses(row, training_set.kept_in(self.cache)(_clip(row)))
+                yield self._held_out(row, [training_set.kept_in(self.cache)(one) for one in self._versions(row)])
         missing = [row for row, is_kept in zip(held_out, kept, strict=True) if not is_kept]
         for row, frames in decoded(self.decoder, self.run, missing):
             if isinstance(frames, ClipError):
                 log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)
             else:
-                yield self._losses(row, self.encoded(row, frames))
+                yield self._held_out(row, self.encoded(row, frames))
 
     def refuse(self, tasks: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         for row in tasks.to_pylist():
             log.warning("%s of clip %s, arm %s, left out: %s", row["kind"], row["clip_id"], row["arm"], error)
         return {"evaluation": schemas.EVALUATION.empty_table()}
 
-    @torch.no_grad()
-    def encoded(self, row: Row, frames: npt.NDArray[np.uint8]) -> EncodedClip:
-        """A task's clip, encoded and kept for the other arms, whose encoders are the same."""
-        model, text = self.model(row["weights"])
-        clip = EncodedClip(model.encode(frames, self.run.geometry[1]), (text(row["caption"] or ""),))
-        training_set.keep(self.cache, _clip(row), clip)
-        return clip
+    def _versions(self, row: Row) -> list[Row]:
+        """A task's clip and its twins, as their encodings are named."""
+        clip = {"clip_id": row["clip_id"], "version": row["clip_version"], "caption": row["caption"]}
+        return [clip, *(training_set.as_twin(clip, twin, self.run.seed) for twin in row["twins"])]
 
     @torch.no_grad()
-    def _losses(self, row: Row, clip: EncodedClip) -> list[Row]:
-        """Mean masked and plain loss over the clip's timesteps and noises, which are every arm's. Where timesteps are
-        drawn, their thirds, from little noise to much, have lines of their own."""
+    def encoded(self, row: Row, frames: npt.NDArray[np.uint8]) -> list[EncodedClip]:
+        """A task's clip and its twins, encoded and kept for the other arms, whose encoders are the same. What is kept
+        already is read. A twin's encoding has no captions: they are its clip's."""
+        model, text = self.model(row["weights"])
+        key = f"{self.run.seed} {row['clip_id']}"
+        clips = []
+        for name, version in zip((None, *row["twins"]), self._versions(row), strict=True):
+            if training_set.is_kept(self.cache, version):
+                clips.append(training_set.kept_in(self.cache)(version))
+                continue
+            video = frames if name is None else looks.twin(frames, name, key)
+            captions = (text(row["caption"] or ""),) if name is None else ()
+            clips.append(EncodedClip(model.encode(video, self.run.geometry[1]), captions))
+            training_set.keep(self.cache, version, clips[-1])
+        return clips
+
+    @torch.no_grad()
+    def _held_out(self, row: Row, clips: Sequence[EncodedClip]) -> list[Row]:
+        """The lines of a task, given its clip and its twins: the losses, where they are asked, and a margin for each
+        twin."""
+        clip, *twins = clips
+        losses = self._losses(row, clip, clip)
+        plain = losses[:, LOSSES.index("plain_loss")].mean()
+        means = self._means(losses) if row["kind"] == "loss" else {}
+        for name, twin in zip(row["twins"], twins, strict=True):
+            of_twin = self._losses(row, twin, clip)[:, LOSSES.index("plain_loss")].mean()
+            means[MARGINS[name]] = float((of_twin - plain) / plain)
+        return [_line(row, row["uri"], metric, value) for metric, value in means.items()]
+
+    def _losses(self, row: Row, video: EncodedClip, clip: EncodedClip) -> npt.NDArray[np.float64]:
+        """LOSSES of a task's clip, or of a twin of it, at the clip's timesteps and noises, which are every arm's, and
+        under the clip's caption: [passes, 2]."""
         model, _ = self.model(row["weights"])
-        latent, given = split(moved(clip.clip, self.device))
+        latent, given = split(moved(video.clip, self.device))
         conditioning = batched([{**given, **moved(clip.captions[0], self.device)}])
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
-        losses = np.array(
+        return np.array(
             [
                 (float(masked_mean(errors, mask)), float(masked_mean(errors, None)))
                 for errors in self._errors(model, row["clip_id"], latent, conditioning)
             ]
         )
+
+    def _means(self, losses: npt.NDArray[np.float64]) -> dict[str, float]:
+        """The mean of each loss over timesteps and noises. Where timesteps are drawn, their thirds, from little noise
+        to much, have means of their own."""
         means = dict(zip(LOSSES, losses.mean(axis=0).tolist(), strict=True))
         if self.run.evaluate.timesteps == "drawn" and len(losses) >= len(BANDS):
             for band, part in zip(BANDS, np.array_split(losses, len(BANDS)), strict=True):
                 means |= {banded(name, band): float(part[:, n].mean()) for n, name in enumerate(LOSSES)}
-        return [_line(row, row["uri"], metric, value) for metric, value in means.items()]
+        return means
 
     def _errors(self, model: VideoModel, clip_id: str, latent: Tensor, conditioning: Conditioning) -> Iterable[Tensor]:
         name = f"{self.run.seed} {clip_id}"
@@ -253,11 +298,6 @@ def prompt_file(tasks: Sequence[Row], root: str) -> bytes:
         video_place(root, t["arm"], t["caption"], t["seed"]): t["caption"] for t in tasks if t["kind"] == "video"
     }
     return json.dumps(videos, indent=1, ensure_ascii=False).encode()
-
-
-def _clip(row: Row) -> Row:
-    """A task's clip, as encodings are named by it."""
-    return {"clip_id": row["clip_id"], "version": row["clip_version"], "caption": row["caption"]}
 
 
 def _line(row: Row, uri: str, metric: str, value: float) -> Row:

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError, InputError, MissingTableError
-from pipeline.evaluation.comparison import is_loss
+from pipeline.evaluation.comparison import is_held_out
 from pipeline.storage import stores
 
 _CAPTIONS = ("prompt_en", "prompt", "caption", "description", "text")
@@ -68,7 +68,7 @@ def generated_videos(run: Run) -> list[Video]:
             row["clip_id"], captions[row["clip_id"]].strip(), row["seed"], row["version"], row["uri"]
         )
         for row in rows
-        if not is_loss(row["metric"]) and captions.get(row["clip_id"])
+        if not is_held_out(row["metric"]) and captions.get(row["clip_id"])
     }
     if not videos:
         raise MissingTableError(

@@ -97,7 +97,7 @@ def stages(run: Run, size: Size, parts: Seconds, attributed: Cost) -> list[Cost]
     costs = [Cost("index_clips", size.videos, mean["index"], r.index_clips.gpus, r.index_clips.cpus)]
     costs.append(attributed)
     arms = [arm for arm in dict.fromkeys([f.arm, *e.arms]) if arm != "base"]
-    losses = len(e.arms) * size.held_out * e.passes
+    losses = len(e.arms) * size.held_out * (1 + len(e.twins)) * e.passes
     return [*costs, *arms_of(run, len(arms), losses, len(e.arms) * e.generate * len(e.seeds), mean)]
 
 

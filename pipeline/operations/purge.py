@@ -323,7 +323,8 @@ def _generated(
 
 
 def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Removed) -> None:
-    """Encoded clips that neither the index nor held_out/ names any more: those of purged ones are among them."""
+    """Encoded clips, and twins of them, that neither the index nor held_out/ names any more: those of purged ones are
+    among them."""
     cache = [path for path in _files(fs, bare) if path.startswith(stores.join(bare, "finetuned", ".latents/"))]
     if not cache:
         return
@@ -336,5 +337,5 @@ def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Remov
             for batch in _batches(fs, part, there):
                 named |= training_set.encodings(batch.to_pylist())
     for path in cache:
-        if posixpath.basename(path) not in named:
+        if training_set.encoding_of_clip(posixpath.basename(path)) not in named:
             _remove(fs, bare, path, removed)

@@ -16,6 +16,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.evaluation import comparison, contests
 from pipeline.evaluation.contests import Key, Record
+from pipeline.pages import sections
 from pipeline.pages.gallery import Studio, VideoOf
 from pipeline.pages.report import environment
 from pipeline.ranking.lawfulness import UnlawfulCounts
@@ -87,12 +88,10 @@ def text(compared: Compared) -> str:
     for row in compared.metrics:
         if row["metric"] != metric:
             metric = row["metric"]
-            lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>12} {'95 %':>17}   n"]
-        against = f"{'':>12} {'':>17}"
-        if row["relative_low"] is not None:
-            between = f"{row['relative_low']:+.2%} to {row['relative_high']:+.2%}"
-            against = f"{row['relative']:>+12.2%} {between:>17}"
-        lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {against}   {row['n']}")
+            lines += ["", f"{metric:<36}{'mean':>10} {'95 %':>21}   {'against base':>13} {'95 %':>18}   n"]
+        lines.append(f"  {row['arm']:<34}{_number(row['mean']):>10} {_between(row):>21}   {_against(row)}   {row['n']}")
+    preference = sections.preference(compared.metrics)
+    lines += ["", preference] if preference else []
     for name in dict.fromkeys(row["judge"] for row in compared.tallies):
         rows = {f"{row['ours']} against {row['theirs']}": row for row in compared.tallies if row["judge"] == name}
         width = max(map(len, rows))
@@ -103,6 +102,16 @@ def text(compared: Compared) -> str:
             between = "" if row["win_low"] is None else f"{row['win_low']:.0%} to {row['win_high']:.0%}"
             lines.append(f"  {named:<{width}} {shares}   {between:>14}   {row['pairs']}")
     return "\n".join(lines)
+
+
+def _against(row: Record) -> str:
+    """The change against base with its interval: of base's mean, or of a share in points."""
+    of, unit = ("difference", " points") if comparison.is_preference(row["metric"]) else ("relative", "%")
+    if row[f"{of}_low"] is None:
+        return f"{'':>13} {'':>18}"
+    change, low, high = (f"{100 * row[f'{of}{end}']:+.2f}" for end in ("", "_low", "_high"))
+    between = f"{low} to {high}" if unit == " points" else f"{low}% to {high}%"
+    return f"{change + unit:>13} {between:>18}"
 
 
 def _number(value: float | None) -> str:
@@ -147,6 +156,7 @@ def write(run: Run, compared: Compared, video_of: VideoOf) -> str:
             contests=_by(compared.tallies, "judge"),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             direction=comparison.direction,
+            preference=sections.preference(compared.metrics),
         )
     )
     place = join(run.root, "comparison", "index.html")

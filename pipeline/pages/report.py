@@ -120,6 +120,7 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
                 sources=sections.sources(numbers["selection"]),
                 matrix=sections.matrix(numbers["selection"]),
                 metrics=sections.metrics(numbers["evaluation"]),
+                preference=sections.preference(numbers["evaluation"]),
                 shortlist=choosing.sentences(numbers["shortlist"]),
                 configuration=_configuration(run),
                 reasons=REASONS,

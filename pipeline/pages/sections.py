@@ -155,9 +155,15 @@ def metrics(evaluation: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str
         difference, low, high = (record[f"difference{end}"] for end in ("", "_low", "_high"))
         certain = bool(low is not None and high is not None and not low <= 0 <= high)
         css = "neutral"
-        if certain and comparison.direction(record["metric"]) == comparison.LOWER:
-            css = "selected" if difference < 0 else "harmful"
+        direction = comparison.direction(record["metric"])
+        if certain and direction in (comparison.LOWER, comparison.HIGHER):
+            css = "selected" if (difference < 0) == (direction == comparison.LOWER) else "harmful"
         entry = by_metric.setdefault(record["metric"], {"rows": [], "reach": 0.0})
         entry["rows"].append({**record, "certain": certain, "css": css})
         entry["reach"] = max([entry["reach"], *(abs(end) for end in (difference, low, high) if end is not None)])
     return list(by_metric.items())
+
+
+def preference(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the preference of clips to their twins is, where records of it are among these; else empty."""
+    return comparison.PREFERENCE if any(comparison.is_preference(record["metric"]) for record in records) else ""

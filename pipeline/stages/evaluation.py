@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,15 @@ from pipeline.cluster.streaming import Stage
 from pipeline.config import Arm, Run
 from pipeline.errors import MissingTableError
 from pipeline.evaluation.comparison import comparison
-from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, prompt_file, video_tasks
+from pipeline.evaluation.held_out import (
+    TASKS,
+    EvaluationWorker,
+    Trained,
+    held_out_tasks,
+    lacking,
+    prompt_file,
+    video_tasks,
+)
 from pipeline.operations import tracking
 from pipeline.stages import attribution, budget, indexing, pilots, run_record
 from pipeline.stages.progress import Progress, achieved
@@ -42,7 +51,7 @@ def evaluate(run: Run) -> None:
         indexing.index(run, "held_out")
         attribution.estimate_motion(run, "held_out")
         moving = tables.read(stores.join(run.root, "motion", "held_out"))
-        tasks += held_out_tasks(arms, moving.to_pylist() if moving else [])
+        tasks += held_out_tasks(arms, moving.to_pylist() if moving else [], run.evaluate.twins)
     queries = tables.read(stores.join(run.root, "queries"))
     if queries is not None and run.evaluate.generate:
         tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
@@ -97,12 +106,20 @@ def trained(run: Run, arm: Arm) -> Trained:
 
 
 def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
-    """The tasks without rows of the present version; rows of earlier trainings of an arm are dropped."""
-    table = tables.read(folder, ["arm", "clip_id", "seed", "version"])
+    """What the tasks ask for and no row of the present version has; rows of earlier trainings of an arm are dropped."""
+    table = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
     if table is None:
         return tasks
-    done = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in table.to_pylist()}
+    done: dict[tuple[str, str, int, str], set[str]] = defaultdict(set)
+    for row in table.to_pylist():
+        done[row["arm"], row["clip_id"], row["seed"], row["version"]].add(row["metric"])
     now = {t["arm"]: t["version"] for t in tasks}
     stale = [arm for arm, version in {(d[0], d[3]) for d in done} if now.get(arm, version) != version]
     tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())), ["arm"])
-    return [t for t in tasks if t["arm"] in stale or (t["arm"], t["clip_id"], t["seed"], t["version"]) not in done]
+    missing = []
+    for task in tasks:
+        metrics = done.get((task["arm"], task["clip_id"], task["seed"], task["version"]), set())
+        rest = lacking(task, set() if task["arm"] in stale else metrics)
+        if rest is not None:
+            missing.append(rest)
+    return missing

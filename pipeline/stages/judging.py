@@ -56,7 +56,7 @@ def _asked(run: Run, evaluation: pa.Table) -> list[dict[str, Any]]:
     queries = [] if table is None else table.to_pylist()
     rows = [{"kind": QUERY, "arm": "", "seed": 0, **row} for row in queries if row["error"] is None]
     query_ids = {row["clip_id"] for row in queries}
-    generated = [row for row in evaluation.to_pylist() if not comparison.is_loss(row["metric"])]
+    generated = [row for row in evaluation.to_pylist() if not comparison.is_held_out(row["metric"])]
     gone = {row["clip_id"] for row in generated} - query_ids
     if gone:
         log.warning("videos of %d captions are not judged: queries/ no longer has them", len(gone))
@@ -102,7 +102,7 @@ def check_files(run: Run) -> None:
     """Raise MissingTableError where a generated video that evaluation/ has figures of is gone."""
     table = tables.read(join(run.root, "evaluation"), ["arm", "uri", "metric"])
     rows = [] if table is None else table.to_pylist()
-    uris = {row["uri"] for row in rows if not comparison.is_loss(row["metric"]) and row["arm"] in run.evaluate.arms}
+    uris = {row["uri"] for row in rows if not comparison.is_held_out(row["metric"]) and row["arm"] in run.evaluate.arms}
     _refuse({uri: "it is not there" for uri in uris if not stores.exists(uri)}, run)
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import ClipError, ConfigError, InputError, MissingTableError
-from pipeline.evaluation.comparison import is_loss, mixtures
+from pipeline.evaluation.comparison import is_held_out, mixtures
 from pipeline.storage import stores
 from pipeline.study.pairs import Film
 from pipeline.video.decoder import Decoder
@@ -80,7 +80,7 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         raise MissingTableError(
             f"root={run.root!r}: {' '.join(mixed)} Run `python -m jobs.evaluate` with these arms again."
         )
-    return [row for row in table.to_pylist() if not is_loss(row["metric"])]
+    return [row for row in table.to_pylist() if not is_held_out(row["metric"])]
 
 
 def _captions(run: Run, films: Mapping[Film, Any]) -> dict[str, str]:

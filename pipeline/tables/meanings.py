@@ -177,7 +177,7 @@ EVALUATION: Meanings = {
     "clip_id": "The held-out clip; for a generated video, the query whose caption it was generated from.",
     "uri": "Address of the held-out or generated video.",
     "seed": _SEED,
-    "metric": "Name of the metric.",
+    "metric": "Name of the metric; `preference_margin_TWIN` holds the clip against its twin of that name.",
     "value": "Value of the metric.",
     "version": _TRAINING,
 }

@@ -107,14 +107,28 @@ def encoded_as(run: Run, model_hash: str) -> list[Any]:
 
 
 def _file(cache: str, row: Row | None) -> str:
-    """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's."""
+    """A clip's encoding, named by all of the row that it depends on; without a row, the empty caption's. A twin's has
+    the name of its clip's, a dash and its own."""
     identity = "" if row is None else json.dumps([row["clip_id"], row.get("version"), *_named(row)])
-    return stores.join(cache, f"{hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()}.safetensors")
+    digest = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    twin = None if row is None else row.get("twin")
+    return stores.join(cache, f"{digest}.safetensors" if twin is None else f"{digest}-{twin}.safetensors")
+
+
+def as_twin(row: Row, name: str, seed: int) -> dict[str, Any]:
+    """The row by which the encoding of a clip's twin (`video.looks`) is named, its order drawn under that seed."""
+    return {**row, "twin": f"{name}-{seed}"}
 
 
 def encodings(rows: Iterable[Row]) -> set[str]:
     """The names of these clips' files in a cache, the empty caption's among them."""
     return {_file("", row).rsplit("/", 1)[-1] for row in (None, *rows)}
+
+
+def encoding_of_clip(name: str) -> str:
+    """The name of the clip's file, where `name` is that of one of its twins; else `name`."""
+    clip, dash, _ = name.partition("-")
+    return f"{clip}.safetensors" if dash else name
 
 
 def _named(row: Row) -> list[Any]:

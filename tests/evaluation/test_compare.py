@@ -292,6 +292,37 @@ def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFi
     assert {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")} == before
 
 
+def test_twins_that_are_asked_for_later_add_their_margins_and_leave_the_rest(
+    compared: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stores.join(compared.root, "evaluation")
+    before = tables.read(folder)
+    assert before is not None
+    twins = ("backwards", "frozen")
+    compare(compared.model_copy(update={"evaluate": compared.evaluate.model_copy(update={"twins": twins})}))
+    told = capsys.readouterr().out
+    after = tables.read(folder)
+    assert after is not None
+    new = [row for row in after.to_pylist() if row not in before.to_pylist()]
+    assert after.num_rows == before.num_rows + len(new), "a row was measured again"
+    held_out = {row["clip_id"] for row in before.to_pylist() if row["metric"] == "plain_loss"}
+    assert {(r["arm"], r["clip_id"], r["metric"]) for r in new} == {
+        (arm, clip, comparison.MARGINS[twin]) for arm in ARMS for clip in held_out for twin in twins
+    }
+    assert "0 videos" in told
+    assert "preference_accuracy_backwards" in told
+    held = json.loads((Path(compared.root) / "comparison" / "comparison.json").read_text())
+    metrics = [*dict.fromkeys(record["metric"] for record in held["metrics"])]
+    pairs = [m[twin] for twin in twins for m in (comparison.ACCURACIES, comparison.MARGINS)]
+    assert metrics[2:6] == pairs
+    page = (Path(compared.root) / "comparison" / "index.html").read_text()
+    assert "preference_accuracy_frozen" in page
+    assert "higher is better" in page
+    compare(compared.model_copy(update={"evaluate": compared.evaluate.model_copy(update={"twins": twins})}))
+    assert "every arm is trained and evaluated already" in capsys.readouterr().out
+    assert tables.read(folder) == after
+
+
 def test_the_cost_is_told_before_anything_is_trained(
     compared: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config
-from pipeline.evaluation.comparison import BANDS, LOSSES, banded, comparison, direction, is_loss
+from pipeline.evaluation.comparison import BANDS, LOSSES, banded, comparison, direction, is_held_out
 from pipeline.evaluation.held_out import TASKS, EvaluationWorker, Trained, held_out_tasks, video_place, video_tasks
 from pipeline.models.loss import drawn_uniforms
 from pipeline.synthetic import world
@@ -85,7 +85,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], flo
     for scene in scenes:
         row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "clip_version": "1", "uri": ""}
         row |= {"seed": 0, "caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
-        for line in worker._losses(row, worker.encoded(row, world.render(scene, run.data.height, run.data.width))):
+        row |= {"kind": "loss", "twins": []}
+        for line in worker._held_out(row, worker.encoded(row, world.render(scene, run.data.height, run.data.width))):
             values[scene.name, line["metric"]] = line["value"]
     return values
 
@@ -124,4 +125,4 @@ def test_bands_of_a_loss_follow_the_losses(lines: dict[tuple[str, str], float]) 
     metrics = [r["metric"] for r in comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))]
     assert metrics[:2] == list(LOSSES)
     assert len(metrics) == 8
-    assert all(is_loss(metric) and direction(metric) == "lower is better" for metric in metrics)
+    assert all(is_held_out(metric) and direction(metric) == "lower is better" for metric in metrics)

@@ -115,8 +115,9 @@ def test_losses_and_videos_of_an_arm(run: Run, tmp_path: Path) -> None:
     mask = np.full(grid.shape, 255, np.uint8)
     arm = {"arm": "base", "version": "base", "weights": "", "seed": 0, "clip_id": "a", "caption": "a ball"}
     place = {"uri": file, "start_frame": 0, "clip_version": "1"}
-    task = {**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape)}
-    losses = worker._losses(task, worker.encoded(task, clip(run, "spin")))
+    task = {**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape), "kind": "loss"}
+    task["twins"] = ["backwards"]
+    losses = worker._held_out(task, worker.encoded(task, clip(run, "spin")))
     assert all(np.isfinite(line["value"]) for line in losses)
     values = {line["metric"]: line["value"] for line in losses}
     assert values["masked_loss"] == pytest.approx(values["plain_loss"], rel=1e-5)

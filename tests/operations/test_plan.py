@@ -46,6 +46,9 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
     assert found["finetune, 2 arms"].count == 2 * run.finetune.steps
     e = run.evaluate
     assert found["evaluate, held-out losses"].count == 3 * 10 * e.passes
+    twinned = run.model_copy(update={"evaluate": e.model_copy(update={"twins": ("backwards", "frozen")})})
+    with_twins = {cost.what: cost for cost in costs.stages(twinned, SIZE, parts, attributed)}
+    assert with_twins["evaluate, held-out losses"].count == 3 * 3 * 10 * e.passes, "a twin costs what its clip does"
     assert found["evaluate, held-out losses"].seconds == 0.25  # guidance takes two forward passes a step
     assert found["evaluate, videos"].seconds == 2.0 + e.steps * 0.5
     lora = run.model_copy(update={"finetune": run.finetune.model_copy(update={"lora_rank": 4})})
