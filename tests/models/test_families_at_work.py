@@ -23,6 +23,7 @@ from pipeline.synthetic import world
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, encode_set, kept_in
 from pipeline.video.frames import write_mp4
+from pipeline.video.looks import twin
 from tests.support import tiny_pipelines
 from tests.support.tiny_pipelines import TINY
 
@@ -117,7 +118,12 @@ def test_losses_and_videos_of_an_arm(run: Run, tmp_path: Path) -> None:
     place = {"uri": file, "start_frame": 0, "clip_version": "1"}
     task = {**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape), "kind": "loss"}
     task["twins"] = ["backwards"]
-    losses = worker._held_out(task, worker.encoded(task, clip(run, "spin")))
+    encoded = worker.encoded(task, clip(run, "spin"))
+    backwards = twin(clip(run, "spin"), "backwards", f"{run.seed} a")
+    given = models.open_model(run.model, torch.device("cpu")).encode(backwards, run.geometry[1])
+    assert set(given) == set(encoded[1].clip)
+    assert all(torch.equal(given[name], encoded[1].clip[name]) for name in given), "a first frame is not the twin's own"
+    losses = worker._held_out(task, encoded)
     assert all(np.isfinite(line["value"]) for line in losses)
     values = {line["metric"]: line["value"] for line in losses}
     assert values["masked_loss"] == pytest.approx(values["plain_loss"], rel=1e-5)
