@@ -7,6 +7,7 @@ from jobs import command
 if __name__ == "__main__":  # above the imports, which take seconds: --help and mistakes are answered at once
     command.main("jobs.demo:demo", __doc__, default="demo", completes=True)
 
+import importlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from jobs.curate import curate
 from pipeline import tables
 from pipeline.cluster import streaming
 from pipeline.config import Run
@@ -27,6 +27,7 @@ from pipeline.synthetic import world
 from pipeline.video.frames import write_mp4
 
 CLIPS, QUERIES_EACH, HELD_OUT_EACH = 200, 5, 3
+HEAVY = "pipeline.stages.attribution"  # of what a curation imports, nearly all the time, and nothing of Ray's own
 
 
 def write_world(folder: Path, scenes: list[world.Scene], run: Run) -> None:
@@ -55,11 +56,15 @@ def demo(run: Run) -> None:
                 f"the demo writes its own videos, into folders below one called world, not into {folder!r}; to curate "
                 "your videos, use python -m jobs.curate."
             )
-    with ThreadPoolExecutor(1) as thread:
-        written = [thread.submit(write_world, Path(str(folder)), scenes, run) for folder, scenes in sets.items()]
+    with ThreadPoolExecutor(2) as threads:
+        loaded = threads.submit(importlib.import_module, HEAVY)
+        written = [threads.submit(write_world, Path(str(folder)), scenes, run) for folder, scenes in sets.items()]
         streaming.connect()  # Ray's processes start meanwhile
+        loaded.result()
         for one in written:
             one.result()
+    from jobs.curate import curate  # here for speed: with HEAVY it takes as long as Ray's start
+
     curate(run)
     table = summary(run)
     run_record.note_last_words(table)
