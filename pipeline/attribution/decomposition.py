@@ -151,7 +151,7 @@ class DecompositionWorker:
     def _parts(self, row: Row, encoded: Conditioning) -> Iterator[Row]:
         latent, given = split(encoded)
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
-        conditioning, settings = {**given, **self.worker.caption(row)}, self.run.attribution.settings
+        conditioning, settings = {**given, **self.worker.text(self.worker.caption(row))}, self.run.attribution.settings
         for i, setting in enumerate(settings):
             if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue

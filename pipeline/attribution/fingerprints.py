@@ -89,6 +89,8 @@ def _unusual(run: Run) -> Fingerprint:
         unusual["attribution.storage"] = run.attribution.storage
     if q.looks != 1:
         unusual["queries.looks"] = q.looks
+    if q.changes != ("colours",):
+        unusual["queries.changes"] = list(q.changes)
     if q.functional != "loss":
         unusual |= {"queries.functional": q.functional, "queries.twins": list(q.twins)}
     return unusual

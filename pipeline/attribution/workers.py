@@ -44,6 +44,7 @@ from pipeline.video.decoders import Frames, Row, decoded, decoders_for
 log = logging.getLogger(__name__)
 
 Place = tuple[int, int, int]  # of a gradient: the clip itself (0) or a twin, its look, the setting
+Version = tuple[tuple[int, int], Frames, Tensor | None, str]  # kind and look, frames, mask, caption
 Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its length before
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
@@ -70,7 +71,8 @@ class FeatureWorker:
     LOOKED_UP = ("mask", "mask_shape")  # columns that are too large to travel; they are read from the table here
 
     def __init__(self, run: Run, fingerprint: Mapping[str, Any], measure: MotionWorker | None = None) -> None:
-        """`measure` is what finds the masks of twins; by default one of its own, where there are twins."""
+        """`measure` finds the masks of twins, and what moves before other backgrounds; by default it is one of its own,
+        where there are such."""
         self.run = run
         a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
@@ -81,7 +83,8 @@ class FeatureWorker:
         self.text, self._cut = Captions(self.model.text), 0
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
-        self.motion = measure or (self._motion_worker() if run.queries.twins else None)
+        needs_flow = run.queries.twins or "background" in run.queries.changes
+        self.motion = measure or (self._motion_worker() if needs_flow else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
 
     def shrink(self) -> bool:
@@ -131,22 +134,22 @@ class FeatureWorker:
             mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
         elif all(setting.mask == "motion" for setting in settings):
             return {**columns, "error": row["error"], "losses": {}}
-        text = self.caption(row)
         try:
-            videos = list(self._videos(row, frames, mask))
+            versions = list(self._versions(row, frames, mask, self.caption(row)))
         except ClipError as error:
             return {**columns, "error": str(error), "losses": {}}
         losses: dict[Place, float] = {}
-        for place, video, video_mask in videos:
+        for place, video, video_mask, caption in versions:
             latent, given = split(self.encode(video))
-            conditioning = {**given, **text}
+            conditioning = {**given, **self.text(caption)}
             of_video = take_clip(self.gradients, self.model, settings, latent, conditioning, video_mask, self.run.seed)
             losses |= {(*place, setting): loss for setting, loss in of_video.items()}
         return {**columns, "error": None, "losses": losses}
 
-    def caption(self, row: Row) -> Conditioning:
-        """The embedding of the caption under which a clip is attributed."""
-        caption = (row["caption"] or "") if self.run.attribution.captions == "own" else ""
+    def caption(self, row: Row) -> str:
+        """The caption under which a clip is attributed."""
+        by_name = {"own": row["caption"], "empty": "", "group": (row.get("group") or "").replace("_", " ")}
+        caption: str = by_name[self.run.attribution.captions] or ""
         cut = self.model.cut(caption)
         if cut:
             self._cut += 1
@@ -159,28 +162,41 @@ class FeatureWorker:
                     row["clip_id"],
                     cut,
                 )
-        return self.text(caption)
+        return caption
 
-    def _videos(
-        self, row: Row, frames: Frames, mask: Tensor | None
-    ) -> Iterator[tuple[tuple[int, int], Frames, Tensor | None]]:
-        """A clip, or a query and then its twins in all of their looks: which of them (0: itself) and which look, the
-        frames and the mask. Raises ClipError for a twin that does not move."""
-        q, key = self.run.queries, f"{self.run.seed} {row['clip_id']}"
-        for look in range(q.looks):
-            yield (0, look), looks.recoloured(frames, key, look), mask
-        for place, name in enumerate(q.twins, 1):
+    def _versions(self, row: Row, frames: Frames, mask: Tensor | None, caption: str) -> Iterator[Version]:
+        """A clip, or a query and then its twins in all of their looks. Raises ClipError for a twin that does not
+        move."""
+        key = f"{self.run.seed} {row['clip_id']}"
+        for look in self._looks(row, frames, mask, caption):
+            yield (0, look[0]), *look[1:]
+        for place, name in enumerate(self.run.queries.twins, 1):
             video = looks.twin(frames, name, key)
             twin_mask = None if mask is None else self._twin_mask(row, name, video)
-            for look in range(q.looks):
-                yield (place, look), looks.recoloured(video, key, look), twin_mask
+            for look in self._looks(row, video, twin_mask, caption):
+                yield (place, look[0]), *look[1:]
+
+    def _looks(
+        self, row: Row, frames: Frames, mask: Tensor | None, caption: str
+    ) -> Iterator[tuple[int, Frames, Tensor | None, str]]:
+        """A video in all looks of a query: the look's number, frames, mask and caption."""
+        q, key, moving = self.run.queries, f"{self.run.seed} {row['clip_id']}", None
+        if "background" in q.changes:
+            assert self.motion is not None, "it was made for the backgrounds"
+            moving = self.motion.region({**row, "mask_box": _of_picture(row)}, frames)
+        for look in range(q.looks):
+            video = frames if moving is None else looks.before_another_background(frames, moving, key, look)
+            if "colours" in q.changes:
+                video = looks.recoloured(video, key, look)
+            if "mirrored" in q.changes and look % 2:
+                sides = np.ascontiguousarray(video[:, :, ::-1])
+                yield look, sides, None if mask is None else mask.flip(-1), looks.mirrored_caption(caption)
+            else:
+                yield look, video, mask, caption
 
     def _twin_mask(self, row: Row, name: str, video: Frames) -> Tensor:
         assert self.motion is not None, "it was made for the twins"
-        box = mask_boxes.of_row(row.get("mask_box"))
-        # Its frames have another order, so a stretch of the query's time is none of the twin's.
-        of_picture = None if box is None else str(box.of_picture())
-        measured = self.motion.measure({**row, "mask_box": of_picture, "error": None}, video)
+        measured = self.motion.measure({**row, "mask_box": _of_picture(row), "error": None}, video)
         if measured["error"] is not None:
             raise ClipError("no_motion", f"its twin {name!r} (queries.twins) has no motion mask: {measured['error']}")
         return motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)
@@ -248,6 +264,13 @@ class FeatureWorker:
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
+
+
+def _of_picture(row: Row) -> str | None:
+    """A row's mask_box for all of its clip's time: a twin's frames have another order, and what stands behind a thing
+    is exchanged in every frame."""
+    box = mask_boxes.of_row(row.get("mask_box"))
+    return None if box is None else str(box.of_picture())
 
 
 def stored_as(features: npt.NDArray[np.float32], storage: Storage) -> npt.NDArray[Any]:

@@ -114,8 +114,10 @@ class Attribution(Model):
     )
     parameters: str = Field(".*", description="regular expression; parameters whose name it finds count")
     projection: ProjectionConfig = ProjectionConfig()
-    captions: Literal["own", "empty"] = Field(
-        "own", description="under which clips and queries are attributed; empty: what words say has no part"
+    captions: Literal["own", "empty", "group"] = Field(
+        "own",
+        description="under which clips and queries are attributed; empty: what words say has no part; group: a query "
+        "under the name of its group, a clip under its own",
     )
     blocks: Literal["device", "host"] = Field(
         "device",
@@ -150,7 +152,8 @@ class Attribution(Model):
     def alone(self, name: str) -> Attribution:
         """What is left of it for `clips` or for `queries`."""
         settings = tuple(s.model_copy(update={"of": "both"}) for s in self.settings if s.of in ("both", name))
-        return self.model_copy(update={"settings": settings})
+        captions = "own" if self.captions == "group" and name == "clips" else self.captions
+        return self.model_copy(update={"settings": settings, "captions": captions})
 
     @property
     def cheaper(self) -> Attribution | None:

@@ -59,13 +59,14 @@ Arm = Literal[
 
 Scaler = Literal["pillow", "ffmpeg"]
 Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
+Change = Literal["colours", "background", "mirrored"]  # in which looks of a query differ
 Functional = Literal["loss", "preference", "both"]
 
 
-def _each_once(twins: tuple[Twin, ...]) -> tuple[Twin, ...]:
-    if len(set(twins)) != len(twins):
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
         raise ValueError("each is named once")
-    return twins
+    return names
 
 
 Twins = Annotated[tuple[Twin, ...], AfterValidator(_each_once)]
@@ -138,8 +139,14 @@ class Queries(Model):
     looks: int = Field(
         1,
         ge=1,
-        description="colours in which a query is attributed, its own first; their mean counts: its nearest clips share "
+        description="looks in which a query is attributed, its own first; their mean counts: its nearest clips share "
         "its colours less, and its motion no more",
+    )
+    changes: Annotated[tuple[Change, ...], AfterValidator(_each_once)] = Field(
+        ("colours",),
+        min_length=1,
+        description="in what looks differ: in their colours, in the background of what moves, in that every second one "
+        "is mirrored; name mirrored only where left and right do not matter to the motion",
     )
     twins: Twins = Field(
         (),
@@ -154,6 +161,15 @@ class Queries(Model):
     unwanted: tuple[str, ...] = Field(
         (), description="groups of queries that show what is not wanted: the others less them"
     )
+
+    @model_validator(mode="after")
+    def _changed_looks(self) -> Queries:
+        if self.looks == 1 and self.changes != ("colours",):
+            raise ValueError(
+                f"changes={list(self.changes)} are of other looks, and looks=1 is the query as it is; use looks: 8, or "
+                "no changes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_functional(self) -> Queries:
@@ -502,7 +518,7 @@ class Run(Model):
         name = "queries" if name == "liked" else name
         changes: dict[str, Any] = {"attribution": self.attribution.alone(name)}
         if name != "queries":  # looks and twins are of queries alone
-            plain: dict[str, Any] = {"looks": 1, "twins": (), "functional": "loss"}
+            plain: dict[str, Any] = {"looks": 1, "changes": ("colours",), "twins": (), "functional": "loss"}
             changes["queries"] = self.queries.model_copy(update=plain)
         return self.model_copy(update=changes)
 

@@ -12,6 +12,7 @@ from pipeline.motion.masks import (
     load_raft,
     mask_energy,
     motion_mask,
+    moving_region,
     statistics,
     weights_file,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "load_raft",
     "mask_energy",
     "motion_mask",
+    "moving_region",
     "statistics",
     "weights_file",
 ]

@@ -20,6 +20,7 @@ from pipeline.models import Grid
 from pipeline.motion.raft import clip_flow
 from pipeline.storage import downloads, stores
 
+REGION = 0.3  # of a clip's fast speed: what is slower than that stands still
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -136,6 +137,24 @@ def motion_mask(flow: Tensor, config: Motion, grid: Grid, keep: Tensor | None = 
     """
     weight = _weights(flow, config, keep)
     return None if weight is None else _pooled(weight, grid)
+
+
+def moving_region(flow: Tensor, height: int, width: int, keep: Tensor | None = None) -> Tensor:
+    """Where something moves by itself at any time: flow [F-1, 2, h, w] without the camera's motion -> [height, width]
+    in [0, 1], inside `keep` [F, h, w] where it is given.
+
+    A place counts whose speed is at any time above REGION of the clip's 98 % quantile. It is one region for the whole
+    clip: what comes to rest for a while stays, and the region's edge does not move. What turns about its own centre
+    stands still there, so the region is closed over a sixteenth of the picture, and widened by two pixels.
+    """
+    speed = flow.norm(dim=1)
+    region = (speed > REGION * _quantile(speed, 0.98)).float()
+    region = (region if keep is None else region * keep[:-1]).amax(0)[None, None]
+    reach = max(speed.shape[-2:]) // 16
+    region = F.max_pool2d(region, 2 * reach + 1, 1, reach)
+    region = -F.max_pool2d(-region, 2 * reach + 1, 1, reach)
+    region = F.max_pool2d(region, 5, 1, 2)
+    return F.interpolate(region, (height, width), mode="bilinear", align_corners=False, antialias=True)[0, 0]
 
 
 def mask_energy(flow: Tensor, config: Motion, grid: Grid) -> tuple[float, int] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -72,6 +74,15 @@ class MotionWorker:
             return None
         size = (self.run.motion.height, self.run.motion.width)
         return torch.from_numpy(box.keep(len(frames), self.run.geometry[1], *size)).to(self.device)
+
+    def region(self, row: Row, frames: Frames) -> npt.NDArray[np.float32]:
+        """Where something in a query moves by itself, inside its `mask_box`: [H, W] in [0, 1]. Raises ClipError for a
+        box that holds too little."""
+        keep = self._keep(row, frames)
+        flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
+        moving = motion.moving_region(flow - motion.camera_motion(flow), *frames.shape[1:3], keep)
+        region: npt.NDArray[np.float32] = moving.cpu().numpy()
+        return region
 
     def energy(self, frames: Frames) -> tuple[float, int] | None:
         """What a clip's mask keeps on the model's grid; see `motion.mask_energy`."""

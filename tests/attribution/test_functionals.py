@@ -99,6 +99,42 @@ def test_a_query_is_taken_in_every_look_of_itself_and_its_twins(run: Run) -> Non
     gradients.close()
 
 
+def test_looks_differ_in_what_the_configuration_says(run: Run) -> None:
+    """Backgrounds are exchanged by the query's own flow; every second look is mirrored with its mask and caption."""
+    queries = run.queries.model_copy(
+        update={"looks": 3, "changes": ("background", "mirrored"), "twins": (), "functional": "loss"}
+    )
+    attribution = run.attribution.model_copy(update={"captions": "own"})
+    features = FeatureWorker(run.model_copy(update={"queries": queries, "attribution": attribution}).of("queries"), {})
+    video = world.render(world.scene(3, "a", "real", "roll", 9), 32, 32)
+    mask = torch.arange(5 * 8 * 8).reshape(5, 8, 8) / 320
+    row = {"clip_id": "a", "version": "v", "num_frames": 9, "caption": "a ball rolling to the left", "error": None}
+    versions = list(features._versions(row, video, mask, features.caption(row)))
+    assert [place for place, *_ in versions] == [(0, 0), (0, 1), (0, 2)]
+    assert np.array_equal(versions[0][1], video)
+    flow = motion.estimate(video, features.motion.raft, run.motion, features.device)
+    moving = motion.moving_region(flow - motion.camera_motion(flow), 32, 32).numpy()
+    key = f"{run.seed} a"
+    first, second = (looks.before_another_background(video, moving, key, look) for look in (1, 2))
+    assert np.array_equal(versions[1][1], first[:, :, ::-1])
+    assert torch.equal(versions[1][2], mask.flip(-1))
+    assert versions[1][3] == "a ball rolling to the right"
+    assert np.array_equal(versions[2][1], second)
+    assert torch.equal(versions[2][2], mask)
+    assert versions[2][3] == row["caption"]
+
+
+def test_a_query_may_be_attributed_under_the_name_of_its_group(run: Run) -> None:
+    attribution = run.attribution.model_copy(update={"captions": "group"})
+    grouped = run.model_copy(update={"attribution": attribution})
+    assert grouped.of("clips").attribution.captions == "own"
+    assert fingerprints.features(grouped.of("queries"))["attribution.captions"] == "group"
+    assert "attribution.captions" not in fingerprints.features(grouped.of("clips"))
+    worker_of_queries = FeatureWorker(grouped.of("queries"), {})
+    assert worker_of_queries.caption({"clip_id": "a", "caption": "a red ball", "group": "free_fall"}) == "free fall"
+    assert worker_of_queries.caption({"clip_id": "a", "caption": "a red ball", "group": None}) == ""
+
+
 def test_clips_are_taken_as_they_are(run: Run) -> None:
     clips = run.of("clips")
     assert (clips.queries.looks, clips.queries.twins, clips.queries.functional) == (1, (), "loss")
@@ -111,6 +147,9 @@ def test_what_is_unusual_is_in_the_fingerprint_and_nothing_else_is(run: Run) -> 
     unusual = fingerprints.features(run.of("queries"))
     assert unusual["queries.looks"] == 2
     assert unusual["queries.twins"] == ["backwards", "slow_start"]
+    assert "queries.changes" not in unusual
+    other = run.model_copy(update={"queries": run.queries.model_copy(update={"changes": ("background",)})})
+    assert fingerprints.features(other.of("queries"))["queries.changes"] == ["background"]
     assert unusual["attribution.captions"] == "empty"
     of_clips = fingerprints.features(run.of("clips"))
     assert of_clips["attribution.captions"] == "empty"
@@ -131,6 +170,10 @@ def test_a_twin_that_does_not_move_is_an_error_of_its_query(run: Run) -> None:
     ("changes", "says"),
     [
         ({"queries.looks": 0}, r"queries\.looks"),
+        ({"queries.changes": ["mirrored"]}, "looks=1 is the query as it is"),
+        ({"queries.looks": 8, "queries.changes": []}, r"queries\.changes"),
+        ({"queries.looks": 8, "queries.changes": ["outline"]}, "outline"),
+        ({"queries.looks": 8, "queries.changes": ["colours", "colours"]}, "each is named once"),
         ({"queries.twins": ["mirrored"], "queries.functional": "both"}, "mirrored"),
         ({"queries.twins": ["frozen"]}, "no part in functional: loss"),
         ({"queries.functional": "preference"}, "there are none"),

@@ -23,6 +23,7 @@ from pipeline.motion import (
     load_raft,
     mask_energy,
     motion_mask,
+    moving_region,
     statistics,
 )
 from pipeline.motion.worker import MotionWorker
@@ -340,3 +341,31 @@ def test_a_query_with_a_box_has_the_mask_and_movement_of_its_inside() -> None:
     wrong = worker.measure({**row, "mask_box": "0,0,1"}, frames)
     assert wrong["error"].startswith("refused: mask_box='0,0,1'")
     assert wrong["mask"] is None
+
+
+def test_the_moving_region_holds_all_that_moves_at_any_time_and_little_else() -> None:
+    scene = world.scene(8, "a", "real", "roll", 9)
+    flow = exact(scene, 64)
+    moved = (flow.norm(dim=1) > 0).any(0)
+    region = moving_region(flow, 64, 64)
+    assert region.shape == (64, 64)
+    assert (region[moved] > 0.5).float().mean() > 0.9
+    assert (region > 0.5).float().mean() < 2.5 * moved.float().mean()
+    assert moving_region(flow, 32, 48).shape == (32, 48)
+
+
+def test_what_turns_about_its_centre_is_in_the_moving_region_with_its_centre() -> None:
+    y, x = torch.meshgrid(torch.arange(64.0) - 32, torch.arange(64.0) - 32, indexing="ij")
+    inside = (x.square() + y.square()) < 12**2
+    flow = (torch.stack([-y, x]) * inside)[None].repeat(8, 1, 1, 1) / 12
+    region = moving_region(flow, 64, 64)
+    assert region[32, 32] == 1
+    assert region[2, 2] == 0
+
+
+def test_outside_what_is_kept_nothing_moves() -> None:
+    flow, keep = torch.ones(8, 2, 64, 64), torch.zeros(9, 64, 64, dtype=torch.bool)
+    keep[:, 20:40, 20:40] = True
+    region = moving_region(flow, 64, 64, keep)
+    assert region[30, 30] == 1
+    assert region[5, 5] == 0

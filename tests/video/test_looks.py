@@ -36,6 +36,35 @@ def test_a_recolouring_changes_the_mean_colour_and_keeps_what_moves_where() -> N
         assert np.abs(other.mean((0, 1, 2)) - video.mean((0, 1, 2))).max() > 5
 
 
+def test_what_moves_stays_and_the_rest_is_another_picture() -> None:
+    video, moving = frames(), np.zeros((32, 32), np.float32)
+    moving[8:16, 4:20] = 1
+    assert looks.before_another_background(video, moving, "q", 0) is video
+    first, second = (looks.before_another_background(video, moving, "q", n) for n in (1, 2))
+    for other in (first, second):
+        assert np.array_equal(other[:, 8:16, 4:20], video[:, 8:16, 4:20])
+        outside = other[:, moving == 0]
+        assert (outside == outside[0]).all(), "the picture stands still"
+        assert not np.array_equal(outside, video[:, moving == 0])
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, looks.before_another_background(video, moving, "q", 1))
+    assert looks.before_another_background(video[:, :, :20], moving[:, :20], "q", 1).shape == (9, 32, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("caption", "mirrored"),
+    [
+        ("A man throws a ball to the left", "A man throws a ball to the right"),
+        ("Leftward, then RIGHTWARDS", "Rightward, then LEFTWARDS"),
+        ("bright leftovers", "bright leftovers"),
+        ("", ""),
+    ],
+)
+def test_a_mirrored_caption_has_the_other_side(caption: str, mirrored: str) -> None:
+    assert looks.mirrored_caption(caption) == mirrored
+    assert looks.mirrored_caption(mirrored) == caption
+
+
 @pytest.mark.parametrize("name", looks.TWINS)
 def test_a_twin_has_frames_of_the_video_in_another_order(name: str) -> None:
     video = frames()
