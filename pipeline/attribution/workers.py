@@ -185,12 +185,9 @@ class FeatureWorker:
             assert self.motion is not None, "it was made for the backgrounds"
             moving = self.motion.region({**row, "mask_box": _of_picture(row)}, frames)
         for look in range(q.looks):
-            video = frames if moving is None else looks.before_another_background(frames, moving, key, look)
-            if "colours" in q.changes:
-                video = looks.recoloured(video, key, look)
-            if "mirrored" in q.changes and look % 2:
-                sides = np.ascontiguousarray(video[:, :, ::-1])
-                yield look, sides, None if mask is None else mask.flip(-1), looks.mirrored_caption(caption)
+            video, is_mirrored = looks.in_look(frames, key, look, q.changes, moving)
+            if is_mirrored:
+                yield look, video, None if mask is None else mask.flip(-1), looks.mirrored_caption(caption)
             else:
                 yield look, video, mask, caption
 

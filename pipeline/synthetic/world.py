@@ -28,7 +28,7 @@ CARTOONS = ("bounce", "explode", "free_fall", "roll", "slide", "spin", "swing")
 SPEED = (0.03, 0.08)  # mean speed of a body's points, units a frame: at 32 pixels 0.5 to 1.3 pixels a frame
 RADIUS = (0.24, 0.42)
 
-_VERBS = {
+VERBS = {
     "bounce": "bouncing",
     "compress": "being compressed",
     "explode": "exploding",
@@ -40,7 +40,7 @@ _VERBS = {
     "stretch": "being stretched",
     "swing": "swinging",
 }
-_COLOURS = {
+COLOURS = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.15, 0.7, 0.2),
     "blue": (0.15, 0.3, 0.85),
@@ -129,8 +129,8 @@ def texture(
 
 
 def _looks(rng: np.random.Generator) -> tuple[str, Texture, Texture, tuple[float, int, float]]:
-    colour, shape = rng.choice(list(_COLOURS)), rng.choice(list(_SHAPES))
-    base = np.asarray(_COLOURS[colour])
+    colour, shape = rng.choice(list(COLOURS)), rng.choice(list(_SHAPES))
+    base = np.asarray(COLOURS[colour])
     ground = rng.uniform(0.25, 0.75, 3)
     if np.abs(ground - base).mean() < 0.2:  # a body must stand out from its background
         ground = np.where(base > 0.5, base - 0.4, base + 0.4).clip(0.15, 0.85)
@@ -172,7 +172,7 @@ def scene(
         bodies = (Body(surface, radius, power, lobes, depth, poses_of(trajectory, direction, centre)),)
     moves = kind == "camera" or (bool(motion) and rng.uniform() < pan)
     camera = _camera(rng, t, speed if kind == "camera" else 0.4 * speed) if moves else _camera(rng, t, 0.0)
-    caption = f"a {looks} {_VERBS[motion]}" if motion else f"a {looks} standing still"
+    caption = f"a {looks} {VERBS[motion]}" if motion else f"a {looks} standing still"
     return Scene(name, kind, motion, caption, background, bodies, camera, fps)
 
 

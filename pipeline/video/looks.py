@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,23 @@ def recoloured(frames: Frames, key: str, look: int) -> Frames:
     changed = (values - mean) * rng.uniform(*CONTRAST, 3) + mean + rng.uniform(-OFFSET, OFFSET, 3)
     look_frames: Frames = np.clip(np.rint(changed), 0, 255).astype(np.uint8)
     return look_frames
+
+
+def in_look(
+    frames: Frames, key: str, look: int, changes: Collection[str], moving: Floats | None = None
+) -> tuple[Frames, bool]:
+    """A video in another look, and whether its sides are exchanged: mask and caption then have to follow.
+
+    `changes` says in what looks differ: colours, background (which takes `moving`, [H, W]), mirrored (every second
+    look). Look 0 is the video itself. ValueError for a negative one.
+    """
+    if "background" in changes:
+        assert moving is not None, "what moves is known before its background is exchanged"
+        frames = before_another_background(frames, moving, key, look)
+    if "colours" in changes:
+        frames = recoloured(frames, key, look)
+    is_mirrored = "mirrored" in changes and look % 2 == 1
+    return np.ascontiguousarray(frames[:, :, ::-1]) if is_mirrored else frames, is_mirrored
 
 
 def before_another_background(frames: Frames, moving: Floats, key: str, look: int) -> Frames:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.looks import gradients, lift, rules, unlearning
+from jobs.benchmarks.looks import changes, gradients, lift, rules, unlearning
+from jobs.benchmarks.looks.gradients import Cell
 from pipeline import config
 from pipeline.models import open_model
 from pipeline.motion import colours, judge
@@ -68,15 +69,40 @@ def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
         rng.standard_normal((2, 2, q, k), dtype=np.float32),
         rng.standard_normal((3, gradients.LOOKS, q, k), dtype=np.float32),
     )
+    shapes = {"background": (8, q, k), "mirrored": (2, q, k), "all": (8, q, k), "twins": (3, changes.FEW, q, k)}
+    shapes |= {"words": (q, k), "others": (changes.OTHERS, q, k), "lengths": (n,), "losses": (n,), "latents": (n, q)}
+    changed = changes.Changes(**{name: rng.standard_normal(of, dtype=np.float32) for name, of in shapes.items()})
     names = []
     forward = rules.forward_only(rng.standard_normal((2, n, q), dtype=np.float32))
-    for name, scores in (*rules.rules(full), *forward, *rules.controls(full), rules.untrained(full)):
+    of_changes, controls = rules.changed(full, changed), rules.controls(full, changed)
+    for name, scores in (*rules.rules(full), *of_changes, *forward, *controls, rules.untrained(full)):
         names.append(name)
         assert scores.shape == (n, q), name
         assert np.isfinite(scores).all(), name
         found = lift.yardsticks(scores, full)
         assert set(found) == set(lift.YARDSTICKS), name
-    assert len(set(names)) == len(names) == 22
+    assert len(set(names)) == len(names) == 38
+
+
+def test_looks_are_those_of_the_picture() -> None:
+    scene = world.scene(1, "a", "real", "roll")
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 6, 1] = 1
+    video = gradients.Video(scene, np.zeros((9, 1, 1, 3), np.uint8), mask, NONE, NONE)
+    assert lift._NAMES["place"](video) == "x-", "below the middle, and left of it"
+    assert lift._NAMES["colour"](video) == scene.caption.split()[1]
+    assert len(lift._NAMES["background"](video)) == 3
+
+
+def test_a_twin_of_weight_one_is_the_functional_of_both() -> None:
+    rng = np.random.default_rng(0)
+    real, twins = rng.standard_normal((4, 3, 9), dtype=np.float32), rng.standard_normal((2, 4, 3, 9), dtype=np.float32)
+    both, weighted = rules.over(real, twins, "both"), rules.weighted(real, twins, 1.0)
+    np.testing.assert_allclose(
+        both / np.linalg.norm(both, axis=1, keepdims=True),
+        weighted / np.linalg.norm(weighted, axis=1, keepdims=True),
+        atol=1e-5,
+    )
 
 
 def test_directions_of_looks_are_those_in_which_a_query_changes_with_its_look() -> None:
@@ -105,7 +131,7 @@ def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -
     np.testing.assert_array_equal(unlearning.losses(run, model, queries), base)
 
     both = gradients.Corpus(videos, videos, NONE, NONE, NONE)
-    differences = unlearning.differences(both, 5, tmp_path)
+    differences = unlearning.differences(both, Cell(5, 4, 1), tmp_path)
     assert differences.shape == (2, len(videos), len(videos))
     assert (differences[0].argmax(0) == np.arange(len(videos))).all()  # each query's own video goes along most
 
@@ -113,8 +139,10 @@ def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -
 @pytest.mark.slow
 def test_gradients_are_taken_in_every_look_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "LOOKS", 2)
-    monkeypatch.setattr(world, "MOTIONS", world.MOTIONS[:2])
-    made = gradients.corpus(200, 6, 1, tmp_path)
+    monkeypatch.setattr(world, "MOTIONS", world.MOTIONS[:5])
+    monkeypatch.setattr(changes, "LOOKS", 2)
+    cell = Cell(200, 6, 1, shifted=True, base="slide")
+    made = gradients.corpus(cell, tmp_path)
     n, q = len(made.clips), len(made.queries)
     assert made.of_clips.shape == (2, 2, 2, n, gradients.DIM)
     assert made.of_queries.shape == (2, 2, q, gradients.DIM)
@@ -123,5 +151,16 @@ def test_gradients_are_taken_in_every_look_and_kept(tmp_path: Path, monkeypatch:
         made.of_looks[0, 0], made.of_queries[1, 1], rtol=1e-4, atol=1e-6
     )  # look 0 is the query itself
     monkeypatch.setattr(gradients, "_gradients", None)
-    again = gradients.corpus(200, 6, 1, tmp_path)
+    again = gradients.corpus(cell, tmp_path)
     np.testing.assert_array_equal(again.of_clips, made.of_clips)
+    changed = changes.changes(made, cell, tmp_path)
+    for looks in (changed.background, changed.mirrored, changed.all):
+        assert looks.shape == (2, q, gradients.DIM)
+        np.testing.assert_allclose(looks[0], made.of_looks[0, 0], rtol=1e-4, atol=1e-6)
+    assert changed.twins.shape == (3, changes.FEW, q, gradients.DIM)
+    assert changed.others.shape == (changes.OTHERS, q, gradients.DIM)
+    assert changed.latents.shape == (n, q)
+    assert (changed.losses > 0).all()
+    np.testing.assert_allclose(
+        np.linalg.norm(made.of_clips[0, 1, 1], axis=1), changed.lengths, rtol=0.3
+    )  # a projection keeps lengths

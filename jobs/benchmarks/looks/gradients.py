@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from jobs.benchmarks.quality import problem
 from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.models import VideoModel, open_model
-from pipeline.models.conditioning import split
+from pipeline.models.conditioning import Captions, split
 from pipeline.motion import movement
 from pipeline.projection import Projection
 from pipeline.storage import stores
-from pipeline.synthetic import world
+from pipeline.synthetic import shifted, world
 from pipeline.synthetic.world import Scene
 from pipeline.video import looks
 
@@ -33,6 +35,33 @@ LOOKS = 8
 TWINS = ("backwards", "slow_start")
 MASKS = ("motion", "none")
 DIM = 512
+
+Base = Literal["demo", "slide"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A corpus and a base: the demo's model, or that of the benchmark of quality, which has seen things slide alone."""
+
+    seed: int
+    clips: int
+    queries: int  # of a motion
+    shifted: bool = False
+    base: Base = "demo"
+
+    @property
+    def name(self) -> str:
+        unusual = "-shifted" * self.shifted + f"-{self.base}" * (self.base != "demo")
+        return f"{self.seed}-{self.clips}-{self.queries}{unusual}"
+
+    def scenes(self) -> tuple[list[Scene], list[Scene]]:
+        """Of the clips and of the queries."""
+        if self.shifted:
+            return shifted.corpus(self.seed + 1, self.clips), shifted.queries(self.seed + 2, self.queries)
+        return world.corpus(self.seed + 1, self.clips), world.queries(self.seed + 2, self.queries)
+
+    def model(self, run: Run) -> VideoModel:
+        return open_model(run.model, torch.device("cpu")) if self.base == "demo" else problem.load_base()
 
 
 @dataclass(frozen=True)
@@ -64,17 +93,29 @@ class Taker:
     """A model with its projection: videos -> projected gradients."""
 
     def __init__(self, run: Run, model: VideoModel) -> None:
-        self.run, self.model = run, model
+        self.run, self.model, self.text = run, model, Captions(model.text)
         self.gradients = ProjectedGradients(model.trained, Projection("gaussian", DIM, 0), hold=32)
 
     def take(self, videos: Sequence[tuple[Frames, Tensor, str]], settings: Sequence[Setting]) -> Array:
         """[videos, settings, k]"""
+        return self.measured(videos, settings)[0]
+
+    def measured(
+        self, videos: Sequence[tuple[Frames, Tensor, str]], settings: Sequence[Setting]
+    ) -> tuple[Array, Array, Array]:
+        """Projected gradients [videos, settings, k], their lengths before, and the losses: [videos, settings]."""
+        losses = []
         for frames, mask, caption in videos:
             latent, given = split(self.model.encode(frames, self.run.geometry[1]))
-            conditioning = {**given, **self.model.text(caption)}
-            take_clip(self.gradients, self.model, settings, latent, conditioning, mask, self.run.seed)
-        projected: Array = self.gradients.collect()[0].numpy()
-        return projected.reshape(len(videos), len(settings), -1)
+            conditioning = {**given, **self.text(caption)}
+            losses.append(
+                list(
+                    take_clip(self.gradients, self.model, settings, latent, conditioning, mask, self.run.seed).values()
+                )
+            )
+        projected, lengths = (part.numpy() for part in self.gradients.collect())
+        shape = (len(videos), len(settings))
+        return projected.reshape(*shape, -1), lengths.reshape(shape), np.array(losses, np.float32)
 
 
 def measured(run: Run, scenes: Sequence[Scene]) -> Iterator[Video]:
@@ -90,24 +131,23 @@ def measured(run: Run, scenes: Sequence[Scene]) -> Iterator[Video]:
             yield Video(scene, frames, mask, np.array(of["description"]), np.array(of["colours"]))
 
 
-def corpus(seed: int, clips: int, queries: int, folder: Path) -> Corpus:
-    """A corpus of this seed with its gradients under the demo's model; from the folder where they are there."""
+def corpus(cell: Cell, folder: Path) -> Corpus:
+    """A cell's corpus with its gradients; from the folder where they are there."""
     run = config.load("demo", {})
-    of_clips = list(measured(run, world.corpus(seed + 1, clips)))
-    of_queries = list(measured(run, world.queries(seed + 2, queries)))
-    path = folder / f"{seed}-{clips}-{queries}.npz"
+    of_clips, of_queries = (list(measured(run, scenes)) for scenes in cell.scenes())
+    path = folder / f"{cell.name}.npz"
     if not path.is_file():
-        taker = Taker(run, open_model(run.model, torch.device("cpu")))
+        taker = Taker(run, cell.model(run))
         _write(path, _gradients(taker, of_clips, of_queries, CAPTIONS, TIMES))
     return Corpus(of_clips, of_queries, *_read(path))
 
 
-def untrained(trained: Corpus, seed: int, folder: Path) -> Corpus:
+def untrained(trained: Corpus, cell: Cell, folder: Path) -> Corpus:
     """The same videos under a model that has learnt nothing: under empty captions and the last of TIMES alone."""
-    path = folder / f"{seed}-{len(trained.clips)}-{len(trained.queries)}-untrained.npz"
+    path = folder / f"{cell.name}-untrained.npz"
     if not path.is_file():
         run = config.load("demo", {})
-        model = open_model(run.model, torch.device("cpu"))
+        model = cell.model(run)
         _forget(model)
         _write(path, _gradients(Taker(run, model), trained.clips, trained.queries, CAPTIONS[-1:], TIMES[-1:]))
     return Corpus(trained.clips, trained.queries, *_read(path))

@@ -1,4 +1,4 @@
-"""Whether the clips that stand first show the query's motion, or its colour: each share over what chance gives."""
+"""Whether the clips that stand first show the query's motion, or its looks: each share over what chance gives."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ import numpy.typing as npt
 from jobs.benchmarks.looks.gradients import Corpus, Video
 from jobs.benchmarks.looks.rules import Scores
 from jobs.benchmarks.quality.retrieval import auc
+from pipeline.synthetic import world
 
 NEAREST, FIRST = 5, 10
-YARDSTICKS = ("motion", "colour", "motion_lift", "colour_lift", "first_ten", "group_auc", "real_over_cartoon")
+LOOKS = ("colour", "outline", "background", "place")
+LIFTS = ("motion", *LOOKS)
+YARDSTICKS = (
+    *LIFTS,
+    *(f"{name}_lift" for name in LIFTS),
+    "looks_lift",
+    "first_ten",
+    "group_auc",
+    "real_over_cartoon",
+)
 
 Names = npt.NDArray[np.str_]
 
 
 def yardsticks(scores: Scores, corpus: Corpus) -> dict[str, float]:
-    """Of scores [N, Q]: the share of a query's nearest five clips that have its motion, and its colour, each also over
-    its share among all clips; the share of a motion's first ten that show it, and the area under its curve; the area of
-    real clips over cartoons of one motion, NaN where no motion has both. A motion's score is the mean over its
-    queries."""
+    """Of scores [N, Q]: the share of a query's nearest five clips that have its motion, and each of its LOOKS, each
+    also over its share among all clips, and the mean of the looks' lifts; the share of a motion's first ten that show
+    it, and the area under its curve; the area of real clips over cartoons of one motion, NaN where no motion has both.
+    A motion's score is the mean over its queries."""
     of_clips, of_queries = ({key: _names(side, key) for key in _NAMES} for side in (corpus.clips, corpus.queries))
     figures: dict[str, float] = {}
-    for key in ("motion", "colour"):
+    nearest = np.argsort(-scores, axis=0, kind="stable")[:NEAREST]
+    for key in LIFTS:
         same = of_clips[key][:, None] == of_queries[key][None]
-        nearest = np.argsort(-scores, axis=0, kind="stable")[:NEAREST]
         figures[key] = float(np.take_along_axis(same, nearest, 0).mean())
         figures[f"{key}_lift"] = figures[key] / float(same.mean())
+    figures["looks_lift"] = float(np.mean([figures[f"{key}_lift"] for key in LOOKS]))
     firsts, areas, lawful = [], [], []
     for name in sorted(set(of_queries["motion"])):
         mean = scores[:, of_queries["motion"] == name].mean(1)
@@ -45,8 +56,36 @@ def _names(videos: Sequence[Video], key: str) -> Names:
     return np.array([_NAMES[key](video) for video in videos])
 
 
+def _colour(video: Video) -> str:
+    """Whose of the world's colours the body's is nearest to; it is one of them."""
+    base = video.scene.bodies[0].texture.base
+    return min(world.COLOURS, key=lambda name: float(np.abs(np.array(world.COLOURS[name]) - base).sum()))
+
+
+def _outline(video: Video) -> str:
+    """What explodes is in round pieces from the first frame on."""
+    body = video.scene.bodies[0]
+    return f"{body.power} {body.lobes} {body.depth}"
+
+
+def _background(video: Video) -> str:
+    """Which of red, green and blue are more than half in its mean colour: eight kinds."""
+    return "".join("x" if share > 0.5 else "-" for share in video.scene.background.base)
+
+
+def _place(video: Video) -> str:
+    """The quarter of the picture in which the middle of its mask lies."""
+    mask = video.mask.sum(0).numpy()
+    shares = (mask.sum(1 - axis) / mask.sum() for axis in range(2))
+    middles = [float((share * np.linspace(0, 1, len(share))).sum()) for share in shares]
+    return "".join("x" if middle > 0.5 else "-" for middle in middles)
+
+
 _NAMES = {
     "motion": lambda video: video.scene.motion,
     "kind": lambda video: video.scene.kind,
-    "colour": lambda video: video.scene.caption.split()[1],  # "a red ball rolling"
+    "colour": _colour,
+    "outline": _outline,
+    "background": _background,
+    "place": _place,
 }

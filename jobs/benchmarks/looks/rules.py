@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from jobs.benchmarks.looks.gradients import LOOKS, Array, Corpus, Video
+from jobs.benchmarks.looks.changes import FEW, MORE_TWINS, Changes
+from jobs.benchmarks.looks.gradients import LOOKS, TWINS, Array, Corpus, Video
 from pipeline.attribution.functionals import query_feature
 from pipeline.config.run import Functional
 from pipeline.motion import colours, judge
@@ -20,6 +21,7 @@ OWN, EMPTY = 0, 1
 T751, T501 = 0, 1
 MASKED, PLAIN = 0, 1
 WHITEN = 0.01
+WEIGHTS = (0.5, 2.0)  # of the twins' part, where the real query's is one
 DIRECTIONS = (16, 64)  # of the 512 that a feature has
 
 
@@ -50,10 +52,43 @@ def rules(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
         yield name, rank(of_clips, of_queries)
 
 
+def changed(corpus: Corpus, of: Changes) -> Iterator[tuple[str, Scores]]:
+    """Queries in looks that differ otherwise, against one twin or more, and against the same looks in other motions:
+    all masked on both sides, under empty captions, at 501, whitened."""
+    masked, own = corpus.of_clips[EMPTY, T501, MASKED], corpus.of_queries[EMPTY, T501]
+    real, few = corpus.of_looks[0], corpus.of_looks[0, :FEW]
+    twins = {name: corpus.of_looks[place, :FEW] for place, name in enumerate(TWINS, 1)}
+    twins |= dict(zip(MORE_TWINS, of.twins, strict=True))
+
+    def rank(of_queries: Array, of_clips: Array = masked) -> Scores:
+        return influence(unit_settings(of_clips, 1), unit_settings(of_queries, 1), WHITEN).astype(np.float64)
+
+    for name, looks in (("background", of.background), ("mirrored", of.mirrored), ("all three", of.all)):
+        yield f"{len(looks)} looks that differ in {name}", rank(over(looks, (), "loss"))
+    for name, twin in twins.items():
+        yield f"{FEW} looks, both, the twin {name}", rank(over(few, [twin], "both"))
+    yield f"{FEW} looks, both, five twins", rank(over(few, list(twins.values()), "both"))
+    for weight in WEIGHTS:
+        yield f"{LOOKS} looks, both, two twins of weight {weight:g}", rank(weighted(real, corpus.of_looks[1:], weight))
+    yield "against three motions of the same looks", rank(over(own[None], list(of.others[:, None]), "both"))
+    yield "the name of the motion as the query's caption", rank(of.words, corpus.of_clips[OWN, T501, MASKED])
+
+
+def over(real: Array, twins: Sequence[Array] | Array, functional: Functional) -> Array:
+    """Features of queries in looks, [looks, Q, k], against twins in the same: [Q, k]."""
+    stacked = np.array(twins, np.float32).reshape(len(twins), *real.shape)
+    return np.stack([query_feature(real[:, q], stacked[:, :, q], functional) for q in range(real.shape[1])])
+
+
+def weighted(real: Array, twins: Array, weight: float) -> Array:
+    """The functional `both` with another weight of the twins' part than one: [Q, k]."""
+    loss = over(real, (), "loss")
+    return _unit(loss) + weight * sum(_unit(over(real, [twin], "preference")) for twin in twins)
+
+
 def asked(corpus: Corpus, functional: Functional, looks: int = LOOKS) -> Array:
     """The queries' features by a functional: [Q, k]."""
-    real, twins = corpus.of_looks[0, :looks], corpus.of_looks[1:, :looks]
-    return np.stack([query_feature(real[:, q], twins[:, :, q], functional) for q in range(real.shape[1])])
+    return over(corpus.of_looks[0, :looks], corpus.of_looks[1:, :looks], functional)
 
 
 def directions(corpus: Corpus, count: int) -> Array:
@@ -71,7 +106,7 @@ def forward_only(differences: Array) -> Iterator[tuple[str, Scores]]:
         yield f"forward passes alone: mirrored unlearning, clips {name}, 501", scores.astype(np.float64)
 
 
-def controls(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
+def controls(corpus: Corpus, of: Changes) -> Iterator[tuple[str, Scores]]:
     clips, queries = corpus.clips, corpus.queries
     masks = [_unit(np.stack([video.mask.numpy().ravel() for video in side])) for side in (clips, queries)]
     yield "control: overlap of masks", (masks[0] @ masks[1].T).astype(np.float64)
@@ -81,7 +116,9 @@ def controls(corpus: Corpus) -> Iterator[tuple[str, Scores]]:
     yield "control: words of the caption", np.array([[len(a & b) / len(a | b) for b in words[1]] for a in words[0]])
     yield "control: flow, the judge's distance", _by_flow(clips, queries)
     fast = np.array([video.description[: judge.STRETCHES].mean() for video in clips], np.float64)
-    yield "control: magnitude", np.repeat(fast[:, None], len(queries), 1)
+    for name, of_clips in (("magnitude", fast), ("gradient length", of.lengths), ("own loss", of.losses)):
+        yield f"control: {name}", np.repeat(of_clips[:, None].astype(np.float64), len(queries), 1)
+    yield "control: raw latents", of.latents.astype(np.float64)
 
 
 def untrained(corpus: Corpus) -> tuple[str, Scores]:

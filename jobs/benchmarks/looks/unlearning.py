@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.benchmarks.looks.gradients import TIMES, Array, Corpus, Video
+from jobs.benchmarks.looks.gradients import TIMES, Array, Cell, Corpus, Video
 from pipeline import config
 from pipeline.config import Run
-from pipeline.models import Conditioning, VideoModel, open_model
+from pipeline.models import Conditioning, VideoModel
 from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
 from pipeline.storage import stores
@@ -95,13 +95,13 @@ def moved(run: Run, model: VideoModel, queries: Encoded, rows: Sequence[int], si
                 parameter.copy_(value)
 
 
-def differences(corpus: Corpus, seed: int, folder: Path) -> Array:
+def differences(corpus: Corpus, cell: Cell, folder: Path) -> Array:
     """How much more a clip's loss rises when its queries' motion is unlearnt than when it is learnt, as a share of the
     loss: by masked and plain loss, for every query the same as for the others of its motion, [2, N, Q]. From the folder
     where it is there."""
-    path = folder / f"{seed}-{len(corpus.clips)}-{len(corpus.queries)}-unlearning.npz"
+    path = folder / f"{cell.name}-unlearning.npz"
     if not path.is_file():
-        by_query = _differences(corpus)
+        by_query = _differences(corpus, cell)
         with stores.writing(str(path)) as file:
             np.savez(file, differences=by_query)
     with np.load(path) as arrays:
@@ -109,9 +109,9 @@ def differences(corpus: Corpus, seed: int, folder: Path) -> Array:
     return of_all
 
 
-def _differences(corpus: Corpus) -> Array:
+def _differences(corpus: Corpus, cell: Cell) -> Array:
     run = config.load("demo", {})
-    model = open_model(run.model, torch.device("cpu"))
+    model = cell.model(run)
     clips, queries = encoded(run, model, corpus.clips), encoded(run, model, corpus.queries)
     base = losses(run, model, clips)
     motions = [video.scene.motion for video in corpus.queries]
