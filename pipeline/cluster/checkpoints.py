@@ -25,7 +25,7 @@ from pipeline.training import checkpoints
 from pipeline.training.loop import Training
 
 METRICS = "metrics.jsonl"
-ASK = 1.0  # seconds between two questions whether the training has to stop
+ASK = 1.0  # seconds between two questions whether the training has to stop, or a node is about to go
 
 
 class Checkpoints:
@@ -58,20 +58,25 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Whether all workers checkpoint now: by the step, by the first one's clock, or as a node is about to go; none
         does once `stopped` is true."""
-        late, self.stopped = self._said_by_the_first()
-        before, self.notice = self.notice, ray.train.get_preemption_info()  # the same for all; of a spot node, mostly
+        late, self.stopped, asks = self._said_by_the_first()
+        before = self.notice
+        if asks:  # of a spot node, mostly; the same for all workers, each of which asks an actor and waits for it
+            self.notice = ray.train.get_preemption_info()
         going = self.notice is not None and self.notice != before
         by_step = step % self.config.checkpoint_every == 0 or step == self.config.steps
         return not self.stopped and (by_step or late or going)
 
-    def _said_by_the_first(self) -> tuple[bool, bool]:
-        """Whether the first worker's clock asks for a checkpoint, and whether the training has to stop."""
+    def _said_by_the_first(self) -> tuple[bool, bool, bool]:
+        """Whether the first worker's clock asks for a checkpoint, whether the training has to stop, and whether it is
+        time to ask for a node that is about to go."""
         late = time.monotonic() - self.last > self.config.checkpoint_seconds
-        if self.rank == 0 and time.monotonic() - self.asked >= ASK:
+        asks = time.monotonic() - self.asked >= ASK
+        if self.rank == 0 and asks:
             self.stopped, self.asked = ray.get(self.permission.stopped.remote()), time.monotonic()
-        flags = torch.tensor([late, self.stopped], device=self.training.device)
+        flags = torch.tensor([late, self.stopped, asks], device=self.training.device)
         dist.broadcast(flags, src=0)
-        return bool(flags[0]), bool(flags[1])
+        late, stopped, asks = flags.tolist()
+        return late, stopped, asks
 
     def write(self) -> None:
         """Stage this worker's part and hand it to Ray's thread, once the checkpoint before it is there."""
