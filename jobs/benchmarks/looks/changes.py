@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.benchmarks.looks.gradients import LOOKS, TIMES, Array, Cell, Corpus, Frames, Taker, Video
+from jobs.benchmarks.looks.gradients import LOOKS, TIMES, Array, Cell, Corpus, Frames, Taker, Video, encoded
 from pipeline import config, models, motion
 from pipeline.config.attribution import Setting
 from pipeline.config.run import Change
@@ -68,7 +68,7 @@ def _taken(taker: Taker, corpus: Corpus, cell: Cell) -> Changes:
         queries.with_other_motions(cell),
         lengths[:, 0],
         losses[:, 0],
-        _cosines(taker, corpus),
+        _cosines(corpus),
     )
 
 
@@ -137,10 +137,10 @@ class Queries:
         return projected[:, 0].reshape(len(self.videos), count, -1).transpose(1, 0, 2)
 
 
-def _cosines(taker: Taker, corpus: Corpus) -> Array:
+def _cosines(corpus: Corpus) -> Array:
     sides = []
     for videos in (corpus.clips, corpus.queries):
-        rows = np.stack([taker.model.encode(v.frames, taker.run.geometry[1])["latent"].numpy().ravel() for v in videos])
+        rows = np.stack([encoded(video.frames)["latent"].numpy().ravel() for video in videos])
         sides.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     cosines: Array = sides[0] @ sides[1].T
     return cosines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
-from pipeline.models import VideoModel, open_model
+from pipeline.models import Conditioning, VideoModel, open_model
 from pipeline.models.conditioning import Captions, split
 from pipeline.motion import movement
 from pipeline.projection import Projection
@@ -106,7 +107,7 @@ class Taker:
         """Projected gradients [videos, settings, k], their lengths before, and the losses: [videos, settings]."""
         losses = []
         for frames, mask, caption in videos:
-            latent, given = split(self.model.encode(frames, self.run.geometry[1]))
+            latent, given = split(encoded(frames))
             conditioning = {**given, **self.text(caption)}
             losses.append(
                 list(
@@ -116,6 +117,22 @@ class Taker:
         projected, lengths = (part.numpy() for part in self.gradients.collect())
         shape = (len(videos), len(settings))
         return projected.reshape(*shape, -1), lengths.reshape(shape), np.array(losses, np.float32)
+
+
+def encoded(frames: Frames) -> Conditioning:
+    """What the demo's autoencoder makes of a video. All models here share it, it takes most of the time, and the same
+    videos are asked for under several models, captions and times."""
+    return _encoded(frames.tobytes(), frames.shape)
+
+
+@functools.cache
+def _encoded(pixels: bytes, shape: tuple[int, ...]) -> Conditioning:
+    return _autoencoder().encode(np.frombuffer(pixels, np.uint8).reshape(shape).copy(), config.load("demo").data.fps)
+
+
+@functools.cache
+def _autoencoder() -> VideoModel:
+    return open_model(config.load("demo").model, torch.device("cpu"))
 
 
 def measured(run: Run, scenes: Sequence[Scene]) -> Iterator[Video]:
