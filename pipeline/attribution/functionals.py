@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config.run import Functional
+from pipeline.config.attribution import Functional
 
 Array = npt.NDArray[np.float32]
 

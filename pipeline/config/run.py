@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.attribution import Attribution, RankingMask, compared
+from pipeline.config.attribution import Attribution, Queries, RankingMask, Twins, compared
 from pipeline.config.export import Export
 from pipeline.config.operations import (
     Budget,
@@ -58,18 +58,6 @@ Arm = Literal[
 
 
 Scaler = Literal["pillow", "ffmpeg"]
-Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
-Change = Literal["colours", "background", "mirrored"]  # in which looks of a query differ
-Functional = Literal["loss", "preference", "both"]
-
-
-def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError("each is named once")
-    return names
-
-
-Twins = Annotated[tuple[Twin, ...], AfterValidator(_each_once)]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
 # Arms that draw each clip at times of its own, and the arm whose clips they have.
 TIMED: Mapping[str, Literal["selected", "random"]] = {"timed": "selected", "timed_random": "random"}
@@ -114,97 +102,6 @@ class Data(Model):
         min_length=1,
         description="Parquet of the videos' ids and embeddings, for the arm embedding; null: a curator's, beside them",
     )
-
-
-class Prompt(Model):
-    """A caption that becomes a query video."""
-
-    prompt: str = Field(description="the caption")
-    group: str = Field("all", description="the motion that it stands for")
-    seed: int = Field(0, ge=0, description="of the video's noise")
-
-
-class Queries(Model):
-    videos: str | None = Field(
-        None, min_length=1, description="as data.videos; the group is the manifest's `group` or the folder"
-    )
-    files: str | None = Field(None, min_length=1, description="as data.files, for queries.videos")
-    embeddings: str | None = Field(None, min_length=1, description="as data.embeddings, for queries.videos")
-    prompts: tuple[Prompt, ...] = Field((), description="captions that the base model turns into query videos")
-    sample: int | None = Field(
-        None,
-        ge=1,
-        description="without videos and prompts: so many moving clips of data.videos are provisional queries",
-    )
-    looks: int = Field(
-        1,
-        ge=1,
-        description="looks in which a query is attributed, its own first; their mean counts: its nearest clips share "
-        "its colours less, and its motion no more",
-    )
-    changes: Annotated[tuple[Change, ...], AfterValidator(_each_once)] = Field(
-        ("colours",),
-        min_length=1,
-        description="in what looks differ: in their colours, in the background of what moves, in that every second one "
-        "is mirrored; name mirrored only where left and right do not matter to the motion",
-    )
-    twins: Twins = Field(
-        (),
-        description="spoiled versions of a query that it is to be preferred to; its nearest clips share its colours "
-        "less, and its motion no more",
-    )
-    functional: Functional = Field(
-        "loss",
-        description="what a query asks for: a lower loss, to be preferred to its twins, or both; under each, "
-        "nearest clips follow looks more than motion",
-    )
-    unwanted: tuple[str, ...] = Field(
-        (), description="groups of queries that show what is not wanted: the others less them"
-    )
-
-    @model_validator(mode="after")
-    def _changed_looks(self) -> Queries:
-        if self.looks == 1 and self.changes != ("colours",):
-            raise ValueError(
-                f"changes={list(self.changes)} are of other looks, and looks=1 is the query as it is; use looks: 8, or "
-                "no changes"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_functional(self) -> Queries:
-        if self.functional == "loss" and self.twins:
-            raise ValueError(
-                f"twins={list(self.twins)} have no part in functional: loss; use functional: preference or both, or no "
-                "twins"
-            )
-        if self.functional != "loss" and not self.twins:
-            raise ValueError(
-                f"functional={self.functional!r} holds a query against its twins, and there are none; name some, for "
-                "example twins: [backwards, slow_start]"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one(self) -> Queries:
-        if self.videos is not None and self.prompts:
-            raise ValueError("name either query videos (queries.videos) or prompts (queries.prompts), one of the two")
-        if self.source is None:
-            raise ValueError(
-                "nothing says which motions to look for. Give videos of them (queries.videos=FOLDER, one folder a "
-                "motion), or captions that the model turns into such videos (queries.prompts), or start with "
-                "queries.sample=20, so many moving clips of data.videos"
-            )
-        return self
-
-    @property
-    def source(self) -> Literal["videos", "prompts", "sample"] | None:
-        """Where the queries come from: the first of these that is given."""
-        if self.videos is not None:
-            return "videos"
-        if self.prompts:
-            return "prompts"
-        return None if self.sample is None else "sample"
 
 
 class VideoModelConfig(Model):

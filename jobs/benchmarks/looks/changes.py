@@ -12,8 +12,7 @@ import torch
 
 from jobs.benchmarks.looks.gradients import LOOKS, TIMES, Array, Cell, Corpus, Frames, Taker, Video, encoded
 from pipeline import config, models, motion
-from pipeline.config.attribution import Setting
-from pipeline.config.run import Change
+from pipeline.config.attribution import Change, Setting
 from pipeline.storage import stores
 from pipeline.synthetic import shifted, world
 from pipeline.video import looks

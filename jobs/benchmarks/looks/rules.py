@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jobs.benchmarks.looks.changes import FEW, MORE_TWINS, Changes
 from jobs.benchmarks.looks.gradients import LOOKS, TWINS, Array, Corpus, Video
 from pipeline.attribution.functionals import query_feature
-from pipeline.config.run import Functional
+from pipeline.config.attribution import Functional
 from pipeline.motion import colours, judge
 from pipeline.ranking import influence, unit_settings
 
