@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.looks import changes, gradients, lift, rules, unlearning
+from jobs.benchmarks.looks import both_sides, changes, gradients, lift, rules, unlearning
 from jobs.benchmarks.looks.gradients import Cell
 from pipeline import config
 from pipeline.models import open_model
@@ -72,16 +72,27 @@ def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
     shapes = {"background": (8, q, k), "mirrored": (2, q, k), "all": (8, q, k), "twins": (3, changes.FEW, q, k)}
     shapes |= {"words": (q, k), "others": (changes.OTHERS, q, k), "lengths": (n,), "losses": (n,), "latents": (n, q)}
     changed = changes.Changes(**{name: rng.standard_normal(of, dtype=np.float32) for name, of in shapes.items()})
+    sides = {"clips": (4, n, k), "backwards": (n, k), "untrained_clips": (4, n, k), "untrained_queries": (8, q, k)}
+    of_both = {name: rng.standard_normal(of, dtype=np.float32) for name, of in sides.items()}
     names = []
     forward = rules.forward_only(rng.standard_normal((2, n, q), dtype=np.float32))
     of_changes, controls = rules.changed(full, changed), rules.controls(full, changed)
-    for name, scores in (*rules.rules(full), *of_changes, *forward, *controls, rules.untrained(full)):
+    on_both = rules.on_both_sides(full, changed, both_sides.BothSides(**of_both))
+    for name, scores in (*rules.rules(full), *of_changes, *on_both, *forward, *controls, rules.untrained(full)):
         names.append(name)
         assert scores.shape == (n, q), name
         assert np.isfinite(scores).all(), name
         found = lift.yardsticks(scores, full)
         assert set(found) == set(lift.YARDSTICKS), name
-    assert len(set(names)) == len(names) == 38
+    assert len(set(names)) == len(names) == 43
+
+
+def test_a_motion_is_scored_by_its_queries_together_and_less_the_others() -> None:
+    known = corpus()
+    scores = np.random.default_rng(0).standard_normal((40, 10))
+    np.testing.assert_allclose(lift.together(scores, known), scores, atol=1e-12)  # a motion has one query here
+    less = lift.together(scores, known, 1.0)
+    np.testing.assert_allclose(less[:, 3], scores[:, 3] - np.delete(scores, 3, 1).mean(1))
 
 
 def test_looks_are_those_of_the_picture() -> None:
@@ -164,3 +175,8 @@ def test_gradients_are_taken_in_every_look_and_kept(tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(
         np.linalg.norm(made.of_clips[0, 1, 1], axis=1), changed.lengths, rtol=0.3
     )  # a projection keeps lengths
+    both = both_sides.both_sides(made, cell, tmp_path)
+    assert both.clips.shape == (changes.FEW, n, gradients.DIM)
+    assert both.backwards.shape == (n, gradients.DIM)
+    np.testing.assert_allclose(both.clips[0], made.of_clips[1, 1, 0], rtol=1e-4, atol=1e-6)
+    assert not np.allclose(both.untrained_clips[0], both.clips[0], atol=1e-3)

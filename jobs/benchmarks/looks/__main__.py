@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
-from jobs.benchmarks.looks import changes, gradients, lift, rules, unlearning
+from jobs.benchmarks.looks import both_sides, changes, gradients, lift, rules, unlearning
 from jobs.benchmarks.looks.gradients import Cell, Corpus
 from jobs.benchmarks.looks.rules import Scores
 from pipeline.statistics.intervals import student
@@ -25,6 +25,12 @@ SEEDS = (200, 210, 220)  # none that a rule was chosen with
 WHOLE = (SEEDS, 200, 5)  # clips of a corpus, queries of a motion
 SMALL = (SEEDS[:2], 40, 1)
 SHOWN = (*(f"{name}_lift" for name in lift.LIFTS), "looks_lift", "first_ten", "group_auc", "real_over_cartoon")
+
+FORMS = {  # of a ranking: by each query, by a motion's queries together, and those less all other queries
+    "each query": None,
+    "a motion's queries together": 0.0,
+    "a motion's queries less the others (ranking.spare: 1)": 1.0,
+}
 
 Figures = dict[str, dict[str, list[float]]]  # rule -> yardstick -> a value a corpus
 
@@ -50,19 +56,22 @@ def main() -> None:
     folder = Path(options.folder)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    hardware, start, results = machine(), time.monotonic(), dict[str, Figures]()
+    hardware, start, results = machine(), time.monotonic(), dict[str, dict[str, Figures]]()
     print_machine(hardware)
     for title, of_title in cells(*(SMALL if options.quick else WHOLE)).items():
-        figures = results.setdefault(title, {})
+        of_forms = results.setdefault(title, {form: {} for form in FORMS})
         for cell in of_title:
             corpus = gradients.corpus(cell, folder)
             for name, scores in scored(corpus, cell, folder):
-                for key, value in lift.yardsticks(scores, corpus).items():
-                    figures.setdefault(name, {}).setdefault(key, []).append(value)
+                for form, spare in FORMS.items():
+                    ranked = scores if spare is None else lift.together(scores, corpus, spare)
+                    for key, value in lift.yardsticks(ranked, corpus).items():
+                        of_forms[form].setdefault(name, {}).setdefault(key, []).append(value)
             print(f"corpus {cell.name}: {len(corpus.clips)} moving clips, {len(corpus.queries)} queries", flush=True)
-        print(f"\n{title}:")
         header = ["rule", *(key.replace("_", " ") for key in SHOWN)]
-        print_table(header, [[name, *(_cell(of[key]) for key in SHOWN)] for name, of in figures.items()])
+        for form, figures in of_forms.items():
+            print(f"\n{title}; {form}:")
+            print_table(header, [[name, *(_cell(of[key]) for key in SHOWN)] for name, of in figures.items()])
     seconds = round(time.monotonic() - start, 1)
     print_json({"benchmark": "looks", "machine": hardware, "seconds": seconds, "figures": results})
 
@@ -72,6 +81,7 @@ def scored(corpus: Corpus, cell: Cell, folder: Path) -> Iterator[tuple[str, Scor
     changed = changes.changes(corpus, cell, folder)
     yield from rules.rules(corpus)
     yield from rules.changed(corpus, changed)
+    yield from rules.on_both_sides(corpus, changed, both_sides.both_sides(corpus, cell, folder))
     yield from rules.forward_only(unlearning.differences(corpus, cell, folder))
     yield from rules.controls(corpus, changed)
     yield rules.untrained(gradients.untrained(corpus, cell, folder))

@@ -54,7 +54,7 @@ def changes(corpus: Corpus, cell: Cell, folder: Path) -> Changes:
 
 
 def _taken(taker: Taker, corpus: Corpus, cell: Cell) -> Changes:
-    queries = Queries(taker, corpus.queries)
+    queries = Versions(taker, corpus.queries)
     own = [(video.frames, video.mask, video.scene.caption) for video in corpus.clips]
     _, lengths, losses = taker.measured(own, PLAIN)
     words = [(video.frames, video.mask, world.VERBS[video.scene.motion]) for video in corpus.queries]
@@ -71,8 +71,8 @@ def _taken(taker: Taker, corpus: Corpus, cell: Cell) -> Changes:
     )
 
 
-class Queries:
-    """Queries in versions that a rule asks for."""
+class Versions:
+    """Queries, or clips, in versions that a rule asks for."""
 
     def __init__(self, taker: Taker, videos: Sequence[Video]) -> None:
         self.taker, self.videos = taker, videos

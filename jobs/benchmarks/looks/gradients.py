@@ -164,9 +164,8 @@ def untrained(trained: Corpus, cell: Cell, folder: Path) -> Corpus:
     path = folder / f"{cell.name}-untrained.npz"
     if not path.is_file():
         run = config.load("demo", {})
-        model = cell.model(run)
-        _forget(model)
-        _write(path, _gradients(Taker(run, model), trained.clips, trained.queries, CAPTIONS[-1:], TIMES[-1:]))
+        taker = Taker(run, forgotten(cell.model(run)))
+        _write(path, _gradients(taker, trained.clips, trained.queries, CAPTIONS[-1:], TIMES[-1:]))
     return Corpus(trained.clips, trained.queries, *_read(path))
 
 
@@ -218,10 +217,11 @@ def _in_looks(taker: Taker, queries: Sequence[Video], name: str | None, settings
     return taker.take(videos, settings)[:, 0].reshape(len(scenes), LOOKS, -1).transpose(1, 0, 2)
 
 
-def _forget(model: VideoModel) -> None:
-    """Random weights of the same spread in place of the trained ones."""
+def forgotten(model: VideoModel) -> VideoModel:
+    """The model itself with random weights of the same spread in place of the trained ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.trained.parameters():
             spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
             parameter.copy_(parameter.mean() + spread * torch.randn(parameter.shape, generator=generator))
+    return model

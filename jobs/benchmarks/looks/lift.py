@@ -52,6 +52,17 @@ def yardsticks(scores: Scores, corpus: Corpus) -> dict[str, float]:
     return figures | {key: float(np.mean(values)) if values else np.nan for key, values in named}
 
 
+def together(scores: Scores, corpus: Corpus, spare: float = 0.0) -> Scores:
+    """Every query scored as its motion is: the mean over the motion's queries, less `spare` times that over all others,
+    as `ranking.spare` has it."""
+    motions = _names(corpus.queries, "motion")
+    columns = []
+    for name in motions:
+        own = scores[:, motions == name].mean(1)
+        columns.append(own - spare * scores[:, motions != name].mean(1) if spare else own)
+    return np.stack(columns, 1)
+
+
 def _names(videos: Sequence[Video], key: str) -> Names:
     return np.array([_NAMES[key](video) for video in videos])
 

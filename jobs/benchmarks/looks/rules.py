@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from jobs.benchmarks.looks.both_sides import BothSides
 from jobs.benchmarks.looks.changes import FEW, MORE_TWINS, Changes
 from jobs.benchmarks.looks.gradients import LOOKS, TWINS, Array, Corpus, Video
 from pipeline.attribution.functionals import query_feature
@@ -72,6 +73,24 @@ def changed(corpus: Corpus, of: Changes) -> Iterator[tuple[str, Scores]]:
         yield f"{LOOKS} looks, both, two twins of weight {weight:g}", rank(weighted(real, corpus.of_looks[1:], weight))
     yield "against three motions of the same looks", rank(over(own[None], list(of.others[:, None]), "both"))
     yield "the name of the motion as the query's caption", rank(of.words, corpus.of_clips[OWN, T501, MASKED])
+
+
+def on_both_sides(corpus: Corpus, changed: Changes, of: BothSides) -> Iterator[tuple[str, Scores]]:
+    """Clips as queries are: in several looks, or against their own twins. Untrained models in the same form."""
+    own, backwards = corpus.of_clips[EMPTY, T501, MASKED], of.backwards
+    in_looks = over(of.clips, (), "loss")
+
+    def rank(of_clips: Array, of_queries: Array) -> Scores:
+        return influence(unit_settings(of_clips, 1), unit_settings(of_queries, 1), WHITEN).astype(np.float64)
+
+    yield f"queries as they are, clips in {FEW} looks", rank(in_looks, corpus.of_queries[EMPTY, T501])
+    yield f"queries in {LOOKS} looks of colours, clips in {FEW}", rank(in_looks, asked(corpus, "loss"))
+    yield f"queries in {LOOKS} looks of all three, clips in {FEW}", rank(in_looks, over(changed.all, (), "loss"))
+    preferred = over(corpus.of_looks[0], [corpus.of_looks[1]], "preference")
+    yield "clips and queries less themselves backwards", rank(_unit(own) - _unit(backwards), preferred)
+    untrained_clips, untrained = over(of.untrained_clips, (), "loss"), over(of.untrained_queries, (), "loss")
+    name = f"control: untrained model, queries in {LOOKS} looks of all three, clips in {FEW}"
+    yield name, rank(untrained_clips, untrained)
 
 
 def over(real: Array, twins: Sequence[Array] | Array, functional: Functional) -> Array:
