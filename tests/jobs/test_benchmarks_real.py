@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.real import __main__ as job
@@ -210,6 +211,16 @@ def test_the_yardstick_takes_each_stratum_of_training_once() -> None:
     assert (bench.times(Even(), "other", 8).numpy() != moments).all()  # type: ignore[arg-type]
 
 
+def test_an_embedding_knows_looks_and_neither_place_nor_time() -> None:
+    rng = torch.Generator().manual_seed(0)
+    latent = torch.randn(3, 8, 5, 4, 4, generator=rng)
+    elsewhere = SimpleNamespace(latent=latent.flip(2).roll(2, 4))
+    queries = SimpleNamespace(latent=latent, of=lambda action: np.array([int(action)]))
+    cosines = scores.embeddings(elsewhere, queries, ("0", "1", "2"))  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-6)
+    assert (cosines - np.eye(3) < 1 - 1e-3).all()
+
+
 # --- looks, twins and puppets -----------------------------------------------------------------------------------------
 
 
@@ -356,7 +367,8 @@ def test_a_folder_in_kths_layout_goes_from_videos_to_a_sentence_and_on_where_it_
     words = [word for pair in pairs for word in ("--set", pair)]
     monkeypatch.setattr(sys, "argv", ["real", "--short", *words])
     monkeypatch.setattr(versions, "LOOKS", 2)  # eight take a minute more and show nothing else
-    monkeypatch.setattr(studies, "LEFT_OUT", (scores.RANDOM, scores.TWINS))
+    assert studies.TOPS == (0.01, 0.05, 0.1)
+    monkeypatch.setattr(studies, "LEFT_OUT", (scores.RANDOM, scores.EMBEDDING))
     monkeypatch.setattr(studies, "TOPS", (0.1,))
     job.main()
     said = capsys.readouterr().out
@@ -370,7 +382,7 @@ def test_a_folder_in_kths_layout_goes_from_videos_to_a_sentence_and_on_where_it_
     assert len(of["tables"]["first tenth"]) == 7
     assert [(row["score"], row["left out"]) for row in of["tables"]["left out"]] == [
         ("random", 0.1),
-        ("8 looks and twins", 0.1),
+        ("embedding", 0.1),
     ]
     assert all(0 <= row["preferred"] <= 1 for row in of["tables"]["removal"])
     assert {row["design"] for row in of["tables"]["lds"]} == {"skewed", "random"}

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from jobs.benchmarks.quality import influences
 from jobs.benchmarks.quality.influences import Method, Place
 from jobs.benchmarks.quality.kernels import Grams
+from jobs.benchmarks.quality.problem import Clips
 from jobs.benchmarks.quality.retraining import Losses
 from jobs.benchmarks.quality.tasks import PAPER
 from jobs.benchmarks.real import versions
@@ -27,8 +28,8 @@ PAPERS, BEST, UNTRAINED = "paper: masked cosine", "best: queries masked, whitene
 TWINS = "8 looks and twins"
 FLOW, CAPTION, OWN_LOSS = "nearest flow", "caption", "own loss"
 MAGNITUDE, LENGTH, RANDOM = "magnitude", "gradient length", "random"
-OVERLAP, RAW, SCENE = "mask overlap", "raw latents", "scene"
-CONTROLS = (UNTRAINED, CAPTION, FLOW, SCENE, OVERLAP, RAW, MAGNITUDE, OWN_LOSS, LENGTH, RANDOM)
+OVERLAP, RAW, SCENE, EMBEDDING = "mask overlap", "raw latents", "scene", "embedding"
+CONTROLS = (UNTRAINED, CAPTION, FLOW, SCENE, OVERLAP, RAW, EMBEDDING, MAGNITUDE, OWN_LOSS, LENGTH, RANDOM)
 
 
 def scores(
@@ -60,6 +61,7 @@ def scores(
         SCENE: scenes(of, queries, targets),
         OVERLAP: influences.overlap(clips, queries.clips, targets),
         RAW: influences.raw_latents(clips, queries.clips, targets),
+        EMBEDDING: embeddings(clips, queries.clips, targets),
         MAGNITUDE: influences.magnitude(clips, targets),
         OWN_LOSS: np.repeat(own[:, 1:], many, 1),
         LENGTH: np.repeat(influences.gradient_lengths(grams[PAPER])[: len(clips), None], many, 1),
@@ -71,3 +73,19 @@ def scenes(of: Footage, queries: Footage, targets: Targets) -> Floats:
     """Which share of an action's queries is of the clip's scene. Of its person none is: nobody is in two parts."""
     same = (of.scenes[:, None] == queries.scenes[None]).astype(np.float64)
     return influences.by_motion(same, queries.clips, targets)
+
+
+def embeddings(clips: Clips, queries: Clips, targets: Targets) -> Floats:
+    """The mean cosine of a clip's embedding with those of an action's queries, as the product's arm `embedding` has it.
+
+    An embedding here is the autoencoder's latent, mean over time and place: what a video looks like, and neither where
+    nor when. It stands in for a curator's model, which the benchmark has not.
+    """
+    sides = [_unit(side.latent.double().mean((2, 3, 4)).numpy()) for side in (clips, queries)]
+    return influences.by_motion(sides[0] @ sides[1].T, queries, targets)
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows of length one; zero stays zero."""
+    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit

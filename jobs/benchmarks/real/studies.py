@@ -32,8 +32,8 @@ ALL, ALL_BUT = "all", "all but "
 ARMS = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.OWN_LOSS, scores.PAPERS, scores.BEST, scores.TWINS)
 HALVES = (scores.BEST, scores.TWINS, scores.PAPERS, scores.OWN_LOSS, scores.MAGNITUDE, scores.FLOW, scores.RANDOM)
 REMOVERS = (scores.BEST, scores.TWINS, scores.FLOW)
-LEFT_OUT = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.BEST, scores.TWINS)
-TOPS = (0.05, 0.1)  # of the corpus, that are left out
+LEFT_OUT = (scores.RANDOM, scores.CAPTION, scores.EMBEDDING, scores.FLOW, scores.BEST, scores.TWINS)
+TOPS = (0.01, 0.05, 0.1)  # of the corpus, that are left out
 YARDSTICKS = ("masked", "plain")
 RELIABILITY = "reliability: half of the draws"
 
