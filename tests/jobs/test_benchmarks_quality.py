@@ -24,11 +24,13 @@ from jobs.benchmarks.quality import (
     retraining,
     retrieval,
     studies,
+    tasks,
     worlds,
 )
 from jobs.benchmarks.quality.__main__ import QUICK, run
 from jobs.benchmarks.quality.metagradient import Differentiable, Problem
 from jobs.benchmarks.quality.problem import Clips, World
+from pipeline.evaluation.comparison import BANDS, banded
 from pipeline.ranking import influence
 from pipeline.statistics.intervals import student
 from pipeline.synthetic import world
@@ -170,7 +172,7 @@ def test_held_out_losses_are_at_drawn_times_one_from_each_part_of_the_draw(sets:
     parts = [[int(6 * model.schedule.quantile(t)) for t in row] for row in times.tolist()]
     assert parts == [list(range(6))] * len(queries)
     assert len(set(times.flatten().tolist())) == times.numel(), "clips share a time"
-    one = retraining.losses(model, queries, retraining.Recipe(noises=2))[3]
+    one = retraining.losses(model, queries, retraining.Recipe(noises=2))[3].mean(0)
     latent, shape = queries.latent[3][None], tuple(queries.latent.shape[1:])
     errors = [
         kernels.loss_map(
@@ -183,6 +185,41 @@ def test_held_out_losses_are_at_drawn_times_one_from_each_part_of_the_draw(sets:
         for index in range(2)
     ]
     assert one[1] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+
+
+def test_bands_of_times_are_those_of_evaluate_and_make_up_the_whole() -> None:
+    by_time = np.random.default_rng(0).random((5, 6, 2))
+    bands = retraining.in_bands(by_time)
+    assert [band.shape for band in bands] == [(5, 2)] * len(BANDS)
+    np.testing.assert_allclose(np.mean(bands, 0), by_time.mean(1))
+    np.testing.assert_allclose(retraining.in_bands(by_time[:, :4])[0], by_time[:, :2].mean(1))
+    with pytest.raises(ValueError, match="noises=2"):
+        retraining.in_bands(by_time[:, :2])
+
+
+def test_losses_that_were_kept_without_bands_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, base = retraining.Recipe(noises=3), retraining.Retraining((), 0)
+    written = []
+
+    def retrain(folder: str, of_world: World, of_recipe: retraining.Recipe, task: object, of: str, place: str) -> None:
+        written.append(place)
+        whole = {name: [0.0] for name in tasks.WHOLE}
+        pq.write_table(pa.table(whole | {banded(n, b): [1.0] for n in tasks.WHOLE for b in BANDS}), place)
+
+    monkeypatch.setattr(tasks, "_retrain", retrain)
+    monkeypatch.setattr(tasks, "each", lambda title, call, given: [call(*arguments) for arguments in given])
+    place = tmp_path / "retrained" / f"{tasks.digest(base, recipe, TINY)}.parquet"
+    place.parent.mkdir()
+    pq.write_table(pa.table({"masked": [2.0], "plain": [3.0]}), place)
+    whole = tasks.measured(str(tmp_path), TINY, recipe, "base", [base])
+    assert (whole[0] == [[2.0, 3.0]]).all()
+    assert not written, "without bands it is all that is needed here"
+    for _ in range(2):
+        by_band = tasks.measured_in_bands(str(tmp_path), TINY, recipe, "base", [base])
+        assert {band: losses[0].tolist() for band, losses in by_band.items()} == dict.fromkeys(BANDS, [[1.0, 1.0]])
+    assert written == [str(place)]
 
 
 def test_captions_match_by_their_words(sets: tuple[Clips, Clips]) -> None:
@@ -240,6 +277,7 @@ def figures_of(value: float) -> worlds.Figures:
     changes = dict.fromkeys((*worlds.LOSSES, *worlds.LESS, *worlds.SHARES), 0.0)
     by_name |= {worlds.ARM + arm: dict(changes) for arm in worlds.ARMS}
     by_name[worlds.ARM + worlds.BEST] = {**changes, "masked_target less random": -value}
+    by_name |= {f"{worlds.BAND}{arm}, {band}": dict(changes) for arm in worlds.ARMS for band in BANDS}
     by_name |= {worlds.HALF + name: {**changes, "masked_target": -value} for name in halves.SCORES}
     return by_name
 
@@ -287,6 +325,9 @@ def test_worlds_are_studied_in_one_process_and_not_twice(one_core: None, tmp_pat
     assert set(tenths) == set(worlds.ARMS)
     assert tenths["oracle"]["own_motion"] == 1.0
     assert tenths["random"]["masked_target less random"] == 0.0
+    bands = results["bands of times less random, all worlds"]
+    assert [row["band"] for row in bands[:3]] == [f"random, {band}" for band in BANDS]
+    assert len(bands) == len(worlds.ARMS) * len(BANDS)
     assert [row["share"] for row in results["shares, all worlds"]][-1] == "50 % by best"
     assert {row["half"] for row in results["upper less lower half, all worlds"]} == set(halves.SCORES)
     assert len(list((tmp_path / "encoded").iterdir())) == 6, "two bases share their corpora's encodings"

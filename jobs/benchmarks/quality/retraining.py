@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jobs.benchmarks.quality.problem import OUT, Clips, base_model, make
 from pipeline.config import Finetune
+from pipeline.evaluation.comparison import BANDS
 from pipeline.models import VideoModel
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.training.loop import begin, train
@@ -26,7 +27,8 @@ from pipeline.training.training_set import ClipSet, EncodedClip, Row
 FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
 AT_A_TIME = 25  # held-out clips of one forward pass
 
-Losses = npt.NDArray[np.float64]
+Losses = npt.NDArray[np.float64]  # [N, 2], masked and plain
+LossesByTime = npt.NDArray[np.float64]  # [N, times, 2]
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,11 @@ def times(model: VideoModel, clip_ids: Sequence[str], count: int) -> Tensor:
 
 
 @torch.no_grad()
-def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
-    """Mean losses over the recipe's noises at drawn timesteps, the same for every model: [N, 2], masked and plain."""
+def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> LossesByTime:
+    """Losses at each of the recipe's drawn timesteps, the least noise first, each under a noise of its own, the same for
+    every model: [N, noises, 2], masked and plain."""
     model.trained.eval()
-    means = np.zeros((len(clips), 2))
+    by_time = np.zeros((len(clips), recipe.noises, 2))
     for start in range(0, len(clips), AT_A_TIME):
         here = slice(start, start + AT_A_TIME)
         latent, timesteps = clips.latent[here], times(model, clips.clip_ids[here], recipe.noises)
@@ -117,6 +120,14 @@ def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> Losses:
             at, shape = FIRST_NOISE + index, tuple(latent.shape[1:])
             noise = torch.stack([own_noise(clip_id, at, shape) for clip_id in clips.clip_ids[here]])
             errors = loss_map(model, latent, {"text": clips.text[here]}, timesteps[:, index], noise)
-            means[here, 0] += [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
-            means[here, 1] += errors.mean((1, 2, 3)).numpy()
-    return means / recipe.noises
+            by_time[here, index, 0] = [float(masked_mean(e, m)) for e, m in zip(errors, clips.mask[here], strict=True)]
+            by_time[here, index, 1] = errors.mean((1, 2, 3)).numpy()
+    return by_time
+
+
+def in_bands(by_time: LossesByTime) -> list[Losses]:
+    """The means [N, 2] over the times of each of BANDS, as `evaluate` parts them: of four times the first band has two.
+    ValueError for fewer times than bands."""
+    if by_time.shape[1] < len(BANDS):
+        raise ValueError(f"noises={by_time.shape[1]}: {len(BANDS)} bands of times take as many noises at least")
+    return [part.mean(1) for part in np.array_split(by_time, len(BANDS), axis=1)]

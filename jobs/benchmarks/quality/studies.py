@@ -279,10 +279,27 @@ class Studies:
     @cached_property
     def outcomes(self) -> dict[tuple[str, str, int], dict[str, float]]:
         """What every arm did for every target and seed: the changes of the losses, and what it is made of."""
-        trainings = {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}
-        losses = self.retrained("counterfactual", list(trainings.values()))
+        losses = self.retrained("counterfactual", list(self._judged.values()))
         return {
             key: counterfactual.changes(after, self.base, self.held_out, key[1])
             | counterfactual.shares(task, self.clips, key[1])
-            for (key, task), after in zip(trainings.items(), losses, strict=True)
+            for (key, task), after in zip(self._judged.items(), losses, strict=True)
         }
+
+    @cached_property
+    def outcomes_in_bands(self) -> dict[str, dict[tuple[str, str, int], dict[str, float]]]:
+        """The changes of the losses as `outcomes` has them, at the timesteps of each of `comparison.BANDS` alone."""
+        plan, trainings = self.plan, [Retraining((), 0), *self._judged.values()]
+        by_band = tasks.measured_in_bands(self.folder, plan.world, plan.recipe, "bands of times", trainings)
+        return {
+            band: {
+                key: counterfactual.changes(after, base, self.held_out, key[1])
+                for key, after in zip(self._judged, rest, strict=True)
+            }
+            for band, (base, *rest) in by_band.items()
+        }
+
+    @property
+    def _judged(self) -> dict[tuple[str, str, int], Retraining]:
+        """The choices for the targets, without those for motions with laws alone."""
+        return {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}

@@ -20,6 +20,7 @@ from jobs.benchmarks.quality.lessons import Lessons, train
 from jobs.benchmarks.quality.problem import SETS, Clips, World
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
 from pipeline.cluster import streaming
+from pipeline.evaluation.comparison import BANDS, banded
 from pipeline.models import VideoModel
 from pipeline.stages.progress import Progress
 from pipeline.storage import stores
@@ -27,6 +28,7 @@ from pipeline.storage import stores
 EXACT = 48  # clips of the problem whose influence is computed exactly
 CHUNK = 50  # clips that one task encodes
 PAPER = (751.0, 0)  # timestep and noise
+WHOLE = ("masked", "plain")  # losses over all times
 
 
 def each(title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -106,18 +108,54 @@ def measured(
     folder: str, world: World, recipe: Recipe, title: str, trainings: Sequence[Retraining], of: str = "held_out"
 ) -> list[Losses]:
     """Losses of a set [N, 2] after each of these fine-tunings; a fine-tuning on nothing is the base."""
+    places = _measured(folder, world, recipe, title, trainings, of, WHOLE)
+    return [_columns(pq.read_table(place), WHOLE) for place in places]
+
+
+def measured_in_bands(
+    folder: str, world: World, recipe: Recipe, title: str, trainings: Sequence[Retraining]
+) -> dict[str, list[Losses]]:
+    """The losses of the held-out clips as `measured` has them, by BANDS: at the times of each alone. No weights are
+    kept, so what an earlier benchmark measured without bands is fine-tuned again."""
+    names = {band: tuple(banded(name, band) for name in WHOLE) for band in BANDS}
+    every = (*WHOLE, *(name for of_band in names.values() for name in of_band))
+    places = _measured(folder, world, recipe, title, trainings, "held_out", every)
+    tables = [pq.read_table(place) for place in places]
+    return {band: [_columns(table, of_band) for table in tables] for band, of_band in names.items()}
+
+
+def _measured(
+    folder: str,
+    world: World,
+    recipe: Recipe,
+    title: str,
+    trainings: Sequence[Retraining],
+    of: str,
+    columns: Sequence[str],
+) -> list[str]:
+    """The files of the losses after these fine-tunings. A file that lacks one of the columns is written anew."""
     home = f"{folder}/retrained" if of == "held_out" else f"{folder}/retrained/{of}"
     places = [f"{home}/{digest(task, recipe, world)}.parquet" for task in trainings]
-    missing = {place: (folder, world, recipe, task, of, place) for place, task in zip(places, trainings, strict=True)}
-    each(title, _retrain, [given for place, given in missing.items() if not Path(place).exists()])
-    losses = [pq.read_table(place) for place in places]
-    return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in losses]
+    given = {place: (folder, world, recipe, task, of, place) for place, task in zip(places, trainings, strict=True)}
+    each(title, _retrain, [given[place] for place in given if not _has(place, columns)])
+    return places
+
+
+def _has(place: str, columns: Sequence[str]) -> bool:
+    return Path(place).exists() and set(columns) <= set(pq.read_schema(place).names)
+
+
+def _columns(table: pa.Table, names: Sequence[str]) -> Losses:
+    return np.stack([table.column(name).to_numpy() for name in names], 1)
 
 
 def _retrain(folder: str, world: World, recipe: Recipe, task: Retraining, of: str, place: str) -> None:
     measured_clips = loaded(folder, world, of)
-    losses = retraining.losses(_fine_tuned(folder, world, recipe, task), measured_clips, recipe)
-    columns = {"clip_id": list(measured_clips.clip_ids), "masked": losses[:, 0], "plain": losses[:, 1]}
+    by_time = retraining.losses(_fine_tuned(folder, world, recipe, task), measured_clips, recipe)
+    columns: dict[str, Any] = {"clip_id": list(measured_clips.clip_ids)}
+    columns |= dict(zip(WHOLE, by_time.mean(1).T, strict=True))
+    for band, losses in zip(BANDS, retraining.in_bands(by_time), strict=True):
+        columns |= {banded(name, band): values for name, values in zip(WHOLE, losses.T, strict=True)}
     with stores.writing(place) as file:
         pq.write_table(pa.table(columns), file)
 

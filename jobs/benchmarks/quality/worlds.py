@@ -25,6 +25,7 @@ from jobs.benchmarks.real.criteria import Verdict
 from pipeline.statistics.intervals import student
 
 Rows = list[dict[str, Any]]
+Outcomes = Mapping[tuple[str, str, int], Mapping[str, float]]  # by arm, target and seed
 Figures = dict[str, dict[str, float]]  # by method, reliability or arm, then by yardstick
 
 CONFIDENCE = 0.95
@@ -35,7 +36,7 @@ RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.FLOW, methods.OWN_LOSS, me
 ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "nearest_flow", "motive",
         "best", "oracle")  # fmt: skip
 SHARES = ("own_motion", "camera_moves")
-ARM, HALF, SHARE, LESS_RANDOM = "arm ", "half ", "share ", " less random"
+ARM, BAND, HALF, SHARE, LESS_RANDOM = "arm ", "band ", "half ", "share ", " less random"
 LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
 
 CRITERIA: Mapping[str, str] = {
@@ -99,7 +100,7 @@ QUICK = Form(
     replace(
         LONG.plan,
         world=World(40, 1, 1),
-        recipe=Recipe(steps=3, noises=2),
+        recipe=Recipe(steps=3, noises=3),
         subsets=5,
         targets=("explode", "spin"),
         randoms=1,
@@ -129,8 +130,8 @@ def cells(form: Form, folder: str) -> Iterator[Cell]:
 
 
 def figures(study: Studies, parts: Sequence[float]) -> Figures:
-    """LDS of every method and of the fine-tunings themselves; what every arm's tenth does and is made of; what the
-    upper half by a score does less than the lower one, under HALF + the score's name; what these parts of the corpus
+    """LDS of every method and of the fine-tunings themselves; what every arm's tenth does, also at the times of each
+    band, and is made of; what the upper half by a score does less than the lower one, under HALF + the score's name; what these parts of the corpus
     by an arm do, under SHARE + part and arm."""
     members, draws = study.fine_tuned("skewed")
     plain_draws = study.fine_tuned("skewed", 1)[1]
@@ -139,7 +140,7 @@ def figures(study: Studies, parts: Sequence[float]) -> Figures:
     by_name[RELIABILITY] = _lds(draws[0], plain_draws[0], draws[1], plain_draws[1])
     by_half = {HALF + name: of for name, of in halves.differences(study).items()}
     by_share = {SHARE + name: of for name, of in shares.changes(study, parts).items()}
-    return by_name | _arms(study) | by_half | by_share
+    return by_name | _bands(study) | _arms(study) | by_half | by_share
 
 
 def _lds(by_masked: Floats, by_plain: Floats, masked: Floats, plain: Floats) -> dict[str, float]:
@@ -153,20 +154,31 @@ def _lds(by_masked: Floats, by_plain: Floats, masked: Floats, plain: Floats) -> 
 
 
 def _arms(study: Studies) -> Figures:
-    """Mean changes of every arm over targets, against the base and less random's, under ARM + its name."""
-    outcomes, targets = study.outcomes, study.plan.targets
+    """What every arm's tenth does and is made of, under ARM + its name."""
+    return {ARM + arm: _means(study, study.outcomes, arm, (*LOSSES, *SHARES)) for arm in study.plan.arms}
 
-    def mean(arm: str, target: str, name: str) -> float:
-        return float(np.mean([of[name] for (a, t, _), of in outcomes.items() if (a, t) == (arm, target)]))
 
-    by_arm: Figures = {}
-    for arm in study.plan.arms:
-        row = {name: float(np.mean([mean(arm, target, name) for target in targets])) for name in (*LOSSES, *SHARES)}
-        for name in LOSSES:
-            less = [mean(arm, target, name) - mean("random", target, name) for target in targets]
-            row[f"{name}{LESS_RANDOM}"] = float(np.mean(less))
-        by_arm[ARM + arm] = row
-    return by_arm
+def _bands(study: Studies) -> Figures:
+    """What every arm's tenth does at the timesteps of each band alone, under BAND + arm and band."""
+    return {
+        f"{BAND}{arm}, {band}": _means(study, outcomes, arm, LOSSES)
+        for arm in study.plan.arms
+        for band, outcomes in study.outcomes_in_bands.items()
+    }
+
+
+def _means(study: Studies, outcomes: Outcomes, arm: str, names: Sequence[str]) -> dict[str, float]:
+    """An arm's figures, mean over targets, and its changes of losses less random's."""
+
+    def mean(of: str, target: str, name: str) -> float:
+        return float(np.mean([row[name] for (a, t, _), row in outcomes.items() if (a, t) == (of, target)]))
+
+    targets = study.plan.targets
+    row = {name: float(np.mean([mean(arm, target, name) for target in targets])) for name in names}
+    for name in LOSSES:
+        less = [mean(arm, target, name) - mean("random", target, name) for target in targets]
+        row[f"{name}{LESS_RANDOM}"] = float(np.mean(less))
+    return row
 
 
 # --- all worlds -------------------------------------------------------------------------------------------------------
@@ -216,6 +228,8 @@ def tables(measured: Sequence[tuple[Cell, Figures]]) -> dict[str, Rows]:
             results[f"lds, {title}"] = _methods(members)
             results[f"first tenth less random, {title}"] = _named(members, ARM, (*LESS, *SHARES))
             results[f"first tenth, {title}"] = _named(members, ARM, LOSSES)
+            results[f"bands of times less random, {title}"] = _named(members, BAND, LESS)
+            results[f"bands of times, {title}"] = _named(members, BAND, LOSSES)
             results[f"upper less lower half, {title}"] = _named(members, HALF, LOSSES)
             results[f"shares, {title}"] = _named(members, SHARE, LOSSES)
     results["worlds"] = [
@@ -232,7 +246,7 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
     first = measured[0][1]
     rows: Rows = []
     for name in first:
-        if not name.startswith((ARM, HALF, SHARE)):
+        if not name.startswith((ARM, BAND, HALF, SHARE)):
             row: dict[str, Any] = {"method": name, "worlds": len(measured)}
             for key in first[name]:
                 row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
@@ -241,8 +255,8 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
 
 
 def _named(measured: Sequence[tuple[Cell, Figures]], kind: str, keys: Sequence[str]) -> Rows:
-    """A row an arm, a score of halves or a share (`kind` is ARM, HALF or SHARE): the mean of each of these figures over
-    the worlds with its interval."""
+    """A row an arm, an arm's band of times, a score of halves or a share (`kind` is ARM, BAND, HALF or SHARE): the mean
+    of each of these figures over the worlds with its interval."""
     rows: Rows = []
     for name in measured[0][1]:
         if name.startswith(kind):
