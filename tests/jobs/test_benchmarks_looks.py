@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.benchmarks.looks import both_sides, changes, gradients, lift, rules, unlearning
+from jobs.benchmarks import unlearning
+from jobs.benchmarks.looks import both_sides, changes, gradients, lift, rules
+from jobs.benchmarks.looks import unlearning as of_corpora
 from jobs.benchmarks.looks.gradients import Cell
 from pipeline import config
 from pipeline.models import open_model
@@ -131,18 +133,25 @@ def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -
     run = config.load("demo", {})
     model = open_model(run.model, torch.device("cpu"))
     videos = list(gradients.measured(run, world.queries(5, 1)[:4]))
-    queries = unlearning.encoded(run, model, videos)
-    base = unlearning.losses(run, model, queries)
-    with unlearning.moved(run, model, queries, [0, 1], 1.0):
-        unlearnt = unlearning.losses(run, model, queries)
-    with unlearning.moved(run, model, queries, [0, 1], -1.0):
-        learnt = unlearning.losses(run, model, queries)
+    queries = of_corpora.encoded(run, model, videos)
+    base = unlearning.losses(model, queries)
+    with unlearning.moved(model, queries, [0, 1], 1.0):
+        unlearnt = unlearning.losses(model, queries)
+    with unlearning.moved(model, queries, [0, 1], -1.0):
+        learnt = unlearning.losses(model, queries)
     assert (learnt[0, :2] < base[0, :2]).all()
     assert (base[0, :2] < unlearnt[0, :2]).all()
-    np.testing.assert_array_equal(unlearning.losses(run, model, queries), base)
+    np.testing.assert_array_equal(unlearning.losses(model, queries), base)
+
+    still = replace(queries, masks=queries.masks * torch.tensor([0.0, 1, 1, 1])[:, None, None, None])
+    by_query = unlearning.differences(model, still, queries, ["", "a", "b", "b"])
+    assert np.isnan(by_query[0, 0]).all(), "a clip without motion has no masked loss"
+    assert np.isnan(by_query[..., 0]).all(), "a query without a motion is not learnt"
+    assert np.isfinite(by_query[0, 1:, 1:]).all()
+    assert np.isfinite(by_query[1, :, 1:]).all()
 
     both = gradients.Corpus(videos, videos, NONE, NONE, NONE)
-    differences = unlearning.differences(both, Cell(5, 4, 1), tmp_path)
+    differences = of_corpora.differences(both, Cell(5, 4, 1), tmp_path)
     assert differences.shape == (2, len(videos), len(videos))
     assert (differences[0].argmax(0) == np.arange(len(videos))).all()  # each query's own video goes along most
 

@@ -25,6 +25,7 @@ from jobs.benchmarks.quality import (
     retrieval,
     studies,
     tasks,
+    versions,
     worlds,
 )
 from jobs.benchmarks.quality.__main__ import QUICK, run
@@ -197,9 +198,7 @@ def test_bands_of_times_are_those_of_evaluate_and_make_up_the_whole() -> None:
         retraining.in_bands(by_time[:, :2])
 
 
-def test_losses_that_were_kept_without_bands_are_measured_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_losses_that_were_kept_without_bands_are_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, base = retraining.Recipe(noises=3), retraining.Retraining((), 0)
     written = []
 
@@ -218,7 +217,7 @@ def test_losses_that_were_kept_without_bands_are_measured_anew(
     assert not written, "without bands it is all that is needed here"
     for _ in range(2):
         by_band = tasks.measured_in_bands(str(tmp_path), TINY, recipe, "base", [base])
-        assert {band: losses[0].tolist() for band, losses in by_band.items()} == dict.fromkeys(BANDS, [[1.0, 1.0]])
+        assert {band: losses[0].tolist() for band, losses in by_band.items()} == {key: [[1.0, 1.0]] for key in BANDS}
     assert written == [str(place)]
 
 
@@ -234,9 +233,38 @@ def test_captions_match_by_their_words(sets: tuple[Clips, Clips]) -> None:
 def test_a_selection_is_made_of_its_motion_and_of_camera_moves(sets: tuple[Clips, Clips]) -> None:
     clips, _ = sets
     motion = str(clips.motions[clips.motions != ""][0])
-    shares = counterfactual.shares(retraining.on(np.arange(len(clips)), 0), clips, motion)
+    everything, few = (retraining.on(np.arange(count), 0) for count in (len(clips), 6))
+    shares = counterfactual.shares(everything, clips, motion, few)
     assert shares["own_motion"] == pytest.approx((clips.motions == motion).mean())
     assert shares["camera_moves"] == pytest.approx((clips.kinds == "camera").mean())
+    assert shares["of_best"] == pytest.approx(6 / 24)
+
+
+def test_a_query_asks_by_its_looks_and_against_its_twins(
+    sets: tuple[Clips, Clips], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, _ = sets
+    monkeypatch.setattr(versions, "LOOKS", 2)
+    versions.encode(TINY.scenes("queries")[:2], str(tmp_path))
+    assert versions.encoded(str(tmp_path))
+    encoded = versions.load([str(tmp_path)])
+    assert encoded.latent.shape[:3] == (2, 3, 2)
+    assert encoded.mask.shape[:2] == (2, 3)
+    standing = encoded.mask.clone()
+    standing[1, 0] = 0
+    products = versions.grams(retraining.fresh(), clips, versions.Versions(encoded.latent, standing))
+    one, looks, twins = (products[pair].sum(0) for pair in (versions.ONE_LOOK, versions.IN_LOOKS, versions.WITH_TWINS))
+    n = len(clips)
+    np.testing.assert_allclose(one[:n, :n], looks[:n, :n])
+    assert one[n, n] > 0
+    assert looks[n, n] > 0
+    assert not any(of[n + 1].any() for of in (one, looks, twins)), "a query that stands still asks for nothing"
+    cosines = [float(of[n, :n] @ one[n, :n]) / np.linalg.norm(of[n, :n]) for of in (looks, twins)]
+    assert cosines[0] > cosines[1], "what the twins share is taken away"
+    scored = methods.by_versions(products, np.zeros((2, n, 2)), clips)
+    assert set(scored) == {methods.ONE_LOOK, methods.LOOKS, methods.TWINS, *methods.UNLEARNING}
+    assert np.isfinite(scored[methods.TWINS].values[clips.moving, 0]).all()
+    assert np.isnan(scored[methods.TWINS].values[~clips.moving]).all()
 
 
 def test_the_nearest_flow_tells_a_motion(sets: tuple[Clips, Clips]) -> None:
@@ -316,14 +344,18 @@ def one_core() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_worlds_are_studied_in_one_process_and_not_twice(one_core: None, tmp_path: Path) -> None:
+def test_worlds_are_studied_in_one_process_and_not_twice(
+    one_core: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "LOOKS", 2)  # eight take minutes more and show nothing else
     results = worlds.run(worlds.QUICK, str(tmp_path))
     lds = {row["method"]: row for row in results["lds, all worlds"]}
     assert {worlds.BEST, "motive", worlds.RELIABILITY, *worlds.RIVALS} <= set(lds)
+    assert {methods.LOOKS, methods.TWINS, *methods.UNLEARNING} <= set(lds)
     assert all(row["worlds"] == 4 and row["masked_low"] <= row["masked"] <= row["masked_high"] for row in lds.values())
     tenths = {row["arm"]: row for row in results["first tenth less random, all worlds"]}
     assert set(tenths) == set(worlds.ARMS)
-    assert tenths["oracle"]["own_motion"] == 1.0
+    assert tenths["oracle"]["own_motion"] == tenths["best"]["of_best"] == 1.0
     assert tenths["random"]["masked_target less random"] == 0.0
     bands = results["bands of times less random, all worlds"]
     assert [row["band"] for row in bands[:3]] == [f"random, {band}" for band in BANDS]

@@ -7,7 +7,7 @@ target motion and on the others, and told relative to the base model's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ class Influences:
     flow: Floats  # [N, T]
     own_loss: Floats  # [N]
     length: Floats  # [N]
+    others: Mapping[str, Floats] = field(default_factory=dict)  # of further arms, by their names: [N, T]
 
 
 def chosen(
@@ -70,7 +71,7 @@ def chosen(
     }
     if arm in of_clips:
         return on(np.argsort(-of_clips[arm], kind="stable")[:count], seed)
-    of_targets = {"mask_overlap": by.overlap, "caption": by.caption, "nearest_flow": by.flow}
+    of_targets = {"mask_overlap": by.overlap, "caption": by.caption, "nearest_flow": by.flow, **by.others}
     if arm in of_targets:
         return top(of_targets[arm][:, [list(motions).index(target)]], "mean")
     if arm == "no_mask":
@@ -118,12 +119,14 @@ def changes(after: Losses, before: Losses, held_out: Clips, target: str) -> dict
     return relative
 
 
-def shares(task: Retraining, clips: Clips, target: str) -> dict[str, float]:
-    """Which share of a selection shows the target's motion, lawfully or as a cartoon, and which are camera moves."""
+def shares(task: Retraining, clips: Clips, target: str, best: Retraining) -> dict[str, float]:
+    """Which share of a selection shows the target's motion, lawfully or as a cartoon, which are camera moves, and which
+    are in the best rule's selection too."""
     rows = [row for row, _ in task.weights]
     return {
         "own_motion": float(np.mean(clips.motions[rows] == target)),
         "camera_moves": float(np.mean(clips.kinds[rows] == "camera")),
+        "of_best": float(np.mean(np.isin(rows, [row for row, _ in best.weights]))),
     }
 
 

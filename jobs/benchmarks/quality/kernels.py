@@ -27,6 +27,7 @@ from pipeline.projection import Projection
 from pipeline.storage import stores
 
 Floats = npt.NDArray[np.float32]
+One = tuple[Tensor, Tensor, Tensor, str]  # a clip's latent, text, mask and id
 Grams = dict[str, Floats]  # by the masks of both sides: [parts, M, M], M = clips, then queries
 PAIRS = ("motion", "none", "crossed", "adam_motion", "projected")
 UNMASKED = {"none", "crossed", "adam_motion"}  # pairs for which unmasked gradients are needed
@@ -66,16 +67,11 @@ def grams(
     start = time.thread_time()
     rows, sizes = gradients(model, (clips, queries), timestep, noise, own, masks)
     yield "seconds", np.array([(time.thread_time() - start) / len(rows["motion"])], np.float32)
-    spans = list(pairwise(np.cumsum([0, *sizes]).tolist()))
-
-    def products(a: str, b: str) -> Floats:
-        return np.stack([(rows[a][:, s:e] @ rows[b][:, s:e].T).numpy() for s, e in spans])
-
     for name in ("motion", "none"):
         if name in pairs:
-            yield name, products(name, name)
+            yield name, by_part(rows[name], sizes)
     if "crossed" in pairs:
-        yield "crossed", products("motion", "none")
+        yield "crossed", by_part(rows["motion"], sizes, rows["none"])
     if "projected" in pairs:
         yield from projected(rows["motion"])
     if "adam_motion" in pairs:
@@ -83,7 +79,14 @@ def grams(
         mean = of_clips.mean(0)
         second = mean.square() + (of_clips.square().mean(0) - mean.square()) / BATCH
         rows["motion"] *= (second + TINY).pow(-0.25)
-        yield "adam_motion", products("motion", "motion")
+        yield "adam_motion", by_part(rows["motion"], sizes)
+
+
+def by_part(rows: Tensor, sizes: Sequence[int], columns: Tensor | None = None) -> Floats:
+    """Products of gradients [M, D] with themselves, or with others, for each part of the model: [parts, M, M]."""
+    others = rows if columns is None else columns
+    spans = pairwise(np.cumsum([0, *sizes]).tolist())
+    return np.stack([(rows[:, start:end] @ others[:, start:end].T).numpy() for start, end in spans])
 
 
 def gradients(
@@ -95,12 +98,25 @@ def gradients(
     masks: Sequence[str],
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The gradients of every clip of the sets [M, D] under each of `masks`, and the sizes of the model's parts."""
+    return gradients_of(model, list(_each(*sets)), tuple(sets[0].latent.shape[1:]), timestep, noise, own, masks)
+
+
+def gradients_of(
+    model: VideoModel,
+    clips: Sequence[One],
+    shape: tuple[int, ...],
+    timestep: float,
+    noise: int,
+    own: bool,
+    masks: Sequence[str],
+) -> tuple[dict[str, Tensor], list[int]]:
+    """`gradients` of single clips. `shape` is that of a whole latent; a shorter one has its first frames of noise."""
     named = dict(model.trained.named_parameters())
     groups = [[named[name] for name in names] for names in parts(model.trained).values()]
     sizes, parameters = [sum(p.numel() for p in part) for part in groups], [p for part in groups for p in part]
-    rows = {mask: torch.zeros(sum(map(len, sets)), sum(sizes)) for mask in masks}
-    full = shared_noise(0, noise, tuple(sets[0].latent.shape[1:]))  # type: ignore[arg-type]
-    for n, (latent, text, mask, clip_id) in enumerate(_each(*sets)):
+    rows = {mask: torch.zeros(len(clips), sum(sizes)) for mask in masks}
+    full = shared_noise(0, noise, shape)  # type: ignore[arg-type]
+    for n, (latent, text, mask, clip_id) in enumerate(clips):
         at = own_noise(clip_id, noise, tuple(latent.shape)) if own else full[:, : latent.shape[1]]
         errors = loss_map(model, latent[None], {"text": text[None]}, torch.tensor([timestep]), at[None])
         for name in masks:
@@ -129,7 +145,7 @@ def projected(rows: Tensor) -> Iterator[tuple[str, Floats]]:
         yield f"{kind}-512", products(features(kind, 512))
 
 
-def _each(*sets: Clips) -> Iterator[tuple[Tensor, Tensor, Tensor, str]]:
+def _each(*sets: Clips) -> Iterator[One]:
     for clips in sets:
         for latent, text, mask, clip_id, frames in zip(
             clips.latent, clips.text, clips.mask, clips.clip_ids, clips.frames.tolist(), strict=True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jobs.benchmarks.quality import influences
+from jobs.benchmarks.quality import influences, versions
 from jobs.benchmarks.quality.influences import Floats, Method, Place
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.problem import Clips
@@ -28,6 +28,9 @@ UNTRAINED, CAPTION = "control: untrained model, as the best", "control: caption 
 OWN_LOSS, LENGTH = "control: own loss", "control: gradient length"
 OVERLAP, RAW, MAGNITUDE = "control: mask overlap alone", "control: raw latents", "control: motion magnitude"
 FLOW, RANDOM = "control: nearest flow", "control: random"
+ONE_LOOK = f"both masked, empty captions, timestep {versions.PLACE[0]:g}, whitened"
+LOOKS, TWINS = f"the same, {versions.LOOKS} looks", f"the same, {versions.LOOKS} looks and twins"
+UNLEARNING = tuple(f"forward passes alone: mirrored unlearning, clips {of}" for of in ("masked", "plain"))
 Captions = tuple[Sequence[str], Sequence[str]]  # of the clips, of the queries
 Named = tuple[str, Floats]  # what was changed, and the score of every clip for every motion [N, T]
 TOP, LISTED = 0.1, 0.2  # the full one's best tenth, looked for in the cheap one's best fifth
@@ -101,6 +104,18 @@ def compared(
     ):
         table[name] = Scored(values, 0, by_query=False)
     return table
+
+
+def by_versions(products: Grams, unlearnt: Floats, clips: Clips) -> dict[str, Scored]:
+    """Rules by looks and twins of queries (`versions.grams`), both sides masked under empty captions; and mirrored
+    unlearning [2, N, Q] (`unlearning.differences`), which takes no gradient of a clip."""
+    at = {versions.PLACE: products}
+    pairs = {ONE_LOOK: versions.ONE_LOOK, LOOKS: versions.IN_LOOKS, TWINS: versions.WITH_TWINS}
+    table = {
+        name: Scored(influences.values(at, Method((versions.PLACE,), pair, WHITEN), clips), 1)
+        for name, pair in pairs.items()
+    }
+    return table | {name: Scored(values) for name, values in zip(UNLEARNING, unlearnt, strict=True)}
 
 
 def combined(computed: Kernels, clips: Clips, pairs: Sequence[str], whiten: float | None = WHITEN) -> Scored:

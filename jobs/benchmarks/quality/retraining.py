@@ -109,8 +109,8 @@ def times(model: VideoModel, clip_ids: Sequence[str], count: int) -> Tensor:
 
 @torch.no_grad()
 def losses(model: VideoModel, clips: Clips, recipe: Recipe) -> LossesByTime:
-    """Losses at each of the recipe's drawn timesteps, the least noise first, each under a noise of its own, the same for
-    every model: [N, noises, 2], masked and plain."""
+    """Losses at each of the recipe's drawn timesteps, the least noise first, each under a noise of its own, the same
+    for every model: [N, noises, 2], masked and plain."""
     model.trained.eval()
     by_time = np.zeros((len(clips), recipe.noises, 2))
     for start in range(0, len(clips), AT_A_TIME):

@@ -45,6 +45,7 @@ class Plan:
     draws: int = 4  # fine-tunings on each skewed subset, under different seeds, whose mean is predicted
     draws_of_halves: int = 2
     others: bool = True  # whether variants and cheaper attributions are looked at
+    versions: bool = False  # whether rules by looks, twins and unlearning are
     places: tuple[Place, ...] = ((251.0, 0), (501.0, 0), (751.0, 0), (751.0, 1))
 
 
@@ -101,7 +102,12 @@ class Studies:
     def scored(self) -> dict[str, Scored]:
         scenes = self.plan.world.scenes
         captions = [scene.caption for scene in scenes("clips")], [scene.caption for scene in scenes("queries")]
-        return methods.compared(self.kernels, self.clips, self.queries, MOTIONS, captions, self.own)
+        table = methods.compared(self.kernels, self.clips, self.queries, MOTIONS, captions, self.own)
+        if not self.plan.versions:
+            return table
+        products = tasks.version_grams(self.folder, self.plan.world)
+        unlearnt = tasks.unlearnt(self.folder, self.plan.world).astype(np.float64)
+        return table | methods.by_versions(products, unlearnt, self.clips)
 
     @cached_property
     def own(self) -> Losses:
@@ -229,8 +235,17 @@ class Studies:
         return counterfactual.Influences(
             at["motive"].values, at["no mask"].values, at["motive, whitened"].values, at["best"].values,
             influences.overlap(self.clips, self.queries, MOTIONS), at[methods.CAPTION].values, at[methods.FLOW].values,
-            at[methods.OWN_LOSS].values[:, 0], at[methods.LENGTH].values[:, 0],
+            at[methods.OWN_LOSS].values[:, 0], at[methods.LENGTH].values[:, 0], self._of_further_arms,
         )  # fmt: skip
+
+    @property
+    def _of_further_arms(self) -> dict[str, Floats]:
+        """What arms pick by that know the queries' looks: [N, T]."""
+        by_arm: dict[str, Floats] = {}
+        if self.plan.versions:
+            by_arm["looks"] = self.motion_scores(self.scored[methods.TWINS])
+            by_arm["unlearning"] = self.motion_scores(self.scored[methods.UNLEARNING[0]])
+        return by_arm
 
     def chosen(self, arm: str, target: str, seed: int, part: float = counterfactual.TENTH) -> Retraining:
         by = self.picked_by
@@ -282,7 +297,7 @@ class Studies:
         losses = self.retrained("counterfactual", list(self._judged.values()))
         return {
             key: counterfactual.changes(after, self.base, self.held_out, key[1])
-            | counterfactual.shares(task, self.clips, key[1])
+            | counterfactual.shares(task, self.clips, key[1], self.chosen("best", key[1], key[2]))
             for (key, task), after in zip(self._judged.items(), losses, strict=True)
         }
 

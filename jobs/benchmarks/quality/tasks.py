@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
 
-from jobs.benchmarks import ceilings
-from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining
+from jobs.benchmarks import ceilings, unlearning
+from jobs.benchmarks.quality import kernels, laws, metagradient, problem, retraining, versions
 from jobs.benchmarks.quality.lessons import Lessons, train
 from jobs.benchmarks.quality.problem import SETS, Clips, World
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
@@ -24,6 +25,7 @@ from pipeline.evaluation.comparison import BANDS, banded
 from pipeline.models import VideoModel
 from pipeline.stages.progress import Progress
 from pipeline.storage import stores
+from pipeline.synthetic.world import Scene
 
 EXACT = 48  # clips of the problem whose influence is computed exactly
 CHUNK = 50  # clips that one task encodes
@@ -75,7 +77,23 @@ def _chunks(folder: str, world: World, name: str) -> tuple[str, ...]:
 
 
 def _encode(world: World, name: str, chunk: int, place: str) -> None:
-    problem.encode(world.scenes(name)[chunk * CHUNK : (chunk + 1) * CHUNK], place)
+    problem.encode(_chunk(world, name, chunk), place)
+
+
+def _chunk(world: World, name: str, number: int) -> list[Scene]:
+    return world.scenes(name)[number * CHUNK : (number + 1) * CHUNK]
+
+
+def in_versions(folder: str, world: World) -> tuple[str, ...]:
+    """The folders of the queries' looks and twins."""
+    places = tuple(f"{place}/versions" for place in _chunks(folder, world, "queries"))
+    missing = [(world, n, place) for n, place in enumerate(places) if not versions.encoded(place)]
+    each("encode looks and twins", _encode_versions, missing)
+    return places
+
+
+def _encode_versions(world: World, chunk: int, place: str) -> None:
+    versions.encode(_chunk(world, "queries", chunk), place)
 
 
 def loaded(folder: str, world: World, name: str) -> Clips:
@@ -209,14 +227,19 @@ def _exact(folder: str, world: World, targets: tuple[str, ...], subsets: int, pl
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
+def _home(folder: str, world: World, untrained: bool = False) -> str:
+    """Where what a model's gradients say is kept. Bases share the untrained model."""
+    model = "untrained" if untrained else problem.base_digest(world.base)
+    return f"{folder}/kernels/{world.name}-{model}"
+
+
 def grams(folder: str, world: World, recipe: Recipe, kinds: Sequence[tuple[float, int, str]]) -> list[kernels.Grams]:
     """Kernels of (timestep, noise, name of a variant)."""
-    home, base = f"{folder}/kernels/{world.name}", problem.base_digest(world.base)
 
-    def model_of(name: str) -> str:
-        return "untrained" if kernels.VARIANTS[name].model == "untrained" else base  # bases share the untrained one
+    def home(name: str) -> str:
+        return _home(folder, world, untrained=kernels.VARIANTS[name].model == "untrained")
 
-    places = [f"{home}-{model_of(name)}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
+    places = [f"{home(name)}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
     missing = [(folder, world, recipe, *given, place) for given, place in zip(kinds, places, strict=True)]
     each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
     return [kernels.read(place) for place in places]
@@ -234,3 +257,39 @@ def _grams(folder: str, world: World, recipe: Recipe, timestep: float, noise: in
         model = retraining.fresh(world.base)
     given = variant.clips(clips), variant.queries(queries)
     kernels.write(place, dict(kernels.grams(model, *given, timestep, noise, variant.own_noise, variant.pairs)))
+
+
+# --- the queries in other looks and as twins, and their unlearning ----------------------------------------------------
+
+
+def version_grams(folder: str, world: World) -> kernels.Grams:
+    """`versions.grams` of the world's clips and queries."""
+    timestep, noise = versions.PLACE
+    place, places = f"{_home(folder, world)}/versions-{timestep:g}-{noise}.npz", in_versions(folder, world)
+    if not Path(place).exists():
+        each("gradients of looks and twins", _version_grams, [(folder, world, places, place)])
+    return kernels.read(place)
+
+
+def _version_grams(folder: str, world: World, places: tuple[str, ...], place: str) -> None:
+    model, clips = retraining.fresh(world.base), loaded(folder, world, "clips")
+    kernels.write(place, versions.grams(model, clips, versions.load(places)))
+
+
+def unlearnt(folder: str, world: World) -> npt.NDArray[np.float32]:
+    """`unlearning.differences` of the world's clips, for each query that moves: [2, N, Q]."""
+    place = f"{_home(folder, world)}/unlearning-{unlearning.TIMESTEP:g}.npz"
+    if not Path(place).exists():
+        each("unlearning", _unlearn, [(folder, world, place)])
+    return kernels.read(place)["differences"]
+
+
+def _unlearn(folder: str, world: World, place: str) -> None:
+    model = retraining.fresh(world.base)
+    clips, queries = loaded(folder, world, "clips"), loaded(folder, world, "queries")
+    blank = model.blank()
+    of_clips, of_queries = (
+        unlearning.Encoded(side.latent, [blank] * len(side), side.mask) for side in (clips, queries)
+    )
+    motions = np.where(queries.moving, queries.motions, "").tolist()
+    kernels.write(place, {"differences": unlearning.differences(model, of_clips, of_queries, motions)})

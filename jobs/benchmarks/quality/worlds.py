@@ -34,8 +34,8 @@ BEST, RELIABILITY = "best", "reliability: one fine-tuning by another"
 RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.FLOW, methods.OWN_LOSS, methods.LENGTH, methods.OVERLAP,
           methods.RAW, methods.MAGNITUDE, studies.RIDGE)  # fmt: skip
 ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "nearest_flow", "motive",
-        "best", "oracle")  # fmt: skip
-SHARES = ("own_motion", "camera_moves")
+        "best", "looks", "unlearning", "oracle")  # fmt: skip
+SHARES = ("own_motion", "camera_moves", "of_best")
 ARM, BAND, HALF, SHARE, LESS_RANDOM = "arm ", "band ", "half ", "share ", " less random"
 LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
 
@@ -91,6 +91,7 @@ LONG = Form(
         arms=ARMS,
         draws=2,
         others=False,
+        versions=True,
         places=((501.0, 0), (751.0, 0)),
     ),
     seeds=(41_000_001, 42_000_001, 43_000_001),
@@ -131,8 +132,8 @@ def cells(form: Form, folder: str) -> Iterator[Cell]:
 
 def figures(study: Studies, parts: Sequence[float]) -> Figures:
     """LDS of every method and of the fine-tunings themselves; what every arm's tenth does, also at the times of each
-    band, and is made of; what the upper half by a score does less than the lower one, under HALF + the score's name; what these parts of the corpus
-    by an arm do, under SHARE + part and arm."""
+    band, and is made of; what the upper half by a score does less than the lower one, under HALF + the score's name;
+    what these parts of the corpus by an arm do, under SHARE + part and arm."""
     members, draws = study.fine_tuned("skewed")
     plain_draws = study.fine_tuned("skewed", 1)[1]
     masked, plain = draws.mean(0), plain_draws.mean(0)
