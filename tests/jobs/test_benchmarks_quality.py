@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from jobs.benchmarks.quality import (
+    budgets,
     counterfactual,
     datamodel,
     halves,
@@ -238,6 +239,28 @@ def test_a_selection_is_made_of_its_motion_and_of_camera_moves(sets: tuple[Clips
     assert shares["own_motion"] == pytest.approx((clips.motions == motion).mean())
     assert shares["camera_moves"] == pytest.approx((clips.kinds == "camera").mean())
     assert shares["of_best"] == pytest.approx(6 / 24)
+
+
+def test_the_smallest_weight_that_keeps_the_budget_is_found() -> None:
+    rng = np.random.default_rng(6)
+    plain = rng.standard_normal((200, 3))
+    masked = np.stack([-plain[:, 0], plain[:, 1], rng.standard_normal(200)], 1) + 0.3 * rng.standard_normal((200, 3))
+
+    def predicted(weight: float, column: int) -> float:
+        score = budgets.mixed(masked, plain, np.full(3, weight))[:, column]
+        return float(plain[np.argsort(-score)[:20], column].mean() - plain[:, column].mean())
+
+    weights = budgets.weights(masked, plain, 20)
+    assert weights[1] == 0, "what costs nothing is not weighed down"
+    assert 0.1 < weights[0] < 0.9
+    assert predicted(weights[0], 0) >= 0 > predicted(weights[0] - 0.02, 0)
+    assert (budgets.weights(masked, plain, 20, budget=9.0) == 0).all()
+    assert (budgets.weights(masked, plain, 20, budget=-9.0) == 1).all()
+
+
+def test_what_is_spared_is_the_mean_influence_on_the_others() -> None:
+    scores = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    np.testing.assert_allclose(budgets.spared(scores), [[-3.0, -1.5, 4.5], [-1.5, -1.5, 3.0]])
 
 
 def test_a_query_asks_by_its_looks_and_against_its_twins(

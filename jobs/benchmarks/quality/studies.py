@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmarks.quality import counterfactual, datamodel, influences, kernels, methods, retrieval, tasks
+from jobs.benchmarks.quality import budgets, counterfactual, datamodel, influences, kernels, methods, retrieval, tasks
 from jobs.benchmarks.quality.datamodel import Design, both_lds
 from jobs.benchmarks.quality.influences import Floats, Method, Place
 from jobs.benchmarks.quality.kernels import Grams
 from jobs.benchmarks.quality.methods import Kernels, Scored, motion_scores
 from jobs.benchmarks.quality.problem import World, base_model
 from jobs.benchmarks.quality.retraining import Losses, Recipe, Retraining, on
+from pipeline.ranking import share
 from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.synthetic import world
 
@@ -240,8 +241,15 @@ class Studies:
 
     @property
     def _of_further_arms(self) -> dict[str, Floats]:
-        """What arms pick by that know the queries' looks: [N, T]."""
-        by_arm: dict[str, Floats] = {}
+        """What arms pick by that weigh one loss against another, or that know the queries' looks: [N, T]."""
+        masked = self.motion_scores(self.scored["best"])
+        plain = self.motion_scores(self.scored[f"no mask, {len(self.plan.places)} settings, whitened"])
+        tenth = share(counterfactual.TENTH, int(self.clips.moving.sum()))
+        by_arm = {
+            "within_budget": budgets.mixed(masked, plain, budgets.weights(masked, plain, tenth)),
+            "balanced": budgets.mixed(masked, plain, np.array(0.5)),
+            "spared": budgets.spared(masked),
+        }
         if self.plan.versions:
             by_arm["looks"] = self.motion_scores(self.scored[methods.TWINS])
             by_arm["unlearning"] = self.motion_scores(self.scored[methods.UNLEARNING[0]])

@@ -34,7 +34,7 @@ BEST, RELIABILITY = "best", "reliability: one fine-tuning by another"
 RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.FLOW, methods.OWN_LOSS, methods.LENGTH, methods.OVERLAP,
           methods.RAW, methods.MAGNITUDE, studies.RIDGE)  # fmt: skip
 ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "nearest_flow", "motive",
-        "best", "looks", "unlearning", "oracle")  # fmt: skip
+        "best", "looks", "unlearning", "within_budget", "balanced", "spared", "oracle")  # fmt: skip
 SHARES = ("own_motion", "camera_moves", "of_best")
 ARM, BAND, HALF, SHARE, LESS_RANDOM = "arm ", "band ", "half ", "share ", " less random"
 LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
