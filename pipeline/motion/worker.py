@@ -80,7 +80,8 @@ class MotionWorker:
         box that holds too little."""
         keep = self._keep(row, frames)
         flow = motion.estimate(frames, self.raft, self.run.motion, self.device)
-        moving = motion.moving_region(flow - motion.camera_motion(flow), *frames.shape[1:3], keep=keep)
+        _, height, width, _ = frames.shape
+        moving = motion.moving_region(flow - motion.camera_motion(flow), height, width, keep)
         region: npt.NDArray[np.float32] = moving.cpu().numpy()
         return region
 
