@@ -87,6 +87,8 @@ def _unusual(run: Run) -> Fingerprint:
         unusual["attribution.captions"] = run.attribution.captions
     if run.attribution.storage != "float32":
         unusual["attribution.storage"] = run.attribution.storage
+    if run.attribution.looks != 1:
+        unusual["attribution.looks"] = run.attribution.looks
     if q.looks != 1:
         unusual["queries.looks"] = q.looks
     if q.changes != ("colours",):

@@ -83,7 +83,8 @@ class FeatureWorker:
         self.text, self._cut = Captions(self.model.text), 0
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
-        needs_flow = run.queries.twins or "background" in run.queries.changes
+        self.looks, self.changes = run.looks
+        needs_flow = run.queries.twins or "background" in self.changes
         self.motion = measure or (self._motion_worker() if needs_flow else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
 
@@ -179,13 +180,13 @@ class FeatureWorker:
     def _looks(
         self, row: Row, frames: Frames, mask: Tensor | None, caption: str
     ) -> Iterator[tuple[int, Frames, Tensor | None, str]]:
-        """A video in all looks of a query: the look's number, frames, mask and caption."""
-        q, key, moving = self.run.queries, f"{self.run.seed} {row['clip_id']}", None
-        if "background" in q.changes:
+        """A video in all of its looks: the look's number, frames, mask and caption."""
+        key, moving = f"{self.run.seed} {row['clip_id']}", None
+        if "background" in self.changes:
             assert self.motion is not None, "it was made for the backgrounds"
             moving = self.motion.region({**row, "mask_box": _of_picture(row)}, frames)
-        for look in range(q.looks):
-            video, is_mirrored = looks.in_look(frames, key, look, q.changes, moving)
+        for look in range(self.looks):
+            video, is_mirrored = looks.in_look(frames, key, look, self.changes, moving)
             if is_mirrored:
                 yield look, video, None if mask is None else mask.flip(-1), looks.mirrored_caption(caption)
             else:
@@ -231,7 +232,7 @@ class FeatureWorker:
         """Feature, norm and loss of a clip under a setting; of a query's looks norm and loss are the mean."""
         q = self.run.queries
         kinds = [
-            [(kind, look, setting) for look in range(q.looks) if (kind, look, setting) in gradients]
+            [(kind, look, setting) for look in range(self.looks) if (kind, look, setting) in gradients]
             for kind in range(1 + len(q.twins))
         ]
         real, *twins = (np.stack([gradients[place][0] for place in places]) for places in kinds)
@@ -242,8 +243,8 @@ class FeatureWorker:
     def projected(self) -> bool:
         """Whether the gradients taken so far are projected, but for a clip's: to finish earlier would cost a whole
         generation of a dense P for the few that are held."""
-        q = self.run.queries
-        return self.gradients.waiting < len(self.run.attribution.settings) * q.looks * (1 + len(q.twins))
+        versions = self.looks * (1 + len(self.run.queries.twins))
+        return self.gradients.waiting < len(self.run.attribution.settings) * versions
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         measured = scanning.PART in rows.column_names  # of the motion table: its masks are read here

@@ -120,6 +120,12 @@ class Attribution(Model):
         description="under which clips and queries are attributed; empty: what words say has no part; group: a query "
         "under the name of its group, a clip under its own",
     )
+    looks: int = Field(
+        1,
+        ge=1,
+        description="looks in which a clip is attributed: its own, then other colours before other backgrounds; their "
+        "mean counts, and each costs as much as the first",
+    )
     blocks: Literal["device", "host"] = Field(
         "device",
         description="host: for a model larger than the GPU; the transformer's blocks wait in main memory and come one "
@@ -153,8 +159,12 @@ class Attribution(Model):
     def alone(self, name: str) -> Attribution:
         """What is left of it for `clips` or for `queries`."""
         settings = tuple(s.model_copy(update={"of": "both"}) for s in self.settings if s.of in ("both", name))
-        captions = "own" if self.captions == "group" and name == "clips" else self.captions
-        return self.model_copy(update={"settings": settings, "captions": captions})
+        changes: dict[str, Any] = {"settings": settings}
+        if name == "queries":
+            changes["looks"] = 1  # queries have looks of their own
+        elif self.captions == "group":
+            changes["captions"] = "own"
+        return self.model_copy(update=changes)
 
     @property
     def cheaper(self) -> Attribution | None:
@@ -182,6 +192,7 @@ def _check_distinct(settings: tuple[Setting, ...]) -> None:
 
 Twin = Literal["backwards", "slow_start", "shuffled", "frozen", "stuttering"]
 Change = Literal["colours", "background", "mirrored"]  # in which looks of a query differ
+CLIP_CHANGES: tuple[Change, ...] = ("colours", "background")  # in which looks of a clip differ (attribution.looks)
 Functional = Literal["loss", "preference", "both"]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.config.attribution import Attribution, Queries, RankingMask, Twins, compared
+from pipeline.config.attribution import CLIP_CHANGES, Attribution, Change, Queries, RankingMask, Twins, compared
 from pipeline.config.export import Export
 from pipeline.config.operations import (
     Budget,
@@ -418,6 +418,12 @@ class Run(Model):
             plain: dict[str, Any] = {"looks": 1, "changes": ("colours",), "twins": (), "functional": "loss"}
             changes["queries"] = self.queries.model_copy(update=plain)
         return self.model_copy(update=changes)
+
+    @property
+    def looks(self) -> tuple[int, tuple[Change, ...]]:
+        """In how many looks a video is attributed, and in what they differ, where this run is `of` clips or queries."""
+        a, q = self.attribution, self.queries
+        return (a.looks, CLIP_CHANGES) if a.looks > 1 else (q.looks, q.changes)
 
     @property
     def clip_roots(self) -> tuple[str, ...]:

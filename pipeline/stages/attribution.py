@@ -215,7 +215,7 @@ def _stream(
 def _projection(run: Run) -> str:
     """How gradients are projected, for the log."""
     a = run.attribution
-    q = run.queries
-    each = f"{q.looks * (1 + len(q.twins))} gradients a setting, " if q.looks > 1 or q.twins else ""
+    count = run.looks[0] * (1 + len(run.queries.twins))
+    each = f"{count} gradients a setting, " if count > 1 else ""
     how = f"{a.hold} gradients held for each generation" if a.hold > 1 else "streamed"
     return f"{each}{a.projection.kind} projection to {a.projection.dim} numbers, {how}"

@@ -124,6 +124,36 @@ def test_looks_differ_in_what_the_configuration_says(run: Run) -> None:
     assert versions[2][3] == row["caption"]
 
 
+def test_a_clip_in_several_looks_is_the_mean_of_their_directions(run: Run) -> None:
+    """Its looks are its own and not those that the queries have."""
+    attribution = run.attribution.model_copy(update={"looks": 3})
+    of_clips = run.model_copy(update={"attribution": attribution}).of("clips")
+    assert of_clips.looks == (3, ("colours", "background"))
+    assert of_clips.queries.twins == ()
+    assert run.model_copy(update={"attribution": attribution}).of("queries").looks == (2, ("colours",))
+    features = FeatureWorker(of_clips, {})
+    video = world.render(world.scene(3, "a", "real", "roll", 9), 32, 32)
+    mask = motion.encode_mask(torch.ones(5, 8, 8))
+    columns = {"clip_id": "a", "version": "v", "num_frames": 9, "caption": "a ball", "error": None}
+    row = {**columns, "mask": mask, "mask_shape": [5, 8, 8]}
+    taken = features.take(row, video)
+    assert len(taken["losses"]) == 3 * len(SETTINGS)
+    table = features.finish([taken])
+    feature = table.column("feature").combine_chunks().flatten().to_numpy().reshape(len(SETTINGS), DIM)
+    versions = list(features._versions(row, video, torch.ones(5, 8, 8), ""))
+    assert len({version[1].tobytes() for version in versions}) == 3
+    for place, frames, of_version, _ in versions:
+        latent = features.encode(frames)["latent"]
+        losses = take_clip(
+            features.gradients, features.model, of_clips.attribution.settings, latent, features.text(""), of_version, 0
+        )
+        assert losses[0] == pytest.approx(taken["losses"][(*place, 0)], rel=1e-5)
+    gradients = features.gradients.collect()[0].numpy().reshape(3, len(SETTINGS), DIM)
+    for setting in range(len(SETTINGS)):
+        expected = query_feature(gradients[:, setting], np.empty((0, 3, DIM), np.float32), "loss")
+        np.testing.assert_allclose(feature[setting], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_query_may_be_attributed_under_the_name_of_its_group(run: Run) -> None:
     attribution = run.attribution.model_copy(update={"captions": "group"})
     grouped = run.model_copy(update={"attribution": attribution})
@@ -148,6 +178,9 @@ def test_what_is_unusual_is_in_the_fingerprint_and_nothing_else_is(run: Run) -> 
     assert unusual["queries.looks"] == 2
     assert unusual["queries.twins"] == ["backwards", "slow_start"]
     assert "queries.changes" not in unusual
+    looks_of_clips = run.model_copy(update={"attribution": run.attribution.model_copy(update={"looks": 4})})
+    assert fingerprints.features(looks_of_clips.of("clips"))["attribution.looks"] == 4
+    assert "attribution.looks" not in fingerprints.features(looks_of_clips.of("queries"))
     other = run.model_copy(update={"queries": run.queries.model_copy(update={"changes": ("background",)})})
     assert fingerprints.features(other.of("queries"))["queries.changes"] == ["background"]
     assert unusual["attribution.captions"] == "empty"
