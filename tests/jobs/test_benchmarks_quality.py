@@ -258,6 +258,20 @@ def test_the_smallest_weight_that_keeps_the_budget_is_found() -> None:
     assert (budgets.weights(masked, plain, 20, budget=-9.0) == 1).all()
 
 
+def test_parts_that_are_whitened_by_themselves_count_alike(sets: tuple[Clips, Clips]) -> None:
+    clips = sets[0]
+    rng, rows = np.random.default_rng(0), len(clips) + 4
+    parts = [rng.standard_normal((rows, 6)) * length for length in (1, 100)]
+    place = (751.0, 0)
+    grams = {place: {"none": np.stack([part @ part.T for part in parts]).astype(np.float32)}}
+    whitened = influences.values(grams, influences.Method((place,), "none", whitened_by_part=True), clips)
+    alone = [influences.values(grams, influences.Method((place,), "none", parts=(n,)), clips) for n in (0, 1)]
+    np.testing.assert_allclose(whitened, np.mean([one / one.std() for one in alone], 0), rtol=1e-6)
+    together = influences.values(grams, influences.Method((place,), "none"), clips)
+    assert np.corrcoef(together.ravel(), alone[1].ravel())[0, 1] > 0.99, "the longer part rules the whole"
+    assert np.corrcoef(whitened.ravel(), alone[0].ravel())[0, 1] > 0.5
+
+
 def test_what_is_spared_is_the_mean_influence_on_the_others() -> None:
     scores = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     np.testing.assert_allclose(budgets.spared(scores), [[-3.0, -1.5, 4.5], [-1.5, -1.5, 3.0]])

@@ -30,6 +30,7 @@ class Method:
     pair: str = "motion"
     whiten: float | None = 0.01
     by_part: bool = False  # each part of the model normalised by itself
+    whitened_by_part: bool = False  # each part whitened by itself, and the mean of what they say
     parts: tuple[int, ...] | None = None  # those parts alone
     lengths: bool = False  # products of gradients as long as they are, instead of cosines
 
@@ -87,7 +88,15 @@ def by_motion(values: Floats, queries: Clips, motions: Sequence[str]) -> Floats:
 
 
 def values(grams: Mapping[Place, Grams], method: Method, clips: Clips) -> Floats:
-    """Influence of every clip on every query by whole gradients: [N, Q]. Rows without motion are NaN under the mask."""
+    """Influence of every clip on every query by whole gradients: [N, Q]. Rows without motion are NaN under the mask.
+
+    Parts that are whitened each by itself count alike: the influence by each is in units of its spread over clips and
+    queries."""
+    if method.whitened_by_part:
+        count = len(next(iter(grams.values()))[method.pair])
+        alone = (replace(method, whitened_by_part=False, parts=(part,)) for part in range(count))
+        of_parts = [values(grams, one, clips) for one in alone]
+        return np.asarray(np.mean([of_part / np.nanstd(of_part) for of_part in of_parts], axis=0))
     rows = clips.moving if method.masked else np.ones(len(clips), bool)
     cosines = kernel(grams, method)
     if method.pair == "crossed":  # masked queries, unmasked clips: whitened by the unmasked kernel

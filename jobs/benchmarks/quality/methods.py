@@ -84,6 +84,10 @@ def compared(
         f"no mask, {many}, whitened": of("none", WHITEN, every),
         "best": combined(computed, clips, *BEST),
     }
+    for name, pair in (("motive", "motion"), ("queries masked", "crossed")):
+        by_part = Method(every, pair, WHITEN, whitened_by_part=True)
+        values = influences.values(computed.shared, by_part, clips)
+        table[f"{name}, {many}, whitened part by part"] = Scored(values, len(every))
     for grams, title in ((computed.untrained[PAPER], "untrained model"),
                          (computed.others["others"], "own mask, another clip's latent")):  # fmt: skip
         values = influences.values({PAPER: grams}, Method((PAPER,), "motion", WHITEN), clips)
