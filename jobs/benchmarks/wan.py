@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from jobs.benchmarks import ceilings
-from jobs.benchmarks.real.criteria import Verdict
+from jobs.benchmarks.verdicts import Verdict
 from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming, training

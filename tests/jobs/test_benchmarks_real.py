@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.benchmarks.matching import matched_halves
 from jobs.benchmarks.quality import datamodel
 from jobs.benchmarks.real import __main__ as job
 from jobs.benchmarks.real import (
     bench,
     criteria,
-    designs,
     footage,
     layouts,
     options,
@@ -179,7 +179,7 @@ def test_matched_halves_have_equally_many_of_each_action_and_person() -> None:
     ids = [f"c{n}" for n in range(len(cells))]
     score = rng.standard_normal(len(cells))
     score[0] = np.nan
-    upper, lower = designs.matched_halves(score, cells, ids)
+    upper, lower = matched_halves(score, cells, ids)
     assert len(upper) == len(lower) == 5
     assert not set(upper) & set(lower)
     assert sorted(cells[n] for n in upper) == sorted(cells[n] for n in lower)

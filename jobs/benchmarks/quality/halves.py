@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jobs.benchmarks.matching import matched_halves
 from jobs.benchmarks.quality import counterfactual, methods
 from jobs.benchmarks.quality.retraining import Retraining, on
 from jobs.benchmarks.quality.studies import MOTIONS, Studies
-from jobs.benchmarks.real.designs import matched_halves
 
 SCORES = ("best", "motive", methods.FLOW, methods.OWN_LOSS, methods.RANDOM)
 

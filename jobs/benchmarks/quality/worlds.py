@@ -21,7 +21,7 @@ from jobs.benchmarks.quality.lessons import OTHER, Lessons
 from jobs.benchmarks.quality.problem import OUT, World
 from jobs.benchmarks.quality.retraining import Recipe
 from jobs.benchmarks.quality.studies import Plan, Studies
-from jobs.benchmarks.real.criteria import Verdict
+from jobs.benchmarks.verdicts import Verdict
 from pipeline.statistics.intervals import student
 
 Rows = list[dict[str, Any]]

@@ -7,7 +7,6 @@ spoiling     clips that are spoiled on purpose, by known means
 footage      segments of the videos, decoded, encoded and masked once
 bench        what the studies share: the sets, the base model, fine-tunings and gradients; all on disk
 scores       every way to score a clip for an action: the product's and the controls
-designs      halves of the corpus that a score tells apart, matched in what their clips show
 studies      the four studies, each a table
 criteria     what counts as failure, said before any result, and the sentence that follows
 """

@@ -25,6 +25,7 @@ from jobs.benchmarks.real.layouts import Listing, Video
 from jobs.benchmarks.real.options import Real
 from jobs.benchmarks.real.people import PARTS, Part
 from jobs.benchmarks.real.studies import Studies
+from jobs.benchmarks.verdicts import Verdict
 from pipeline.config import Run
 from pipeline.errors import InputError, UsageError
 from pipeline.stages.progress import duration
@@ -76,7 +77,7 @@ def report_on(run: Run, settings: Real, listing: Listing, part_of: Mapping[str, 
     parts = segments_of(run, settings, listing, part_of)
     sets = bench.prepare(run, settings, parts)
     figures: dict[str, Any] = {}
-    verdicts: list[criteria.Verdict] = []
+    verdicts: list[Verdict] = []
     captioned = all(video.captioned for video in listing.videos)
     for name, actions in bases(settings, parts["base"]).items():
         made = Bench(run, settings, sets, bench.taught(run, settings, sets, actions))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from jobs.benchmarks.verdicts import Verdict
 
 CONFIDENCE = 0.9
 PLAIN_AT_MOST = 0.01
@@ -29,20 +30,6 @@ FEW = (
     f"clips of {PEOPLE} persons and {ACTIONS} actions are the fewest. The run shows that every step works on these "
     "videos, and no more."
 )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A criterion of one base: whether failure came true, None where it could not be measured, and its figures."""
-
-    criterion: str
-    failed: bool | None
-    figures: str
-
-    @property
-    def row(self) -> dict[str, Any]:
-        says = {True: "failed", False: "passed", None: "not measured"}[self.failed]
-        return {"criterion": self.criterion, "verdict": says, "figures": self.figures}
 
 
 def verdicts(tables: Mapping[str, Sequence[Mapping[str, Any]]], captioned: bool, best: str) -> list[Verdict]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
+from jobs.benchmarks.matching import by_hash
 from pipeline.errors import InputError
 
 Part = Literal["base", "corpus", "queries", "held_out"]
 PARTS: tuple[Part, ...] = ("queries", "held_out", "corpus", "base")
 SHARES: Mapping[Part, int] = {"base": 9, "corpus": 10, "queries": 3, "held_out": 3}  # of 25 people
-
-
-def by_hash(seed: int, names: Sequence[str]) -> list[str]:
-    """The names in an order that depends on the seed and themselves alone."""
-    return sorted(names, key=lambda name: hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest())
 
 
 def split(actions: Mapping[str, frozenset[str]], seed: int = 0) -> dict[str, Part]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from jobs.benchmarks.real.people import by_hash
+from jobs.benchmarks.matching import by_hash
 from pipeline.video.looks import twin
 
 Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]

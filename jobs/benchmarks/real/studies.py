@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from jobs.benchmarks.matching import by_hash, matched_halves
 from jobs.benchmarks.quality import datamodel, retrieval
 from jobs.benchmarks.quality.counterfactual import TENTH, changes
 from jobs.benchmarks.quality.datamodel import Design, both_lds
 from jobs.benchmarks.quality.retraining import Losses, Retraining, on
-from jobs.benchmarks.real import designs, scores
+from jobs.benchmarks.real import scores
 from jobs.benchmarks.real.bench import Bench, rows_of_grams
 from jobs.benchmarks.real.criteria import CONFIDENCE
 from jobs.benchmarks.real.footage import rows_of
-from jobs.benchmarks.real.people import by_hash
 from pipeline.ranking import share
 from pipeline.statistics.intervals import student
 
@@ -33,6 +33,7 @@ ARMS = (scores.RANDOM, scores.CAPTION, scores.FLOW, scores.OWN_LOSS, scores.PAPE
 HALVES = (scores.BEST, scores.TWINS, scores.PAPERS, scores.OWN_LOSS, scores.MAGNITUDE, scores.FLOW, scores.RANDOM)
 REMOVERS = (scores.BEST, scores.TWINS, scores.FLOW)
 LEFT_OUT = (scores.RANDOM, scores.CAPTION, scores.EMBEDDING, scores.FLOW, scores.BEST, scores.TWINS)
+SHARE = 0.3  # of the corpus in a subset
 TOPS = (0.01, 0.05, 0.1)  # of the corpus, that are left out
 YARDSTICKS = ("masked", "plain")
 RELIABILITY = "reliability: half of the draws"
@@ -92,7 +93,7 @@ class Studies:
         """How well scores tell the losses after fine-tuning on subsets of 30 %, and how well half of the fine-tunings
         tell the others."""
         settings, clips = self.settings, self.bench.corpus.clips
-        members = datamodel.subsets(clips, design, settings.subsets, designs.SHARE)
+        members = datamodel.subsets(clips, design, settings.subsets, SHARE)
         tasks = [on(rows, seed) for seed in range(settings.draws) for rows in members]
         losses = self.bench.retrained(f"LDS, {design}", tasks)
         predicted = {name: datamodel.predicted(values, members) for name, values in self.clean.items()}
@@ -131,7 +132,7 @@ class Studies:
         tasks: dict[tuple[str, str, str, int], Retraining] = {}
         for name in HALVES:
             for column, target in enumerate(self.targets):
-                upper, lower = designs.matched_halves(self.clean[name][:, column], cells, of.clips.clip_ids)
+                upper, lower = matched_halves(self.clean[name][:, column], cells, of.clips.clip_ids)
                 for seed in range(self.settings.seeds if len(upper) else 0):
                     tasks[name, target, "upper", seed] = on(upper, seed)
                     tasks[name, target, "lower", seed] = on(lower, seed)
