@@ -37,23 +37,23 @@ def both_sides(corpus: Corpus, cell: Cell, folder: Path) -> BothSides:
         run = config.load("demo", {})
         trained, blank = Taker(run, cell.model(run)), Taker(run, gradients.forgotten(cell.model(run)))
         clips = Versions(trained, corpus.clips)
-        taken = BothSides(
+        sides = BothSides(
             clips.in_looks(OF_CLIPS, FEW),
             _backwards(clips, corpus.clips),
             Versions(blank, corpus.clips).in_looks(OF_CLIPS, FEW),
             Versions(blank, corpus.queries).in_looks(OF_QUERIES, LOOKS),
         )
         with stores.writing(str(path)) as file:
-            np.savez(file, **{field.name: getattr(taken, field.name) for field in fields(BothSides)})
+            np.savez(file, **{field.name: getattr(sides, field.name) for field in fields(BothSides)})
     with np.load(path) as arrays:
         return BothSides(**{field.name: arrays[field.name] for field in fields(BothSides)})
 
 
 def _backwards(versions: Versions, videos: Sequence[Video]) -> Array:
     """[N, k]; a clip of which nothing moves backwards has its own mask."""
-    taken = []
+    backwards = []
     for video in videos:
         frames = looks.twin(video.frames, "backwards", video.scene.name)
         mask = versions.mask(frames)
-        taken.append((frames, video.mask if mask is None else mask, ""))
-    return versions.taker.take(taken, MASKED)[:, 0]
+        backwards.append((frames, video.mask if mask is None else mask, ""))
+    return versions.taker.take(backwards, MASKED)[:, 0]

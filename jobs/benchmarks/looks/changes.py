@@ -46,14 +46,14 @@ def changes(corpus: Corpus, cell: Cell, folder: Path) -> Changes:
     path = folder / f"{cell.name}-changes.npz"
     if not path.is_file():
         run = config.load("demo", {})
-        taken = _taken(Taker(run, cell.model(run)), corpus, cell)
+        computed = _computed(Taker(run, cell.model(run)), corpus, cell)
         with stores.writing(str(path)) as file:
-            np.savez(file, **{field.name: getattr(taken, field.name) for field in fields(Changes)})
+            np.savez(file, **{field.name: getattr(computed, field.name) for field in fields(Changes)})
     with np.load(path) as arrays:
         return Changes(**{field.name: arrays[field.name] for field in fields(Changes)})
 
 
-def _taken(taker: Taker, corpus: Corpus, cell: Cell) -> Changes:
+def _computed(taker: Taker, corpus: Corpus, cell: Cell) -> Changes:
     queries = Versions(taker, corpus.queries)
     own = [(video.frames, video.mask, video.scene.caption) for video in corpus.clips]
     _, lengths, losses = taker.measured(own, PLAIN)
