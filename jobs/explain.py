@@ -164,9 +164,9 @@ def _ranked(run: Run, clip_id: str) -> Ranked:
             f"explain.clip={clip_id!r}: {join(run.root, 'influence')} is not of the clips and queries that features/ "
             "has now; run rank_clips first."
         )
-    beside = one_clip.beside(clips, clip_id, rows, rule.whiten, population.weights)
-    own, near = clips.among([clip_id]).rows()[clip_id], one_clip.nearest(clips, beside.cosines, clip_id, NEAR)
-    return Ranked(*standing, groups, beside.queries, own, near)
+    cosines = one_clip.cosines_of(clips, clip_id, rows, rule.whiten, population.weights)
+    own, near = clips.among([clip_id]).rows()[clip_id], one_clip.nearest(clips, cosines.to_clips, clip_id, NEAR)
+    return Ranked(*standing, groups, cosines.queries, own, near)
 
 
 # --- taking it apart -------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def _sklearn(name: str, prepared: bool, coordinates: int, dim: int, seed: int) -
 _IN_BLOCKS_OF_100 = 4 * 100 / 512  # a float32 block of 100 of 512 rows
 _TWICE = 8 + 4  # drawn in float64, then copied to float32
 _LINEAR = "minutes, and ten times the figure above"
-_HELD = "the same matrix as above"
+_SAME_MATRIX = "the same matrix as above"
 
 _ALL = (
     Subject(REFERENCE, _reference, dense=True),
@@ -121,7 +121,7 @@ _ALL = (
     ),
     Subject(
         "sklearn gaussian, kept", partial(_sklearn, "GaussianRandomProjection", True), True, "scikit-learn", _TWICE,
-        note="matrix made before the clock starts, and held", prepared=True, short_only=_HELD
+        note="matrix made before the clock starts, and held", prepared=True, short_only=_SAME_MATRIX
     ),
     Subject(
         "sklearn sparse", partial(_sklearn, "SparseRandomProjection", False), False, "scikit-learn",
@@ -129,7 +129,7 @@ _ALL = (
     ),
     Subject(
         "sklearn sparse, kept", partial(_sklearn, "SparseRandomProjection", True), False, "scikit-learn",
-        note="matrix made before the clock starts, and held", prepared=True, short_only=_HELD
+        note="matrix made before the clock starts, and held", prepared=True, short_only=_SAME_MATRIX
     ),
 )  # fmt: skip
 SUBJECTS = {subject.name: subject for subject in _ALL}

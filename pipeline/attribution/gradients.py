@@ -121,11 +121,11 @@ class ProjectedGradients:
         self._stretches = {parameter: s for s in stretches(module) for parameter in s.members}
         device = next(iter(self._stretches)).device if host is None else host.device
         self._arrivals: dict[Stretch, dict[nn.Parameter, Tensor]] = {}
-        self._held: dict[Stretch, Tensor] = {}
+        self._gradients: dict[Stretch, Tensor] = {}
         self._sums = projection.zeros(LAST_STAGE, device)
         self._squares = torch.zeros(LAST_STAGE, dtype=torch.float64, device=device)
-        self._taken = self._projected = 0  # losses in the sums; those of them whose held gradients are there too
-        self._found: list[tuple[Tensor, Tensor]] = []
+        self._count = self._projected = 0  # losses in the sums; those of them whose held gradients are there too
+        self._collected: list[tuple[Tensor, Tensor]] = []
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._stretches]
         self._host = host
         if host is not None:
@@ -153,11 +153,11 @@ class ProjectedGradients:
         parts = [arrivals[p] if p in arrivals else some.new_zeros(p.numel()) for p in stretch.members]
         row = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.hold == 1:
-            self._project(stretch, row[None], self._taken)
+            self._project(stretch, row[None], self._count)
             return
-        if stretch not in self._held:
-            self._held[stretch] = row.new_zeros((self.hold, stretch.size))
-        self._held[stretch][self._taken - self._projected] += row
+        if stretch not in self._gradients:
+            self._gradients[stretch] = row.new_zeros((self.hold, stretch.size))
+        self._gradients[stretch][self._count - self._projected] += row
 
     def _project(self, stretch: Stretch, rows: Tensor, first: int) -> None:
         """Add the shares of the losses from `first` on in this stretch: [losses, size]."""
@@ -170,38 +170,38 @@ class ProjectedGradients:
         loss.backward(retain_graph=keep_graph)
         for stretch in list(self._arrivals):
             self._complete(stretch)
-        self._taken += 1
-        if self._taken - self._projected == self.hold:
-            self._project_held()
-        if self._taken == LAST_STAGE:
+        self._count += 1
+        if self._count - self._projected == self.hold:
+            self._project_gradients()
+        if self._count == LAST_STAGE:
             self._finish()
 
     @property
     def waiting(self) -> int:
         """Losses whose gradients are held until there are enough of them for a generation of P."""
-        return self._taken - self._projected
+        return self._count - self._projected
 
-    def _project_held(self) -> None:
-        for stretch, rows in self._held.items():
-            self._project(stretch, rows[: self._taken - self._projected], self._projected)
+    def _project_gradients(self) -> None:
+        for stretch, rows in self._gradients.items():
+            self._project(stretch, rows[: self._count - self._projected], self._projected)
             rows.zero_()
-        self._projected = self._taken
+        self._projected = self._count
 
     def _finish(self) -> None:
         """The last stage, for the losses taken since the one before."""
-        if self._projected < self._taken:
-            self._project_held()
-        sums, squares = self._sums[: self._taken], self._squares[: self._taken]
-        self._found.append((self.projection.finish(sums).cpu(), squares.sqrt().float().cpu()))
+        if self._projected < self._count:
+            self._project_gradients()
+        sums, squares = self._sums[: self._count], self._squares[: self._count]
+        self._collected.append((self.projection.finish(sums).cpu(), squares.sqrt().float().cpu()))
         sums.zero_()
         squares.zero_()
-        self._taken = self._projected = 0
+        self._count = self._projected = 0
 
     def collect(self) -> tuple[Tensor, Tensor]:
         """Features [taken, dim] and gradient norms [taken], float32, of all losses since the last call, on the CPU."""
         self._finish()  # of none, where nothing was taken
-        features, norms = (torch.cat(parts) for parts in zip(*self._found, strict=True))
-        self._found = []
+        features, norms = (torch.cat(parts) for parts in zip(*self._collected, strict=True))
+        self._collected = []
         return features, norms
 
     def close(self) -> None:

@@ -149,11 +149,11 @@ class EvaluationWorker:
         """The lines of one task after the other. They are written together, for one loss counts as all of them."""
         yield from (self._video(row) for row in rows if row["kind"] == "video")
         held_out = [row for row in rows if row["kind"] != "video"]
-        kept = [all(training_set.is_kept(self.cache, one) for one in self._versions(row)) for row in held_out]
-        for row, is_kept in zip(held_out, kept, strict=True):
-            if is_kept:
+        cached = [all(training_set.is_kept(self.cache, one) for one in self._versions(row)) for row in held_out]
+        for row, is_cached in zip(held_out, cached, strict=True):
+            if is_cached:
                 yield self._held_out(row, [training_set.kept_in(self.cache)(one) for one in self._versions(row)])
-        missing = [row for row, is_kept in zip(held_out, kept, strict=True) if not is_kept]
+        missing = [row for row, is_cached in zip(held_out, cached, strict=True) if not is_cached]
         for row, frames in decoded(self.decoder, self.run, missing):
             if isinstance(frames, ClipError):
                 log.warning("held-out clip %s (%s) left out: %s", row["clip_id"], row["uri"], frames)

@@ -10,24 +10,24 @@ from torch import Tensor
 
 from pipeline.models.contract import Conditioning
 
-KEPT = 1 << 30  # bytes; a caption takes 4 MB in Wan, 100 MB in families that keep all layers of their encoder
+CACHE_BYTES = 1 << 30  # bytes; a caption takes 4 MB in Wan, 100 MB in families that keep all layers of their encoder
 
 
 class Captions:
     """Embeddings of the captions seen last, up to a number of bytes; memory does not grow with the corpus."""
 
-    def __init__(self, embed: Callable[[str], Conditioning], size: int = KEPT) -> None:
+    def __init__(self, embed: Callable[[str], Conditioning], size: int = CACHE_BYTES) -> None:
         self._embed, self._size, self._bytes = embed, size, 0
-        self._kept: OrderedDict[str, Conditioning] = OrderedDict()
+        self._by_caption: OrderedDict[str, Conditioning] = OrderedDict()
 
     def __call__(self, caption: str) -> Conditioning:
-        if caption not in self._kept:
-            self._kept[caption] = self._embed(caption)
-            self._bytes += weight(self._kept[caption])
-            while self._bytes > self._size and len(self._kept) > 1:
-                self._bytes -= weight(self._kept.popitem(last=False)[1])
-        self._kept.move_to_end(caption)
-        return self._kept[caption]
+        if caption not in self._by_caption:
+            self._by_caption[caption] = self._embed(caption)
+            self._bytes += weight(self._by_caption[caption])
+            while self._bytes > self._size and len(self._by_caption) > 1:
+                self._bytes -= weight(self._by_caption.popitem(last=False)[1])
+        self._by_caption.move_to_end(caption)
+        return self._by_caption[caption]
 
 
 def weight(conditioning: Conditioning) -> int:

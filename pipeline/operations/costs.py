@@ -26,7 +26,7 @@ from pipeline.training import loop
 
 PARTS = ("decode", "motion", "encode", "caption", "gradient", "projection")
 _TRAINED = 12  # bytes of a trained parameter in a checkpoint: float32, and two moments
-_KEPT = 2  # checkpoints at a time
+_CHECKPOINTS = 2  # checkpoints at a time
 
 Seconds = Mapping[str, list[float]]  # of each part, clip by clip
 
@@ -135,7 +135,7 @@ def storage(run: Run, size: Size) -> dict[str, float]:
         ),
         "latents of clips that arms train on": arms * drawn * 4 * size.latent_numbers,
         "fine-tuned arms": arms * 4 * size.parameters if whole else 0,
-        "checkpoints": _KEPT * _TRAINED * size.parameters if whole else 0,
+        "checkpoints": _CHECKPOINTS * _TRAINED * size.parameters if whole else 0,
     }
 
 

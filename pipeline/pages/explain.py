@@ -133,7 +133,7 @@ def write(run: Run, explanation: Explanation, frames_of: FramesOf) -> str:
     queries = figures.by_id(run.root, "queries", [q["query_id"] for q in ends])
     near = figures.by_id(run.root, "clips", [i for i, _ in explanation.near])
     studio = Studio(run, frames_of, {}, 4 + len(ends) + len(near))
-    shown = [(q, queries.get(q["query_id"], {}), _taken(studio, queries.get(q["query_id"]))) for q in ends]
+    shown = [(q, queries.get(q["query_id"], {}), _clip_picture(studio, queries.get(q["query_id"]))) for q in ends]
     picture, film = _pictures(run, explanation, frames_of)
     pages = environment()
     pages.filters["group_sums"] = group_sums
@@ -147,7 +147,7 @@ def write(run: Run, explanation: Explanation, frames_of: FramesOf) -> str:
         high=shown[: len(shown) - len(shown) // 2],
         low=shown[len(shown) - len(shown) // 2 :][::-1],
         studio=studio,
-        near=[(near.get(i, _gone(i)), cosine, _taken(studio, near.get(i))) for i, cosine in explanation.near],
+        near=[(near.get(i, _gone(i)), cosine, _clip_picture(studio, near.get(i))) for i, cosine in explanation.near],
         links=explain_links.links(run.root, [i for i, _ in explanation.near]),
         groups=_groups(explanation),
         duplicate=DUPLICATE,
@@ -182,7 +182,7 @@ def _ends(queries: Sequence[Row]) -> list[Row]:
     return list(queries) if len(queries) <= 2 * SHOWN else [*queries[:SHOWN], *queries[-SHOWN:]]
 
 
-def _taken(studio: Studio, row: Row | None) -> Picture | None:
+def _clip_picture(studio: Studio, row: Row | None) -> Picture | None:
     return None if row is None or row["error"] is not None else studio.clip(row)
 
 

@@ -129,7 +129,7 @@ class Studio:
         self._run, self._frames_of, self._masks = run, frames_of, masks
         self.missing = 0
         self._limit = min(LARGEST, BYTES // max(1, pictures))
-        self._taken: dict[str, Picture | None] = {}
+        self._by_clip: dict[str, Picture | None] = {}
         self.pictures, self.captions = run.report.pictures and frames_of is not None, run.report.captions
         self.films = False  # whether one of the pictures is a film, for which a page needs a script
 
@@ -138,10 +138,10 @@ class Studio:
         clip_id = row["clip_id"]
         if not self.pictures:
             return None
-        if clip_id not in self._taken:
+        if clip_id not in self._by_clip:
             frames = self._frames(row)
-            self._taken[clip_id] = None if frames is None else self._picture(("clips", clip_id), frames, CLIP)
-        return self._taken[clip_id]
+            self._by_clip[clip_id] = None if frames is None else self._picture(("clips", clip_id), frames, CLIP)
+        return self._by_clip[clip_id]
 
     def query(self, row: Row) -> tuple[Picture | None, Picture | None]:
         """The picture of a query, and its film strip; None where it cannot be decoded."""

@@ -269,7 +269,7 @@ def _halves(offset: int) -> tuple[int, int]:
 
 def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> None:
     """Add the unscaled share of [B, n] bfloat16 or float32 values to total [B, dim] float64, on their device."""
-    values = _taken(values)
+    values = _readable(values)
     n, dim, step = values.shape[1], total.shape[1], _BLOCK * _CLOSE
     groups = -(-dim // 512)  # of 512 rows
     chunk = -(-n // (min(-(-n // step), max(1, _PROGRAMS // groups)) * step)) * step
@@ -289,7 +289,7 @@ def dense(values: Tensor, seed: int, offset: int, tag: Tag, total: Tensor) -> No
         total[first : first + len(part)] += rows.reshape(batch, -1)[: len(part), :dim]
 
 
-def _taken(values: Tensor) -> Tensor:
+def _readable(values: Tensor) -> Tensor:
     """Values as the kernels read them: other float types go through float32, rows are contiguous."""
     values = values.detach()
     values = values if values.dtype in (torch.bfloat16, torch.float32) else values.float()
@@ -307,7 +307,7 @@ def _operands(values: Tensor) -> dict[str, object]:
 
 def sketch(values: Tensor, seed: int, offset: int, total: Tensor) -> None:
     """Add the CountSketch of [B, n] values to total [B, 2**18] float32, on their device; see `philox.buckets`."""
-    values = _taken(values)
+    values = _readable(values)
     batch, n = values.shape
     rows = ((offset + n - 1) >> BUCKETS_LOG) - (offset >> BUCKETS_LOG) + 1
     each = -(-rows // min(-(-rows // 8), 16))

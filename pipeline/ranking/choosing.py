@@ -123,8 +123,8 @@ def quality(run: Run) -> dict[str, Any] | None:
         "compared": n,
         "spearman": agreed,
         "spearman_interval": None if agreed is None else spearman_interval(agreed, n),
-        "found_top": _found(flags[: share(run.ranking.fraction, n)]),
-        "found_bottom": _found(flags[n - last :]),
+        "found_top": _share_of(flags[: share(run.ranking.fraction, n)]),
+        "found_bottom": _share_of(flags[n - last :]),
     }
 
 
@@ -147,7 +147,7 @@ def _both(audit: pa.Table, selection: str, group: str) -> pa.Table:
     return table.append_column("cheaper", here.column("mean_influence")).append_column("reason", here.column("reason"))
 
 
-def _found(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _share_of(flags: npt.NDArray[np.bool_]) -> dict[str, Any]:
     count, n = int(flags.sum()), len(flags)
     return {
         "count": n,

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 Scores = Callable[[Array, slice], Array]  # of clips' unit rows [n, k], and which clips they are: [n, Q + by setting]
 Plain = Callable[[Array], Scores]  # of the queries' unit rows [Q, k], whitened or not
 BY_SETTING = "influence_by_setting"
-HELD = 1 << 16  # rows of influence gathered before they go to their columns
+BUFFER_ROWS = 1 << 16  # rows of influence gathered before they go to their columns
 RESIDENT = 1 << 30  # bytes of features that whitening keeps from its first pass for its second
 
 
@@ -150,7 +150,7 @@ def _columns(
     resident.clear()
     for values in rest.map_rows(scores):
         buffer.append(values)
-        if sum(map(len, buffer)) >= HELD:
+        if sum(map(len, buffer)) >= BUFFER_ROWS:
             add(np.concatenate(buffer))
             buffer = []
         tell(len(values))
@@ -199,11 +199,11 @@ def group_means(queries: Array, groups: Sequence[str], settings: int) -> Array:
 
 
 def by_setting_tables(by_setting: BySetting, clip_ids: pa.LargeStringArray) -> Iterator[pa.Table]:
-    """Rows of influence_by_setting/, HELD at a time."""
+    """Rows of influence_by_setting/, BUFFER_ROWS at a time."""
     columns = by_setting.columns
     schema = schemas.influence_schema(len(columns))
-    for start in range(0, len(clip_ids), HELD):
-        stop = min(start + HELD, len(clip_ids))
+    for start in range(0, len(clip_ids), BUFFER_ROWS):
+        stop = min(start + BUFFER_ROWS, len(clip_ids))
         values = np.stack([columns.read(column, start, stop) for column in range(len(columns))], 1)
         yield pa.table([clip_ids[start:stop].cast(pa.string()), tables.vectors(values)], schema=schema)
 

@@ -48,7 +48,7 @@ def mask_overlaps(
     sums: dict[Shape, dict[str, Array]] = defaultdict(dict)
     counts: dict[tuple[str, Shape], int] = defaultdict(int)
     for ids, masks in _masks(root, "queries"):
-        kept_masks |= _kept("queries", ids, masks, keep)
+        kept_masks |= _masks_of("queries", ids, masks, keep)
         for query_id, mask in zip(ids.to_pylist(), masks, strict=True):
             for group in {"all", query_groups.get(query_id, "all")}:
                 sums[mask.shape][group] = sums[mask.shape].get(group, 0) + _unit(mask[None])[0]
@@ -61,7 +61,7 @@ def mask_overlaps(
     blocks, overlaps = list[pa.Array](), {name: list[Array]() for name in names}
     of_clips = (_masks(one, "clips") for one in clip_roots or (root,))
     for ids, masks in itertools.chain.from_iterable(of_clips):
-        kept_masks |= _kept("clips", ids, masks, keep)
+        kept_masks |= _masks_of("clips", ids, masks, keep)
         blocks.append(ids)
         for name, values in zip(names, _overlaps(masks, names, means).T, strict=True):
             overlaps[name].append(values)
@@ -92,7 +92,7 @@ def _unit(masks: npt.NDArray[np.uint8]) -> Array:
     return unit
 
 
-def _kept(kind: str, ids: pa.Array, masks: list[Mask], keep: frozenset[Key]) -> dict[Key, Mask]:
+def _masks_of(kind: str, ids: pa.Array, masks: list[Mask], keep: frozenset[Key]) -> dict[Key, Mask]:
     return {(kind, i): m for i, m in zip(ids.to_pylist(), masks, strict=True) if (kind, i) in keep}
 
 

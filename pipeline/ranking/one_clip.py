@@ -92,15 +92,17 @@ def standing(root: str, clip_id: str, groups: dict[str, str], voted: int) -> tup
 
 
 @dataclass(frozen=True)
-class Beside:
+class Cosines:
     """A clip's cosines with all clips that have features [N], in their order, and the queries' rows [Q, k] whose inner
     product with the clip's row is its influence."""
 
-    cosines: Array
+    to_clips: Array
     queries: Array
 
 
-def beside(clips: FeatureTable, clip_id: str, queries: Array, whiten: float | None, weights: Sums | None) -> Beside:
+def cosines_of(
+    clips: FeatureTable, clip_id: str, queries: Array, whiten: float | None, weights: Sums | None
+) -> Cosines:
     """One pass over the features. `weights` are those of a shortlist's clips, of which this one's counts as one
     (`ranking.own_part`)."""
     own = clips.among([clip_id]).rows()[clip_id]
@@ -118,7 +120,7 @@ def beside(clips: FeatureTable, clip_id: str, queries: Array, whiten: float | No
             weight = weights[pc.index(clips.clip_ids, pa.scalar(clip_id, pa.large_string())).as_py()]
             moment += (1 - weight) * np.outer(own, own)
         queries = whitened(queries, moment, len(clips.clip_ids) if weights is None else float(weights.sum()), whiten)
-    return Beside(np.concatenate(cosines), queries)
+    return Cosines(np.concatenate(cosines), queries)
 
 
 def nearest(clips: FeatureTable, cosines: Array, clip_id: str, most: int) -> list[tuple[str, float]]:

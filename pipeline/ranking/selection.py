@@ -35,7 +35,7 @@ from pipeline.ranking import (
 from pipeline.ranking.column_file import Columns
 from pipeline.ranking.feature_table import FeatureTable, under_mask
 from pipeline.ranking.influence_table import (
-    HELD,
+    BUFFER_ROWS,
     BySetting,
     Progress,
     influence_by_setting,
@@ -259,10 +259,10 @@ def query_rows(run: Run, root: str, queries: FeatureTable) -> tuple[list[str], l
 
 
 def influence_tables(ranked: Ranked) -> Iterator[pa.Table]:
-    """Rows of influence/, HELD at a time."""
+    """Rows of influence/, BUFFER_ROWS at a time."""
     schema, queries = schemas.influence_schema(len(ranked.query_ids)), range(len(ranked.query_ids))
-    for start in range(0, len(ranked.clip_ids), HELD):
-        stop = min(start + HELD, len(ranked.clip_ids))
+    for start in range(0, len(ranked.clip_ids), BUFFER_ROWS):
+        stop = min(start + BUFFER_ROWS, len(ranked.clip_ids))
         values = np.stack([ranked.influence.read(q, start, stop) for q in queries], 1)
         ids = ranked.clip_ids[start:stop].cast(pa.string())
         yield pa.table([ids, tables.vectors(values)], schema=schema)

@@ -154,7 +154,7 @@ async def patiently(call: Callable[[], Awaitable[Any]], what: str) -> Any:
             return await call()
         except Exception as error:  # of botocore, aiohttp, s3fs or the system; those that cannot pass are told below
             if tries >= _allowed(error):
-                raise _told(error, what, tries) from None
+                raise _as_store_error(error, what, tries) from None
             say = log.warning if tries == TRIES // 2 else log.info
             say("%s: %s; try %d of %d", what, scrubbed(_sentence(error)), tries, _allowed(error))
         await asyncio.sleep(wait(tries))
@@ -188,7 +188,7 @@ def _allowed(error: Exception) -> int:
     return DENIED_TRIES if status == 403 or code in {*_RENEWED, "AccessDenied"} else 1
 
 
-def _told(error: Exception, what: str, tries: int) -> StoreError:
+def _as_store_error(error: Exception, what: str, tries: int) -> StoreError:
     """The error that surfaces: of the kind that callers know, its text scrubbed, its cause left behind."""
     again = f" (tried {tries} times)" if tries > 1 else ""
     text = scrubbed(f"{what}: {_sentence(error)}{again}")

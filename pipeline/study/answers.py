@@ -14,7 +14,7 @@ from pipeline.study import answer_database
 from pipeline.study.pairs import Key, Pair
 
 LONGEST = 4096  # bytes of one answer
-TOLD = 5  # problems that a message names
+NAMED_PROBLEMS = 5  # problems that a message names
 
 Which = tuple[str, str, int]  # person, pair, revision
 Name = Annotated[str, Field(pattern=r"^[^\s\p{Cc}]([^\p{Cc}]*[^\s\p{Cc}])?$", max_length=80)]  # it is printed
@@ -124,8 +124,8 @@ def _lines(path: str) -> list[tuple[str, bytes]]:
 
 def problems(wrong: Sequence[str], fine: int) -> str:
     """A sentence on what `collect` found wrong."""
-    more = f"; and {len(wrong) - TOLD} more" if len(wrong) > TOLD else ""
-    return f"{len(wrong)} of {len(wrong) + fine} answers cannot be scored: {'; '.join(wrong[:TOLD])}{more}"
+    more = f"; and {len(wrong) - NAMED_PROBLEMS} more" if len(wrong) > NAMED_PROBLEMS else ""
+    return f"{len(wrong)} of {len(wrong) + fine} answers cannot be scored: {'; '.join(wrong[:NAMED_PROBLEMS])}{more}"
 
 
 def _files(place: str) -> Sequence[str]:

@@ -21,7 +21,7 @@ from pipeline.video.decoder import Decoder
 
 log = logging.getLogger(__name__)
 
-TOLD = 3  # missing videos that a message names
+NAMED_VIDEOS = 3  # missing videos that a message names
 
 Videos = Mapping[Film, Mapping[str, str]]  # arm -> place
 
@@ -106,7 +106,9 @@ def _complete(run: Run, videos: Videos) -> None:
         if arm not in places or posixpath.basename(places[arm]) not in files[arm]
     ]
     if missing or not videos:
-        named = "; ".join(missing[:TOLD]) + (f"; and {len(missing) - TOLD} more" if len(missing) > TOLD else "")
+        named = "; ".join(missing[:NAMED_VIDEOS]) + (
+            f"; and {len(missing) - NAMED_VIDEOS} more" if len(missing) > NAMED_VIDEOS else ""
+        )
         raise MissingTableError(
             f"study.arms={list(run.study.arms)}: of the {len(videos) * len(run.study.arms)} videos that should lie "
             f"below {stores.join(run.root, 'generated')}, {len(missing)} are missing{': ' + named if named else ''}. "

@@ -192,14 +192,14 @@ def _read(data: bytes) -> EncodedClip:
 def kept_in(cache: str) -> Encoded:
     """What `encode_set` or `keep` wrote, read file by file when it is needed. ValueError for a damaged file."""
 
-    def kept(row: Row | None) -> EncodedClip:
+    def read(row: Row | None) -> EncodedClip:
         path = _file(cache, row)
         try:
             return _read(stores.read_bytes(path))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and the clip is encoded anew.") from error
 
-    return kept
+    return read
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -37,7 +37,14 @@ log = logging.getLogger(__name__)
 MEMORY = 4 << 30  # bytes of address space of the child
 _START = 120.0  # seconds in which a child must have imported what it needs
 _LONGEST = 256 << 20  # bytes of an answer without its frames
-_KEPT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")  # of the environment; the rest may hold secrets
+_VARIABLES = (
+    "PATH",
+    "LD_LIBRARY_PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+)  # of the environment; the rest may hold secrets
 
 
 class Decoder:
@@ -221,7 +228,7 @@ class Decoder:
         self._stop()
         self._link, theirs = Pipe()
         code = f"from pipeline.video.child import serve; serve({theirs.fileno()}, {self._memory}, {self._functions!r})"
-        variables = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        variables = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         # One thread for numpy too: every thread of its BLAS takes address space.
         environment = {**variables, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -105,7 +105,7 @@ class IndexWorker:
         planned_rows = list[Row]()
         row_lists = (self._rows(video, planned_rows) for video in videos.to_pylist())
         for group in in_parts(row_lists):
-            yield self._kept(row for rows in group for row in rows)
+            yield self._clips_table(row for rows in group for row in rows)
         if planned_rows:
             yield {"stretches": pa.Table.from_pylist(planned_rows, schema=schemas.STRETCHES)}
 
@@ -135,9 +135,11 @@ class IndexWorker:
 
     def refuse(self, videos: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         failed = [{**video, "error": str(error)} for video in videos.to_pylist()]
-        return self._kept(row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed))
+        return self._clips_table(
+            row for video in failed for row in index(video, self.run.data, self.decoder, self.run.seed)
+        )
 
-    def _kept(self, rows: Iterable[Row]) -> dict[str, pa.Table]:
+    def _clips_table(self, rows: Iterable[Row]) -> dict[str, pa.Table]:
         clips = [row for row in rows if purge_list.digest(row["clip_id"]) not in self.purged]
         return {"clips": pa.Table.from_pylist(clips, schema=self.schema)}
 

@@ -54,8 +54,8 @@ def _starts(packets: Packets, line: Timeline, length: int) -> list[int]:
     """Numbers of the frames at which stretches begin: key frames, from which all later ones can be decoded."""
     keys = np.sort(line.number_of[np.flatnonzero(packets.key)])
     starts = [0]
-    for wanted in range(length, len(line.times) - length // 2, length):
-        place = int(np.searchsorted(keys, max(wanted, starts[-1] + 1)))
+    for aim in range(length, len(line.times) - length // 2, length):
+        place = int(np.searchsorted(keys, max(aim, starts[-1] + 1)))
         if place == len(keys):
             break
         start = int(keys[place])

@@ -455,16 +455,16 @@ def _coded(name: str, column: pa.ChunkedArray) -> Facet:
     return Facet(name, tuple(values[n] for n in order), place_of[codes])
 
 
-def count(codes: Codes, values: int, kept: Flags | None = None) -> Counts:
-    """How many clips have each code from 0 to values - 1 [values]: of those that `kept` [N] names, or of all."""
-    return count_each([codes], [values], kept)[0]
+def count(codes: Codes, values: int, matches: Flags | None = None) -> Counts:
+    """How many clips have each code from 0 to values - 1 [values]: of those that `matches` [N] names, or of all."""
+    return count_each([codes], [values], matches)[0]
 
 
-def count_each(columns: Sequence[Codes], values: Sequence[int], kept: Flags | None = None) -> list[Counts]:
-    """`count` of several columns. Where the clips lie that are kept is looked up once, which takes the most time."""
+def count_each(columns: Sequence[Codes], values: Sequence[int], matches: Flags | None = None) -> list[Counts]:
+    """`count` of several columns. Where the clips that match lie is looked up once, which takes the most time."""
     counts = [np.zeros(size + 1, np.int64) for size in values]
     for start in range(0, len(columns[0]) if columns else 0, STEP):
-        at = None if kept is None else np.flatnonzero(kept[start : start + STEP])
+        at = None if matches is None else np.flatnonzero(matches[start : start + STEP])
         for codes, tally in zip(columns, counts, strict=True):
             here = codes[start : start + STEP]
             tally += np.bincount((here if at is None else here[at]).astype(np.int64) + 1, minlength=len(tally))

@@ -97,7 +97,7 @@ def test_each_settings_part_is_the_plain_product(
     make: Make, whiten: float | None, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(influence_table, "RESIDENT", resident)
-    monkeypatch.setattr(influence_table, "HELD", 300)
+    monkeypatch.setattr(influence_table, "BUFFER_ROWS", 300)
     run = make("one", IDS)
     ranked = selection.rank(run, "motion", whiten)
     assert ranked.by_setting is not None

@@ -83,7 +83,7 @@ def test_streamed_ranking_is_that_of_the_arrays(
 ) -> None:
     monkeypatch.setattr(influence_of_tables, "RESIDENT", resident)
     monkeypatch.setattr(feature_table, "BATCH", 256)
-    monkeypatch.setattr(influence_of_tables, "HELD", 500)
+    monkeypatch.setattr(influence_of_tables, "BUFFER_ROWS", 500)
     whole = influence(unit_settings(features(), 2), unit_settings(queries(), 2), whiten)
     ranked = selection.rank(run, "motion", whiten)
     by_id = dict(zip(ids(), whole, strict=True))

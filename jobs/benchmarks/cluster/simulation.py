@@ -99,7 +99,7 @@ class _Stage:
         self._events: list[tuple[float, int, str, int, int]] = []  # when, its number, what, whom, in which life
         self._count = 0
         self._life = [0] * self._actors
-        self._held: list[list[int]] = [[] for _ in range(self._actors)]  # losses that a batch belongs to; 0: none
+        self._batches: list[list[int]] = [[] for _ in range(self._actors)]  # losses that a batch belongs to; 0: none
         self._since = [0.0] * self._actors  # when the batch under way was begun
         self._busy = [False] * self._actors
         self._orphans: list[int] = []  # batches of lost nodes, by loss
@@ -163,7 +163,7 @@ class _Stage:
             self._later(self._driver.answered(now), "given", actor)
 
     def _given(self, actor: int, now: float) -> None:
-        self._held[actor].append(self._orphans.pop(0) if self._orphans else 0)
+        self._batches[actor].append(self._orphans.pop(0) if self._orphans else 0)
         if not self._busy[actor]:
             self._begin(actor, now)
 
@@ -182,17 +182,17 @@ class _Stage:
         self._later(self._journal.answered(now), "ends", actor)
 
     def _ends(self, actor: int, now: float) -> None:
-        self._later(self._journal.answered(now), "told", actor)
+        self._later(self._journal.answered(now), "reported", actor)
 
-    def _told(self, actor: int, now: float) -> None:
+    def _reported(self, actor: int, now: float) -> None:
         """The batch is done: the driver hears of it, and the next one is begun if it is here."""
         self._done += 1
-        loss = self._held[actor].pop(0)
+        loss = self._batches[actor].pop(0)
         if loss:
             self._recover(loss, now)
         self._busy[actor] = False
         self._later(self._driver.answered(now), "given", actor)
-        if self._held[actor]:
+        if self._batches[actor]:
             self._begin(actor, now)
 
     def _lose(self, node: int, now: float) -> None:
@@ -201,9 +201,9 @@ class _Stage:
         for actor in range(node * self._cluster.gpus, (node + 1) * self._cluster.gpus):
             if self._busy[actor]:
                 self._wasted += min(now - self._since[actor], self._batch.seconds)
-            batches += len(self._held[actor])
-            self._orphans += [number] * len(self._held[actor])
-            self._held[actor], self._busy[actor] = [], False
+            batches += len(self._batches[actor])
+            self._orphans += [number] * len(self._batches[actor])
+            self._batches[actor], self._busy[actor] = [], False
             self._life[actor] += 1
             self._later(now + self._cluster.away, "up", actor)
         self._losses[-1] = (now, batches)

@@ -272,14 +272,14 @@ def _product(decoder: Decoder, path: str, threads: int, start: int, frames: int,
     return decoder.frames(path, start, frames, FPS, *size)
 
 
-def _wanted(start: int, frames: int) -> Any:
+def _nearest_frames(start: int, frames: int) -> Any:
     """Numbers of the frames nearest to the wanted times, the earlier one of two, at a constant rate."""
     return np.ceil(start + np.arange(frames) * RATE / FPS - 0.5 - 1e-6).astype(int)
 
 
 def _pyav_segment(decoder: Decoder, path: str, threads: int, start: int, frames: int, size: tuple[int, int]) -> Any:
     """Seek, decode, and let FFmpeg's scaler make each wanted frame small."""
-    numbers, shown = _wanted(start, frames), list[Any]()
+    numbers, shown = _nearest_frames(start, frames), list[Any]()
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count, stream.codec_context.thread_type = threads, "AUTO"
@@ -302,7 +302,7 @@ def _torchcodec_segment(
     reader = VideoDecoder(
         path, num_ffmpeg_threads=threads, transforms=[Resize(size=size)], dimension_order="NHWC", seek_mode="exact"
     )
-    return reader.get_frames_at(_wanted(start, frames).tolist()).data.numpy()
+    return reader.get_frames_at(_nearest_frames(start, frames).tolist()).data.numpy()
 
 
 def _ffmpeg_segment(decoder: Decoder, path: str, threads: int, start: int, frames: int, size: tuple[int, int]) -> Any:

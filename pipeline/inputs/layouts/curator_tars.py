@@ -51,15 +51,15 @@ def pairs(fs: fsspec.AbstractFileSystem, tars: Mapping[str, Any], named: str, ba
     metadata without videos is a warning.
 
     Raises InputError for a tar of videos without one of metadata, and for one of metadata outside `base`."""
-    beside: dict[str, dict[str, int] | None] = {}  # tars of metadata by the folder above `video`; None: none of theirs
+    sizes_by_folder: dict[str, dict[str, int] | None] = {}  # of tars of metadata; the folder is that above `video`
     metas: dict[str, tuple[str, int]] = {}
     for tar in tars:
         folder, below = _split(tar, VIDEOS)
         if folder is None:
             continue
-        if folder not in beside:
-            beside[folder] = _beside(fs, folder, tars)
-        sizes = beside[folder]
+        if folder not in sizes_by_folder:
+            sizes_by_folder[folder] = _metadata_sizes(fs, folder, tars)
+        sizes = sizes_by_folder[folder]
         if sizes is None:
             continue
         path = join(folder, METAS, below)
@@ -72,7 +72,7 @@ def pairs(fs: fsspec.AbstractFileSystem, tars: Mapping[str, Any], named: str, ba
         if refusals.of_place(uri, base):
             raise InputError(f"{named}: {path}, which has the captions of {tar}, lies outside data.base. Move it.")
         metas[tar] = path, sizes[path]
-    folders = [folder for folder, sizes in beside.items() if sizes is not None]
+    folders = [folder for folder, sizes in sizes_by_folder.items() if sizes is not None]
     others = {tar for tar in tars for kind in (METAS, EMBEDDINGS) if _split(tar, kind)[0] in folders}
     paired = {path for path, _ in metas.values()}
     widowed = [tar for tar in sorted(others) if _split(tar, METAS)[0] in folders and tar not in paired]
@@ -89,7 +89,7 @@ def _split(path: str, name: str) -> tuple[str | None, str]:
     return (head, below) if between and path.lower().endswith(_END) else (None, path)
 
 
-def _beside(fs: fsspec.AbstractFileSystem, folder: str, tars: Mapping[str, Any]) -> dict[str, int] | None:
+def _metadata_sizes(fs: fsspec.AbstractFileSystem, folder: str, tars: Mapping[str, Any]) -> dict[str, int] | None:
     """The tars of metadata beside those of videos, with their bytes; None where neither these nor embeddings are. The
     store is asked where none is among `tars`: the folder `video`, or a tar in it, may be what was named."""
     sizes: dict[str, dict[str, int]] = {}

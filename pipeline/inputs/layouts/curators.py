@@ -25,7 +25,16 @@ log = logging.getLogger(__name__)
 
 FOLDERS = ("metas", "metas_jsonl")
 METAS = tuple(f"{name}/v0" for name in FOLDERS)
-_TAKEN = ("span_uuid", "clip_location", "windows", "valid", "errors", "duration_span", "source_video", "clip_format")
+_READ_KEYS = (
+    "span_uuid",
+    "clip_location",
+    "windows",
+    "valid",
+    "errors",
+    "duration_span",
+    "source_video",
+    "clip_format",
+)
 
 
 def is_root(fs: fsspec.AbstractFileSystem, folder: str) -> bool:
@@ -136,7 +145,7 @@ def _passed(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers and texts that pass through; what lies one level deeper as OUTER_INNER."""
     others: dict[str, Any] = {}
     for name, value in meta.items():
-        if name in _TAKEN:
+        if name in _READ_KEYS:
             continue
         if isinstance(value, dict):
             others |= {f"{name}_{inner}": one for inner, one in value.items() if isinstance(one, int | float | str)}

@@ -134,7 +134,7 @@ def _confirmed(blocks: Blocks, count: int, a: Rows, b: Rows, threshold: float) -
     cosines = np.empty(len(a), np.float32)
     if len(a):
         with tempfile.TemporaryFile() as file:
-            rows = _kept(blocks, needed, at, file)
+            rows = _needed_rows(blocks, needed, at, file)
             for start in range(0, len(a), CHUNK):
                 here = slice(start, start + CHUNK)
                 cosines[here] = np.vecdot(rows[at[a[here]]], rows[at[b[here]]])
@@ -144,7 +144,7 @@ def _confirmed(blocks: Blocks, count: int, a: Rows, b: Rows, threshold: float) -
     return first, second, cosines[close]
 
 
-def _kept(blocks: Blocks, needed: npt.NDArray[np.bool_], at: Rows, file: object) -> Array:
+def _needed_rows(blocks: Blocks, needed: npt.NDArray[np.bool_], at: Rows, file: object) -> Array:
     """The rows that are needed, in a file."""
     rows: Array | None = None
     for places, values in blocks():
