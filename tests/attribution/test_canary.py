@@ -47,9 +47,9 @@ def check_canaries(folder: str) -> None:
     """Of two kinds of machines one is refused, whoever comes first."""
     for attempt in range(5):
         path = stores.join(folder, f"{attempt}.json")
-        found = together(8, lambda n, path=path: canary.check_canary(path, SAME if n % 2 else OTHER))  # type: ignore[misc]
-        kinds = [{type(result) for result in found[kind::2]} for kind in (0, 1)]
-        assert sorted(kinds, key=str) == sorted([{type(None)}, {RuntimeError}], key=str), found
+        results = together(8, lambda n, path=path: canary.check_canary(path, SAME if n % 2 else OTHER))  # type: ignore[misc]
+        kinds = [{type(result) for result in results[kind::2]} for kind in (0, 1)]
+        assert sorted(kinds, key=str) == sorted([{type(None)}, {RuntimeError}], key=str), results
 
 
 def test_of_several_writers_one_creates_a_local_file(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_of_several_processes_one_creates_a_local_file(tmp_path: Path) -> None:
     started = [context.Process(target=_create, args=(path, n, gate, made)) for n in range(4)]
     for process in started:
         process.start()
-    found = dict(made.get(timeout=60) for _ in started)
+    outcomes = dict(made.get(timeout=60) for _ in started)
     for process in started:
         process.join()
-    first = [n for n, created in found.items() if created]
+    first = [n for n, created in outcomes.items() if created]
     assert len(first) == 1
     assert json.loads(Path(path).read_bytes()) == first * 50_000
 

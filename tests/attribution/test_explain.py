@@ -55,17 +55,17 @@ def whole(model: Wan, kind: Kind, setting: Setting) -> tuple[Tensor, float]:
     latent, text, mask = clip()
     gradients = ProjectedGradients(model.trained, Projection(kind, DIM, seed=4))
     losses = take_clip(gradients, model, [setting], latent, text, mask, seed=0)
-    found = gradients.collect()[0][0]
+    feature = gradients.collect()[0][0]
     gradients.close()
-    return found, losses[0]
+    return feature, losses[0]
 
 
 def in_parts(model: Wan, kind: Kind, setting: Setting, layers: bool) -> tuple[list[str], Tensor, float]:
     latent, text, mask = clip()
     gradient = LayeredGradient(model.trained, Projection(kind, DIM, seed=4), layers)
-    found = by_frame(gradient, model, setting, latent, text, mask, seed=0)
+    frames = by_frame(gradient, model, setting, latent, text, mask, seed=0)
     gradient.close()
-    return gradient.names, torch.stack([features for _, features in found]), sum(loss for loss, _ in found)
+    return gradient.names, torch.stack([features for _, features in frames]), sum(loss for loss, _ in frames)
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -96,9 +96,9 @@ def test_a_frame_without_mask_has_no_share(folder: Path) -> None:
     latent, text, mask = clip()
     mask[1] = 0
     gradient = LayeredGradient(model.trained, Projection("gaussian", DIM), layers=False)
-    found = by_frame(gradient, model, MASKED, latent, text, mask, seed=0)
+    frames = by_frame(gradient, model, MASKED, latent, text, mask, seed=0)
     gradient.close()
-    assert [float(features.norm()) > 0 for _, features in found] == [True, False, True]
+    assert [float(features.norm()) > 0 for _, features in frames] == [True, False, True]
 
 
 def test_layers_are_blocks_and_those_that_count(folder: Path) -> None:
@@ -144,9 +144,9 @@ def test_ranks_are_those_of_the_ranking(ranked: tuple[str, list[str], np.ndarray
     root, ids, influence = ranked
     votes, voted = {q: ranking.votes(influence[:, [q]], 0.1) for q in range(3)}, ranking.share(0.1, 60)
     for n in (0, 21, 22, 59):
-        found = one_clip.standing(root, ids[n], {"q1": "roll"}, voted)
-        assert found is not None
-        rows = found[0].to_pylist()
+        standing = one_clip.standing(root, ids[n], {"q1": "roll"}, voted)
+        assert standing is not None
+        rows = standing[0].to_pylist()
         assert [r["group"] for r in rows] == ["all", "roll", "all"]
         for q, row in enumerate(rows):
             order = ranking.order(influence[:, [q]], ids, "mean").tolist()
@@ -171,9 +171,9 @@ def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float
     queries = ranking.unit_settings(rng.standard_normal((3, 16)).astype(np.float32), 1)
     expected = influence_columns(clips, queries, whiten, None, weights)
     for n in (4, 5, 39):
-        found = one_clip.beside(clips, ids[n], queries, whiten, weights)
+        comparison = one_clip.beside(clips, ids[n], queries, whiten, weights)
         own = ranking.unit_settings(values[[n]], 1)[0]
-        np.testing.assert_allclose(found.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(comparison.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
     near = one_clip.nearest(clips, one_clip.beside(clips, "c04", queries, None, None).cosines, "c04", 3)
     assert len(near) == 3
     assert near[0][0] == "c05"
@@ -187,9 +187,9 @@ def test_any_id_has_a_folder_of_its_own() -> None:
     assert all("/" not in n and not n.startswith(".") and 0 < len(n) < 100 for n in names)
 
 
-@pytest.mark.parametrize(("given", "found"), [("1234", "'explain.clip=\"1234\"'"), ("ab12", "explain.clip=ab12")])
-def test_ids_that_yaml_takes_for_numbers_are_quoted(given: str, found: str) -> None:
-    assert explain_links.option(given) == f"--set {found}"
+@pytest.mark.parametrize(("given", "option"), [("1234", "'explain.clip=\"1234\"'"), ("ab12", "explain.clip=ab12")])
+def test_ids_that_yaml_takes_for_numbers_are_quoted(given: str, option: str) -> None:
+    assert explain_links.option(given) == f"--set {option}"
     assert config.load("demo", {"explain.clip": given}).explain.clip == given
     with pytest.raises(ConfigError, match=r"explain\.clip=1234.*quote it"):
         config.load("demo", {"explain.clip": 1234})
@@ -215,8 +215,8 @@ def asked(run: Run, clip_id: str | None, **changes: Any) -> Run:
 def selected(run: Run) -> str:
     table = tables.read(stores.join(run.root, "selection"))
     assert table is not None
-    found: str = table.filter(pc.equal(table.column("decision"), "selected")).column("clip_id")[0].as_py()
-    return found
+    clip_id: str = table.filter(pc.equal(table.column("decision"), "selected")).column("clip_id")[0].as_py()
+    return clip_id
 
 
 def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,15 +239,15 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
     assert clip_id not in near.column("near_id").to_pylist()
     assert not (folder / "parts").exists()
     assert unregistered(run.root) == []
-    page, told = (folder / "index.html").read_text(), capsys.readouterr().out
+    page, printed = (folder / "index.html").read_text(), capsys.readouterr().out
     assert f"{clip_id} is selected" in page
     assert "data:image/webp" in page
-    assert "share of the mean influence" in told
+    assert "share of the mean influence" in printed
     lawfulness = (
         "unlike the queries of 'fall': distance 2.50, quantile 0.020 (unlawful up to 0.05), farthest off by its jerk"
     )
-    assert lawfulness in told
-    assert "flaw cut: it jumps: a change 9.0 times the usual one" in told
+    assert lawfulness in printed
+    assert "flaw cut: it jumps: a change 9.0 times the usual one" in printed
     assert str(markupsafe.escape(lawfulness)) in page
     assert explain_links.links(run.root, [clip_id, "other"]) == {clip_id: f"../explain/{clip_id}/index.html"}
 
@@ -263,22 +263,22 @@ def test_a_clip_is_explained(run: Run, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_clip_with_an_error_has_its_error_explained(
     small_run: Callable[..., Run], tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, error: str, said: Any
 ) -> None:
-    held = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a/b", "uri": "/gone.mp4", "version": "1"}
-    held |= {"start_frame": 0, "motion_mean": 1.5}
+    fields = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": "a/b", "uri": "/gone.mp4", "version": "1"}
+    fields |= {"start_frame": 0, "motion_mean": 1.5}
     kinds = {"clips": schemas.CLIPS, "motion/clips": schemas.motion_schema(schemas.CLIPS)}
     for name, schema in {**kinds, "features/clips": schemas.features_schema(2, 8)}.items():
-        row = {key: held.get(key) for key in schema.names} | {"error": error if name == table else None}
+        row = {key: fields.get(key) for key in schema.names} | {"error": error if name == table else None}
         tables.append(stores.join(str(tmp_path), name), pa.Table.from_pylist([row], schema=schema), {})
     explain(asked(small_run(tmp_path, ranking__mask="motion"), "a/b"))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     page = Path(explain_links.folder(str(tmp_path), "a/b"), "index.html").read_text()
     for text in said:
-        assert text in told
+        assert text in printed
         assert text in page
-    assert f". {explain_page.Problem(table, error).remedy}" in told, "one sentence, then the next"
-    assert ".." not in told
+    assert f". {explain_page.Problem(table, error).remedy}" in printed, "one sentence, then the next"
+    assert ".." not in printed
     assert "a/b has no influence" in page
-    assert "its lawfulness is not known: " in told
+    assert "its lawfulness is not known: " in printed
     assert "Its lawfulness is not known: " in page
 
 
@@ -319,19 +319,19 @@ def test_a_group_may_have_any_name(small_run: Callable[..., Run], tmp_path: Path
         for n, name in enumerate(NAMES)
     ]
     decision = {"decision": "selected", "rank": 0, "mean_influence": 0.1, "votes": 1, "weight": 0.1, "reason": "x"}
-    found = explain_page.Explanation(
+    explanation = explain_page.Explanation(
         row, motion, None, [{**decision, "group": name} for name in ("all", *NAMES)], standings, len(NAMES)
     )
     shares = np.arange(2 * 3 * len(NAMES), dtype=float).reshape(1, 2, 3, -1) - 30
-    found = found.split(run, shares, ["a", "b", "c"], NAMES)
-    page = Path(explain_page.write(run, found, lambda row: None)).read_text()
+    explanation = explanation.split(run, shares, ["a", "b", "c"], NAMES)
+    page = Path(explain_page.write(run, explanation, lambda row: None)).read_text()
     assert "<i>" not in page
     assert "{{ 7 * 7 }}" in page, "a name was taken for a template"
-    for g in explain_page._groups(found):
+    for g in explain_page._groups(explanation):
         total = shares.sum((0, 1, 2))[NAMES.index(g)]
         assert f'<td class="cell">{total:+.3f}</td>'.replace("-", "\N{MINUS SIGN}") in page
         assert f'<th scope="col" class="cell">{markupsafe.escape(g)}</th>' in page
-    assert len(explain_page._groups(found)) == explain_page.GROUPS
+    assert len(explain_page._groups(explanation)) == explain_page.GROUPS
 
 
 def test_one_moment_that_carries_the_influence_is_warned_of(small_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -341,8 +341,8 @@ def test_one_moment_that_carries_the_influence_is_warned_of(small_run: Callable[
     blank = explain_page.Explanation(row, None, None, (), [standing], 1, near=[("b", 0.96), ("c", 0.94)])
 
     def page(shares: list[float]) -> str:
-        found = blank.split(run, np.array(shares).reshape(1, -1, 1, 1), ["x"], ["g"])
-        return Path(explain_page.write(run, found, lambda row: None)).read_text()
+        explanation = blank.split(run, np.array(shares).reshape(1, -1, 1, 1), ["x"], ["g"])
+        return Path(explain_page.write(run, explanation, lambda row: None)).read_text()
 
     warned = page([0.7, 0.2, 0.1])
     assert "70% of its influence comes from frame 0 alone. One moment has no motion" in warned
@@ -371,8 +371,8 @@ def test_parts_of_another_feature_are_refused_and_the_earlier_page_stays(
     as_array = decomposition.as_array
 
     def turned(parts: pa.Table) -> Any:
-        found, settings, layers = as_array(parts)
-        return -found, settings, layers
+        array, settings, layers = as_array(parts)
+        return -array, settings, layers
 
     monkeypatch.setattr(decomposition, "as_array", turned)
     with pytest.raises(FingerprintError, match=r"explain\.clip: the parts of this clip's feature have a cosine of -1"):

@@ -136,9 +136,9 @@ def test_a_clip_in_several_looks_is_the_mean_of_their_directions(run: Run) -> No
     mask = motion.encode_mask(torch.ones(5, 8, 8))
     columns = {"clip_id": "a", "version": "v", "num_frames": 9, "caption": "a ball", "error": None}
     row = {**columns, "mask": mask, "mask_shape": [5, 8, 8]}
-    taken = features.take(row, video)
-    assert len(taken["losses"]) == 3 * len(SETTINGS)
-    table = features.finish([taken])
+    clip_row = features.take(row, video)
+    assert len(clip_row["losses"]) == 3 * len(SETTINGS)
+    table = features.finish([clip_row])
     feature = table.column("feature").combine_chunks().flatten().to_numpy().reshape(len(SETTINGS), DIM)
     versions = list(features._versions(row, video, torch.ones(5, 8, 8), ""))
     assert len({version[1].tobytes() for version in versions}) == 3
@@ -147,7 +147,7 @@ def test_a_clip_in_several_looks_is_the_mean_of_their_directions(run: Run) -> No
         losses = take_clip(
             features.gradients, features.model, of_clips.attribution.settings, latent, features.text(""), of_version, 0
         )
-        assert losses[0] == pytest.approx(taken["losses"][(*place, 0)], rel=1e-5)
+        assert losses[0] == pytest.approx(clip_row["losses"][(*place, 0)], rel=1e-5)
     gradients = features.gradients.collect()[0].numpy().reshape(3, len(SETTINGS), DIM)
     for setting in range(len(SETTINGS)):
         expected = query_feature(gradients[:, setting], np.empty((0, 3, DIM), np.float32), "loss")
@@ -195,8 +195,8 @@ def test_a_twin_that_does_not_move_is_an_error_of_its_query(run: Run) -> None:
     video = world.render(world.scene(3, "a", "real", "roll", 9), 32, 32)
     mask = motion.encode_mask(torch.ones(5, 8, 8))
     row = {"clip_id": "a", "version": "v", "num_frames": 9, "caption": "", "mask": mask, "mask_shape": [5, 8, 8]}
-    taken = features.take({**row, "error": None}, video)
-    assert taken["error"].startswith("no_motion: its twin 'backwards' (queries.twins) has no motion mask")
+    query_row = features.take({**row, "error": None}, video)
+    assert query_row["error"].startswith("no_motion: its twin 'backwards' (queries.twins) has no motion mask")
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def features(
     gradients = ProjectedGradients(model.trained, Projection(kind, DIM, seed=4), hold)
     for i in clips:
         take_clip(gradients, model, settings, latent(i), text(i), mask(i), seed=0)
-    found = gradients.collect()
+    features_and_norms = gradients.collect()
     gradients.close()
-    return found
+    return features_and_norms
 
 
 def full_gradient(model: Wan, clip: int, setting: Setting) -> Tensor:
@@ -66,8 +66,8 @@ def full_gradient(model: Wan, clip: int, setting: Setting) -> Tensor:
     loss = masked_mean(errors, mask(clip)[None] if setting.mask == "motion" else None)
     parameters = list(model.trained.parameters())
     counted = [p for p in parameters if p.requires_grad]
-    found = dict(zip(counted, torch.autograd.grad(loss, counted, allow_unused=True), strict=True))
-    given = [found.get(p) for p in parameters]
+    by_parameter = dict(zip(counted, torch.autograd.grad(loss, counted, allow_unused=True), strict=True))
+    given = [by_parameter.get(p) for p in parameters]
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, given, strict=False)]
     )
@@ -78,8 +78,8 @@ def by_matrix(gradient: Tensor, kind: Kind = "gaussian") -> Tensor:
     return project(kind, DIM, 4, gradient[None])[0]
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
-    return float((found.double() - expected.double()).norm() / expected.double().norm()) < tolerance
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm()) < tolerance
 
 
 # --- the projected gradient ------------------------------------------------------------------------------------------
@@ -87,10 +87,12 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
 
 @every_kind
 def test_features_are_the_gradient_times_the_matrix(wan: Wan, kind: Kind) -> None:
-    found, norms = features(wan, [0, 1], kind=kind)
+    projected, norms = features(wan, [0, 1], kind=kind)
     for n, (clip, setting) in enumerate((c, s) for c in (0, 1) for s in BOTH):
         gradient = full_gradient(wan, clip, setting)
-        assert close(found[n], by_matrix(gradient, kind)), f"clip {clip}, mask {setting.mask}: not P times the gradient"
+        assert close(projected[n], by_matrix(gradient, kind)), (
+            f"clip {clip}, mask {setting.mask}: not P times the gradient"
+        )
         assert abs(float(norms[n] / gradient.double().norm()) - 1) < 1e-6, "the norm is not the gradient's"
 
 
@@ -132,19 +134,21 @@ def test_losses_are_told_by_setting_in_the_order_taken(wan: Wan, hold: int) -> N
     gradients = ProjectedGradients(wan.trained, Projection(dim=DIM, seed=4), hold)
     losses = take_clip(gradients, wan, settings, latent(0), text(0), mask(0), seed=0)
     assert list(losses) == [0, 2, 1]
-    found, _ = gradients.collect()
+    projected, _ = gradients.collect()
     gradients.close()
     for place, s in enumerate(losses):
-        assert close(found[place], by_matrix(full_gradient(wan, 0, settings[s]))), f"setting {s} has another's feature"
+        assert close(projected[place], by_matrix(full_gradient(wan, 0, settings[s]))), (
+            f"setting {s} has another's feature"
+        )
 
 
 def test_a_still_clip_has_its_unmasked_gradient_only(wan: Wan) -> None:
     gradients = ProjectedGradients(wan.trained, Projection(dim=DIM, seed=4))
     losses = take_clip(gradients, wan, BOTH, latent(0), text(0), None, seed=0)
-    found, _ = gradients.collect()
+    projected, _ = gradients.collect()
     gradients.close()
     assert list(losses) == [1]
-    assert torch.equal(found, features(wan, [0], settings=BOTH[1:])[0])
+    assert torch.equal(projected, features(wan, [0], settings=BOTH[1:])[0])
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(wan: Wan) -> None:
@@ -204,13 +208,13 @@ def test_parameters_without_a_gradient_count_as_zeros(hold: int) -> None:
     order = ("first", "second", "first", "alone", "second")
     for which in order:
         gradients.take(module(which))
-    found, norms = gradients.collect()
+    projected, norms = gradients.collect()
     gradients.close()
     parameters = list(module.parameters())
     for n, which in enumerate(order):
         given = torch.autograd.grad(module(which), parameters, allow_unused=True)
         full = torch.cat([torch.zeros_like(p) if g is None else g for p, g in zip(parameters, given, strict=True)])
-        assert close(found[n], by_matrix(full)), f"loss {n} ({which}) has taken another loss's gradient"
+        assert close(projected[n], by_matrix(full)), f"loss {n} ({which}) has taken another loss's gradient"
         assert abs(float(norms[n] / full.double().norm()) - 1) < 1e-6
 
 
@@ -226,10 +230,10 @@ def test_restricted_parameters_keep_their_global_coordinates(wan: Wan) -> None:
         counted[slice_of(p.offset, p.shape)] = "blocks.1.attn1" in p.name
     assert count == int(counted.sum()), "restrict counts other parameters than it names"
     for hold in (1, 3):
-        found, norms = features(wan, [0], hold)
+        projected, norms = features(wan, [0], hold)
         for s, setting in enumerate(BOTH):
             expected = whole[setting.mask] * counted
-            assert close(found[s], by_matrix(expected)), "a restricted parameter is projected at another coordinate"
+            assert close(projected[s], by_matrix(expected)), "a restricted parameter is projected at another coordinate"
             assert abs(float(norms[s] / expected.double().norm()) - 1) < 1e-5
 
 

@@ -41,14 +41,14 @@ def loss_of(model: Wan) -> Tensor:
 @contextmanager
 def outputs(model: Wan) -> Iterator[dict[int, Tensor]]:
     """What each block gave, by its number, in the forward pass that runs meanwhile."""
-    found: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
 
     def keep(number: int) -> Callable[[nn.Module, object, Tensor], None]:
-        return lambda _module, _given, output: found.__setitem__(number, output)
+        return lambda _module, _given, output: tensors.__setitem__(number, output)
 
     handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(model.trained.blocks)]
     try:
-        yield found
+        yield tensors
     finally:
         for handle in handles:
             handle.remove()
@@ -67,21 +67,21 @@ def test_the_gradients_that_count_are_those_of_the_whole_model(wan: Wan) -> None
     wan.trained.zero_grad()
     restrict(wan.trained, COUNTED)
     loss_of(wan).backward()
-    found = {name: p.grad for name, p in wan.trained.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad for name, p in wan.trained.named_parameters() if p.grad is not None}
     expected = [name for name in whole if name.startswith(("blocks.4.", "blocks.5."))]
-    assert list(found) == expected, "other parameters have a gradient than those that count"
-    for name, gradient in found.items():
+    assert list(gradients) == expected, "other parameters have a gradient than those that count"
+    for name, gradient in gradients.items():
         assert torch.equal(gradient, whole[name]), f"{name}: its gradient changes when others are left out"
 
 
 def test_no_graph_is_made_before_the_first_block_that_counts(wan: Wan) -> None:
     restrict(wan.trained, COUNTED)
-    with outputs(wan) as found:
+    with outputs(wan) as tensors:
         loss = loss_of(wan)
     for number in range(4):
-        assert not found[number].requires_grad, f"block {number} is kept for a backward that nothing needs"
-    assert found[4].requires_grad
-    assert found[5].requires_grad
+        assert not tensors[number].requires_grad, f"block {number} is kept for a backward that nothing needs"
+    assert tensors[4].requires_grad
+    assert tensors[5].requires_grad
     assert not wan.trained.patch_embedding.weight.requires_grad
     loss.backward()
     with_gradient = {name.split(".")[1] for name, p in wan.trained.named_parameters() if p.grad is not None}
@@ -93,10 +93,10 @@ def test_what_lies_before_the_first_block_that_counts_is_not_kept(wan: Wan) -> N
     alive = {}
     for pattern in (".*", COUNTED):
         restrict(wan.trained, pattern)
-        with outputs(wan) as found:
+        with outputs(wan) as tensors:
             loss = loss_of(wan)
-        watched = {number: weakref.ref(output) for number, output in found.items()}
-        found.clear()
+        watched = {number: weakref.ref(output) for number, output in tensors.items()}
+        tensors.clear()
         alive[pattern] = {number for number in range(4) if watched[number]() is not None}
         del loss
     assert alive[".*"] == {0, 1, 2, 3}, "this is no test: nothing is kept for a whole backward either"
@@ -108,7 +108,7 @@ def test_blocks_before_the_first_that_counts_are_not_computed_again(wan: Wan) ->
     for pattern in (".*", COUNTED):
         restrict(wan.trained, pattern)
         losses: list[Tensor] = []
-        forward[pattern] = work(lambda kept=losses: kept.append(loss_of(wan)))
+        forward[pattern] = work(lambda losses=losses: losses.append(loss_of(wan)))
         backward[pattern] = work(losses[0].backward)
     assert forward[COUNTED] == forward[".*"]
     assert backward[COUNTED] < 0.42 * backward[".*"], (

@@ -48,16 +48,16 @@ class Alive(TorchDispatchMode):
         self._known: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         self._known = {k: (ref, size) for k, (ref, size) in self._known.items() if not ref.expired()}
-        for tensor in found if isinstance(found, list | tuple) else [found]:
+        for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
                 if reference.cdata not in self._parameters:
                     self._known[reference.cdata] = (reference, storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._known.values()))
-        return found
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,10 @@ def test_streaming_takes_one_gradient_more_than_forward_and_backward(deep: Deep,
 
 
 def test_the_measure_of_memory_sees_gradients_that_stay(deep: Deep) -> None:
-    kept, dropped = peak_of_backward(deep, lambda parameter: None), peak_of_backward(deep, drop)
-    assert kept - dropped > LAYERS - 2, f"gradients that stay in memory are not seen: {kept:.1f}, {dropped:.1f} at most"
+    retained, dropped = peak_of_backward(deep, lambda parameter: None), peak_of_backward(deep, drop)
+    assert retained - dropped > LAYERS - 2, (
+        f"gradients that stay in memory are not seen: {retained:.1f}, {dropped:.1f} at most"
+    )
     assert dropped < 2, f"gradients that are freed are seen as if they stayed: {dropped:.1f} at most"
 
 
@@ -132,13 +134,13 @@ class Small(nn.Module):
 def collected(kind: Kind, every: int, hold: int = 1) -> tuple[Tensor, Tensor]:
     """Features and norms of five losses, collected after so many each."""
     module = Small()
-    gradients, found = ProjectedGradients(module, Projection(kind, 136, seed=3), hold), []
+    gradients, parts = ProjectedGradients(module, Projection(kind, 136, seed=3), hold), []
     for clip in range(5):
         gradients.take(module.loss(clip))
         if (clip + 1) % every == 0:
-            found.append(gradients.collect())
+            parts.append(gradients.collect())
     gradients.close()
-    return torch.cat([f for f, _ in found]), torch.cat([n for _, n in found])
+    return torch.cat([f for f, _ in parts]), torch.cat([n for _, n in parts])
 
 
 @every_kind
@@ -155,9 +157,9 @@ def test_more_losses_than_the_last_stage_takes_at_once_give_the_same_bits(
     expected = collected(kind, 5, hold)
     for at_once in (1, 2, 3):
         monkeypatch.setattr("pipeline.attribution.gradients.LAST_STAGE", at_once)
-        found = collected(kind, 5, hold)
-        assert torch.equal(found[0], expected[0]), f"{kind}: sums of {at_once} losses mix with the next ones"
-        assert torch.equal(found[1], expected[1]), f"{kind}: norms of {at_once} losses mix with the next ones"
+        actual = collected(kind, 5, hold)
+        assert torch.equal(actual[0], expected[0]), f"{kind}: sums of {at_once} losses mix with the next ones"
+        assert torch.equal(actual[1], expected[1]), f"{kind}: norms of {at_once} losses mix with the next ones"
 
 
 class Mixed(nn.Module):
@@ -230,9 +232,9 @@ def test_kinds_that_share_no_generation_cannot_be_held(kind: Kind) -> None:
 def test_squared_norms_are_those_of_float64(n: int, dtype: torch.dtype) -> None:
     flat = (torch.randn(n, generator=torch.Generator().manual_seed(n)) * 1e-3).to(dtype)
     exact = float(flat.double().square().sum())
-    found = squared_norm(flat)
-    assert found.dtype == torch.float64
-    assert abs(float(found) / exact - 1) < 3e-6, f"{n} values of {dtype}: |g|^2 is off, or its end is left out"
+    squared = squared_norm(flat)
+    assert squared.dtype == torch.float64
+    assert abs(float(squared) / exact - 1) < 3e-6, f"{n} values of {dtype}: |g|^2 is off, or its end is left out"
 
 
 def test_squared_norms_of_long_gradients_do_not_drift() -> None:

@@ -46,9 +46,9 @@ def features(
         latent, given = split(model.encode(video, 8.0))
         mask = torch.rand(latent.shape[1:], generator=torch.Generator().manual_seed(seed)).to(latent.device)
         take_clip(gradients, model, settings, latent, {**given, **model.text("a ball")}, mask, 0)
-    found = gradients.collect()
+    features_and_norms = gradients.collect()
     gradients.close()
-    return found
+    return features_and_norms
 
 
 @pytest.mark.parametrize("family", FAMILIES)

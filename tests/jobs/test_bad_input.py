@@ -32,11 +32,11 @@ def test_exit_status_and_message_of_a_mistyped_key(tmp_path: Path) -> None:
         "--set",
         "motion.camara=keep",
     ]
-    found = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
-    assert found.returncode == 2
-    assert "motion.camara" in found.stderr
-    assert "camera" in found.stderr
-    assert "Traceback" not in found.stderr
+    result = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert result.returncode == 2
+    assert "motion.camara" in result.stderr
+    assert "camera" in result.stderr
+    assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir()), "something was written"
 
 

@@ -34,6 +34,6 @@ def test_the_short_form_tells_copies_from_others(
     duplicates.main()
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     for kind, at in (("picture", 2), ("feature", 2)):
-        found = results[f"synthetic, by {kind}"]
-        assert found["re-encoded, CRF 28"]["shares"][at] == 1, kind
-        assert found["two clips, of two videos"]["shares"][at] == 0, kind
+        figures = results[f"synthetic, by {kind}"]
+        assert figures["re-encoded, CRF 28"]["shares"][at] == 1, kind
+        assert figures["two clips, of two videos"]["shares"][at] == 0, kind

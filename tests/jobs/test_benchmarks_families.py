@@ -16,9 +16,9 @@ def test_every_part_of_every_family_is_measured(
     monkeypatch.setattr(sys, "argv", ["families", "--quick", "--families", "ltx-video-2b,cogvideox-2b"])
     families.main()
     printed = capsys.readouterr().out
-    found = json.loads(printed[printed.index("\n{") :])
-    assert set(found["families"]) == {"ltx-video-2b", "cogvideox-2b"}
-    for figures in found["families"].values():
+    results = json.loads(printed[printed.index("\n{") :])
+    assert set(results["families"]) == {"ltx-video-2b", "cogvideox-2b"}
+    for figures in results["families"].values():
         for part in ("flow", "encode", "gradient and projection", "training step", "TFLOP/s"):
             assert figures[part] > 0
 

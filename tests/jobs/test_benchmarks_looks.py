@@ -35,12 +35,12 @@ def test_a_score_that_knows_the_motion_has_all_of_its_lift_and_none_of_the_colou
     known = corpus()
     motions = [[video.scene.motion for video in side] for side in (known.clips, known.queries)]
     same = np.array([[a == b for b in motions[1]] for a in motions[0]], np.float64)
-    found = lift.yardsticks(same, known)
-    assert found["motion"] == pytest.approx(0.8)  # four of the nearest five: there are no more
-    assert found["motion_lift"] == pytest.approx(8)
-    assert found["group_auc"] == 1
-    assert found["first_ten"] == pytest.approx(0.4)
-    assert found["colour_lift"] < 2
+    yardsticks = lift.yardsticks(same, known)
+    assert yardsticks["motion"] == pytest.approx(0.8)  # four of the nearest five: there are no more
+    assert yardsticks["motion_lift"] == pytest.approx(8)
+    assert yardsticks["group_auc"] == 1
+    assert yardsticks["first_ten"] == pytest.approx(0.4)
+    assert yardsticks["colour_lift"] < 2
     chance = lift.yardsticks(np.random.default_rng(0).standard_normal(same.shape), known)
     assert chance["motion_lift"] < 2.5
 
@@ -49,8 +49,8 @@ def test_a_score_that_knows_the_colour_has_its_lift() -> None:
     known = corpus()
     colours = [[video.scene.caption.split()[1] for video in side] for side in (known.clips, known.queries)]
     same = np.array([[a == b for b in colours[1]] for a in colours[0]], np.float64)
-    found = lift.yardsticks(same, known)
-    assert found["colour_lift"] > 3 > found["motion_lift"]
+    yardsticks = lift.yardsticks(same, known)
+    assert yardsticks["colour_lift"] > 3 > yardsticks["motion_lift"]
 
 
 def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
@@ -84,8 +84,8 @@ def test_every_rule_and_control_scores_every_clip_for_every_query() -> None:
         names.append(name)
         assert scores.shape == (n, q), name
         assert np.isfinite(scores).all(), name
-        found = lift.yardsticks(scores, full)
-        assert set(found) == set(lift.YARDSTICKS), name
+        yardsticks = lift.yardsticks(scores, full)
+        assert set(yardsticks) == set(lift.YARDSTICKS), name
     assert len(set(names)) == len(names) == 43
 
 

@@ -14,10 +14,10 @@ from pipeline.synthetic import world
 def test_a_probe_tells_what_is_linear_in_the_states_and_nothing_of_noise() -> None:
     rng = np.random.default_rng(0)
     labels = np.where(np.arange(200) < 100, 1.0, -1.0)
-    told = rng.normal(size=(200, 40))
-    told[:, 3] += labels
+    informative = rng.normal(size=(200, 40))
+    informative[:, 3] += labels
     half = rng.permutation(200) < 100
-    for states, low, high in ((told, 0.7, 1.0), (rng.normal(size=(200, 40)), 0.3, 0.7)):
+    for states, low, high in ((informative, 0.7, 1.0), (rng.normal(size=(200, 40)), 0.3, 0.7)):
         scores = probe.Probe.taught(states[half], labels[half]).scores(states[~half])
         above, below = scores[labels[~half] > 0], scores[labels[~half] < 0]
         assert low < probe.auc(above, below) <= high

@@ -37,17 +37,17 @@ def test_the_reference_does_not_lose_the_last_block() -> None:
 
 def test_theory_is_what_a_true_gaussian_does() -> None:
     truth = projection.gaussian_errors(2000, 512, seeds=600)
-    for name, found in truth.items():
-        assert abs(found["rms"] / found["theory"] - 1) < 3 * found["uncertainty"] / found["rms"] + 0.005, name
-        assert found["uncertainty"] / found["rms"] < 0.01
+    for name, errors in truth.items():
+        assert abs(errors["rms"] / errors["theory"] - 1) < 3 * errors["uncertainty"] / errors["rms"] + 0.005, name
+        assert errors["uncertainty"] / errors["rms"] < 0.01
 
 
 def test_the_short_way_to_a_true_gaussian_has_the_errors_of_the_long_way() -> None:
     long = projection.rms_errors(lambda seed: partial(reference, dim=512, seed=seed), range(60), 1000, 512)
     short = projection.gaussian_errors(1000, 512, seeds=600)
     for name in long:
-        found = projection.against(long[name], short[name])
-        assert abs(found["over_gaussian"] - 1) < 4 * found["over_gaussian_error"], name
+        comparison = projection.against(long[name], short[name])
+        assert abs(comparison["over_gaussian"] - 1) < 4 * comparison["over_gaussian_error"], name
 
 
 def test_the_error_sees_a_projection_that_is_not_gaussian() -> None:
@@ -56,23 +56,23 @@ def test_the_error_sees_a_projection_that_is_not_gaussian() -> None:
     def prepare(seed: int) -> Any:
         return lambda values: reference(values[:, ::8], 64, seed)
 
-    found = projection.rms_errors(prepare, range(16), 4000, 512)["orthogonal"]
-    assert found["rms"] / found["theory"] > 2
+    errors = projection.rms_errors(prepare, range(16), 4000, 512)["orthogonal"]
+    assert errors["rms"] / errors["theory"] > 2
 
 
 def test_a_case_counts_the_memory_that_the_call_adds_and_not_the_values() -> None:
     """The reference holds a block of 512 x 8,192 floats, 16 MiB; the values, 8 MB, were there before."""
-    found = projection.measured_alone(Case("reference", 262_144, vectors=8, threads=1))
-    assert 15 * 2**20 < found["extra_bytes"] < 120 * 2**20
-    assert found["repeats"] == 1
+    figures = projection.measured_alone(Case("reference", 262_144, vectors=8, threads=1))
+    assert 15 * 2**20 < figures["extra_bytes"] < 120 * 2**20
+    assert figures["repeats"] == 1
 
 
 def test_a_reference_beside_is_scaled_to_the_coordinates() -> None:
-    found = projection.measured_alone(
+    figures = projection.measured_alone(
         Case("reference", 400_000, threads=1, repeats=3, reference=100_000, reference_repeats=3)
     )
-    assert found["ratio"] == pytest.approx(found["reference_seconds"] / found["seconds"])
-    assert 0.3 < found["ratio"] < 3  # of itself
+    assert figures["ratio"] == pytest.approx(figures["reference_seconds"] / figures["seconds"])
+    assert 0.3 < figures["ratio"] < 3  # of itself
 
 
 def test_what_cannot_be_run_says_why() -> None:
@@ -90,8 +90,8 @@ def test_a_peer_that_is_not_installed_says_what_brings_it(monkeypatch: pytest.Mo
 
 def test_a_cap_on_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_SHARE", 1e9 / projection._free_bytes())
-    told = projection.measured_alone(Case("reference", 240_000_000))["not_run"]  # 0.96 GB of values alone
-    assert "memory" in told
+    reason = projection.measured_alone(Case("reference", 240_000_000))["not_run"]  # 0.96 GB of values alone
+    assert "memory" in reason
 
 
 def test_every_peer_is_in_the_extra_and_in_the_plan() -> None:
@@ -105,8 +105,8 @@ def test_every_peer_is_in_the_extra_and_in_the_plan() -> None:
 
 
 def test_the_bounds_of_a_gpu_scale_as_they_should() -> None:
-    found = {"copy_bytes_per_s": 4e12, "philox_calls_per_s": 1e11, "matmul_bf16_flop_per_s": 7e14}
-    one, eight = (projection.bounds(projection.WAN, vectors, 512, found) for vectors in (1, 8))
+    rates = {"copy_bytes_per_s": 4e12, "philox_calls_per_s": 1e11, "matmul_bf16_flop_per_s": 7e14}
+    one, eight = (projection.bounds(projection.WAN, vectors, 512, rates) for vectors in (1, 8))
     assert one["read"] == pytest.approx(2 * projection.WAN / 4e12)
     assert eight["philox"] == one["philox"] == pytest.approx(projection.WAN * 64 / 1e11)
     assert eight["matmul"] == pytest.approx(8 * one["matmul"])

@@ -52,9 +52,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clips, Clips]:
 def test_a_kernel_is_the_product_of_whole_gradients(sets: tuple[Clips, Clips]) -> None:
     clips, queries = sets
     model = retraining.fresh()
-    found = dict(kernels.grams(model, clips, queries, 751.0, 0))
-    assert set(kernels.PAIRS) - {"projected"} < set(found), "every pair has a kernel"
-    near = np.corrcoef(found["gaussian-4096"][0].ravel(), found["motion"].sum(0).ravel())[0, 1]
+    grams = dict(kernels.grams(model, clips, queries, 751.0, 0))
+    assert set(kernels.PAIRS) - {"projected"} < set(grams), "every pair has a kernel"
+    near = np.corrcoef(grams["gaussian-4096"][0].ravel(), grams["motion"].sum(0).ravel())[0, 1]
     assert near > 0.99, "products of projections are products of gradients, nearly"
     parameters = list(model.trained.parameters())
     noise = kernels.shared_noise(0, 0, tuple(clips.latent.shape[1:]))
@@ -64,10 +64,10 @@ def test_a_kernel_is_the_product_of_whole_gradients(sets: tuple[Clips, Clips]) -
             model, clips.latent[n][None], {"text": clips.text[n][None]}, torch.tensor([751.0]), noise[None]
         )
         rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(errors.mean(), parameters)]))
-    assert found["none"].sum(0)[0, 3] == pytest.approx(float(rows[0] @ rows[1]), rel=1e-4)
+    assert grams["none"].sum(0)[0, 3] == pytest.approx(float(rows[0] @ rows[1]), rel=1e-4)
     still = np.flatnonzero(~clips.moving)
     assert len(still), "this corpus has still clips"
-    assert not found["motion"][:, still].any(), "a clip without motion has no masked gradient"
+    assert not grams["motion"][:, still].any(), "a clip without motion has no masked gradient"
 
 
 def test_influence_from_a_kernel_is_that_from_features() -> None:
@@ -76,9 +76,9 @@ def test_influence_from_a_kernel_is_that_from_features() -> None:
     unit = np.concatenate([clips, queries])
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     for whiten in (None, 0.01):
-        found = influences.influence(unit @ unit.T, 30, whiten, np.ones(30, bool))
-        wanted = influence(clips.astype(np.float32), queries.astype(np.float32), whiten=whiten)
-        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
+        actual = influences.influence(unit @ unit.T, 30, whiten, np.ones(30, bool))
+        expected = influence(clips.astype(np.float32), queries.astype(np.float32), whiten=whiten)
+        np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-5)
 
 
 def test_subsets_do_not_depend_on_their_number_and_skewed_ones_are_skewed(sets: tuple[Clips, Clips]) -> None:
@@ -150,14 +150,16 @@ def test_arms_differ_in_their_clips_alone(sets: tuple[Clips, Clips]) -> None:
 
 def test_the_metagradient_is_the_derivative_of_the_trained_loss(sets: tuple[Clips, Clips]) -> None:
     clips, queries = sets
-    found = Differentiable(retraining.fresh(), Problem(clips, rows=(0, 1, 2, 3), steps=2, batch=4, learning_rate=1e-3))
+    training = Differentiable(
+        retraining.fresh(), Problem(clips, rows=(0, 1, 2, 3), steps=2, batch=4, learning_rate=1e-3)
+    )
     rows, noises = list(queries.of("spin")), 2
-    states = found.trained(torch.ones(4))
-    influence = found.influence(states, queries, rows, noises)
+    states = training.trained(torch.ones(4))
+    influence = training.influence(states, queries, rows, noises)
 
     def loss(weights: torch.Tensor) -> float:
         with torch.no_grad():
-            return float(found.target(found.trained(weights)[-1][0], queries, rows, noises).double())
+            return float(training.target(training.trained(weights)[-1][0], queries, rows, noises).double())
 
     step = 0.01  # with 0.05 the loss is no straight line
     for n in range(2):
@@ -409,9 +411,9 @@ def test_worlds_are_studied_in_one_process_and_not_twice(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_gradients_tell_what_fine_tuning_does(cluster: None, tmp_path: Path) -> None:
-    found = run(QUICK, str(tmp_path))
-    lds = {row["method"]: row for row in found["lds"]}
-    arms = {row["arm"]: row for row in found["counterfactual"]}
+    results = run(QUICK, str(tmp_path))
+    lds = {row["method"]: row for row in results["lds"]}
+    arms = {row["arm"]: row for row in results["counterfactual"]}
     print(json.dumps({n: round(r["specific"], 3) for n, r in lds.items()}))
     print(json.dumps({n: round(r["masked_target"], 4) for n, r in arms.items()}))
     # Captions name the motion here, and a ridge has seen other subsets' outcomes: both know more than a rule may.

@@ -26,11 +26,11 @@ def test_ceilings_come_first_and_one_line_of_json_last(
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in ranking.WAYS]
     assert rows[: len(ranking.WAYS)] == list(ranking.WAYS), f"the ceilings do not come first: {rows}"
-    found = json.loads(lines[-1])
-    assert list(found["ways"]) == list(ranking.WAYS)
-    assert all(way["seconds"] > 0 and way["peak_bytes"] > 1e7 for way in found["ways"].values())
-    assert found["same"] is True, "the ranking of two roots is not that of one"
-    assert found["small_s"].keys() >= {"arrays", "parquet"}
+    results = json.loads(lines[-1])
+    assert list(results["ways"]) == list(ranking.WAYS)
+    assert all(way["seconds"] > 0 and way["peak_bytes"] > 1e7 for way in results["ways"].values())
+    assert results["same"] is True, "the ranking of two roots is not that of one"
+    assert results["small_s"].keys() >= {"arrays", "parquet"}
     assert not list(tmp_path.iterdir()), "the tables are still there"
 
 

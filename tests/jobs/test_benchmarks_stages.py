@@ -48,11 +48,11 @@ def test_ceilings_come_first_and_one_line_of_json_last(
     (ceiling,) = (i for i, line in enumerate(lines) if line.startswith("ceilings"))
     (table,) = (i for i, line in enumerate(lines) if line.startswith("stage "))
     assert ceiling < table < len(lines) - 1
-    found = json.loads(lines[-1])
-    assert set(found["bill_s"]) == {"decode", "vae", "text", "gradient", "projection"}
-    assert all(seconds >= 0 for seconds in found["bill_s"].values())
-    assert found["ceilings"] == LIMITS
-    failures = {f["what"]: f["failure"] for f in found["figures"] if f["failure"]}
+    results = json.loads(lines[-1])
+    assert set(results["bill_s"]) == {"decode", "vae", "text", "gradient", "projection"}
+    assert all(seconds >= 0 for seconds in results["bill_s"].values())
+    assert results["ceilings"] == LIMITS
+    failures = {f["what"]: f["failure"] for f in results["figures"] if f["failure"]}
     assert list(failures) == ["no_such_kind"], f"other rows failed than the one that must: {failures}"
     assert "no_such_kind" in failures["no_such_kind"]
 
@@ -64,10 +64,10 @@ def test_a_part_that_raises_is_a_row_and_the_others_still_run(monkeypatch: pytes
     fine = Figure("text", "a caption", 0.5, 0.1, True)
     monkeypatch.setattr(stages, "PARTS", {"vae": broken, "text": lambda subject, rates: [fine]})
     subject = measured_models.demo(torch.device("cpu"))
-    found = stages.run(subject, Rates(LIMITS), ["vae", "text"])
-    assert [f.failure for f in found] == ["MemoryError: no room", None]
-    assert stages.bill(found) == {"text": 0.5}
-    stages.print_figures(found)
+    figures = stages.run(subject, Rates(LIMITS), ["vae", "text"])
+    assert [f.failure for f in figures] == ["MemoryError: no room", None]
+    assert stages.bill(figures) == {"text": 0.5}
+    stages.print_figures(figures)
 
 
 def test_the_large_model_is_wan21_13b() -> None:

@@ -40,8 +40,8 @@ def features(root: Path, name: str = "clips") -> dict[str, bytes]:
     """Every clip's feature, to the bit."""
     table = tables.read(stores.join(str(root), "features", name))
     assert table is not None
-    found = zip(table.column("clip_id").to_pylist(), table.column("feature").to_pylist(), strict=True)
-    return {i: np.asarray(f or [], np.float32).tobytes() for i, f in found}
+    pairs = zip(table.column("clip_id").to_pylist(), table.column("feature").to_pylist(), strict=True)
+    return {i: np.asarray(f or [], np.float32).tobytes() for i, f in pairs}
 
 
 def masks(root: Path, name: str = "clips") -> dict[str, bytes | None]:
@@ -86,15 +86,15 @@ def curated(make: MakeRun, cluster: None, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_curate_writes_every_table_and_they_add_up(curated: Path) -> None:
-    clips, motion, found = (
+    clips, motion, feature_rows = (
         tables.read(stores.join(str(curated), *p)) for p in (["clips"], ["motion", "clips"], ["features", "clips"])
     )
     assert clips is not None
     assert motion is not None
-    assert found is not None
+    assert feature_rows is not None
     readable = clips.filter(pc.is_null(clips.column("error")))
     assert sorted(motion.column("clip_id").to_pylist()) == sorted(readable.column("clip_id").to_pylist())
-    assert set(found.column("clip_id").to_pylist()) <= set(motion.column("clip_id").to_pylist())
+    assert set(feature_rows.column("clip_id").to_pylist()) <= set(motion.column("clip_id").to_pylist())
     selection = tables.read(stores.join(str(curated), "selection"))
     assert selection is not None
     for group in ("all", "roll", "spin"):
@@ -178,8 +178,8 @@ def test_a_second_run_does_nothing_new(curated: Path, make: MakeRun, capsys: pyt
         order = [(c, "ascending") for c in ("clip_id", "arm", "group", "seed", "metric") if c in table.column_names]
         again = tables.read(stores.join(str(curated), folder))
         assert again.sort_by(order).equals(table.sort_by(order)), f"{folder} changed"
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("rank_clips")]
-    assert not any("0/" in line for line in told), "a stage streamed rows that were there"
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("rank_clips")]
+    assert not any("0/" in line for line in lines), "a stage streamed rows that were there"
 
 
 def test_each_stage_alone_gives_the_same_bits_at_any_batch_pool_and_window(
@@ -224,9 +224,9 @@ def test_bad_files_become_rows(small_run: MakeRun, small_world: Path, cluster: N
         "torn.mp4": "decode",
         "short.mp4": "too_short",
     }
-    motion, found = attribution.attribute(run, "clips")
+    motion, feature_counts = attribution.attribute(run, "clips")
     assert (motion.rows, motion.errors) == (1, {})
-    assert (found.rows, found.errors) == (1, {})
+    assert (feature_counts.rows, feature_counts.errors) == (1, {})
 
 
 def test_videos_that_changed_or_went_give_way(
@@ -294,8 +294,6 @@ def test_sigkill_loses_and_doubles_nothing(curated: Path, make: MakeRun, tmp_pat
     assert again.returncode == 0, again.stderr[-2000:]
     assert features(root) == features(curated), "the features of a killed and continued run differ"
     for name in ("motion/clips", "features/clips"):
-        held = [
-            i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id
-        ]
-        assert len(held) == len(set(held)), f"{name}: a row is there twice"
+        ids = [i for p in (root / name).glob("part-*.parquet") for i in pd.read_parquet(p, columns=["clip_id"]).clip_id]
+        assert len(ids) == len(set(ids)), f"{name}: a row is there twice"
     assert (root / "finetuned" / "selected" / "done.json").is_file()

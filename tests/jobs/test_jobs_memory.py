@@ -27,7 +27,7 @@ class Memory:
     """Bytes of this process, of Ray, of its actors, of their decoders and of the object store, every half second."""
 
     def __init__(self) -> None:
-        self.found: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self.samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -56,11 +56,11 @@ class Memory:
                     continue  # it has just ended
             sums["store"] = get_memory_info_reply(state).store_stats.object_store_bytes_used
             for kind, size in sums.items():
-                self.found[kind].append((now, size))
+                self.samples[kind].append((now, size))
 
     def growth(self, kind: str) -> float:
         """Bytes that the last fifth of the time has more than the second fifth: medians, by which all is loaded."""
-        sizes = np.array([size for _, size in self.found[kind]], float)
+        sizes = np.array([size for _, size in self.samples[kind]], float)
         fifth = len(sizes) // 5
         return float(np.median(sizes[-fifth:]) - np.median(sizes[fifth : 2 * fifth]))
 
@@ -83,18 +83,18 @@ def test_memory_of_a_long_run_is_flat(
     for stage in (indexing.index, attribution.attribute):
         with Memory() as memory:
             stage(run, "clips")
-        for kind, sizes in memory.found.items():
+        for kind, sizes in memory.samples.items():
             print(
                 f"{stage.__name__}: {kind} {sizes[-1][1] / MIB:.0f} MiB at the end, at most "
                 f"{max(size for _, size in sizes) / MIB:.1f}, grown by {memory.growth(kind) / MIB:+.1f} MiB in "
                 f"{sizes[-1][0] - sizes[0][0]:.0f} s"
             )
         for kind in ("driver", "actors", "decoders"):
-            assert len(memory.found[kind]) > 10, f"{stage.__name__}: this was too short to tell"
+            assert len(memory.samples[kind]) > 10, f"{stage.__name__}: this was too short to tell"
             assert memory.growth(kind) < 24 * MIB, f"{stage.__name__}: {kind} grow with every clip"
-        most = max(size for _, size in memory.found["store"])
+        most = max(size for _, size in memory.samples["store"])
         assert most < 16 * MIB, f"{stage.__name__}: {most / MIB:.0f} MiB in the object store, where only rows belong"
     for name in ("clips", "motion/clips", "features/clips"):
-        held = tables.read(f"{run.root}/{name}", ["clip_id"])
-        assert held is not None
-        assert held.num_rows == CLIPS, f"{name} has {held.num_rows} of {CLIPS} rows"
+        table = tables.read(f"{run.root}/{name}", ["clip_id"])
+        assert table is not None
+        assert table.num_rows == CLIPS, f"{name} has {table.num_rows} of {CLIPS} rows"

@@ -48,9 +48,9 @@ class Driver:
         while True:
             ended = self.process.poll() is not None
             said = self.log.read_text()
-            found = [moment for moment in moments if moment in said]
-            if found:
-                return found[0]
+            logged_moments = [moment for moment in moments if moment in said]
+            if logged_moments:
+                return logged_moments[0]
             if ended:
                 return None
             time.sleep(0.02)
@@ -66,14 +66,14 @@ class Driver:
 
 def content(root: str) -> dict[str, list[dict[str, Any]]]:
     """Every row of every table, features to the bit; uris below the root without the root."""
-    found = {}
+    rows_by_table = {}
     for name in TABLES:
         table = tables.read(stores.join(root, name))
         assert table is not None, f"there is no table {name}"
         keys = [k for k in ("clip_id", "query_id", "group", "arm", "seed", "metric") if k in table.column_names]
         rows = table.sort_by([(key, "ascending") for key in keys]).to_pylist()
-        found[name] = [{**r, "uri": (r["uri"] or "").removeprefix(root)} if "uri" in r else r for r in rows]
-    return found
+        rows_by_table[name] = [{**r, "uri": (r["uri"] or "").removeprefix(root)} if "uri" in r else r for r in rows]
+    return rows_by_table
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +106,9 @@ def killed(run: Run, moments: tuple[str, ...], took: dict[str, float], seed: int
 
 
 def compare(root: str, expected: dict[str, list[dict[str, Any]]]) -> None:
-    found = content(root)
+    actual = content(root)
     for name, rows in expected.items():
-        assert found[name] == rows, f"{name} of the killed run differs from that of the run left alone"
+        assert actual[name] == rows, f"{name} of the killed run differs from that of the run left alone"
 
 
 @pytest.mark.soak

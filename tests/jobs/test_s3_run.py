@@ -103,9 +103,9 @@ def store(done: Done, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def rows(root: str, name: str) -> pa.Table:
-    found = tables.read(stores.join(root, name))
-    assert found is not None, f"{root} has no table {name}"
-    return found.select([c for c in found.column_names if c not in OWN]).sort_by("clip_id").combine_chunks()
+    table = tables.read(stores.join(root, name))
+    assert table is not None, f"{root} has no table {name}"
+    return table.select([c for c in table.column_names if c not in OWN]).sort_by("clip_id").combine_chunks()
 
 
 def test_a_table_that_cannot_be_written_ends_the_run_with_one_sentence(done: Done) -> None:
@@ -128,8 +128,8 @@ def test_rows_and_bytes_are_those_of_the_run_on_disk(done: Done, store: Store, n
 
 def test_everything_of_the_run_lies_in_the_bucket(done: Done, store: Store) -> None:
     there = {key.removeprefix("runs/a run [1]/") for key in store.keys("runs/")}
-    for wanted in ("report/index.html", "summary.json", "config.yaml", "finetuned/selected/done.json"):
-        assert wanted in there, sorted(there)
+    for name in ("report/index.html", "summary.json", "config.yaml", "finetuned/selected/done.json"):
+        assert name in there, sorted(there)
     assert any(key.startswith("generated/base/") and key.endswith(".mp4") for key in there)
     assert any(key.startswith("finetuned/.latents/") for key in there)
     assert any(key.startswith("finetuned/selected/transformer/") for key in there)

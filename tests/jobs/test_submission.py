@@ -115,8 +115,8 @@ def submit(cluster: Cluster, name: str, run: Run, *options: str) -> subprocess.C
 def rows(root: str, *names: str) -> list[dict[str, object]]:
     """The rows of a table in a fixed order; its uris below the root without the root."""
     table = tables.read(stores.join(root, *names))
-    found = [] if table is None else table.to_pylist()
-    below = [{**row, "uri": (row["uri"] or "").removeprefix(root)} if "uri" in row else row for row in found]
+    records = [] if table is None else table.to_pylist()
+    below = [{**row, "uri": (row["uri"] or "").removeprefix(root)} if "uri" in row else row for row in records]
     return sorted(below, key=lambda row: [str(row.get(key)) for key in ("clip_id", "group", "arm", "seed", "metric")])
 
 
@@ -124,9 +124,9 @@ def rows(root: str, *names: str) -> list[dict[str, object]]:
 def whole(tokened: Cluster, tiny_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, str]:
     """A run submitted and followed to its end, and what was shown of its log."""
     run = tiny_run(tmp_path_factory.mktemp("whole") / "run")
-    found = submit(tokened, "whole", run)
-    assert found.returncode == 0, found.stdout
-    return run, found.stdout
+    result = submit(tokened, "whole", run)
+    assert result.returncode == 0, result.stdout
+    return run, result.stdout
 
 
 @pytest.mark.soak
@@ -163,8 +163,8 @@ def test_a_stopped_job_is_continued_by_the_same_command(
     with pytest.raises(HeldError, match="ray job stop stopped"), lease.hold(run.root, "curate"):
         pytest.fail("two jobs held one run")
     start = time.monotonic()
-    found = job(tokened, "stop", "stopped")
-    assert found.returncode == 0, found.stdout
+    result = job(tokened, "stop", "stopped")
+    assert result.returncode == 0, result.stdout
     assert time.monotonic() - start < 30, "it took long to stop"
     assert not list(tmp_path.glob("run/.lease-*")), "a stopped job keeps its lease"
     there = len(rows(run.root, "features", "clips"))
@@ -182,6 +182,6 @@ def test_without_the_token_nothing_is_accepted(tokened: Cluster, tiny_run: MakeR
     assert status(f"{tokened.address}/api/jobs/", uuid.uuid4().hex) == 403
     wrong = tmp_path / "token"
     wrong.write_text(uuid.uuid4().hex)
-    found = job(tokened, "submit", "--working-dir", ".", "--", "true", RAY_AUTH_TOKEN_PATH=str(wrong))
-    assert found.returncode != 0
-    assert "token" in found.stdout
+    result = job(tokened, "submit", "--working-dir", ".", "--", "true", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert result.returncode != 0
+    assert "token" in result.stdout

@@ -41,8 +41,8 @@ def rows(root: str, name: str) -> list[dict[str, Any]]:
     table = tables.read(f"{root}/{name}")
     assert table is not None, f"there is no table {name}"
     keys = [k for k in ("clip_id", "query_id", "group", "rank", "sign") if k in table.column_names]
-    found: list[dict[str, Any]] = table.sort_by([(key, "ascending") for key in keys]).to_pylist()
-    return found
+    records: list[dict[str, Any]] = table.sort_by([(key, "ascending") for key in keys]).to_pylist()
+    return records
 
 
 def features(root: str, name: str = "features/clips") -> dict[str, bytes]:
@@ -129,15 +129,15 @@ def test_log_and_summary_tell_how_good_the_shortlist_is(whole: Run, capsys: pyte
     rank_clips(whole)
     report(whole)
     said = capsys.readouterr().out
-    told = json.loads(Path(whole.root, "summary.json").read_text())
-    quality = told["shortlist"]
+    summary = json.loads(Path(whole.root, "summary.json").read_text())
+    quality = summary["shortlist"]
     assert quality["compared"] == quality["audited"] == sum(r["audited"] for r in rows(whole.root, "shortlist/chosen"))
     assert -1 <= quality["spearman"] <= 1
     assert quality["found_top"]["count"] == 1
     assert re.search(rf"shortlist: of {quality['clips']} clips {quality['top']} first, {quality['bottom']} last", said)
     assert f"rank correlation of the two influences is {quality['spearman']:.2f}" in said
     assert "on the shortlist for their rank" in said
-    assert told["problems"] == []
+    assert summary["problems"] == []
     assert "not on the shortlist" in Path(whole.root, "report", "index.html").read_text()
 
 
@@ -147,8 +147,8 @@ def killed(run: Run, moment: str) -> str:
     path.write_text(json.dumps(run.model_dump(mode="json")))  # JSON is YAML
     known = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", "jobs.curate", "--config", str(path)]
-    with log.open("w") as told:
-        driver = subprocess.Popen(line, cwd=ROOT, env=known, stdout=told, stderr=told, start_new_session=True)
+    with log.open("w") as output:
+        driver = subprocess.Popen(line, cwd=ROOT, env=known, stdout=output, stderr=output, start_new_session=True)
     deadline = time.monotonic() + 300
     while moment not in log.read_text() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

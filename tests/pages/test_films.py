@@ -33,11 +33,11 @@ def decoded(uri: str) -> tuple[int, float]:
 
 def test_a_film_has_every_frame_at_its_rate_within_the_limit() -> None:
     mask = np.zeros((21, 8, 8), np.uint8)
-    found = pictures.picture(moving(81), (128, 128), 60_000, 81 / 16, mask, film=True)
-    assert found.film is not None
-    assert decoded(found.film) == (81, 16.0)
-    assert (found.frames, found.count) == (81, 21)
-    parts = (found.film, found.strip, found.mask or "")
+    picture = pictures.picture(moving(81), (128, 128), 60_000, 81 / 16, mask, film=True)
+    assert picture.film is not None
+    assert decoded(picture.film) == (81, 16.0)
+    assert (picture.frames, picture.count) == (81, 21)
+    parts = (picture.film, picture.strip, picture.mask or "")
     assert sum(len(base64.b64decode(part.split(",")[1])) for part in parts) <= 60_000
 
 

@@ -97,7 +97,7 @@ def test_rows_are_read_in_blocks_and_the_worst_of_all_blocks_stay(tmp_path: Path
     run = config.load("demo", {"root": str(tmp_path)})
     assert lawfulness.measured(run) is None
     write(run, [row(f"c{n:03d}", float(n), 0.01, "jerk") for n in range(50)])
-    found = lawfulness.measured(run)
-    assert found is not None
-    assert [r["clip_id"] for r in found.lawless] == [f"c{n:03d}" for n in range(49, 44, -1)]
-    assert found.flawed == []
+    result = lawfulness.measured(run)
+    assert result is not None
+    assert [r["clip_id"] for r in result.lawless] == [f"c{n:03d}" for n in range(49, 44, -1)]
+    assert result.flawed == []

@@ -35,9 +35,9 @@ Row = dict[str, Any]
 
 
 def _clip(clip_id: str, source: str, caption: str, error: str | None = None) -> Row:
-    held = {"fps": 8.0, "num_frames": FRAMES, "height": SIZE, "width": SIZE, "start_frame": 0, "cuts": []}
-    held |= {"uri": f"{source}/{clip_id}.mp4", "version": "1", "source": source}
-    return {"clip_id": clip_id, "caption": caption, "error": error, **held}
+    fields = {"fps": 8.0, "num_frames": FRAMES, "height": SIZE, "width": SIZE, "start_frame": 0, "cuts": []}
+    fields |= {"uri": f"{source}/{clip_id}.mp4", "version": "1", "source": source}
+    return {"clip_id": clip_id, "caption": caption, "error": error, **fields}
 
 
 def _moved(row: Row, scene: world.Scene, error: str | None) -> Row:
@@ -45,8 +45,15 @@ def _moved(row: Row, scene: world.Scene, error: str | None) -> Row:
     amount = np.concatenate([amount, amount[-1:]])
     latent = np.stack([amount[0], amount[1:5].mean(0), amount[5:].mean(0)]).reshape(3, 8, 4, 8, 4).mean((2, 4))
     mask = np.rint(255 * (latent - latent.min()) / (np.ptp(latent) + 1e-6)).astype(np.uint8)
-    held = {"mask": None if error else mask.tobytes(), "mask_shape": None if error else list(mask.shape)}
-    return {**row, **held, "motion_mean": float(amount.mean()), "motion_p95": 1.0, "camera_share": 0.1, "error": error}
+    fields = {"mask": None if error else mask.tobytes(), "mask_shape": None if error else list(mask.shape)}
+    return {
+        **row,
+        **fields,
+        "motion_mean": float(amount.mean()),
+        "motion_p95": 1.0,
+        "camera_share": 0.1,
+        "error": error,
+    }
 
 
 def _scenes() -> dict[str, world.Scene]:
@@ -60,8 +67,8 @@ SCENES = _scenes()
 
 
 def _features(rows: list[Row]) -> pa.Table:
-    found = [{**{k: r[k] for k in ("clip_id", "version", "error")}, "num_frames": FRAMES} for r in rows]
-    return pa.Table.from_pylist(found, schema=schemas.features_schema(1, 8))
+    records = [{**{k: r[k] for k in ("clip_id", "version", "error")}, "num_frames": FRAMES} for r in rows]
+    return pa.Table.from_pylist(records, schema=schemas.features_schema(1, 8))
 
 
 def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) -> list[Row]:
@@ -78,17 +85,19 @@ def _index_and_motion(root: str, kind: str, schema: pa.Schema, rows: list[Row]) 
 
 
 def _selection(rows: list[Row], rng: np.random.Generator) -> list[Row]:
-    found = []
+    decisions = []
     for group in ("all", *GROUPS):
         influence = np.sort(rng.normal(0.01, 0.06, len(rows)))[::-1]
         order = rng.permutation(len(rows))
         for rank, (n, value) in enumerate(zip(order, influence, strict=True)):
             tenth = len(rows) // 10
             decision = "selected" if rank < tenth else "harmful" if rank >= len(rows) - tenth else "neutral"
-            held = {"votes": 1, "rank": rank, "weight": 1.0, "reason": "", "decision": decision}
-            found.append({"clip_id": rows[n]["clip_id"], "group": group, "mean_influence": float(value), **held})
-        found.append({"clip_id": "clip-unranked", "group": group, "decision": "neutral", "reason": "not ranked: still"})
-    return found
+            fields = {"votes": 1, "rank": rank, "weight": 1.0, "reason": "", "decision": decision}
+            decisions.append({"clip_id": rows[n]["clip_id"], "group": group, "mean_influence": float(value), **fields})
+        decisions.append(
+            {"clip_id": "clip-unranked", "group": group, "decision": "neutral", "reason": "not ranked: still"}
+        )
+    return decisions
 
 
 def _ranked(root: str, rows: list[Row], queries: list[str]) -> None:
@@ -113,14 +122,14 @@ def _evaluated(root: str, queries: list[str]) -> None:
     for arm, shift in effect.items():
         for n in range(30):
             value = 0.5 + 0.1 * np.sin(n) + shift + rng.normal(0, 0.004)
-            held = {"arm": arm, "clip_id": f"held-{n}", "uri": f"held/{n}.mp4", "seed": 0, "version": "v"}
-            rows.append({**held, "metric": "masked_loss", "value": value})
-            rows.append({**held, "metric": "plain_loss", "value": 0.4 * value + 0.2})
+            held_out = {"arm": arm, "clip_id": f"held-{n}", "uri": f"held/{n}.mp4", "seed": 0, "version": "v"}
+            rows.append({**held_out, "metric": "masked_loss", "value": value})
+            rows.append({**held_out, "metric": "plain_loss", "value": 0.4 * value + 0.2})
         for query in queries[:4]:
             for metric in ("vbench_dynamic_degree (not comparable)", "temporal_flickering", EVIL):
                 value = float("nan") if metric == EVIL else rng.uniform()
-                held = {"arm": arm, "clip_id": query, "uri": f"evaluation/{arm}/{query}", "seed": 0, "version": "v"}
-                rows.append({**held, "metric": metric, "value": value})
+                sample = {"arm": arm, "clip_id": query, "uri": f"evaluation/{arm}/{query}", "seed": 0, "version": "v"}
+                rows.append({**sample, "metric": metric, "value": value})
     tables.append(stores.join(root, "evaluation"), pa.Table.from_pylist(rows, schema=schemas.EVALUATION), FINGERPRINT)
 
 
@@ -160,8 +169,8 @@ def video_of(uri: str) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     root = tmp_path_factory.mktemp("run")
-    found = report.write(build(str(root)), frames_of, video_of)
-    return found, (root / "report" / "index.html").read_text(), root
+    summary = report.write(build(str(root)), frames_of, video_of)
+    return summary, (root / "report" / "index.html").read_text(), root
 
 
 def test_a_page_that_would_say_the_same_is_left_as_it_is(tmp_path: Path) -> None:
@@ -189,8 +198,8 @@ def test_a_page_that_would_say_the_same_is_left_as_it_is(tmp_path: Path) -> None
 
 
 def test_a_page_that_lacks_a_picture_is_made_anew(written: tuple[dict[str, Any], str, Path], tmp_path: Path) -> None:
-    found, _, _ = written
-    assert found["page"] is None, "a tenth of its clips cannot be decoded"
+    summary, _, _ = written
+    assert summary["page"] is None, "a tenth of its clips cannot be decoded"
     run = build(str(tmp_path))
     report.write(run, lambda row: None, video_of)
     page = tmp_path / "report" / "index.html"
@@ -206,8 +215,8 @@ def text_of(page: str) -> str:
 
 
 def test_every_clip_is_accounted_for_at_every_stage(written: tuple[dict[str, Any], str, Path]) -> None:
-    found, page, _ = written
-    stages = found["funnel"]["clips"]
+    summary, page, _ = written
+    stages = summary["funnel"]["clips"]
     assert [s["name"] for s in stages] == ["index", "motion", "features"]
     assert stages[0]["entered"] == CLIPS + 26
     assert stages[0]["dropped"] == {"read": 1, "too_short": 25}
@@ -215,8 +224,8 @@ def test_every_clip_is_accounted_for_at_every_stage(written: tuple[dict[str, Any
         assert stage["entered"] == stage["left"] + sum(stage["dropped"].values())
         assert following is None or following["entered"] == stage["left"]
     assert stages[2]["dropped"] == {"not_finite": 1, "pending": 2}
-    assert stages[2]["left"] == sum(found["decisions"].values())
-    assert found["problems"] == []
+    assert stages[2]["left"] == sum(summary["decisions"].values())
+    assert summary["problems"] == []
     assert "do not add up" not in page
 
 
@@ -224,9 +233,9 @@ def test_numbers_that_do_not_add_up_are_said_so(tmp_path: Path) -> None:
     run = build(str(tmp_path))
     stray = {**_clip("stray", "shelf", ""), "error": None}
     tables.append(stores.join(run.root, "features", "clips"), _features([stray]), FINGERPRINT)
-    found = report.write(run, frames_of, video_of)
-    assert len(found["problems"]) == 1
-    assert "stray" in found["problems"][0]
+    summary = report.write(run, frames_of, video_of)
+    assert len(summary["problems"]) == 1
+    assert "stray" in summary["problems"][0]
     assert "do not add up" in (tmp_path / "report" / "index.html").read_text()
 
 
@@ -238,10 +247,10 @@ def test_a_still_clip_with_an_unmasked_feature_stays_in_and_an_outdated_row_does
     schema = schemas.motion_schema(schemas.CLIPS)
     tables.append(stores.join(root, "motion", "clips"), pa.Table.from_pylist(moved, schema=schema), {})
     tables.append(stores.join(root, "features", "clips"), _features(rows[:2]), {})
-    found = funnel.funnel(config.load("demo", {"root": root, "motion.of": "all"}))
-    assert [(s.entered, s.left, s.still) for s in found.stages] == [(3, 3, 0), (3, 2, 1), (2, 2, 0)]
-    assert found.stages[1].dropped == {"outdated": 1}
-    assert found.problems == []
+    clip_funnel = funnel.funnel(config.load("demo", {"root": root, "motion.of": "all"}))
+    assert [(s.entered, s.left, s.still) for s in clip_funnel.stages] == [(3, 3, 0), (3, 2, 1), (2, 2, 0)]
+    assert clip_funnel.stages[1].dropped == {"outdated": 1}
+    assert clip_funnel.problems == []
 
 
 def test_text_from_data_is_escaped(written: tuple[dict[str, Any], str, Path]) -> None:
@@ -255,17 +264,17 @@ def test_text_from_data_is_escaped(written: tuple[dict[str, Any], str, Path]) ->
 def test_the_page_needs_nothing_else_and_is_small(written: tuple[dict[str, Any], str, Path]) -> None:
     _, page, _ = written
     loaded = re.findall(r'(?:src|href|xlink:href|action|srcset)="([^"]*)"|url\(([^)]*)\)|@import (\S+)', page)
-    assert all(any(a.startswith(("data:", "#")) for a in found if a) for found in loaded), loaded[:3]
+    assert all(any(a.startswith(("data:", "#")) for a in addresses if a) for addresses in loaded), loaded[:3]
     assert "http://" not in page
     assert "https://" not in page
     assert len(page) < 10_000_000
 
 
 def test_nothing_is_called_nan(written: tuple[dict[str, Any], str, Path]) -> None:
-    found, page, root = written
+    summary, page, root = written
     assert not re.search(r"\b(nan|NaN|inf|None|undefined)\b", text_of(page))  # "none" is a word of the recipe
-    assert json.loads((root / "summary.json").read_text()) == found
-    nothing = [r for r in found["evaluation"] if r["metric"] == EVIL]
+    assert json.loads((root / "summary.json").read_text()) == summary
+    nothing = [r for r in summary["evaluation"] if r["metric"] == EVIL]
     assert all(r["mean"] is None and r["n"] == 0 and r["missing"] == 4 for r in nothing)
 
 
@@ -296,13 +305,13 @@ def test_the_markup_is_balanced_and_every_picture_is_named(written: tuple[dict[s
 
 @pytest.mark.parametrize("until", ["motion", "features"])
 def test_missing_tables_are_one_line_each(tmp_path: Path, until: str) -> None:
-    found = report.write(build(str(tmp_path), until), frames_of)
+    summary = report.write(build(str(tmp_path), until), frames_of)
     text = text_of((tmp_path / "report" / "index.html").read_text())
     assert "not ranked yet" in text
     assert "Nothing is evaluated yet" in text
-    assert found["decisions"] == {}
-    assert found["overlap"] == {}
-    assert "nothing is ranked yet" in found["headline"]
+    assert summary["decisions"] == {}
+    assert summary["overlap"] == {}
+    assert "nothing is ranked yet" in summary["headline"]
 
 
 def test_an_empty_root_gives_a_page_and_nothing_held_out_is_said(tmp_path: Path) -> None:
@@ -318,10 +327,10 @@ def test_what_the_results_do_not_mean_is_said_on_the_page(tmp_path: Path) -> Non
     run = build(str(tmp_path), "motion")
     model = run.model.model_copy(update={"id": str(config.PACKAGE / "weights/wan-demo")})
     sampled = run.queries.model_copy(update={"videos": None, "sample": 7})
-    found = report.write(run.model_copy(update={"model": model, "queries": sampled}), frames_of)
+    summary = report.write(run.model_copy(update={"model": model, "queries": sampled}), frames_of)
     text = html.unescape(text_of((tmp_path / "report" / "index.html").read_text()))
-    assert len(found["caveats"]) == 3, "provisional queries, the toy model, 32 pixels"
-    for sentence in found["caveats"]:
+    assert len(summary["caveats"]) == 3, "provisional queries, the toy model, 32 pixels"
+    for sentence in summary["caveats"]:
         assert sentence in text
     assert "provisional: clips of the data" in text
 
@@ -341,9 +350,9 @@ def test_the_mask_strip_runs_with_the_frames() -> None:
     frames = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8) * 20
     mask = np.zeros((3, 8, 8), np.uint8)
     mask[2, :, :4] = 255  # moves in the last latent frame, on the left
-    found = pictures.picture(frames, (128, 128), 50_000, 1.0, mask)
-    assert (found.count, found.width, found.height, found.pixelated) == (9, 128, 128, True)
-    strip, over = _open(found.strip), _open(found.mask or "")
+    picture = pictures.picture(frames, (128, 128), 50_000, 1.0, mask)
+    assert (picture.count, picture.width, picture.height, picture.pixelated) == (9, 128, 128, True)
+    strip, over = _open(picture.strip), _open(picture.mask or "")
     assert strip.shape == (32, 9 * 32, 3)
     assert over.shape == (8, 9 * 8, 4)
     assert [int(strip[0, 32 * i, 0]) for i in range(9)] == [20 * i for i in range(9)]
@@ -357,9 +366,9 @@ def test_the_mask_strip_runs_with_the_frames() -> None:
 
 def test_a_picture_keeps_to_its_limit() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (81, 240, 416, 3), np.uint8)
-    found = pictures.picture(frames, (256, 224), 60_000, 5.0)
-    assert len(base64.b64decode(found.strip.split(",")[1])) <= 60_000
-    assert (found.width, found.height, found.pixelated) == (256, 148, False)
+    picture = pictures.picture(frames, (256, 224), 60_000, 5.0)
+    assert len(base64.b64decode(picture.strip.split(",")[1])) <= 60_000
+    assert (picture.width, picture.height, picture.pixelated) == (256, 148, False)
     with pytest.raises(ValueError, match="float64"):
         pictures.picture(frames[:1].astype(float), (64, 64), 1000, 1.0)
 
@@ -382,21 +391,23 @@ def test_spearman_and_overlap() -> None:
 
 
 def test_mask_overlap_is_the_mean_cosine_with_a_groups_queries(tmp_path: Path) -> None:
-    def put(kind: str, found: dict[str, list[int]], schema: pa.Schema) -> None:
-        rows = [{**_clip(i, "s", ""), "mask": bytes(m), "mask_shape": [1, 1, len(m)]} for i, m in found.items()]
+    def put(kind: str, masks: dict[str, list[int]], schema: pa.Schema) -> None:
+        rows = [{**_clip(i, "s", ""), "mask": bytes(m), "mask_shape": [1, 1, len(m)]} for i, m in masks.items()]
         table = pa.Table.from_pylist(rows, schema=schemas.motion_schema(schema))
         tables.append(stores.join(str(tmp_path), "motion", kind), table, {})
 
     put("queries", {"p": [255, 0], "q": [0, 255]}, schemas.QUERIES)
     put("clips", {"a": [100, 0], "b": [50, 50], "other": [1, 2, 3]}, schemas.CLIPS)
-    found, kept = mask_overlaps(str(tmp_path), {"p": "x", "q": "y"}, frozenset({("clips", "b")}))
-    held = {g: dict(zip(found.clip_ids.to_pylist(), v.tolist(), strict=True)) for g, v in found.groups.items()}
-    assert np.isnan(held["all"].pop("other"))
-    assert np.isnan(held["x"].pop("other"))
-    assert held["all"] == pytest.approx({"a": 0.5, "b": 0.5**0.5})
-    assert held["x"] == pytest.approx({"a": 1, "b": 0.5**0.5})
-    assert list(kept) == [("clips", "b")]
-    assert kept["clips", "b"].shape == (1, 1, 2)
+    overlaps, shown_masks = mask_overlaps(str(tmp_path), {"p": "x", "q": "y"}, frozenset({("clips", "b")}))
+    by_group = {
+        g: dict(zip(overlaps.clip_ids.to_pylist(), v.tolist(), strict=True)) for g, v in overlaps.groups.items()
+    }
+    assert np.isnan(by_group["all"].pop("other"))
+    assert np.isnan(by_group["x"].pop("other"))
+    assert by_group["all"] == pytest.approx({"a": 0.5, "b": 0.5**0.5})
+    assert by_group["x"] == pytest.approx({"a": 1, "b": 0.5**0.5})
+    assert list(shown_masks) == [("clips", "b")]
+    assert shown_masks["clips", "b"].shape == (1, 1, 2)
 
 
 def test_differences_to_base_are_paired() -> None:
@@ -452,12 +463,12 @@ def test_a_funnel_in_which_all_came_through_is_folded(
 
 
 def test_the_result_is_in_the_headline(written: tuple[dict[str, Any], str, Path]) -> None:
-    found, page, _ = written
-    change = re.search(r"base model: (.)\d\.\d ± 0\.\d % on the masked loss and ", found["headline"])
-    assert re.search(r"\d ± 0\.\d % on the plain loss after fine-tuning on selected", found["headline"])
-    assert change, found["headline"]
+    summary, page, _ = written
+    change = re.search(r"base model: (.)\d\.\d ± 0\.\d % on the masked loss and ", summary["headline"])
+    assert re.search(r"\d ± 0\.\d % on the plain loss after fine-tuning on selected", summary["headline"])
+    assert change, summary["headline"]
     assert change[1] == "\N{MINUS SIGN}"
-    assert "18 queries of 3 motions" in found["headline"]
+    assert "18 queries of 3 motions" in summary["headline"]
     assert page.count('class="panel query"') == 12
     assert "6 more queries" in page
     assert page.count("cannot be decoded") > 0  # some clips cannot
@@ -501,8 +512,8 @@ def test_groups_may_have_any_name(tmp_path: Path, odd: tuple[str, str, str]) -> 
         renamed = pa.array([names.get(g, g) for g in table.column("group").to_pylist()], pa.string())
         at = table.schema.get_field_index("group")
         tables.replace(place, table.set_column(at, table.schema.field(at), renamed), FINGERPRINT)
-    found = report.write(run, frames_of, video_of)
+    summary = report.write(run, frames_of, video_of)
     page = (tmp_path / "report" / "index.html").read_text()
-    assert set(found["selection"]) == {"all", *odd}
+    assert set(summary["selection"]) == {"all", *odd}
     for name in odd:
         assert f"<h3>{markupsafe.escape(name)}</h3>" in page

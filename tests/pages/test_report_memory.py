@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rng, ids = np.random.default_rng(0), [f"a-clip-with-some-name-{i:07d}" for i in range(N)]
     version, source = pa.array(["v"] * N), pa.array([f"shelf {i % 7}" for i in range(N)])
     failed = pa.array(["decode: frame 3 is damaged." if i % 50 == 3 else None for i in range(N)], pa.string())
-    kept = [i for i in range(N) if i % 50 != 3]
+    readable = [i for i in range(N) if i % 50 != 3]
     clips = {"clip_id": pa.array(ids), "uri": pa.array(ids), "version": version, "source": source}
     tables.replace(f"{root}/clips", filled(schemas.CLIPS, **clips), {})
     masks = pa.array([bytes([i % 251, 255, 3, 4]) for i in range(N)])
@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     mean = pa.array(rng.random(N), pa.float32())
     moved = {**clips, "mask": masks, "mask_shape": shapes, "motion_mean": mean, "error": failed}
     tables.replace(f"{root}/motion/clips", filled(schemas.motion_schema(schemas.CLIPS), **moved), {})
-    some = pa.array(kept)
+    some = pa.array(readable)
     tables.replace(
         f"{root}/features/clips", featured(rng, pa.array(ids).take(some), version.take(some)), {}, settings=SETTINGS
     )
@@ -56,11 +56,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tables.replace(
         f"{root}/features/queries", featured(rng, pa.array(["q0", "q1"]), version[:2]), {}, settings=SETTINGS
     )
-    ranks, tenth = np.arange(len(kept)), len(kept) // 10
+    ranks, tenth = np.arange(len(readable)), len(readable) // 10
     decision = pa.array(np.where(ranks < tenth, "selected", np.where(ranks >= 9 * tenth, "harmful", "neutral")))
     ranked = {"clip_id": pa.array(ids).take(some), "rank": pa.array(ranks), "decision": decision}
-    ranked["mean_influence"] = pa.array(-ranks / len(kept), pa.float32())
-    chosen = [filled(schemas.SELECTION, **ranked, group=pa.array([group] * len(kept))) for group in GROUPS]
+    ranked["mean_influence"] = pa.array(-ranks / len(readable), pa.float32())
+    chosen = [filled(schemas.SELECTION, **ranked, group=pa.array([group] * len(readable))) for group in GROUPS]
     tables.replace_streamed(f"{root}/selection", schemas.SELECTION, chosen, {})
     values = {"root": root, "evaluate.videos": None, "ranking.mask": "motion", "motion.of": "all"}
     values |= {"attribution.settings": SETTINGS, "attribution.projection.dim": K}
@@ -74,7 +74,7 @@ def featured(rng: np.random.Generator, ids: pa.Array, version: pa.Array) -> pa.T
     return filled(schemas.features_schema(1, K), clip_id=ids, version=version, **made)
 
 
-def held(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> float:
+def peak_bytes(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> float:
     """Bytes a clip that Python and NumPy hold at their peak, beside blocks of a few clips."""
     monkeypatch.setattr(scanning, "BLOCK_ROWS", 1000)
     call()  # what is loaded once
@@ -89,22 +89,22 @@ def held(call: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> float:
 def test_the_measure_sees_a_dictionary_a_clip(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     table = tables.read(f"{run.root}/clips", ["clip_id", "uri", "version"])
     assert table is not None
-    assert held(table.to_pylist, monkeypatch) > 250
+    assert peak_bytes(table.to_pylist, monkeypatch) > 250
 
 
 def test_a_page_holds_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[dict[str, Any]] = []
-    assert held(lambda: told.append(report.write(run, lambda row: None)), monkeypatch) < 400
-    assert told[0]["problems"] == []
-    assert sum(told[0]["decisions"].values()) == N - N // 50
-    assert told[0]["overlap"]["spin"]["mask_overlap"]["spearman"] is not None
-    assert sum(sum(c.values()) for c in told[0]["selection"]["roll"].values()) == N - N // 50
+    summaries: list[dict[str, Any]] = []
+    assert peak_bytes(lambda: summaries.append(report.write(run, lambda row: None)), monkeypatch) < 400
+    assert summaries[0]["problems"] == []
+    assert sum(summaries[0]["decisions"].values()) == N - N // 50
+    assert summaries[0]["overlap"]["spin"]["mask_overlap"]["spearman"] is not None
+    assert sum(sum(c.values()) for c in summaries[0]["selection"]["roll"].values()) == N - N // 50
 
 
 @pytest.mark.parametrize("arm", ["all", "all_minus_harmful", "magnitude", "mask_overlap", "motive_whitened", "random"])
 def test_an_arm_holds_columns(run: Run, monkeypatch: pytest.MonkeyPatch, arm: str) -> None:
     one = run.model_copy(update={"finetune": run.finetune.model_copy(update={"arm": arm})})
-    assert held(lambda: arms.training_set(one), monkeypatch) < 250
+    assert peak_bytes(lambda: arms.training_set(one), monkeypatch) < 250
 
 
 def test_a_night_holds_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,4 +113,4 @@ def test_a_night_holds_columns(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         assert nights.arrivals(now, now)["new"] == 0
         assert nights.changes(now, now)["added"] == 0
 
-    assert held(compared, monkeypatch) < 250
+    assert peak_bytes(compared, monkeypatch) < 250

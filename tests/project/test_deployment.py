@@ -31,9 +31,9 @@ Node = dict[str, Any]
 
 
 def pinned(package: str) -> str:
-    found = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
-    assert found, f"constraints.txt does not pin {package}"
-    return found[1]
+    match = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert match, f"constraints.txt does not pin {package}"
+    return match[1]
 
 
 def valid(instance: Node, schema: Node) -> None:
@@ -49,8 +49,8 @@ IMAGE = f"example/motion-curation:{pinned('ray')}"
 
 @pytest.fixture(scope="module")
 def cluster() -> Node:
-    found: Node = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    return found
+    configuration: Node = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    return configuration
 
 
 def test_the_launcher_takes_cluster_yaml(cluster: Node) -> None:
@@ -95,8 +95,8 @@ def hadolint(text: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
-    found = hadolint(DOCKERFILE.read_text())
-    assert found.returncode == 0, found.stdout
+    result = hadolint(DOCKERFILE.read_text())
+    assert result.returncode == 0, result.stdout
     worse = hadolint(DOCKERFILE.read_text().replace("13.0.2-base-ubuntu24.04", "latest") + "RUN cd /tmp\n")
     assert {"DL3007", "DL3003"} <= set(re.findall(r"DL\d+", worse.stdout)), "hadolint checks nothing"
 
@@ -109,14 +109,14 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def test_the_image_is_pinned_without_root_and_without_weights() -> None:
-    found = instructions()
-    bases = [rest for name, rest in found if name == "FROM"]
+    steps = instructions()
+    bases = [rest for name, rest in steps if name == "FROM"]
     assert all(re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu24\.04", base) for base in bases), bases
-    users = [rest for name, rest in found if name == "USER"]
+    users = [rest for name, rest in steps if name == "USER"]
     assert users, "the image runs as root"
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]), "Kubernetes can tell by number alone that it is not root"
-    assert not [rest for name, rest in found if name == "ADD"]
-    assert ("ARG", f"RAY_VERSION={pinned('ray')}") in found, "by default another Ray than constraints.txt"
+    assert not [rest for name, rest in steps if name == "ADD"]
+    assert ("ARG", f"RAY_VERSION={pinned('ray')}") in steps, "by default another Ray than constraints.txt"
     text = DOCKERFILE.read_text()
     assert text.count("--constraint constraints.txt") == 2
     assert not re.search(r"index-url|https?://|huggingface-cli|hf download|snapshot_download", text)
@@ -127,8 +127,8 @@ def test_the_dockerfiles_shell_does_what_it_says(tmp_path: Path) -> None:
     command = next(rest for name, rest in instructions() if name == "RUN" and "tomllib" in rest)
     script = next(word for word in shlex.split(command) if word.startswith("import tomllib"))
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert done.stdout.splitlines() == wanted
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert done.stdout.splitlines() == dependencies
     pins = tmp_path / "constraints.txt"
     pins.write_text((ROOT / "constraints.txt").read_text())
     change = command.split("&&")[0]
@@ -142,8 +142,8 @@ def test_what_is_sent_to_the_build_holds_no_weights_and_all_that_is_installed() 
     assert rules[0] == "*", "what is not named is sent"
     assert {"**/*.safetensors", "**/*.pth"} <= set(rules)
     sent = {rule[1:] for rule in rules if rule.startswith("!")}
-    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
-    assert {pattern.removesuffix("*") for pattern in found["include"]} | {
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert {pattern.removesuffix("*") for pattern in packages["include"]} | {
         "pyproject.toml",
         "constraints.txt",
         "README.md",
@@ -155,11 +155,11 @@ def test_what_is_sent_to_the_build_holds_no_weights_and_all_that_is_installed() 
 
 
 def documents(name: str) -> list[Node]:
-    found = list(yaml.safe_load_all((ROOT / "kubernetes" / name).read_text()))
-    for each in list(found):
+    nodes = list(yaml.safe_load_all((ROOT / "kubernetes" / name).read_text()))
+    for each in list(nodes):
         if each["kind"] == "ConfigMap":  # the RayJob that the CronJob makes lies in one
-            found += [yaml.safe_load(text) for key, text in each["data"].items() if key.endswith(".yaml")]
-    return found
+            nodes += [yaml.safe_load(text) for key, text in each["data"].items() if key.endswith(".yaml")]
+    return nodes
 
 
 def every(kind: str) -> list[Node]:
@@ -172,12 +172,12 @@ def strict(schema: Any) -> Any:
         return [strict(s) for s in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {k: strict(v) for k, v in schema.items()}
-    if found.pop("x-kubernetes-int-or-string", False):
-        found.pop("type", None)
+    strict_schema = {k: strict(v) for k, v in schema.items()}
+    if strict_schema.pop("x-kubernetes-int-or-string", False):
+        strict_schema.pop("type", None)
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
+        strict_schema.setdefault("additionalProperties", False)
+    return strict_schema
 
 
 @functools.cache
@@ -267,9 +267,9 @@ def test_every_document_is_of_a_known_kind_and_has_the_fields_that_it_must_and_m
 
 
 def clusters() -> list[Node]:
-    found = [each["spec"] for each in every("RayCluster")]
-    found += [each["spec"]["rayClusterSpec"] for each in every("RayJob")]
-    return found + [each["spec"]["jobTemplate"]["rayClusterSpec"] for each in every("RayCronJob")]
+    specs = [each["spec"] for each in every("RayCluster")]
+    specs += [each["spec"]["rayClusterSpec"] for each in every("RayJob")]
+    return specs + [each["spec"]["jobTemplate"]["rayClusterSpec"] for each in every("RayCronJob")]
 
 
 def pods(node: Any) -> Iterator[Node]:
@@ -285,23 +285,23 @@ def pods(node: Any) -> Iterator[Node]:
 
 
 def test_all_manifests_have_one_cluster_whose_gpu_workers_start_from_none() -> None:
-    found = clusters()
-    assert len(found) == 4
-    assert all(each == found[0] for each in found), "the copies of the cluster's spec differ"
-    assert found[0]["rayVersion"] == pinned("ray")
-    assert found[0]["authOptions"] == {"mode": "token"}
-    assert found[0]["enableInTreeAutoscaling"]
-    assert found[0]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    (group,) = found[0]["workerGroupSpecs"]
+    specs = clusters()
+    assert len(specs) == 4
+    assert all(each == specs[0] for each in specs), "the copies of the cluster's spec differ"
+    assert specs[0]["rayVersion"] == pinned("ray")
+    assert specs[0]["authOptions"] == {"mode": "token"}
+    assert specs[0]["enableInTreeAutoscaling"]
+    assert specs[0]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (group,) = specs[0]["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == 0 < group["maxReplicas"]
     (worker,) = group["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
 def test_pods_run_our_image_without_root_with_resources_and_secrets_by_reference() -> None:
-    found = [pod for name in MANIFESTS for each in documents(name) for pod in pods(each)]
-    assert len(found) == 4 * 2 + 3 + 1
-    for pod in found:
+    all_pods = [pod for name in MANIFESTS for each in documents(name) for pod in pods(each)]
+    assert len(all_pods) == 4 * 2 + 3 + 1
+    for pod in all_pods:
         assert pod["securityContext"]["runAsNonRoot"]
         for container in pod["containers"]:
             assert container["image"] == IMAGE
@@ -334,10 +334,10 @@ def test_the_nightly_cron_job_is_one_at_a_time() -> None:
 
 
 def commands() -> list[str]:
-    found = [each["spec"]["entrypoint"] for each in every("RayJob")]
-    found += [each["spec"]["jobTemplate"]["entrypoint"] for each in every("RayCronJob")]
+    entrypoints = [each["spec"]["entrypoint"] for each in every("RayJob")]
+    entrypoints += [each["spec"]["jobTemplate"]["entrypoint"] for each in every("RayCronJob")]
     (line,) = (line for line in (ROOT / "docker" / "crontab").read_text().splitlines() if "python -m" in line)
-    return [*found, line[line.index("python -m") : line.index(">>")]]
+    return [*entrypoints, line[line.index("python -m") : line.index(">>")]]
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda c: c.split()[2])
@@ -366,18 +366,18 @@ def server(tmp_path: Path) -> Iterator[tuple[HTTPServer, list[tuple[str, str, No
         def log_message(self, *_: Any) -> None:
             pass
 
-    found = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found, asked
-    found.shutdown()
-    found.server_close()
+    api = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    yield api, asked
+    api.shutdown()
+    api.server_close()
 
 
 def test_a_night_is_one_ray_job_however_often_it_is_submitted(
     server: tuple[HTTPServer, list[tuple[str, str, Node]]], tmp_path: Path
 ) -> None:
-    (held,) = every("ConfigMap")
-    for name, text in held["data"].items():
+    (config_map,) = every("ConfigMap")
+    for name, text in config_map["data"].items():
         (tmp_path / name).write_text(text)
     (tmp_path / "token").write_text("the-token")
     (tmp_path / "namespace").write_text("curation")

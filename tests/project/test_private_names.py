@@ -40,9 +40,9 @@ def uses(source: str) -> list[Use]:
     tree = ast.parse(source)
     foreign = {name: module for name, module in imported(tree).items() if module.split(".")[0] not in OWN}
     own = defined(tree) - set(inherited(tree, foreign))
-    found = [Use(node.lineno, name) for node in ast.walk(tree) for name in imports(node)]
-    found += [Use(node.lineno, name) for node in ast.walk(tree) for name in words(node) if name not in own]
-    return [*found, *(Use(1, name) for name in inherited(tree, foreign))]
+    occurrences = [Use(node.lineno, name) for node in ast.walk(tree) for name in imports(node)]
+    occurrences += [Use(node.lineno, name) for node in ast.walk(tree) for name in words(node) if name not in own]
+    return [*occurrences, *(Use(1, name) for name in inherited(tree, foreign))]
 
 
 def imports(node: ast.AST) -> Iterator[str]:
@@ -97,18 +97,18 @@ def defined(tree: ast.AST) -> set[str]:
 
 def imported(tree: ast.AST) -> dict[str, str]:
     """Names of a file and the modules or objects that they are imported from."""
-    found = {}
+    modules = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {(alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names}
+            modules |= {(alias.asname or alias.name).split(".")[0]: alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def inherited(tree: ast.AST, foreign: dict[str, str]) -> list[str]:
     """Private methods by which a class replaces those of another library's class."""
-    found = []
+    overrides = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef):
             continue
@@ -117,8 +117,8 @@ def inherited(tree: ast.AST, foreign: dict[str, str]) -> list[str]:
             first, _, rest = base.partition(".")
             if first in foreign and foreign[first].split(".")[0] not in sys.stdlib_module_names:
                 parent = resolve(".".join(filter(None, (foreign[first], rest))))
-                found += [name for name in methods if is_private(name) and hasattr(parent, name)]
-    return found
+                overrides += [name for name in methods if is_private(name) and hasattr(parent, name)]
+    return overrides
 
 
 def resolve(dotted: str) -> Any:

@@ -46,8 +46,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    with Decoder(timeout=30) as kept:
-        yield kept
+    with Decoder(timeout=30) as shared_decoder:
+        yield shared_decoder
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def _listing(path: Path, paths: list[str]) -> str:
 def _taken_at_its_word(manifest: str, base: str | None = None) -> pa.Table:
     """What a manifest lists if it tells versions and ids: its files are not looked at."""
     rows = [json.loads(line) for line in Path(manifest).read_text().splitlines()]
-    told = "".join(json.dumps({**row, "version": "1", "id": f"{i:03d}"}) + "\n" for i, row in enumerate(rows))
-    Path(manifest).with_name("told.jsonl").write_text(told)
+    text = "".join(json.dumps({**row, "version": "1", "id": f"{i:03d}"}) + "\n" for i, row in enumerate(rows))
+    Path(manifest).with_name("told.jsonl").write_text(text)
     listed = Listing(VideoSet(str(Path(manifest).with_name("told.jsonl")), base=base))
     return pa.concat_tables(listed.videos).sort_by("id")
 
@@ -141,8 +141,8 @@ def test_protocols_archives_and_playlists_in_a_manifest_are_refused(
     assert _codes(table) == ["None", "None", "read", *["refused"] * len(wrong)]
     word = _taken_at_its_word(str(tmp_path / "list.jsonl"))
     assert _codes(word)[3:] == ["refused"] * len(wrong)
-    for kept in (table, word):
-        assert "secret" not in json.dumps(kept.to_pylist()), "credentials of an address are kept"
+    for listed in (table, word):
+        assert "secret" not in json.dumps(listed.to_pylist()), "credentials of an address are kept"
     rows = [row for video in table.to_pylist() for row in index(video, _data(), decoder)]
     assert len(rows) == len(table), "a refused video leaves no row"
     assert "secret" not in json.dumps(rows)
@@ -298,14 +298,14 @@ def test_the_child_has_no_secrets_no_network_and_limits(
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "HF_TOKEN", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "HOME"):
         monkeypatch.setenv(name, "secret")
     with Decoder(timeout=20, functions="probing_codec") as probing:
-        found = probing.index(f"{tmp_path}/{server[0].rpartition(':')[2]}", 5, 5.0)[0]
-    assert set(found["environment"]) <= {
+        answers = probing.index(f"{tmp_path}/{server[0].rpartition(':')[2]}", 5, 5.0)[0]
+    assert set(answers["environment"]) <= {
         *("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"),
         *("PYTHONPATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     }, "the child knows more of the environment than it needs"
-    assert found["memory"] == 4 << 30
+    assert answers["memory"] == 4 << 30
     if os.uname().sysname == "Linux" and os.uname().machine in ("x86_64", "aarch64"):
-        assert [found[n] for n in ("socket", "datagram", "unix", "program")] == ["denied"] * 4
+        assert [answers[n] for n in ("socket", "datagram", "unix", "program")] == ["denied"] * 4
     assert server[1] == []
 
 
@@ -418,10 +418,10 @@ def _page(root: Path, film: bytes, words: list[str]) -> str:
     run = config.load("demo", {"root": str(root / "run"), "data.videos": str(root / "data"), "data.frames": 5})
     listed = videos(str(root / "data"))
     worker = IndexWorker(run, schemas.QUERIES)
-    found = pa.concat_tables(part["clips"] for part in worker(listed))
+    table = pa.concat_tables(part["clips"] for part in worker(listed))
     worker.decoder.close()
     for name in ("queries", "clips"):
-        tables.append(stores.join(run.root, name), found, {})
+        tables.append(stores.join(run.root, name), table, {})
     report.write(run, lambda row: None)
     return (root / "run" / "report" / "index.html").read_text()
 

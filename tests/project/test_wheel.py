@@ -45,12 +45,12 @@ def test_the_wheel_loads_in_an_empty_folder(tmp_path: Path) -> None:
     target = tmp_path / "installed"
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
     files = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    wanted = {name for name in names if name.startswith(("pipeline/", "jobs/"))}
-    assert wanted <= files, f"the wheel lacks {sorted(wanted - files)}"
+    sources = {name for name in names if name.startswith(("pipeline/", "jobs/"))}
+    assert sources <= files, f"the wheel lacks {sorted(sources - files)}"
     environment = {**os.environ, "PYTHONPATH": str(target)}
     command = [sys.executable, "-P", "-c", LOAD, str(target)]
     loaded = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert loaded.returncode == 0, loaded.stderr
-    modules = {name.removesuffix(".py").replace("/", ".") for name in wanted if name.endswith(".py")}
+    modules = {name.removesuffix(".py").replace("/", ".") for name in sources if name.endswith(".py")}
     modules = {name for name in modules if not name.endswith(("__init__", "__main__"))}
     assert modules <= set(loaded.stdout.split())

@@ -20,13 +20,13 @@ def test_dense_entries_are_the_definitions_to_the_bit(offset: int, seed: int) ->
     n = 11
     for dim in DIMS:
         for tag in (Tag.GAUSSIAN, Tag.SKETCH_GAUSSIAN, Tag.RADEMACHER):
-            found = torch.zeros(n, dim, dtype=torch.float64)
-            cpu.dense(torch.eye(n), seed, offset, tag, found)
+            entries = torch.zeros(n, dim, dtype=torch.float64)
+            cpu.dense(torch.eye(n), seed, offset, tag, entries)
             if tag == Tag.RADEMACHER:
                 expected = philox.rademacher(seed, dim, offset, n, "cpu")
             else:
                 expected = philox.gaussian(seed, dim, offset, n, "cpu", tag)
-            assert torch.equal(found, expected.double()), f"{tag.name}, k={dim}, {offset=}: P is another on CPUs"
+            assert torch.equal(entries, expected.double()), f"{tag.name}, k={dim}, {offset=}: P is another on CPUs"
 
 
 @pytest.mark.parametrize("offset", [*OFFSETS[:-1], (1 << 18) - 700, (1 << 62) - 1500])
@@ -34,20 +34,20 @@ def test_dense_entries_are_the_definitions_to_the_bit(offset: int, seed: int) ->
 def test_signs_and_buckets_of_the_sketch_are_the_definitions(offset: int, seed: int) -> None:
     """Values 1, 2, 3, ... tell in each bucket which coordinate came there, and with which sign."""
     values = torch.arange(1, 1501).float()[None]
-    found, expected = torch.zeros(1, 1 << 18), torch.zeros(1, 1 << 18)
-    cpu.sketch(values, seed, offset, found)
+    sketched, expected = torch.zeros(1, 1 << 18), torch.zeros(1, 1 << 18)
+    cpu.sketch(values, seed, offset, sketched)
     signed = values * philox.signs(seed, offset, 1500, "cpu", Tag.SKETCH_SIGN)
     expected.index_add_(1, philox.buckets(seed, offset, 1500, "cpu"), signed)
-    assert torch.equal(found, expected), f"{offset=}: a coordinate has another bucket or sign than defined"
+    assert torch.equal(sketched, expected), f"{offset=}: a coordinate has another bucket or sign than defined"
 
 
 @pytest.mark.parametrize("offset", [511, (1 << 32) - 5])
 def test_entries_of_both_stages_of_the_sketch_together_are_the_definitions(offset: int) -> None:
     units = torch.eye(7)
     for dim in (24, 136):
-        found = Projection("sketched_gaussian", dim, SEEDS[3])(units, offset)
+        entries = Projection("sketched_gaussian", dim, SEEDS[3])(units, offset)
         expected = project("sketched_gaussian", dim, SEEDS[3], units, offset).float()
-        assert torch.equal(found, expected), f"k={dim}, {offset=}: sketch and dense stage do not fit together"
+        assert torch.equal(entries, expected), f"k={dim}, {offset=}: sketch and dense stage do not fit together"
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 511, 512, 513, 4999, cpu.SEGMENT, cpu.SEGMENT + 5])
@@ -55,9 +55,9 @@ def test_entries_of_both_stages_of_the_sketch_together_are_the_definitions(offse
 def test_sums_of_any_length_are_those_of_float64(kind: str, n: int) -> None:
     values = torch.randn(3, n, generator=torch.Generator().manual_seed(n))
     offset = (1 << 32) - n // 2
-    found = Projection(kind, 24, 2)(values, offset)  # type: ignore[arg-type]
+    features = Projection(kind, 24, 2)(values, offset)  # type: ignore[arg-type]
     expected = project(kind, 24, 2, values, offset)  # type: ignore[arg-type]
-    error = float((found - expected).norm() / expected.norm())
+    error = float((features - expected).norm() / expected.norm())
     assert error < 1e-6, f"{n} values: the sum is off by {error:.1e}: values at an end are lost or counted twice"
 
 
@@ -69,8 +69,8 @@ def test_long_sums_that_grow_all_the_way_lose_nothing(kind: str) -> None:
         row = philox.rademacher(0, dim, 0, n, "cpu")[:, 0]
     else:
         row = philox.gaussian(0, dim, 0, n, "cpu", Tag.GAUSSIAN)[:, 0]
-    found, expected = Projection(kind, dim)(row), project(kind, dim, 0, row[None])[0]  # type: ignore[arg-type]
-    assert abs(float(found[0] / expected[0]) - 1) < 3e-6, "a long sum drifts: it is not closed often enough"
+    features, expected = Projection(kind, dim)(row), project(kind, dim, 0, row[None])[0]  # type: ignore[arg-type]
+    assert abs(float(features[0] / expected[0]) - 1) < 3e-6, "a long sum drifts: it is not closed often enough"
 
 
 def test_what_was_in_a_sum_stays_in_it() -> None:

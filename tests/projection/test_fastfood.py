@@ -19,25 +19,31 @@ SEEDS = [0, 0x299F31D0A4093822, (1 << 64) - 1]
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_block_has_a_permutation_of_six_feistel_rounds(seed: int, block: int) -> None:
-    found = permutations(seed, block, 1, "cpu")[0]
-    assert torch.equal(found.sort().values, torch.arange(BLOCK)), f"block {block}: coordinates are lost or taken twice"
+    permutation = permutations(seed, block, 1, "cpu")[0]
+    assert torch.equal(permutation.sort().values, torch.arange(BLOCK)), (
+        f"block {block}: coordinates are lost or taken twice"
+    )
     calls = [drawn(seed, block, call, Tag.FASTFOOD_PERMUTATION) for call in range(6 * 128 // 16)]
     functions = [(word >> shift) & 127 for call in calls for word in call for shift in (0, 8, 16, 24)]
     for place in range(0, BLOCK, 97):
         left, right = place >> 7, place & 127
         for r in range(6):
             left, right = right, left ^ functions[128 * r + right]
-        assert int(found[place]) == 128 * left + right, f"block {block}: place {place} goes elsewhere than defined"
+        assert int(permutation[place]) == 128 * left + right, (
+            f"block {block}: place {place} goes elsewhere than defined"
+        )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_weights_are_eight_to_a_call_in_the_order_of_coordinates(seed: int, block: int) -> None:
-    found = weights(seed, block, 1, "cpu")[0]
+    block_weights = weights(seed, block, 1, "cpu")[0]
     for call in (0, 1, 77, BLOCK // 8 - 1):
         given = drawn(seed, block * BLOCK // 8 + call, 0, Tag.FASTFOOD_GAUSSIAN)
         bits = [bits for word in given for bits in (word & 0xFFF, (word >> 12) & 0xFFF)]
-        assert torch.equal(found[8 * call : 8 * call + 8], torch.tensor(quantiles()[bits])), f"call {call} of {block}"
+        assert torch.equal(block_weights[8 * call : 8 * call + 8], torch.tensor(quantiles()[bits])), (
+            f"call {call} of {block}"
+        )
 
 
 def test_a_blocks_parts_do_not_depend_on_the_blocks_it_is_made_with() -> None:
@@ -60,36 +66,36 @@ def test_entries_are_to_the_bit_those_of_the_matrix_made_of_its_parts(offset: in
     """Offsets a little below a block's end take columns of two blocks."""
     units = torch.eye(11)
     for dim in (8, 24, 128, 136, 512, 520):
-        found, expected = (
+        entries, expected = (
             Projection("fastfood", dim, seed)(units, offset),
             project("fastfood", dim, seed, units, offset),
         )
-        assert torch.equal(found, expected.float()), f"k={dim}, {offset=}: the transform is not H G P H B"
+        assert torch.equal(entries, expected.float()), f"k={dim}, {offset=}: the transform is not H G P H B"
 
 
 def test_a_dimension_in_the_thousands_folds_less_and_is_the_same_matrix() -> None:
     units = torch.eye(2)
-    found, expected = Projection("fastfood", 2048, 1)(units, 7), project("fastfood", 2048, 1, units, 7)
-    assert torch.equal(found, expected.float()), "with other folding the transform is another"
+    entries, expected = Projection("fastfood", 2048, 1)(units, 7), project("fastfood", 2048, 1, units, 7)
+    assert torch.equal(entries, expected.float()), "with other folding the transform is another"
 
 
 def test_long_vectors_are_projected_as_by_the_explicit_matrix() -> None:
     values = torch.randn(3, 3 * BLOCK + 100, generator=torch.Generator().manual_seed(0))
     for offset in (0, 5000, (1 << 32) - BLOCK - 50):
-        found, expected = Projection("fastfood", 136, 2)(values, offset), project("fastfood", 136, 2, values, offset)
-        error = float((found - expected).norm() / expected.norm())
+        features, expected = Projection("fastfood", 136, 2)(values, offset), project("fastfood", 136, 2, values, offset)
+        error = float((features - expected).norm() / expected.norm())
         assert error < 1e-6, f"{offset=}: the transform is off by {error:.1e}"
 
 
 def test_the_accelerators_way_gives_the_cpus_sums() -> None:
     """What runs on CUDA, several blocks at a time by products of matrices, is plain torch: it runs here as well."""
-    held = torch.randn(3, 4 * BLOCK, generator=torch.Generator().manual_seed(1))
+    values = torch.randn(3, 4 * BLOCK, generator=torch.Generator().manual_seed(1))
     first = (1 << 32) // BLOCK - 2
     for m in (8, 512, BLOCK):
-        found, expected = torch.zeros(3, m, dtype=torch.float64), torch.zeros(3, m, dtype=torch.float64)
-        fastfood._add(held, 5, first, 4, found)
-        fastfood.add(held, 5, first * BLOCK, expected)
-        error = float((found - expected).norm() / expected.norm())
+        sums, expected = torch.zeros(3, m, dtype=torch.float64), torch.zeros(3, m, dtype=torch.float64)
+        fastfood._add(values, 5, first, 4, sums)
+        fastfood.add(values, 5, first * BLOCK, expected)
+        error = float((sums - expected).norm() / expected.norm())
         assert error < 1e-6, f"m={m}: an accelerator has other sums than the CPU ({error:.1e})"
 
 

@@ -98,8 +98,8 @@ def sketch_on_cpu(values: Tensor, offset: int) -> Tensor:
     return total
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def values(*shape: int) -> Tensor:
@@ -110,12 +110,12 @@ def values(*shape: int) -> Tensor:
 @pytest.mark.parametrize("tag", TAGS)
 def test_dense_entries_are_the_definitions_to_the_bit(kernels: Kernels, tag: Tag, offset: int) -> None:
     n, dim = 16, 24
-    found = dense(kernels, torch.eye(n), offset, tag, dim)
+    entries = dense(kernels, torch.eye(n), offset, tag, dim)
     if tag == Tag.RADEMACHER:
         expected = philox.rademacher(SEED, dim, offset, n, "cpu")
     else:
         expected = philox.gaussian(SEED, dim, offset, n, "cpu", tag)
-    assert torch.equal(found, expected.double()), f"{tag.name} at {offset}: a GPU has another P than a CPU"
+    assert torch.equal(entries, expected.double()), f"{tag.name} at {offset}: a GPU has another P than a CPU"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -141,9 +141,9 @@ def test_dense_sums_over_several_closings_and_programs_are_the_cpus(kernels: Ker
 def test_the_sketch_is_the_cpus(kernels: Kernels, offset: int, dtype: torch.dtype) -> None:
     """Offsets a little below 2**31: an argument that Triton takes for 32 bits wide overflows there."""
     given = values(2, 1100).to(dtype)
-    found, expected = sketch(kernels, given, offset), sketch_on_cpu(given, offset)
-    assert bool(found.any()), f"{offset=}: nothing of the gradient reaches the sketch"
-    assert error(found, expected) < 1e-5, f"{offset=}: a GPU sketches with other signs or buckets than a CPU"
+    sketched, expected = sketch(kernels, given, offset), sketch_on_cpu(given, offset)
+    assert bool(sketched.any()), f"{offset=}: nothing of the gradient reaches the sketch"
+    assert error(sketched, expected) < 1e-5, f"{offset=}: a GPU sketches with other signs or buckets than a CPU"
 
 
 def test_the_sketch_sums_stretches_as_the_cpu_does(kernels: Kernels) -> None:
@@ -157,8 +157,8 @@ def test_the_memory_layout_of_gradients_does_not_matter(kernels: Kernels) -> Non
     wide = values(7, 400)
     for given in (wide[:, 5:155], wide[::2, 1:151], wide[:5, :150].T.contiguous().T, wide[2:3].expand(3, -1)):
         for tag in (Tag.GAUSSIAN, Tag.RADEMACHER):
-            found, expected = dense(kernels, given, 9, tag, 24), dense_on_cpu(given, 9, tag, 24)
-            assert error(found, expected) < 1e-5, f"{tag.name}: strides {given.stride()} are read as others"
+            features, expected = dense(kernels, given, 9, tag, 24), dense_on_cpu(given, 9, tag, 24)
+            assert error(features, expected) < 1e-5, f"{tag.name}: strides {given.stride()} are read as others"
         assert error(sketch(kernels, given, 9), sketch_on_cpu(given, 9)) < 1e-5, f"sketch: strides {given.stride()}"
 
 

@@ -30,8 +30,8 @@ def values() -> Tensor:
     return torch.randn(6, N, generator=torch.Generator().manual_seed(1))
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 # --- invariances -----------------------------------------------------------------------------------------------------
@@ -40,9 +40,9 @@ def error(found: Tensor, expected: Tensor) -> float:
 @every_kind
 @pytest.mark.parametrize("offset", OFFSETS)
 def test_features_are_the_explicit_matrix_times_the_values(kind: Kind, offset: int, values: Tensor) -> None:
-    found = Projection(kind, 24, 9)(values, offset)
-    assert found.dtype == torch.float32
-    assert error(found, project(kind, 24, 9, values, offset)) < 1e-6, f"{kind} at {offset} is another matrix"
+    features = Projection(kind, 24, 9)(values, offset)
+    assert features.dtype == torch.float32
+    assert error(features, project(kind, 24, 9, values, offset)) < 1e-6, f"{kind} at {offset} is another matrix"
 
 
 @every_kind
@@ -68,12 +68,12 @@ def _threads() -> Iterator[None]:
 @pytest.mark.usefixtures("_threads")
 def test_the_number_of_threads_changes_no_bit(kind: Kind) -> None:
     long = torch.randn(3, 140_000, generator=torch.Generator().manual_seed(2))
-    p, found = Projection(kind, 264), []
+    p, features = Projection(kind, 264), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(p(long, (1 << 32) - 70_000))
-    assert torch.equal(found[0], found[1]), "two threads give other features than one"
-    assert torch.equal(found[0], found[2]), "three threads give other features than one"
+        features.append(p(long, (1 << 32) - 70_000))
+    assert torch.equal(features[0], features[1]), "two threads give other features than one"
+    assert torch.equal(features[0], features[2]), "three threads give other features than one"
 
 
 @every_kind
@@ -122,9 +122,9 @@ def test_other_types_are_taken_at_their_values(kind: Kind, dtype: torch.dtype, v
 @every_kind
 def test_gradients_of_the_projection_are_not_recorded(kind: Kind, values: Tensor) -> None:
     recorded = values.clone().requires_grad_()
-    found = Projection(kind, 64)(recorded)
-    assert not found.requires_grad, f"{kind}: features hold on to the graph of the model"
-    assert torch.equal(found, Projection(kind, 64)(values))
+    features = Projection(kind, 64)(recorded)
+    assert not features.requires_grad, f"{kind}: features hold on to the graph of the model"
+    assert torch.equal(features, Projection(kind, 64)(values))
 
 
 @every_kind
@@ -138,9 +138,9 @@ def test_seeds_give_unrelated_features_and_one_seed_the_same(kind: Kind, values:
 
 def test_kinds_of_one_seed_give_unrelated_features(values: Tensor) -> None:
     """The sketch's dense stage reads coordinates 0 ... 2**18 under the seed that the Gaussian kind has."""
-    found = {kind: Projection(kind, 512, 3)(values) for kind in KINDS}
+    features = {kind: Projection(kind, 512, 3)(values) for kind in KINDS}
     for one, two in itertools.combinations(KINDS, 2):
-        cosine = torch.nn.functional.cosine_similarity(found[one], found[two]).abs().max()
+        cosine = torch.nn.functional.cosine_similarity(features[one], features[two]).abs().max()
         assert cosine < 5 / 512**0.5, f"{one} and {two} of one seed share their entries ({cosine:.2f})"
 
 
@@ -148,8 +148,8 @@ def test_kinds_of_one_seed_give_unrelated_features(values: Tensor) -> None:
 def test_coordinates_beyond_two_to_the_32_are_others_and_need_no_memory(kind: Kind, values: Tensor) -> None:
     """The ends of a gradient of 2**62 numbers, of which nothing but the values at hand is ever allocated."""
     p, far = Projection(kind, 128, 1), [0, 1 << 32, 1 << 33, 1 << 41, (1 << 62) - N]
-    found = [p(values[0], offset) for offset in far]
-    for one, two in itertools.combinations(found, 2):
+    features = [p(values[0], offset) for offset in far]
+    for one, two in itertools.combinations(features, 2):
         cosine = float(torch.nn.functional.cosine_similarity(one, two, dim=0).abs())
         assert cosine < 5 / 128**0.5, f"{kind}: coordinates 2**32 apart have the same entries ({cosine:.2f})"
 
@@ -164,8 +164,8 @@ for kind in ("gaussian", "rademacher", "sketched_gaussian", "fastfood"):
     print(Projection(kind, 24, 2**64 - 3)(values, 2**32 - 900).numpy().tobytes().hex())
 """
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    for kind, line in zip(KINDS, told.stdout.split(), strict=True):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    for kind, line in zip(KINDS, result.stdout.split(), strict=True):
         here = Projection(kind, 24, (1 << 64) - 3)(values, (1 << 32) - 900).numpy().tobytes().hex()
         assert line == here, f"{kind}: two actors project with different matrices"
 

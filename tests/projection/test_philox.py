@@ -34,8 +34,8 @@ def hexadecimal(text: str) -> list[int]:
 def test_philox_gives_the_known_answers_of_random123(rounds: int, counter: str, key: str, expected: str) -> None:
     (c0, c1, c2, c3), (k0, k1), answer = map(hexadecimal, (counter, key, expected))
     assert plain_philox((c0, c1, c2, c3), (k0, k1), rounds) == tuple(answer), f"the oracle is no Philox4x32-{rounds}"
-    found = words(k0 | (k1 << 32), (torch.tensor([c0, c0]), c1, c2), c3, rounds)  # type: ignore[arg-type]
-    assert found.tolist() == [answer, answer], f"`words` is no Philox4x32-{rounds}"
+    outputs = words(k0 | (k1 << 32), (torch.tensor([c0, c0]), c1, c2), c3, rounds)  # type: ignore[arg-type]
+    assert outputs.tolist() == [answer, answer], f"`words` is no Philox4x32-{rounds}"
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), [row[1:] for row in KNOWN if row[0] == 7])
@@ -54,7 +54,7 @@ def test_entries_are_philox_with_the_seed_as_key_and_coordinate_block_and_purpos
     seed: int, coordinate: int
 ) -> None:
     for tag in (Tag.GAUSSIAN, Tag.SKETCH_GAUSSIAN):
-        found = gaussian(seed, 36, coordinate, 1, "cpu", tag)[0]
+        entries = gaussian(seed, 36, coordinate, 1, "cpu", tag)[0]
         twelve_bits = [
             bits
             for block in range(5)
@@ -62,10 +62,12 @@ def test_entries_are_philox_with_the_seed_as_key_and_coordinate_block_and_purpos
             for bits in (word & 0xFFF, (word >> 12) & 0xFFF)
         ]
         expected = torch.from_numpy(quantiles()[twelve_bits[:36]])
-        assert torch.equal(found, expected), f"{tag.name} at {coordinate} is not Philox's output by the table"
+        assert torch.equal(entries, expected), f"{tag.name} at {coordinate} is not Philox's output by the table"
     ones = [bit for block in range(2) for bit in all_bits(seed, coordinate, block, Tag.RADEMACHER)]
-    found = rademacher(seed, 200, coordinate, 1, "cpu")[0]
-    assert torch.equal(found, 1 - 2 * torch.tensor(ones[:200]).float()), f"signs at {coordinate} are not Philox's bits"
+    rademacher_signs = rademacher(seed, 200, coordinate, 1, "cpu")[0]
+    assert torch.equal(rademacher_signs, 1 - 2 * torch.tensor(ones[:200]).float()), (
+        f"signs at {coordinate} are not Philox's bits"
+    )
 
 
 def all_bits(seed: int, coordinate: int, block: int, tag: Tag) -> list[int]:
@@ -87,9 +89,9 @@ def test_signs_and_buckets_of_a_coordinate_are_philox_of_its_run_and_its_stretch
 
 
 def test_coordinates_of_one_stretch_never_share_a_bucket_and_two_stretches_lie_differently() -> None:
-    found = buckets(7, 5 << 18, 2 << 18, "cpu").view(2, -1)
-    assert all(len(row.unique()) == 1 << 18 for row in found), "two coordinates of one stretch fall into one bucket"
-    assert not (found[0] == found[1]).any(), "every coordinate meets the one 2**18 further on: layers add up"
+    stretches = buckets(7, 5 << 18, 2 << 18, "cpu").view(2, -1)
+    assert all(len(row.unique()) == 1 << 18 for row in stretches), "two coordinates of one stretch fall into one bucket"
+    assert not (stretches[0] == stretches[1]).any(), "every coordinate meets the one 2**18 further on: layers add up"
 
 
 def test_a_range_of_coordinates_does_not_depend_on_where_it_is_cut() -> None:

@@ -42,12 +42,12 @@ def projected(kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     generator, n = torch.Generator().manual_seed(2), SIZES[kind]
     vectors = torch.randn(8, n, generator=generator) + 0.8 * torch.randn(1, n, generator=generator)
     layer = vectors[:, n // 2 : n // 2 + n // 40]
-    found, part = [], []
+    whole, part = [], []
     for seed in range(SEEDS):
         p = Projection(kind, ROWS, seed)
-        found.append(p(vectors))
+        whole.append(p(vectors))
         part.append(p(layer, n // 2))
-    return torch.stack(found), torch.stack(part), vectors.double()
+    return torch.stack(whole), torch.stack(part), vectors.double()
 
 
 def bias(errors: Tensor) -> float:
@@ -96,16 +96,16 @@ def cosine_error(kind: Kind, slices: Slices, dim: int, seeds: int) -> float:
     exact = torch.nn.functional.normalize(torch.cat([v for _, v in slices], 1).double(), dim=1)
     cosines = exact @ exact.T
     pairs = torch.triu_indices(len(exact), len(exact), 1)
-    found = []
+    errors = []
     for seed in range(seeds):
         p = Projection(kind, dim, 100 + seed)
         total = p.zeros(len(exact), "cpu")
         for offset, values in slices:
             p.add(total, values, offset)
-        kept = torch.nn.functional.normalize(p.finish(total).double(), dim=1)
-        found.append((kept @ kept.T - cosines)[*pairs])
+        unit_features = torch.nn.functional.normalize(p.finish(total).double(), dim=1)
+        errors.append((unit_features @ unit_features.T - cosines)[*pairs])
     theory = ((1 - cosines[*pairs] ** 2).square().mean() / dim).sqrt()
-    return float(torch.stack(found).square().mean().sqrt() / theory)
+    return float(torch.stack(errors).square().mean().sqrt() / theory)
 
 
 BATCH = 16

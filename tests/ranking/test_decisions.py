@@ -34,9 +34,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def said(rows: list[dict[str, Any]] | pa.Table, group: str = "all") -> dict[str, tuple[str, str]]:
-    held = rows if isinstance(rows, pa.Table) else table(rows)
-    found = decisions.verdicts(held, group, VERSIONS).to_pylist()
-    return {r["clip_id"]: (r["verdict"], r["by"]) for r in found}
+    records = rows if isinstance(rows, pa.Table) else table(rows)
+    verdicts = decisions.verdicts(records, group, VERSIONS).to_pylist()
+    return {r["clip_id"]: (r["verdict"], r["by"]) for r in verdicts}
 
 
 @st.composite

@@ -104,10 +104,10 @@ def test_each_settings_part_is_the_plain_product(
     expected = plain(whiten, ranked.clip_ids.to_pylist())
     scale = max(float(np.abs(values).max()) for values in expected.values())
     for group, values in expected.items():
-        found = np.stack(list(ranked.by_setting.scores(group)))
-        np.testing.assert_allclose(found, values, atol=2e-5 * scale, err_msg=group)
+        parts = np.stack(list(ranked.by_setting.scores(group)))
+        np.testing.assert_allclose(parts, values, atol=2e-5 * scale, err_msg=group)
         mean, _ = ranked.score(group, ranked.marks(0.1))
-        np.testing.assert_allclose(found.mean(0), mean, atol=2e-5 * scale, err_msg="parts do not add up to influence")
+        np.testing.assert_allclose(parts.mean(0), mean, atol=2e-5 * scale, err_msg="parts do not add up to influence")
     spared = np.stack(list(ranked.by_setting.scores("spin", 0.5)))
     np.testing.assert_allclose(spared, expected["spin"] - 0.5 * expected["roll"], atol=2e-5 * scale)
 
@@ -165,10 +165,10 @@ def test_several_roots_are_one(make: Make) -> None:
     joint = make("joint", roots=("c", "a", "b"))
     for run in (one, joint):
         rank_clips(run)
-    found, expected = (
+    actual, expected = (
         tables.read(f"{run.root}/{influence_table.BY_SETTING}").sort_by("clip_id") for run in (joint, one)
     )  # type: ignore[union-attr]
-    assert found.combine_chunks().equals(expected.combine_chunks())
+    assert actual.combine_chunks().equals(expected.combine_chunks())
     assert tables.read(f"{joint.root}/selection").equals(tables.read(f"{one.root}/selection"))
 
 

@@ -63,12 +63,12 @@ def test_an_interval_of_ranks_is_counted() -> None:
 
 
 def test_nine_in_ten_intervals_hold_the_true_rank() -> None:
-    held = [
+    hits = [
         (np.array(table.column("rank_low")) <= n) & (n <= np.array(table.column("rank_high")))
         for seed in range(6)
         for table, n in [by_clip(select(influence(seed), names()))]
     ]
-    assert 0.86 < np.mean(held) < 0.94
+    assert 0.86 < np.mean(hits) < 0.94
 
 
 def by_clip(table: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
@@ -160,9 +160,9 @@ def test_parts_of_an_error_are_added_with_degrees_of_freedom_of_their_own() -> N
     assert np.array_equal(half_width_of_parts([(error, 5)], 0.9), half_width(error, 5, 0.9)), "one part is as it was"
     none = np.zeros(3)
     np.testing.assert_allclose(half_width_of_parts([(error, 5), (none, 2)], 0.9), half_width(error, 5, 0.9))
-    found = half_width_of_parts([(error, 5), (2 * error, 3)], 0.9)
+    width = half_width_of_parts([(error, 5), (2 * error, 3)], 0.9)
     degrees = 3**2 / (1 / 4 + 2**2 / 2)
-    np.testing.assert_allclose(found, np.sqrt(3 * error) * stats.t.ppf(0.95, degrees), rtol=1e-6)
+    np.testing.assert_allclose(width, np.sqrt(3 * error) * stats.t.ppf(0.95, degrees), rtol=1e-6)
 
 
 def test_nine_in_ten_intervals_hold_the_true_rank_where_settings_err_too() -> None:
@@ -170,9 +170,11 @@ def test_nine_in_ten_intervals_hold_the_true_rank_where_settings_err_too() -> No
     both, alone = list[float](), list[float]()
     for seed in range(6):
         ranked = of_settings(seed, 6, 0.3)
-        for held, one in ((both, ranked), (alone, replace(ranked, by_setting=None))):
+        for shares, one in ((both, ranked), (alone, replace(ranked, by_setting=None))):
             table, n = by_clip(decided(one))
-            held.append(np.mean((np.array(table.column("rank_low")) <= n) & (n <= np.array(table.column("rank_high")))))
+            shares.append(
+                np.mean((np.array(table.column("rank_low")) <= n) & (n <= np.array(table.column("rank_high"))))
+            )
     assert 0.86 < np.mean(both) < 0.94
     assert np.mean(alone) < 0.8
 

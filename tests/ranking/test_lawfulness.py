@@ -196,9 +196,9 @@ def test_a_flaw_counts_before_a_law_and_only_what_is_named_breaks_one() -> None:
 
 def test_clips_are_counted_by_whether_their_flow_is_known() -> None:
     rows = pa.Table.from_pylist(ROWS, schema=schemas.LAWFULNESS)
-    found = lawfulness.count_unlawful(rows, pa.array(["lawful", "unlike", "flawed", "of no flow"]), 0.05)
-    assert found == (4, 3, 2)
-    assert found.share == pytest.approx(2 / 3)
+    counts = lawfulness.count_unlawful(rows, pa.array(["lawful", "unlike", "flawed", "of no flow"]), 0.05)
+    assert counts == (4, 3, 2)
+    assert counts.share == pytest.approx(2 / 3)
     assert lawfulness.count_unlawful(rows, pa.array(["of no flow"]), 0.05).share is None
 
 

@@ -41,16 +41,16 @@ def test_clips_are_alike_by_colour_or_by_movement(tmp_path: Path) -> None:
     write(tmp_path, "queries", [row("p", 0, 1), row("q", 0.2, 1), row("r", 5, 9), row("s", 5.2, 9)])
     lost = {"clip_id": "lost", "version": "v", "error": "decode: it is damaged"}
     write(tmp_path, "clips", [row("same colour", 5, 1), row("same movement", 0, 9), lost])
-    found = likenesses(str(tmp_path), {"p": "x", "q": "x", "r": "y", "s": "y"})
-    for alike in found.values():
+    by_kind = likenesses(str(tmp_path), {"p": "x", "q": "x", "r": "y", "s": "y"})
+    for alike in by_kind.values():
         assert alike.clip_ids.to_pylist() == ["same colour", "same movement"]
         assert set(alike.groups) == {"all", "x", "y"}
-    by_colour, by_movement = found["colours"].groups["x"], found["movement"].groups["x"]
+    by_colour, by_movement = by_kind["colours"].groups["x"], by_kind["movement"].groups["x"]
     assert by_colour[0] == pytest.approx(1, abs=1e-5)
     assert by_colour[1] < 0.5
     assert by_movement[1] == 0
     assert by_movement[0] < -1
-    np.testing.assert_allclose(found["movement"].groups["all"], [0, 0], atol=1e-5)
+    np.testing.assert_allclose(by_kind["movement"].groups["all"], [0, 0], atol=1e-5)
 
 
 def test_without_movement_nothing_is_alike(tmp_path: Path) -> None:

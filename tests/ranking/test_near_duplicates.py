@@ -34,7 +34,7 @@ def blocks_of(rows: Array, among: npt.NDArray[np.int64] | None = None, size: int
     return blocks
 
 
-def found(rows: Array, threshold: float, among: npt.NDArray[np.int64] | None = None) -> dict[tuple[int, int], float]:
+def pairs_of(rows: Array, threshold: float, among: npt.NDArray[np.int64] | None = None) -> dict[tuple[int, int], float]:
     order = np.random.default_rng(2).permutation(len(rows))
     first, second, cosine = similar_pairs(blocks_of(rows, among), order, threshold)
     assert (first < second).all()
@@ -49,10 +49,10 @@ def test_random_tables_find_the_pairs_that_comparing_all_finds(
     monkeypatch: pytest.MonkeyPatch, noise: float, threshold: float, least: float, few: int
 ) -> None:
     rows = rows_of(3000, 64, noise)
-    every = found(rows, threshold)
+    every = pairs_of(rows, threshold)
     monkeypatch.setattr(near_duplicates, "EXACT", 10)
     monkeypatch.setattr(near_duplicates, "FEW", few)
-    hashed = found(rows, threshold)
+    hashed = pairs_of(rows, threshold)
     assert len(every) > 200
     assert hashed.keys() <= every.keys()
     assert len(hashed) >= least * len(every)
@@ -62,11 +62,11 @@ def test_random_tables_find_the_pairs_that_comparing_all_finds(
 def test_rows_that_are_missing_are_in_no_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(400, 32, 0.05)
     among = np.flatnonzero(np.arange(400) % 20 != 1)
-    every = found(rows, 0.97, among)
+    every = pairs_of(rows, 0.97, among)
     monkeypatch.setattr(near_duplicates, "EXACT", 10)
-    assert found(rows, 0.97, among).keys() == every.keys()
+    assert pairs_of(rows, 0.97, among).keys() == every.keys()
     assert len(every) == 20
-    assert found(rows, 0.97, among[:0]) == {}
+    assert pairs_of(rows, 0.97, among[:0]) == {}
 
 
 def test_very_many_copies_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,4 +83,4 @@ def test_very_many_copies_are_compared_with_the_first(monkeypatch: pytest.Monkey
 def test_a_threshold_of_one_finds_what_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "EXACT", 10)
     rows = rows_of(200, 16, 0.0)
-    assert len(found(rows, 0.999999)) == 20
+    assert len(pairs_of(rows, 0.999999)) == 20

@@ -41,10 +41,10 @@ def cosine(a: Array, b: Array) -> float:
 
 def test_influence_is_the_cosine_of_every_pair() -> None:
     clips, queries = normal(0, 9, 16) * 100, normal(1, 4, 16) / 100
-    found = influence(clips, queries)
+    scores = influence(clips, queries)
     for n in range(9):
         for q in range(4):
-            assert math.isclose(found[n, q], cosine(clips[n], queries[q]), abs_tol=1e-6), f"pair {n, q} is no cosine"
+            assert math.isclose(scores[n, q], cosine(clips[n], queries[q]), abs_tol=1e-6), f"pair {n, q} is no cosine"
 
 
 def test_whitened_influence_is_the_formula_of_trak() -> None:
@@ -52,19 +52,19 @@ def test_whitened_influence_is_the_formula_of_trak() -> None:
     phi = [c.astype(float) / np.linalg.norm(c) for c in clips]
     covariance = sum(np.outer(p, p) for p in phi) / len(phi) + weight * np.eye(8)
     inverse = np.linalg.inv(covariance)
-    found = influence(clips, queries, whiten=weight)
+    scores = influence(clips, queries, whiten=weight)
     for n in range(30):
         for q in range(3):
             expected = phi[n] @ inverse @ (queries[q] / np.linalg.norm(queries[q]))
-            assert math.isclose(found[n, q], expected, rel_tol=1e-4, abs_tol=1e-4), f"pair {n, q}"
+            assert math.isclose(scores[n, q], expected, rel_tol=1e-4, abs_tol=1e-4), f"pair {n, q}"
 
 
 @pytest.mark.parametrize("whiten", [None, 0.01])
 def test_influence_does_not_depend_on_the_scale_of_a_clip_or_query(whiten: float | None) -> None:
     clips, queries = normal(0, 20, 8), normal(1, 3, 8)
     scales = np.random.default_rng(2).uniform(0.01, 100, (20, 1)).astype(np.float32)
-    found = influence(clips * scales, queries * 7, whiten)
-    assert np.allclose(found, influence(clips, queries, whiten), rtol=1e-3, atol=1e-3), "long gradients count for more"
+    scores = influence(clips * scales, queries * 7, whiten)
+    assert np.allclose(scores, influence(clips, queries, whiten), rtol=1e-3, atol=1e-3), "long gradients count for more"
 
 
 def test_whitening_with_a_large_lambda_is_the_cosine_up_to_scale() -> None:
@@ -83,11 +83,11 @@ def test_whitening_removes_a_direction_that_every_clip_shares() -> None:
 def test_cosines_over_settings_are_means_of_their_cosines() -> None:
     clips, queries = normal(0, 5, 3 * 8), normal(1, 2, 3 * 8)
     clips[:, 8:16] *= 1000  # one setting's gradients are much longer
-    found = influence(unit_settings(clips, 3), unit_settings(queries, 3))
+    scores = influence(unit_settings(clips, 3), unit_settings(queries, 3))
     for n in range(5):
         for q in range(2):
             parts = [cosine(clips[n, s : s + 8], queries[q, s : s + 8]) for s in (0, 8, 16)]
-            assert math.isclose(found[n, q], np.mean(parts), abs_tol=1e-6), "a long setting drowns the others"
+            assert math.isclose(scores[n, q], np.mean(parts), abs_tol=1e-6), "a long setting drowns the others"
 
 
 def test_unit_settings_leaves_parts_of_zeros_alone() -> None:
@@ -107,10 +107,10 @@ def test_unit_settings_leaves_parts_of_zeros_alone() -> None:
 )
 def test_every_query_gives_exactly_its_share_of_votes(n: int, fraction: float, count: int) -> None:
     scores = normal(0, n, 6)
-    found = votes(scores, fraction)
-    assert int(found.sum()) == 6 * count, f"{found.sum()} votes, not 6 x {count}"
+    clip_votes = votes(scores, fraction)
+    assert int(clip_votes.sum()) == 6 * count, f"{clip_votes.sum()} votes, not 6 x {count}"
     naive = [sum(scores[i, q] >= sorted(scores[:, q])[-count] for q in range(6)) for i in range(n)]
-    assert found.tolist() == naive
+    assert clip_votes.tolist() == naive
 
 
 def test_a_query_votes_by_its_own_cutoff() -> None:
@@ -263,13 +263,13 @@ def features_table() -> tuple[pa.Table, Array]:
 def test_features_under_a_mask_are_those_of_its_settings_and_of_moving_clips(tmp_path: Path) -> None:
     table, features = features_table()
     tables.append(str(tmp_path / "features/clips"), table, {}, settings=SETTINGS)
-    found = under_mask(str(tmp_path), "clips", "motion")
-    assert found.clip_ids.to_pylist() == ["a", "d"], "still or failed clips have features under the motion mask"
-    rows = np.concatenate(list(found.map(lambda phi: phi)))
+    masked = under_mask(str(tmp_path), "clips", "motion")
+    assert masked.clip_ids.to_pylist() == ["a", "d"], "still or failed clips have features under the motion mask"
+    rows = np.concatenate(list(masked.map(lambda phi: phi)))
     assert np.allclose(rows, unit_settings(features[[0, 3]][:, [0, 2]].reshape(2, -1), 2))
-    found = under_mask(str(tmp_path), "clips", "none")
-    assert found.clip_ids.to_pylist() == ["a", "b", "d"], "still clips must keep their unmasked features"
-    rows = np.concatenate(list(found.map(lambda phi: phi)))
+    unmasked = under_mask(str(tmp_path), "clips", "none")
+    assert unmasked.clip_ids.to_pylist() == ["a", "b", "d"], "still clips must keep their unmasked features"
+    rows = np.concatenate(list(unmasked.map(lambda phi: phi)))
     assert np.allclose(rows, unit_settings(features[[0, 1, 3]][:, 1], 1)), "a row was joined by its position"
 
 
@@ -286,12 +286,12 @@ def ranked() -> Ranked:
 
 
 def test_neighbors_are_each_querys_nearest_and_farthest() -> None:
-    for row in (found := neighbors_table(ranked(), 4, ranked().marks(0.1, 4)).to_pylist()):
+    for row in (rows := neighbors_table(ranked(), 4, ranked().marks(0.1, 4)).to_pylist()):
         scores = normal(0, 12, 3)[:, ["q0", "q1", "q2"].index(row["query_id"])]
         best = np.argsort(-scores) if row["sign"] == "positive" else np.argsort(scores)
         assert row["clip_id"] == ids(12)[best[row["rank"]]], f"wrong neighbour: {row}"
         assert math.isclose(row["influence"], scores[best[row["rank"]]], rel_tol=1e-6)
-    assert len(found) == 3 * 2 * 4
+    assert len(rows) == 3 * 2 * 4
 
 
 def test_every_clip_is_decided_on_for_every_group_and_unranked_ones_say_why() -> None:

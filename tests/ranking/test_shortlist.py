@@ -127,11 +127,11 @@ def test_a_score_counts_its_own_row_once_however_many_it_stands_for() -> None:
     total, whiten = float(weights.sum()), 0.01
     moment = second_moment(phi * np.sqrt(weights)[:, None].astype(np.float32))
     inverse = np.linalg.inv(moment / total + whiten * np.eye(K)).astype(np.float32)
-    found = phi @ whitened(queries, moment, total, whiten).T / own_part(phi, weights, inverse, total)[:, None]
+    scores = phi @ whitened(queries, moment, total, whiten).T / own_part(phi, weights, inverse, total)[:, None]
     for n, row in enumerate(phi):
         once = moment + (1 - weights[n]) * np.outer(row, row)
         naive = row @ np.linalg.solve(once / total + whiten * np.eye(K), queries.T)
-        assert np.allclose(found[n], naive, rtol=1e-3, atol=1e-3), f"row {n} of weight {weights[n]}"
+        assert np.allclose(scores[n], naive, rtol=1e-3, atol=1e-3), f"row {n} of weight {weights[n]}"
 
 
 def write(run: Run, features: Array, queries: Array, on: list[str]) -> None:
@@ -194,11 +194,13 @@ def test_whitening_and_shares_are_of_all_clips(run: Run) -> None:
     estimated = second_moment(chosen_rows * np.sqrt(weights)[:, None].astype(np.float32)) / N
     whole, naive = second_moment(phi) / N, second_moment(chosen_rows) / len(on)
     assert np.linalg.norm(estimated - whole) < 0.5 * np.linalg.norm(naive - whole), "no better than the chosen's own"
-    found = np.stack([ranked.influence[q] for q in range(4)], 1)
+    influences = np.stack([ranked.influence[q] for q in range(4)], 1)
     here, asked = phi[[ids(N).index(i) for i in ranked.clip_ids.to_pylist()]], unit_settings(queries, 1)
     full, alone = (here @ whitened(asked, moment, 1, 0.01).T for moment in (whole, naive))
-    assert np.corrcoef(found.ravel(), full.ravel())[0, 1] > 0.97
-    assert np.abs(found - full).mean() < 0.8 * np.abs(alone - full).mean(), "no better than the chosen's own whitening"
+    assert np.corrcoef(influences.ravel(), full.ravel())[0, 1] > 0.97
+    assert np.abs(influences - full).mean() < 0.8 * np.abs(alone - full).mean(), (
+        "no better than the chosen's own whitening"
+    )
     others = selection.unranked(run, ranked)
     marks = ranked.marks(0.1)
     given = ranked.score("all", marks)[1]
@@ -217,16 +219,16 @@ def test_whitening_and_shares_are_of_all_clips(run: Run) -> None:
 def test_the_estimate_is_free_of_bias() -> None:
     """Over 300 audits the weighted moments of the chosen have the mean of the whole, within four standard errors."""
     phi = unit_settings(normal(0, 400, 8) + np.linspace(-2, 2, 400, dtype=np.float32)[:, None] * normal(1, 8), 1)
-    found = []
+    moments = []
     for seed in range(300):
         table = choice(400, seed, top=0.2, bottom=0.05, audit=0.1).to_pylist()
         reasons = [row["reason"] for row in table]
         between = 400 - reasons.count("top") - reasons.count("bottom")
         stands = {"top": 1.0, "bottom": 1.0, "audit": between / reasons.count("audit"), None: 0.0}
         weights = np.array([stands[r] for r in reasons], np.float32)
-        found.append(second_moment(phi * np.sqrt(weights)[:, None]))
-    error = np.abs(np.mean(found, 0) - second_moment(phi))
-    assert (error < 4 * np.std(found, 0) / 300**0.5 + 1e-3).all()
+        moments.append(second_moment(phi * np.sqrt(weights)[:, None]))
+    error = np.abs(np.mean(moments, 0) - second_moment(phi))
+    assert (error < 4 * np.std(moments, 0) / 300**0.5 + 1e-3).all()
 
 
 def test_what_failed_or_was_not_reached_is_made_up_for(run: Run, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,25 +289,26 @@ def test_the_audit_tells_how_good_the_shortlist_is(run: Run) -> None:
     on = put(run, table)
     odd = next(row["clip_id"] for row in table.to_pylist() if row["reason"] == "audit")
     order = [odd, *(i for i in on if i != odd)]
-    held = {"votes": 0, "group": "all", "decision": "neutral", "weight": 0.0, "reason": ""}
-    rows = [{**held, "clip_id": i, "rank": n, "mean_influence": -float(n)} for n, i in enumerate(order)]
+    columns = {"votes": 0, "group": "all", "decision": "neutral", "weight": 0.0, "reason": ""}
+    rows = [{**columns, "clip_id": i, "rank": n, "mean_influence": -float(n)} for n, i in enumerate(order)]
     tables.replace(f"{run.root}/selection", pa.Table.from_pylist(rows, schema=schemas.SELECTION), {})
-    told = choosing.quality(run)
-    assert told is not None
-    assert (told["clips"], told["top"], told["bottom"], told["audited"], told["compared"]) == (600, 120, 60, 120, 120)
-    assert 0.9 < told["spearman"] < 1
-    assert (told["found_top"]["count"], told["found_top"]["found"]) == (12, 11)
-    low, high = told["found_top"]["interval"]
-    assert low < told["found_top"]["share"] < high < 1
-    assert told["found_bottom"]["count"] == 12
-    assert told["found_bottom"]["found"] == min(12, sum(r["audited"] for r in table.to_pylist()[540:]))
-    said = choosing.sentences(told)
+    quality = choosing.quality(run)
+    assert quality is not None
+    assert (quality["clips"], quality["top"], quality["bottom"]) == (600, 120, 60)
+    assert (quality["audited"], quality["compared"]) == (120, 120)
+    assert 0.9 < quality["spearman"] < 1
+    assert (quality["found_top"]["count"], quality["found_top"]["found"]) == (12, 11)
+    low, high = quality["found_top"]["interval"]
+    assert low < quality["found_top"]["share"] < high < 1
+    assert quality["found_bottom"]["count"] == 12
+    assert quality["found_bottom"]["found"] == min(12, sum(r["audited"] for r in table.to_pylist()[540:]))
+    said = choosing.sentences(quality)
     assert "of 600 clips 120 first, 60 last and 120 audited" in said[0]
     assert "of their 12 first by the full setting 11 are on the shortlist" in said[1]
     assert len(said) == 2, "a warning for 120 audited clips"
-    few = choosing.sentences({**told, "compared": 19})
+    few = choosing.sentences({**quality, "compared": 19})
     assert "say next to nothing" in few[-1]
-    assert "nothing is known" in choosing.sentences({**told, "compared": 0})[-1]
+    assert "nothing is known" in choosing.sentences({**quality, "compared": 0})[-1]
 
 
 def test_without_a_shortlist_nothing_changes(tmp_path: Path) -> None:

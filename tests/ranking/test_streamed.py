@@ -88,16 +88,16 @@ def test_streamed_ranking_is_that_of_the_arrays(
     ranked = selection.rank(run, "motion", whiten)
     by_id = dict(zip(ids(), whole, strict=True))
     expected = np.stack([by_id[i] for i in ranked.clip_ids.to_pylist()])
-    found = np.stack([ranked.influence[q] for q in range(6)], 1)
+    influences = np.stack([ranked.influence[q] for q in range(6)], 1)
     scale = float(np.abs(whole).max())
-    assert np.abs(found - expected).max() < 1e-6 * max(1, scale), "a streamed influence is not the array's"
+    assert np.abs(influences - expected).max() < 1e-6 * max(1, scale), "a streamed influence is not the array's"
     for group, chosen in (("all", slice(6)), ("spin", slice(4)), ("roll", slice(4, 6))):
         mean, given = ranked.score(group, ranked.marks(0.1))
-        assert (given == votes(found[:, chosen], 0.1)).all(), f"votes of {group} are not exact"
-        assert np.allclose(mean, found[:, chosen].mean(1), rtol=1e-6, atol=1e-6)
+        assert (given == votes(influences[:, chosen], 0.1)).all(), f"votes of {group} are not exact"
+        assert np.allclose(mean, influences[:, chosen].mean(1), rtol=1e-6, atol=1e-6)
         for by in ("mean", "votes"):
             names = ranked.clip_ids.to_pylist()
-            placed = [names[i] for i in order(found[:, chosen], names, by)]  # type: ignore[arg-type]
+            placed = [names[i] for i in order(influences[:, chosen], names, by)]  # type: ignore[arg-type]
             assert ranked.order(group, by, 0.1).to_pylist() == placed, f"{group} by {by}"  # type: ignore[arg-type]
 
 
@@ -112,9 +112,9 @@ def test_a_ranking_that_is_written_down_is_read_and_another_is_not(run: Run) -> 
     schema = schemas.influence_schema(6)
 
     def write(settings: list[dict[str, object]]) -> None:
-        told = {"attribution.settings": settings, "seed": 0, "ranking": {"mask": "motion", "whiten": 0.01}}
+        recipe = {"attribution.settings": settings, "seed": 0, "ranking": {"mask": "motion", "whiten": 0.01}}
         folder = str(Path(run.root, "influence"))
-        tables.replace_streamed(folder, schema, selection.influence_tables(ranked), told, query_ids=ranked.query_ids)
+        tables.replace_streamed(folder, schema, selection.influence_tables(ranked), recipe, query_ids=ranked.query_ids)
 
     write(both)
     again = selection.recorded(run, "motion", 0.01)
@@ -134,8 +134,8 @@ def test_the_direction_of_unwanted_queries_is_taken_away(run: Run) -> None:
     away = unit[4:].mean(0) / np.linalg.norm(unit[4:].mean(0))
     whole = influence(unit_settings(features(), 2), unit_settings(unit[:4] - away, 2), None)
     by_id = dict(zip(ids(), whole, strict=True))
-    found = np.stack([ranked.influence[q] for q in range(4)], 1)
-    np.testing.assert_allclose(found, np.stack([by_id[i] for i in ranked.clip_ids.to_pylist()]), atol=1e-5)
+    influences = np.stack([ranked.influence[q] for q in range(4)], 1)
+    np.testing.assert_allclose(influences, np.stack([by_id[i] for i in ranked.clip_ids.to_pylist()]), atol=1e-5)
     for groups, says in (
         (("slide",), "of group 'slide'; the groups are roll, spin"),
         (("roll", "spin"), "every query"),
@@ -147,9 +147,9 @@ def test_the_direction_of_unwanted_queries_is_taken_away(run: Run) -> None:
 
 def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked = selection.rank(run, "motion", 0.01)
-    found = np.stack([ranked.influence[q] for q in range(6)], 1)
+    influences = np.stack([ranked.influence[q] for q in range(6)], 1)
     unlawful = {clip_id: f"law {clip_id}" for clip_id in ranked.clip_ids.to_pylist()[::37]}
-    whole = select(found, ranked.clip_ids.to_pylist(), by="votes", unlawful=unlawful)
+    whole = select(influences, ranked.clip_ids.to_pylist(), by="votes", unlawful=unlawful)
     monkeypatch.setattr("pipeline.ranking.scores.CHUNK", 700)
     others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
     spoiled = pa.table({"clip_id": list(unlawful), "reason": list(unlawful.values())})
@@ -165,10 +165,10 @@ def test_neighbors_are_exact_with_ties_by_id() -> None:
     columns.add(column[:, None])
     names = [f"c{i:03d}" for i in np.random.default_rng(1).permutation(400)]
     ranked = selection.Ranked(pa.array(names, pa.large_string()), ["q"], ["all"], columns)
-    found = selection.neighbors_table(ranked, 60, ranked.marks(0.1, 60)).to_pylist()
+    neighbors = selection.neighbors_table(ranked, 60, ranked.marks(0.1, 60)).to_pylist()
     whole = sorted(range(400), key=lambda i: (-column[i], names[i]))
     for sign, expected in (("positive", whole[:60]), ("negative", whole[::-1][:60])):
-        assert [r["clip_id"] for r in found if r["sign"] == sign] == [names[i] for i in expected], sign
+        assert [r["clip_id"] for r in neighbors if r["sign"] == sign] == [names[i] for i in expected], sign
     assert len(selection.neighbors_table(ranked, 1000, ranked.marks(0.1, 1000))) == 800, (
         "more neighbours are asked for than there are clips"
     )
@@ -185,9 +185,9 @@ def test_of_a_clips_two_rows_the_one_counts_that_tables_read_takes(run: Run) -> 
     after = selection.rank(run, "motion", 0.01)
     assert sorted(after.clip_ids.to_pylist()) == sorted(before.clip_ids.to_pylist()), "clips are doubled or lost"
     read = tables.read(folder, ["clip_id", "feature"])
-    kept = dict(zip(read.column("clip_id").to_pylist(), read.column("feature").to_pylist(), strict=True))
+    by_id = dict(zip(read.column("clip_id").to_pylist(), read.column("feature").to_pylist(), strict=True))
     used = np.concatenate(list(feature_table.under_mask(run.root, "clips", "motion").map(lambda phi: phi)))
-    expected = unit_settings(np.array([kept[i] for i in after.clip_ids.to_pylist()], np.float32), 2)
+    expected = unit_settings(np.array([by_id[i] for i in after.clip_ids.to_pylist()], np.float32), 2)
     assert np.array_equal(used, expected), "another row than that of tables.read is ranked"
     others = selection.unranked(run, after).to_pylist()
     assert others == [{"clip_id": "zz", "error": "memory: x"}], f"not ranked: {others}"
@@ -198,8 +198,8 @@ def test_why_a_clip_is_not_ranked_is_its_latest_error(run: Run) -> None:
     clips = pa.table({"clip_id": ["x", "y", "w"], "error": [None, None, "decode: w"]})
     tables.append(str(Path(run.root) / "motion/clips"), motion, {})
     tables.append(str(Path(run.root) / "clips"), clips, {})
-    found = selection.unranked(run, selection.rank(run, "motion", None)).to_pylist()
-    assert found == [
+    unranked = selection.unranked(run, selection.rank(run, "motion", None)).to_pylist()
+    assert unranked == [
         {"clip_id": "w", "error": "decode: w"},
         {"clip_id": "x", "error": "no_motion: x"},
         {"clip_id": "y", "error": "it has no feature under the ranking's mask"},
@@ -224,9 +224,9 @@ def test_readers_see_the_old_rows_until_the_new_ones_are_whole(tmp_path: Path) -
 
     def coming(fail: bool) -> Iterator[pa.Table]:
         for i in range(3):
-            found = tables.read(folder)
-            assert found is not None
-            assert found.column("clip_id").to_pylist() == ["old"], "a reader sees rows of an unfinished table"
+            table = tables.read(folder)
+            assert table is not None
+            assert table.column("clip_id").to_pylist() == ["old"], "a reader sees rows of an unfinished table"
             yield pa.table({"clip_id": [f"new{i}"]})
         if fail:
             raise RuntimeError("out of memory")
@@ -256,13 +256,13 @@ def test_work_over_threads_comes_in_order_and_an_error_surfaces() -> None:
 def test_influence_is_the_same_to_the_bit_on_any_number_of_threads(clips: int) -> None:
     phi, q = unit_settings(normal(0, clips, K), 1), unit_settings(normal(1, 5, K), 1)
     naive = phi @ np.linalg.solve(phi.T.astype(np.float64) @ phi / max(1, clips) + 0.01 * np.eye(K), q.T)
-    found = []
+    influences = []
     for threads in (1, 2):
         with threadpool_limits(threads, "blas"):
-            found.append(influence(phi, q, whiten=0.01 if clips else None))
-    assert found[0].shape == (clips, 5)
-    assert found[0].tobytes() == found[1].tobytes()
-    assert np.allclose(found[0], naive, rtol=1e-4, atol=1e-3)
+            influences.append(influence(phi, q, whiten=0.01 if clips else None))
+    assert influences[0].shape == (clips, 5)
+    assert influences[0].tobytes() == influences[1].tobytes()
+    assert np.allclose(influences[0], naive, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["clips", "queries"])

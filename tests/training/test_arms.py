@@ -114,8 +114,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     moving = segments(queries, schemas.motion_schema(schemas.QUERIES), group=groups, mask=masks, mask_shape=shapes)
     tables.append(stores.join(at, "motion/queries"), moving, {})
     rows = [i for i in rows if i != UNREAD]
-    found = features_table(rows, features(N, 0)[[IDS.index(i) for i in rows]], {NOT_FINITE: "not_finite: nan"}, STILL)
-    tables.append(stores.join(at, "features/clips"), found, {}, settings=SETTINGS)
+    feature_rows = features_table(
+        rows, features(N, 0)[[IDS.index(i) for i in rows]], {NOT_FINITE: "not_finite: nan"}, STILL
+    )
+    tables.append(stores.join(at, "features/clips"), feature_rows, {}, settings=SETTINGS)
     tables.append(
         stores.join(at, "features/queries"), features_table(queries, features(4, 1), {}, None), {}, settings=SETTINGS
     )
@@ -140,9 +142,9 @@ def expected(
 
 
 def with_group(queries: list[int], group: str) -> pa.Table:
-    ids, found = expected(0, 0.01, queries)
+    ids, influences = expected(0, 0.01, queries)
     unlawful = {ids[n]: "law" for n in range(0, len(ids), 5 + len(queries))}  # others for each group
-    table = select(found, ids, harmful=0.2, unlawful=unlawful)
+    table = select(influences, ids, harmful=0.2, unlawful=unlawful)
     table = table.append_column("group", pa.array([group] * table.num_rows))
     unranked = [{"clip_id": STILL, "group": group, "decision": "neutral", "weight": 0.0}]
     ranked = table.select(schemas.SELECTION.names).cast(schemas.SELECTION)
@@ -170,8 +172,8 @@ def test_all_is_every_decodable_clip(root: Path) -> None:
 
 
 def drawn(clip_ids: list[str]) -> list[str]:
-    found: list[str] = arms.by_hash(0, pa.array(clip_ids)).to_pylist()
-    return found
+    ordered_ids: list[str] = arms.by_hash(0, pa.array(clip_ids)).to_pylist()
+    return ordered_ids
 
 
 def test_random_belongs_to_seed_and_id(root: Path) -> None:
@@ -208,8 +210,8 @@ def test_mask_overlap_takes_the_masks_closest_to_the_queries(root: Path) -> None
 def test_influence_arms_take_the_first_of_their_ranking(
     root: Path, arm: str, setting: int, whiten: float | None, by: Any, group: str, queries: list[int]
 ) -> None:
-    ids, found = expected(setting, whiten, queries)
-    best = [ids[i] for i in order(found, ids, by, 0.1)[:4]]
+    ids, influences = expected(setting, whiten, queries)
+    best = [ids[i] for i in order(influences, ids, by, 0.1)[:4]]
     table = arms.training_set(configured(root, arm, finetune__group=group, finetune__arm=arm))
     assert table.column("clip_id").to_pylist() == sorted(best)
 
@@ -300,8 +302,8 @@ def test_what_embeddings_lack_is_said(
 
 
 def test_motive_whitened_is_the_first_of_the_ranking_harmful_or_not(root: Path) -> None:
-    ids, found = expected(0, 0.01, [0, 1, 2, 3])
-    assert chosen(root, "motive_whitened") == sorted(ids[i] for i in order(found, ids, "mean", 0.1)[:4])
+    ids, influences = expected(0, 0.01, [0, 1, 2, 3])
+    assert chosen(root, "motive_whitened") == sorted(ids[i] for i in order(influences, ids, "mean", 0.1)[:4])
 
 
 def test_selected_is_the_selection_where_the_ranking_is_the_default(root: Path) -> None:
@@ -318,8 +320,8 @@ def test_selected_follows_the_recipes_ranking(
     root: Path, mask: str, setting: int, whiten: float | None, by: Any
 ) -> None:
     of_queries = 0 if mask == "queries" else setting  # a clip's plain gradient, and the queries' motion
-    ids, found = expected(setting, whiten, [0, 1, 2, 3], of_queries)
-    best = [ids[i] for i in order(found, ids, by, 0.1) if ids[i] not in harmful(root)][:4]
+    ids, influences = expected(setting, whiten, [0, 1, 2, 3], of_queries)
+    best = [ids[i] for i in order(influences, ids, by, 0.1) if ids[i] not in harmful(root)][:4]
     assert chosen(root, "selected", ranking__mask=mask, ranking__whiten=whiten, ranking__by=by) == sorted(best)
 
 
@@ -330,14 +332,14 @@ def test_whitening_stands_where_the_ranking_has_none(root: Path) -> None:
 def test_all_minus_harmful_drops_the_groups_harmful_ones_only(root: Path) -> None:
     for group in ("all", "fall"):
         assert harmful(root, group)
-        found = chosen(root, "all_minus_harmful", finetune__group=group, finetune__arm="all_minus_harmful")
-        assert found == [i for i in DECODABLE if i not in harmful(root, group)]
+        clip_ids = chosen(root, "all_minus_harmful", finetune__group=group, finetune__arm="all_minus_harmful")
+        assert clip_ids == [i for i in DECODABLE if i not in harmful(root, group)]
 
 
 def test_weighted_follows_the_positive_influence(root: Path) -> None:
     table = arms.training_set(configured(root, "weighted"))
-    ids, found = expected(0, 0.01, [0, 1, 2, 3])
-    positive = zip(ids, np.maximum(found.mean(1), 0), strict=True)
+    ids, influences = expected(0, 0.01, [0, 1, 2, 3])
+    positive = zip(ids, np.maximum(influences.mean(1), 0), strict=True)
     mean = {clip_id: m for clip_id, m in positive if clip_id not in harmful(root)}
     weights = dict(zip(table.column("clip_id").to_pylist(), table.column("weight").to_pylist(), strict=True))
     assert sum(weights.values()) == pytest.approx(1)
@@ -367,8 +369,8 @@ def test_curated_is_the_selected_where_nobody_has_spoken(root: Path) -> None:
 
 
 def test_curated_follows_people_and_is_filled_up_to_the_same_size(root: Path, tmp_path: Path) -> None:
-    ids, found = expected(0, 0.01, [0, 1, 2, 3])
-    ranked = [ids[i] for i in order(found, ids, "mean", 0.1) if ids[i] not in harmful(root)]
+    ids, influences = expected(0, 0.01, [0, 1, 2, 3])
+    ranked = [ids[i] for i in order(influences, ids, "mean", 0.1) if ids[i] not in harmful(root)]
     worst, bad = ranked[-1], sorted(harmful(root))[0]
     copy = decide(root, tmp_path, {ranked[0]: "drop", worst: "keep", bad: "keep", STILL: "keep", UNREAD: "keep"})
     assert chosen(copy, "curated") == sorted([worst, bad, STILL, ranked[1]]), "what cannot be decoded is not trained on"
@@ -391,8 +393,8 @@ def test_curated_ranks_by_the_weights_of_queries(root: Path, tmp_path: Path) -> 
     rows = [{"batch": "b", "query_id": q, "weight": w, "by": "ann", "at": at} for q, w in weights.items()]
     table = pa.Table.from_pylist(rows, schema=schemas.QUERY_WEIGHTS)
     tables.append(stores.join(str(copy), "query_weights"), table, {})
-    ids, found = expected(0, 0.01, [0, 1, 2, 3])
-    mean = found @ np.array(list(weights.values())) / 2.5
+    ids, influences = expected(0, 0.01, [0, 1, 2, 3])
+    mean = influences @ np.array(list(weights.values())) / 2.5
     best = [ids[i] for i in np.argsort(-mean) if ids[i] not in harmful(root)][:4]
     assert chosen(copy, "curated") == sorted(best)
     assert chosen(copy, "selected") == chosen(root, "selected")
@@ -440,9 +442,9 @@ def test_the_curated_set_is_a_list_of_segments(root: Path, tmp_path: Path) -> No
     assert [line["clip_id"] for line in lines] == rows.column("clip_id").to_pylist()
     assert set(lines[0]) == {"file_name", "caption", "clip_id", "start_frame", "num_frames", "fps", "weight"}
     assert (lines[0]["file_name"], lines[0]["fps"]) == ("v.mp4", 8.0)
-    told = (tmp_path / "curated" / "README.txt").read_text()
-    assert all(f"  {column} " in told for column in lines[0]), "a column is not explained"
-    assert "not a data set" in told
+    readme = (tmp_path / "curated" / "README.txt").read_text()
+    assert all(f"  {column} " in readme for column in lines[0]), "a column is not explained"
+    assert "not a data set" in readme
 
 
 @pytest.mark.parametrize(("change", "read"), [("", True), ("whiten", False), ("clips", False), ("features", False)])
@@ -463,6 +465,6 @@ def test_a_ranking_that_is_written_down_is_not_computed_again(
     computed = list[str]()
     monkeypatch.setattr(arms, "rank", lambda run, mask, whiten: computed.append(mask) or rank(run, mask, whiten))
     changes = {"ranking__whiten": 0.5} if change == "whiten" else {}
-    found = chosen(Path(at), "selected", **changes)
+    clip_ids = chosen(Path(at), "selected", **changes)
     assert (computed == []) is read
-    assert found == chosen(root, "selected", **changes)
+    assert clip_ids == chosen(root, "selected", **changes)

@@ -96,8 +96,8 @@ def test_the_whole_training_is_that_of_a_rounded_model(folder: Path, family: str
         training = loop.begin(one, settings, 0)
         clips = clip_set(one, family, tmp_path / "cache")
         values.append(([line.loss for line in loop.train(training, clips, settings, 0)], training.parameters))
-    (found, parameters), (expected, others) = values
-    assert found == pytest.approx(expected, rel=1e-5)
+    (losses, parameters), (expected, others) = values
+    assert losses == pytest.approx(expected, rel=1e-5)
     for name, parameter in parameters.items():
         torch.testing.assert_close(parameter, others[name], rtol=1e-3, atol=1e-4)
 
@@ -130,8 +130,8 @@ def test_the_plan_counts_the_bytes_that_a_worker_holds(folder: Path, family: str
         for how in ("full", "fp8"):
             if how == "fp8":
                 fp8.compress(model)
-            held = [p.nbytes for part in parts for p in model.transformers()[part].parameters()]
-            assert planned[how] == sum(held)
+            sizes = [p.nbytes for part in parts for p in model.transformers()[part].parameters()]
+            assert planned[how] == sum(sizes)
         assert planned["fp8"] < planned["full"]
         every = load("demo", {"model": tiny_model})
         assert costs.frozen_weights(every, model.family, model.family.skeleton()) == {}

@@ -118,8 +118,8 @@ def velocity(transformer: torch.nn.Module, text_width: int = 16) -> torch.Tensor
     generator = torch.Generator().manual_seed(5)
     noisy, text = torch.randn(1, 4, 3, 4, 4, generator=generator), torch.randn(1, 8, text_width, generator=generator)
     with torch.no_grad():
-        found: torch.Tensor = transformer.eval()(noisy, torch.tensor([500.0]), text, return_dict=False)[0]
-    return found
+        predicted: torch.Tensor = transformer.eval()(noisy, torch.tensor([500.0]), text, return_dict=False)[0]
+    return predicted
 
 
 # --- the training set ------------------------------------------------------------------------------------------------
@@ -174,9 +174,9 @@ def test_captions_of_a_clip_are_drawn_among(checkpoint: str, tmp_path: Path) -> 
     for step in range(40):
         batch = clips.batch([ts.draw(0, step, 0)], caption_dropout=0.0)
         drawn = batch.conditioning["text"][0]
-        found = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(drawn, model.text(caption)["text"])]
-        assert len(found) == 1, "the text is of none of the clip's captions"
-        seen += found
+        matches = [i for i, caption in enumerate(CAPTIONS[:3]) if torch.equal(drawn, model.text(caption)["text"])]
+        assert len(matches) == 1, "the text is of none of the clip's captions"
+        seen += matches
     assert set(seen) == {0, 1, 2}, "some captions are never drawn"
     again = clips.batch([ts.draw(0, 7, 0)], 0.0).conditioning["text"][0]
     assert torch.equal(again, model.text(CAPTIONS[seen[7]])["text"]), "a draw changes from one call to the next"
@@ -208,9 +208,11 @@ def test_weights_that_are_none_raise(weights: list[float]) -> None:
 
 def test_only_what_is_drawn_needs_encoding() -> None:
     config, many = settings(steps=5, batch=2, accumulate=3, workers=2), rows(1000)
-    found = ts.drawn(many, config, seed=0)
-    assert 1 < len(found) <= 60
-    assert set(found) == {ts.pick(ts.cumulated(many), [ts.draw(0, s, p).clip])[0] for s in range(5) for p in range(12)}
+    drawn_rows = ts.drawn(many, config, seed=0)
+    assert 1 < len(drawn_rows) <= 60
+    assert set(drawn_rows) == {
+        ts.pick(ts.cumulated(many), [ts.draw(0, s, p).clip])[0] for s in range(5) for p in range(12)
+    }
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -309,7 +311,7 @@ def test_a_loss_that_is_not_finite_raises(checkpoint: str, cache: str) -> None:
 
 
 def test_the_next_clips_are_read_while_a_step_is_computed(checkpoint: str, cache: str) -> None:
-    kept, second = ts.kept_in(cache), threading.Event()
+    load_clip, second = ts.kept_in(cache), threading.Event()
     read = list[str]()
 
     def encoded(row: ts.Row | None) -> ts.EncodedClip:
@@ -317,7 +319,7 @@ def test_the_next_clips_are_read_while_a_step_is_computed(checkpoint: str, cache
             read.append(row["clip_id"])
             if len(read) == 3:
                 second.set()
-        return kept(row)
+        return load_clip(row)
 
     model, config = opened(checkpoint), settings(steps=2)
     training = ft.begin(model, config, seed=3)
@@ -332,14 +334,14 @@ def test_the_next_clips_are_read_while_a_step_is_computed(checkpoint: str, cache
 
 
 def test_clips_that_cannot_be_read_end_the_step_that_needs_them(checkpoint: str, cache: str) -> None:
-    kept, read = ts.kept_in(cache), list[str]()
+    load_clip, read = ts.kept_in(cache), list[str]()
 
     def encoded(row: ts.Row | None) -> ts.EncodedClip:
         if row is not None:
             read.append(row["clip_id"])
             if len(read) > 4:
                 raise OSError("no such file")
-        return kept(row)
+        return load_clip(row)
 
     model, config = opened(checkpoint), settings(steps=6)
     training = ft.begin(model, config, seed=3)

@@ -54,18 +54,18 @@ def test_rows_are_split_as_torch_splits_them() -> None:
     for length in range(1, 20):
         for workers in range(1, 9):
             chunks = [c.tolist() for c in torch.arange(length).chunk(workers)]
-            held = [list(sharding.rows(length, rank, workers)) for rank in range(workers)]
-            assert held == chunks + [[]] * (workers - len(chunks))
+            parts = [list(sharding.rows(length, rank, workers)) for rank in range(workers)]
+            assert parts == chunks + [[]] * (workers - len(chunks))
 
 
 def part(state: dict[str, torch.Tensor], rank: int, workers: int) -> dict[str, torch.Tensor]:
     """What a worker of several would have staged of a whole state."""
 
-    def held(value: torch.Tensor) -> torch.Tensor:
+    def own_rows(value: torch.Tensor) -> torch.Tensor:
         mine = sharding.rows(len(value), rank, workers)
         return value[mine.start : mine.stop].contiguous()
 
-    return {key: held(value) if value.ndim else value for key, value in state.items()}
+    return {key: own_rows(value) if value.ndim else value for key, value in state.items()}
 
 
 @pytest.mark.parametrize("place", ["folder", "memory"])
@@ -88,9 +88,9 @@ def test_parts_of_any_number_of_workers_are_the_whole(
                 stores.write_bytes(stores.join(folder, file.name), file.read_bytes())
         again = loop.begin(tiny.opened(checkpoint), config, seed=3)
         checkpoints.restore(again, folder)
-        found = checkpoints.staged(again)
-        assert found.keys() == state.keys()
-        assert all(torch.equal(found[key], state[key]) for key in state), f"{workers} parts are not the whole"
+        restored = checkpoints.staged(again)
+        assert restored.keys() == state.keys()
+        assert all(torch.equal(restored[key], state[key]) for key in state), f"{workers} parts are not the whole"
         assert again.step == 2
 
 
@@ -108,10 +108,10 @@ def test_a_checkpoint_is_read_by_more_or_fewer_workers(
             sharded = config.model_copy(update={"sharding": "fsdp"})
             again = loop.begin(tiny.opened(checkpoint), sharded, seed=3)
             checkpoints.restore(again, str(tmp_path))
-            found, expected = checkpoints.staged(again), part(state, rank, read_by)
-            assert found.keys() == expected.keys()
-            assert all(torch.equal(found[key], expected[key]) for key in expected), f"worker {rank} of {read_by}"
-            assert sum(v.numel() for v in found.values()) < 1.2 * sum(v.numel() for v in state.values()) / read_by
+            restored, expected = checkpoints.staged(again), part(state, rank, read_by)
+            assert restored.keys() == expected.keys()
+            assert all(torch.equal(restored[key], expected[key]) for key in expected), f"worker {rank} of {read_by}"
+            assert sum(v.numel() for v in restored.values()) < 1.2 * sum(v.numel() for v in state.values()) / read_by
         finally:
             dist.destroy_process_group()
 
@@ -131,9 +131,9 @@ def test_one_sharded_worker_is_the_plain_loop(
     checkpoint: str, cache: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     plain, losses = trained(checkpoint, cache, tiny.settings(**changes))
-    sharded, found = trained(checkpoint, cache, tiny.settings(sharding="fsdp", **changes))
+    sharded, sharded_losses = trained(checkpoint, cache, tiny.settings(sharding="fsdp", **changes))
     assert all(isinstance(p, DTensor) for p in sharded.parameters.values())
-    assert found == pytest.approx(losses, rel=1e-6)
+    assert sharded_losses == pytest.approx(losses, rel=1e-6)
     for training, folder in ((plain, "plain"), (sharded, "sharded")):
         loop.save_weights(training, str(tmp_path / folder))
     files = [sorted(p.relative_to(tmp_path / f) for p in (tmp_path / f).rglob("*")) for f in ("plain", "sharded")]
@@ -153,17 +153,17 @@ def test_one_sharded_worker_is_the_plain_loop(
 def test_bfloat16_blocks_keep_float32_weights(checkpoint: str, cache: str, lora_rank: int | None) -> None:
     config = tiny.settings(steps=3, lora_rank=lora_rank, learning_rate=1e-6)
     _, losses = trained(checkpoint, cache, config)
-    training, found = trained(checkpoint, cache, config.model_copy(update={"sharding": "fsdp"}), "bfloat16")
+    training, sharded_losses = trained(checkpoint, cache, config.model_copy(update={"sharding": "fsdp"}), "bfloat16")
     assert {p.dtype for p in training.parameters.values()} == {torch.float32}
     assert {v.dtype for v in checkpoints.staged(training).values()} == {torch.float32, torch.int64}
-    assert found == pytest.approx(losses, rel=0.05)
+    assert sharded_losses == pytest.approx(losses, rel=0.05)
 
 
 def test_gathered_tensors_hold_nothing_but_themselves() -> None:
     padded = torch.arange(8.0)[:3]  # as the whole of three rows is, that two workers hold
-    found = sharding.gathered({"a": padded}, keep=True)["a"]
-    assert torch.equal(found, padded)
-    assert found.untyped_storage().nbytes() == found.nbytes
+    tensor = sharding.gathered({"a": padded}, keep=True)["a"]
+    assert torch.equal(tensor, padded)
+    assert tensor.untyped_storage().nbytes() == tensor.nbytes
     assert sharding.gathered({"a": padded}, keep=False) == {}
 
 

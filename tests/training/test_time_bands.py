@@ -60,9 +60,9 @@ def by_setting(values: np.ndarray) -> BySetting:
 
 def test_scores_are_standardised_in_each_band_and_settings_of_one_timestep_averaged() -> None:
     values = np.random.default_rng(1).normal(size=(30, 3, 2)) * [[[1.0], [9.0], [5.0]]] + 4
-    found = time_bands.scores(by_setting(values), [751.0, 251.0, 751.0], "spin")
+    scores = time_bands.scores(by_setting(values), [751.0, 251.0, 751.0], "spin")
     bands = np.stack([values[:, 1, 1], values[:, [0, 2], 1].mean(1)], 1)
-    np.testing.assert_allclose(found, (bands - bands.mean(0)) / bands.std(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores, (bands - bands.mean(0)) / bands.std(0), rtol=1e-5, atol=1e-5)
     less = time_bands.scores(by_setting(values), [251.0, 501.0, 751.0], "spin", 1.0)
     difference = values[..., 1] - values[..., 0]
     np.testing.assert_allclose(less, (difference - difference.mean(0)) / difference.std(0), rtol=1e-4, atol=1e-5)
@@ -71,9 +71,9 @@ def test_scores_are_standardised_in_each_band_and_settings_of_one_timestep_avera
 def test_a_band_in_which_no_clip_has_influence_counts_as_the_mean_clip() -> None:
     values = np.random.default_rng(2).normal(size=(30, 2, 2))
     values[:, 0] = 0.0
-    found = time_bands.scores(by_setting(values), [251.0, 751.0], "all")
-    assert not found[:, 0].any()
-    assert np.isfinite(time_bands.weights(found)).all()
+    scores = time_bands.scores(by_setting(values), [251.0, 751.0], "all")
+    assert not scores[:, 0].any()
+    assert np.isfinite(time_bands.weights(scores)).all()
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -101,13 +101,13 @@ def test_drawn_times_follow_the_weights(
     clips = ts.ClipSet(tiny.opened(checkpoint), timed_rows(1), ts.kept_in(cache))
     monkeypatch.setattr(clips, "_schedule", schedule)
     cells, draws = 3 * 4 * 4, [ts.draw(5, step, 0) for step in range(4000)]
-    found = np.concatenate([clips.batch(draws[n : n + 500], 0.0, within).timestep.numpy() for n in range(0, 4000, 500)])
+    times = np.concatenate([clips.batch(draws[n : n + 500], 0.0, within).timestep.numpy() for n in range(0, 4000, 500)])
     first, last = within
     bounds = np.array(sorted({first, *[t for t in (200.0, 376.0, 500.0, 626.0, 800.0) if first < t < last], last}))
     plain = np.diff([schedule.quantile(float(t), cells) for t in bounds])
     density = [WEIGHTS[int(np.searchsorted(EDGES, middle))] for middle in (bounds[1:] + bounds[:-1]) / 2]
     expected = plain * density / (plain * density).sum()
-    counts = np.histogram(found, bounds)[0]
+    counts = np.histogram(times, bounds)[0]
     assert counts.sum() == 4000
     assert stats.chisquare(counts, 4000 * expected).pvalue > 0.01
     assert stats.chisquare(counts, 4000 * plain / plain.sum()).pvalue < 1e-6, "times are those of plain training"
@@ -135,11 +135,11 @@ def test_times_belong_to_seed_step_place_and_clip(checkpoint: str, cache: str) -
 
 
 def test_a_resumed_training_equals_an_undisturbed_one(checkpoint: str, cache: str, tmp_path: Path) -> None:
-    config_of_loop, kept = tiny.settings(steps=4), ts.kept_in(cache)
+    config_of_loop, load_clip = tiny.settings(steps=4), ts.kept_in(cache)
 
     def begun() -> tuple[loop.Training, ts.ClipSet]:
         model = tiny.opened(checkpoint)
-        return loop.begin(model, config_of_loop, seed=3), ts.ClipSet(model, timed_rows(), kept)
+        return loop.begin(model, config_of_loop, seed=3), ts.ClipSet(model, timed_rows(), load_clip)
 
     whole, clips = begun()
     losses = [line.loss for line in loop.train(whole, clips, config_of_loop, seed=3)]
@@ -168,14 +168,14 @@ def test_an_arm_has_the_clips_of_its_like_and_times_by_influence(
 ) -> None:
     run = make("one", ranked_run.IDS, spare=spare)
     rank_clips(run)
-    found, plain = arms.training_set(with_arm(run, arm)), arms.training_set(with_arm(run, same))
-    assert found is not None
+    timed, plain = arms.training_set(with_arm(run, arm)), arms.training_set(with_arm(run, same))
+    assert timed is not None
     assert plain is not None
-    assert found.drop_columns(list(time_bands.COLUMNS)).equals(plain)
+    assert timed.drop_columns(list(time_bands.COLUMNS)).equals(plain)
     parts = ranked_run.plain(0.01, ranked_run.IDS)
     score = parts["spin"] - spare * parts["roll"]
     score = ((score - score.mean(1, keepdims=True)) / score.std(1, keepdims=True))[::-1].T  # settings fall in time
-    for row in found.to_pylist():
+    for row in timed.to_pylist():
         z = score[ranked_run.IDS.index(row["clip_id"])]
         soft = np.exp(z) / np.exp(z).sum()
         assert row[time_bands.EDGES] == [601.0, 701.0]
@@ -188,10 +188,10 @@ def test_clips_without_influence_train_at_the_times_of_every_arm(make: ranked_ru
     rank_clips(run)
     ranked = arms._by_setting(with_arm(run, "timed_random"))
     rows = pa.table({"clip_id": ["unknown", ranked_run.IDS[0]]})
-    found = time_bands.with_times(with_arm(run, "timed_random"), rows, ranked).to_pylist()
-    assert found[0][time_bands.WEIGHTS] == [1.0, 1.0, 1.0]
-    assert found[0][time_bands.SCORES] is None
-    assert found[1][time_bands.SCORES] is not None
+    timed = time_bands.with_times(with_arm(run, "timed_random"), rows, ranked).to_pylist()
+    assert timed[0][time_bands.WEIGHTS] == [1.0, 1.0, 1.0]
+    assert timed[0][time_bands.SCORES] is None
+    assert timed[1][time_bands.SCORES] is not None
 
 
 def test_the_table_says_what_each_clips_times_are(make: ranked_run.Make, tmp_path: Path) -> None:
