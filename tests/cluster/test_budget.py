@@ -56,30 +56,30 @@ def test_the_stages_of_a_job_share_a_budget_and_two_jobs_do_not() -> None:
 def test_curate_ranks_and_shows_what_a_spent_budget_leaves(
     small_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    told = list[str]()
+    calls = list[str]()
 
-    def told_of(name: str) -> Callable[..., None]:
+    def recorder(name: str) -> Callable[..., None]:
         def called(*_: object) -> None:
-            told.append(name)
+            calls.append(name)
             if name == where:
                 raise SpentError("x: budget.gpu_hours=1 is spent")
 
         return called
 
     for name in ("rank_clips", "evaluate", "report"):
-        monkeypatch.setattr(curate, name, told_of(name))
-    monkeypatch.setattr(curate, "finetune_arms", told_of("finetune"))
+        monkeypatch.setattr(curate, name, recorder(name))
+    monkeypatch.setattr(curate, "finetune_arms", recorder("finetune"))
     for name in ("attribute_queries", "index_data"):
-        monkeypatch.setattr(curate.curation, name, told_of(name))
-    monkeypatch.setattr(curate.two_stages, "clips", told_of("attribute"))
+        monkeypatch.setattr(curate.curation, name, recorder(name))
+    monkeypatch.setattr(curate.two_stages, "clips", recorder("attribute"))
     monkeypatch.setattr(curate.two_stages, "rankable", lambda run: True)
     for module, name in ((curate.attribution, "check"), (curate.streaming, "connect"), (curate.resources, "check")):
         monkeypatch.setattr(module, name, lambda *_: None)
     with pytest.raises(SpentError):
         curate.curate(small_run(tmp_path))
     shown = ["report"] if where == "attribute" else ["report", "report"]  # after the ranking, and at the end
-    assert [name for name in told if name in ("rank_clips", "report")] == ["rank_clips", *shown]
-    assert told[-1] == "report"
+    assert [name for name in calls if name in ("rank_clips", "report")] == ["rank_clips", *shown]
+    assert calls[-1] == "report"
 
 
 def test_a_job_stops_and_the_same_command_goes_on(

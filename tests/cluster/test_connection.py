@@ -59,16 +59,16 @@ def test_a_password_in_a_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
 def test_a_cluster_that_is_gone_is_soon_told(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    told = refused(monkeypatch, f"{host}:{free_port()}")
-    assert "no Ray cluster answered there within 2 s" in told
-    assert "unset RAY_ADDRESS" in told
+    message = refused(monkeypatch, f"{host}:{free_port()}")
+    assert "no Ray cluster answered there within 2 s" in message
+    assert "unset RAY_ADDRESS" in message
 
 
 def test_no_cluster_on_this_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

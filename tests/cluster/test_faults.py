@@ -51,20 +51,20 @@ def worked(attempts: Attempts, names: Sequence[str], deadly: Callable[[Sequence[
     """Work a batch as an actor does, until it ends; returns how many processes died and which clips were given up."""
     given_up: list[str] = []
 
-    def attempt(held: Sequence[str], of_batch: bool) -> None:
-        begun = attempts.begins("a", held)
+    def attempt(batch: Sequence[str], of_batch: bool) -> None:
+        begun = attempts.begins("a", batch)
         if begun is None:
             return
         deaths, _ = begun
-        if deaths and len(held) > 1:
-            for name in held:
+        if deaths and len(batch) > 1:
+            for name in batch:
                 attempt([name], True)
         elif deaths < LIMIT:
-            if deadly(held):
+            if deadly(batch):
                 raise KilledError
         else:
-            given_up.extend(held)
-        attempts.ends("a", held, Figures(rows=len(held)), of_batch)
+            given_up.extend(batch)
+        attempts.ends("a", batch, Figures(rows=len(batch)), of_batch)
 
     died = 0
     while True:
@@ -82,7 +82,7 @@ def worked(attempts: Attempts, names: Sequence[str], deadly: Callable[[Sequence[
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_a_clip_that_kills_its_process_is_given_up_and_no_other(size: int) -> None:
     names = [f"c{i}" for i in range(size)]
-    died, given_up = worked(Attempts(), names, lambda held: "c0" in held)
+    died, given_up = worked(Attempts(), names, lambda batch: "c0" in batch)
     assert given_up == ["c0"]
     assert died == (LIMIT if size == 1 else 1 + LIMIT)
 
@@ -99,9 +99,9 @@ def test_every_batch_ends_however_its_processes_die(seed: int) -> None:
 def test_a_finished_clip_of_a_torn_batch_is_not_worked_again() -> None:
     attempts, tried = Attempts(), list[str]()
 
-    def deadly(held: Sequence[str]) -> bool:
-        tried.extend(held if len(held) == 1 else ())
-        return "c3" in held
+    def deadly(batch: Sequence[str]) -> bool:
+        tried.extend(batch if len(batch) == 1 else ())
+        return "c3" in batch
 
     worked(attempts, ["c0", "c1", "c2", "c3", "c4"], deadly)
     assert sorted(tried) == ["c0", "c1", "c2", *["c3"] * LIMIT, "c4"]
@@ -280,10 +280,10 @@ def test_deadly_files_are_rows_of_the_motion_table(
     stage = Stage("motion clips", run.root, pool, partial(FragileMotion, run), folders, prints)
     rows = [pa.Table.from_pylist(videos, schema=schemas.CLIPS)]
     figures = streaming.stream(stage, rows, len(videos), lambda *_: None)
-    found = tables.read(table)
-    assert found is not None
-    assert found.schema.remove_metadata() == schemas.motion_schema(schemas.CLIPS)
-    rows = {row["clip_id"]: row for row in found.to_pylist()}
+    motion_table = tables.read(table)
+    assert motion_table is not None
+    assert motion_table.schema.remove_metadata() == schemas.motion_schema(schemas.CLIPS)
+    rows = {row["clip_id"]: row for row in motion_table.to_pylist()}
     assert rows["deadly"]["error"].startswith("crashed: the decoder ended with SIGSEGV")
     assert rows["fatal"]["error"].startswith("crashed: the process that worked on this clip alone died 2 times")
     assert not [name for name in ("good", "fine") if (rows[name]["error"] or "no_motion").split(":")[0] != "no_motion"]
@@ -297,14 +297,14 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
     (tmp_path / "videos").mkdir()
     for source in sorted((small_world / "clips").rglob("*.mp4"))[:2]:
         shutil.copy(source, tmp_path / "videos")
-    run, stream, told = (
+    run, stream, retried_ids = (
         small_run(tmp_path / "run", data__videos=str(tmp_path / "videos")),
         streaming.stream,
         list[Any](),
     )
 
     def watched(stage: Any, blocks: Any, total: int, report: Any, tried: Collection[str] = (), *given: Any) -> Any:
-        told.append(set(tried))
+        retried_ids.append(set(tried))
         return stream(stage, blocks, total, report, tried, *given)
 
     for stage, folder in ((indexing.index, "clips"), (attribution.estimate_motion, "motion/clips")):
@@ -321,7 +321,7 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
             stage(run, "clips")
         left = [row for block in scanning.blocks(f"{run.root}/{folder}", ["error"]) for row in block.to_pylist()]
         assert [row["error"] for row in left] == [None, None], "an error stays beside what came of the second try"
-        assert told.pop() == set(ids)
+        assert retried_ids.pop() == set(ids)
 
 
 @pytest.mark.soak
@@ -360,9 +360,9 @@ def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
     import ray
 
     with open("/proc/meminfo") as file:
-        held = {line.split(":")[0]: int(line.split()[1]) for line in file}
-    used = 1 - held["MemAvailable"] / held["MemTotal"]
-    limit = used + 2 * (1 << 20) / held["MemTotal"]  # 2 GiB above what is in use
+        memory = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    used = 1 - memory["MemAvailable"] / memory["MemTotal"]
+    limit = used + 2 * (1 << 20) / memory["MemTotal"]  # 2 GiB above what is in use
     ray.shutdown()
     ray.init(
         address="local",
@@ -379,8 +379,8 @@ def test_a_clip_that_takes_all_memory_is_given_up(tmp_path: Path) -> None:
     stage = Stage("hog", str(tmp_path), pool, Hog, {"found": table}, {"found": {}})
     figures = streaming.stream(stage, [rows], 4, lambda *_: None)
     ray.shutdown()
-    found = tables.read(table)
-    assert found is not None
-    errors = {row["clip_id"]: row["error"] for row in found.to_pylist()}
+    result_table = tables.read(table)
+    assert result_table is not None
+    errors = {row["clip_id"]: row["error"] for row in result_table.to_pylist()}
     assert {name: bool(error) for name, error in errors.items()} == {"a": False, "b": False, "c": False, "hog": True}
     assert figures.deaths == 1 + LIMIT

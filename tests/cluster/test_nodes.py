@@ -148,9 +148,9 @@ def test_a_stage_spreads_over_the_nodes(head: Any, two_nodes: list[Any], tmp_pat
     where = (str(tmp_path),)
     stage = Stage("s", str(tmp_path), pool, partial(Placed, *where), {"placed": folder}, {"placed": {}})
     streaming.stream(stage, [rows], 12, no_report)
-    found = tables.read(folder)
-    assert found is not None
-    assert set(found.column("node").to_pylist()) == {node.node_id for node in two_nodes}
+    placements = tables.read(folder)
+    assert placements is not None
+    assert set(placements.column("node").to_pylist()) == {node.node_id for node in two_nodes}
 
 
 def no_report(done: int, total: int, errors: dict[str, int]) -> None:
@@ -196,16 +196,16 @@ def test_a_node_that_goes_costs_no_row_and_doubles_none(
         parts = tmp_path / stage / "clips"
         with removed(head, node, lambda parts=parts: any(parts.glob("part-*"))):  # type: ignore[misc]
             work(run, "clips")
-        held = [i for p in parts.glob("part-*") for i in pq.ParquetFile(p).read(["clip_id"]).column(0).to_pylist()]
-        assert sorted(held) == sorted(clips.column("clip_id").to_pylist()), f"{stage}: a row is lost or doubled"
+        clip_ids = [i for p in parts.glob("part-*") for i in pq.ParquetFile(p).read(["clip_id"]).column(0).to_pylist()]
+        assert sorted(clip_ids) == sorted(clips.column("clip_id").to_pylist()), f"{stage}: a row is lost or doubled"
         assert throughput.by_stage(str(tmp_path))[f"{stage} clips"]["deaths"] >= 1, "no actor was on the node"
     assert stored(tmp_path) == undisturbed(run, clips)
 
 
 def stored(root: Path) -> dict[str, tuple[Any, Any]]:
     """Every clip's mask and feature."""
-    found = [tables.read(str(root / name / "clips")) for name in ("motion", "features")]
-    by_id = [{row["clip_id"]: row for row in table.to_pylist()} for table in found if table is not None]
+    stage_tables = [tables.read(str(root / name / "clips")) for name in ("motion", "features")]
+    by_id = [{row["clip_id"]: row for row in table.to_pylist()} for table in stage_tables if table is not None]
     return {i: (by_id[0][i]["mask"], by_id[1][i]["feature"]) for i in by_id[0]}
 
 
@@ -213,9 +213,9 @@ def undisturbed(run: Run, clips: pa.Table) -> dict[str, tuple[Any, Any]]:
     """The same from one worker in this process."""
     worker = AttributionWorker(run, models.grid(run), {"of": "this test"})
     masks, features = {}, {}
-    for found in worker(clips):
-        masks |= {row["clip_id"]: row["mask"] for row in found["motion"].to_pylist()}
-        features |= {row["clip_id"]: row["feature"] for row in found["features"].to_pylist()}
+    for outputs in worker(clips):
+        masks |= {row["clip_id"]: row["mask"] for row in outputs["motion"].to_pylist()}
+        features |= {row["clip_id"]: row["feature"] for row in outputs["features"].to_pylist()}
     return {i: (masks[i], features[i]) for i in masks}
 
 

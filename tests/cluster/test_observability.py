@@ -50,10 +50,10 @@ def test_the_busy_share_is_of_the_time_that_actors_were_up() -> None:
     clock.now = 16
     attempts.ends("a", ["1", "2"], Figures(rows=2, bytes_read=7, errors={"decode": 1}), False)
     clock.now = 20
-    found = Figures(**attempts.status()["figures"])
-    assert (found.rows, found.bytes_read, found.errors, found.actors) == (2, 7, {"decode": 1}, 2)
-    assert found.busy_share == 6 / 20
-    assert found.rows_per_second == 2 / 20
+    figures = Figures(**attempts.status()["figures"])
+    assert (figures.rows, figures.bytes_read, figures.errors, figures.actors) == (2, 7, {"decode": 1}, 2)
+    assert figures.busy_share == 6 / 20
+    assert figures.rows_per_second == 2 / 20
 
 
 def test_a_new_pool_adds_to_the_figures_and_forgets_the_old_actors() -> None:
@@ -67,8 +67,8 @@ def test_a_new_pool_adds_to_the_figures_and_forgets_the_old_actors() -> None:
         clock.now += 5
         attempts.ends(f"{pool}", [f"{pool}"], Figures(rows=1), False)
         clock.now += 5
-    found = Figures(**attempts.status()["figures"])
-    assert (found.rows, found.actor_seconds, found.busy_seconds, found.actors) == (2, 20, 10, 1)
+    figures = Figures(**attempts.status()["figures"])
+    assert (figures.rows, figures.actor_seconds, figures.busy_seconds, figures.actors) == (2, 20, 10, 1)
 
 
 def test_figures_of_all_jobs_add_up(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_figures_of_all_jobs_add_up(tmp_path: Path) -> None:
     two = Figures(seconds=30, rows=15, errors={"read": 1, "decode": 2}, actors=1, actor_seconds=20, busy_seconds=20)
     for figures in (one, two):
         throughput.save(throughput.new_file(str(tmp_path), "motion clips"), "motion clips", figures)
-    found = throughput.by_stage(str(tmp_path))
-    assert found.keys() == {"motion clips"}
-    held = found["motion clips"]
-    assert (held["rows"], held["seconds"], held["rows_per_second"]) == (20, 40, 0.5)
-    assert (held["errors"], held["busy_share"], held["bytes_read"]) == ({"read": 2, "decode": 2}, 0.75, 3)
+    by_stage = throughput.by_stage(str(tmp_path))
+    assert by_stage.keys() == {"motion clips"}
+    totals = by_stage["motion clips"]
+    assert (totals["rows"], totals["seconds"], totals["rows_per_second"]) == (20, 40, 0.5)
+    assert (totals["errors"], totals["busy_share"], totals["bytes_read"]) == ({"read": 2, "decode": 2}, 0.75, 3)
     assert throughput.by_stage(str(tmp_path / "none")) == {}
 
 
@@ -165,14 +165,14 @@ def test_metrics_reach_the_dashboard_and_figures_the_root(metrics: str, tmp_path
     assert (figures.rows, figures.errors, figures.actors, figures.deaths) == (6, {"decode": 1}, 2, 0)
     assert 0.3 < (figures.busy_share or 0) <= 1
     assert throughput.by_stage(str(tmp_path))["slow clips"]["rows"] == 6
-    deadline, wanted = time.monotonic() + 30, ("curation_rows_total{", 'code="decode"', "curation_busy_share{")
+    deadline, metric_names = time.monotonic() + 30, ("curation_rows_total{", 'code="decode"', "curation_busy_share{")
     said = ""
-    while not all(w in said for w in wanted) and time.monotonic() < deadline:
+    while not all(w in said for w in metric_names) and time.monotonic() < deadline:
         time.sleep(0.5)
         with urllib.request.urlopen(metrics, timeout=10) as answer:
             said = answer.read().decode()
     shown = [line for line in said.splitlines() if "curation_" in line and 'stage="slow clips"' in line.lower()]
-    assert all(any(w in line for line in shown) for w in wanted), shown
+    assert all(any(w in line for line in shown) for w in metric_names), shown
     rows = [line for line in shown if "curation_rows_total{" in line]
     assert sum(float(line.rsplit(" ", 1)[1]) for line in rows) == 6, "rows are not what was finished"
 
@@ -203,11 +203,11 @@ def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
 
     @ray.remote(num_cpus=2)
     class Holder:
-        def held(self) -> bool:
+        def is_up(self) -> bool:
             return True
 
     holder = Holder.remote()
-    assert ray.get(holder.held.remote())
+    assert ray.get(holder.is_up.remote())
     with caplog.at_level(logging.WARNING), pytest.raises(RuntimeError, match="stage slow clips failed") as error:
         streamed(tmp_path, ["a"], Pool(cpus=1.5))
     ray.kill(holder)

@@ -13,13 +13,13 @@ from pipeline.cluster import streaming
 
 def _listening() -> list[tuple[str, str, int]]:
     """Process, address and port of whatever this process and its children listen on."""
-    found = []
+    listeners = []
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         try:
-            found += [(process.name(), *c.laddr) for c in process.net_connections("inet") if c.status == "LISTEN"]
+            listeners += [(process.name(), *c.laddr) for c in process.net_connections("inet") if c.status == "LISTEN"]
         except psutil.NoSuchProcess:
             continue
-    return found
+    return listeners
 
 
 def test_every_port_is_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,8 @@ def plain(
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     import safetensors.torch
 
-    held: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / trained_weights.LORA)
-    return held
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load_file(folder / trained_weights.LORA)
+    return tensors
 
 
 def lines(folder: str) -> list[dict[str, float]]:
@@ -146,9 +146,9 @@ def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> Non
     losses, expected = plain(checkpoint, tmp_path / "plain", run)
     assert [line["step"] for line in lines(folder)] == list(range(1, STEPS + 1)), "a step is missing or doubled"
     assert [line["loss"] for line in lines(folder)] == losses
-    found = weights(Path(folder))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[n], expected[n]) for n in found)
+    lora_weights = weights(Path(folder))
+    assert lora_weights.keys() == expected.keys()
+    assert all(torch.equal(lora_weights[n], expected[n]) for n in lora_weights)
     assert (heard[0], heard[-1]) == ((0, STEPS), (STEPS, STEPS))
     assert ray_train.finished(run, "motive") == json.loads((Path(folder) / "done.json").read_text())["name"]
     assert ray_train.finished(run, "random") is None
@@ -175,8 +175,8 @@ def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, fro
     assert [other.exists() for other in others] == [False, True], "of an older training of this arm, and of another arm"
     losses, expected = plain(checkpoint, tmp_path / "plain", run, rows)
     assert [line["loss"] for line in lines(folder)] == pytest.approx(losses, rel=1e-5)
-    found = weights(Path(folder))
-    assert max(float((found[n] - expected[n]).abs().max()) for n in found) < 1e-5
+    lora_weights = weights(Path(folder))
+    assert max(float((lora_weights[n] - expected[n]).abs().max()) for n in lora_weights) < 1e-5
 
 
 def test_the_identity_holds_what_changes_a_result_and_nothing_else(checkpoint: str, tmp_path: Path) -> None:

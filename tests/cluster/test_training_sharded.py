@@ -38,8 +38,8 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[s3_store.Store]:
-    with s3_store.served() as found:
-        yield found
+    with s3_store.served() as served_store:
+        yield served_store
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,12 +119,12 @@ def _begins() -> bool:
     come of those that are not on the driver's node."""
     import ray
 
-    held, notes = ray.train.get_checkpoint(), Path(os.environ["NOTES"])
+    last_checkpoint, notes = ray.train.get_checkpoint(), Path(os.environ["NOTES"])
     if dist.get_rank() == 0:
-        life = {"workers": dist.get_world_size(), "from": held and Path(held.path).name}
+        life = {"workers": dist.get_world_size(), "from": last_checkpoint and Path(last_checkpoint.path).name}
         with (notes / "lives.jsonl").open("a") as file:
             file.write(json.dumps(life) + "\n")
-    if ray.get_runtime_context().get_node_id() == (notes / "head").read_text() or held is not None:
+    if ray.get_runtime_context().get_node_id() == (notes / "head").read_text() or last_checkpoint is not None:
         return False
     try:
         (notes / "victim").touch(exist_ok=False)
@@ -183,9 +183,9 @@ def expect_the_plain_run(run: Run, folder: str, checkpoint: str, cache: Path) ->
     lines = alone.lines(folder)
     assert [line["step"] for line in lines] == list(range(1, run.finetune.steps + 1)), "a step is missing or doubled"
     assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-5)
-    found = weights(folder)
-    assert found.keys() == expected.keys()
-    assert max(float((found[n] - expected[n]).abs().max()) for n in found) < 1e-5
+    lora_weights = weights(folder)
+    assert lora_weights.keys() == expected.keys()
+    assert max(float((lora_weights[n] - expected[n]).abs().max()) for n in lora_weights) < 1e-5
 
 
 @pytest.mark.soak
@@ -204,8 +204,10 @@ def test_a_worker_lost_while_it_checkpoints_to_s3_changes_nothing(
     for path in stores.files(folder):
         stores.fetch(stores.join(folder, path.rsplit("/", 1)[-1]), str(local / path.rsplit("/", 1)[-1]))
     expect_the_plain_run(run, str(local), checkpoint, tmp_path / "plain")
-    kept = {r.path.split("/checkpoint_")[1].split("/")[0] for r in store.requests if "/checkpoint_" in r.path}
-    assert len(kept) > 2
+    checkpoint_names = {
+        r.path.split("/checkpoint_")[1].split("/")[0] for r in store.requests if "/checkpoint_" in r.path
+    }
+    assert len(checkpoint_names) > 2
     assert not any("/.train/" in key for key in store.keys("runs/a")), "checkpoints of a finished arm remain"
 
 

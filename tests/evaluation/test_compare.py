@@ -42,9 +42,9 @@ def test_win_tie_and_loss_are_those_of_the_scores() -> None:
         "a": {("x", 0): 1.0, ("y", 0): 1.0, ("z", 0): 2.0, ("only", 0): 9.0},
         "b": {("x", 0): 2.0, ("y", 0): 1.001, ("z", 0): 1.0},
     }
-    found = contests.verdicts("j", scores, 0.01)
-    assert [(v["clip_id"], v["verdict"]) for v in found] == [("x", 1), ("y", 0), ("z", -1)]
-    (tally,) = contests.tallies(found)
+    verdicts = contests.verdicts("j", scores, 0.01)
+    assert [(v["clip_id"], v["verdict"]) for v in verdicts] == [("x", 1), ("y", 0), ("z", -1)]
+    (tally,) = contests.tallies(verdicts)
     assert (tally["pairs"], tally["wins"], tally["ties"], tally["losses"]) == (3, 1, 1, 1)
     assert tally["win"] == pytest.approx(1 / 3)
     assert 0 <= tally["win_low"] <= tally["win"] <= tally["win_high"] <= 1
@@ -52,9 +52,9 @@ def test_win_tie_and_loss_are_those_of_the_scores() -> None:
 
 def test_every_pair_of_arms_meets_once() -> None:
     scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate("abcd")}
-    found = contests.tallies(contests.verdicts("j", scores, 0.0))
-    assert sorted((t["ours"], t["theirs"]) for t in found) == [(a, b) for a in "abcd" for b in "abcd" if a < b]
-    assert all(t["win"] == 1 for t in found), "the lower score wins"
+    tallies = contests.tallies(contests.verdicts("j", scores, 0.0))
+    assert sorted((t["ours"], t["theirs"]) for t in tallies) == [(a, b) for a in "abcd" for b in "abcd" if a < b]
+    assert all(t["win"] == 1 for t in tallies), "the lower score wins"
 
 
 def test_seeds_of_one_clip_hang_together() -> None:
@@ -79,27 +79,27 @@ def test_metrics_have_intervals_and_differences_paired_with_base() -> None:
     for i in range(30):
         level = 1 + rng.standard_normal()
         for arm, shift in (("base", 0.0), ("random", 0.01), ("motive", -0.1)):
-            held = {"arm": arm, "clip_id": f"c{i}", "uri": "", "seed": 0, "metric": "masked_loss", "version": "v"}
-            rows.append({**held, "value": level + shift + 0.001 * rng.standard_normal()})
-    found = {r["arm"]: r for r in comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))}
-    assert found["base"]["low"] < found["base"]["mean"] < found["base"]["high"]
-    assert found["base"]["difference_low"] is None
-    assert found["motive"]["difference_high"] < -0.09, "pairing was lost"
-    assert found["random"]["difference_low"] > 0.005
+            fields = {"arm": arm, "clip_id": f"c{i}", "uri": "", "seed": 0, "metric": "masked_loss", "version": "v"}
+            rows.append({**fields, "value": level + shift + 0.001 * rng.standard_normal()})
+    by_arm = {r["arm"]: r for r in comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))}
+    assert by_arm["base"]["low"] < by_arm["base"]["mean"] < by_arm["base"]["high"]
+    assert by_arm["base"]["difference_low"] is None
+    assert by_arm["motive"]["difference_high"] < -0.09, "pairing was lost"
+    assert by_arm["random"]["difference_low"] > 0.005
 
 
 def _rows(arm: str, values: dict[str, float], metric: str = "masked_loss") -> list[dict[str, Any]]:
-    held = {"arm": arm, "uri": "", "seed": 0, "metric": metric, "version": "v"}
-    return [{**held, "clip_id": clip, "value": value} for clip, value in values.items()]
+    fields = {"arm": arm, "uri": "", "seed": 0, "metric": metric, "version": "v"}
+    return [{**fields, "clip_id": clip, "value": value} for clip, value in values.items()]
 
 
 def test_arms_are_compared_on_what_all_of_them_were_evaluated_on() -> None:
     rows = _rows("base", {"a": 1.0, "b": 1.0, "easy": 0.0}) + _rows("random", {"a": 1.0, "b": 1.0})
     rows += _rows("motive", {"a": 5.0})
     table = pa.Table.from_pylist(rows, schema=schemas.EVALUATION)
-    found = contests.shared(table, ["base", "random"])
-    assert {(r["arm"], r["clip_id"]) for r in found.to_pylist()} == {(m, c) for m in ("base", "random") for c in "ab"}
-    assert [r["mean"] for r in comparison.comparison(found)] == [1, 1], "base had an easier clip"
+    shared = contests.shared(table, ["base", "random"])
+    assert {(r["arm"], r["clip_id"]) for r in shared.to_pylist()} == {(m, c) for m in ("base", "random") for c in "ab"}
+    assert [r["mean"] for r in comparison.comparison(shared)] == [1, 1], "base had an easier clip"
     assert contests.shared(table, ["base", "oracle"]).num_rows == 0
 
 
@@ -114,8 +114,8 @@ def test_a_loss_that_is_not_finite_is_missing_and_nobodys_win() -> None:
 def test_a_difference_of_zero_keeps_its_interval() -> None:
     rows = _rows("base", {f"c{i}": float(i % 2) for i in range(8)}, "vbench_dynamic_degree")
     rows += _rows("random", {f"c{i}": float(i % 4 < 2) for i in range(8)}, "vbench_dynamic_degree")
-    found = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
-    base, random = found
+    records = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    base, random = records
     assert (random["difference"], random["relative"]) == (0, 0)
     assert (
         random["relative_high"]
@@ -124,7 +124,7 @@ def test_a_difference_of_zero_keeps_its_interval() -> None:
     )
     assert random["relative_high"] > 0.5
     assert base["relative_low"] is None
-    text = comparison_page.text(Compared(("random", "base"), found, [], [], {}, {}))
+    text = comparison_page.text(Compared(("random", "base"), records, [], [], {}, {}))
     assert f"{random['relative_low']:+.2%} to {random['relative_high']:+.2%}" in text
 
 
@@ -157,8 +157,8 @@ def test_captions_stay_off_the_page_where_the_configuration_says_so(tmp_path: Pa
 def test_columns_stay_below_their_heads_whatever_the_arms_are_called() -> None:
     scores = {arm: {(f"c{i}", 0): float(i + n) for i in range(4)} for n, arm in enumerate(["a", "b" * 30, "c" * 30])}
     tallies = contests.tallies(contests.verdicts("held_out_loss", scores, 0.0))
-    found = Compared(tuple(scores), [], [], tallies, {}, {})
-    head, *rows = comparison_page.text(found).splitlines()[2:]
+    results = Compared(tuple(scores), [], [], tallies, {}, {})
+    head, *rows = comparison_page.text(results).splitlines()[2:]
     ends = [head.index(name) + len(name) for name in ("win", "tie", "loss")]
     assert len(rows) == 3
     assert all(row[end - 1] == "%" and row[end] == " " for row in rows for end in ends)
@@ -236,8 +236,8 @@ def _featured(run: Run) -> None:
     vectors = map(tables.vectors, (np.ones((count, 2 * dim), np.float32), ones, ones))
     columns = [*clips.columns, *vectors, pa.array([9] * count, pa.int32()), pa.nulls(count, pa.string())]
     table, settings = pa.table(columns, schema=schemas.features_schema(2, dim)), run.attribution.settings
-    folder, held = stores.join(run.root, "features", "clips"), [setting.model_dump() for setting in settings]
-    tables.append(folder, table, fingerprints.features(run), settings=held)
+    folder, records = stores.join(run.root, "features", "clips"), [setting.model_dump() for setting in settings]
+    tables.append(folder, table, fingerprints.features(run), settings=records)
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +263,8 @@ def compared(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_arms_are_trained_evaluated_and_judged(compared: Run) -> None:
     folder = Path(compared.root, "comparison")
-    held = json.loads((folder / "comparison.json").read_text())
-    pairs = {(t["judge"], t["ours"], t["theirs"]): t for t in held["contests"]}
+    document = json.loads((folder / "comparison.json").read_text())
+    pairs = {(t["judge"], t["ours"], t["theirs"]): t for t in document["contests"]}
     assert {key[0] for key in pairs} == {"generated_video", "held_out_loss"}
     assert {key[1:] for key in pairs} == {("random", "base"), ("all", "base"), ("random", "all")}
     assert {t["pairs"] for key, t in pairs.items() if key[0] == "generated_video"} == {2}
@@ -272,23 +272,23 @@ def test_arms_are_trained_evaluated_and_judged(compared: Run) -> None:
     verdicts, described = (tables.read(str(folder / name)) for name in ("verdicts", "motion"))
     assert verdicts is not None
     assert described is not None
-    assert verdicts.num_rows == sum(t["pairs"] for t in held["contests"])
+    assert verdicts.num_rows == sum(t["pairs"] for t in document["contests"])
     assert described.num_rows == 4 + 2 * len(ARMS)
     page = (folder / "index.html").read_text()
     assert page.count("data:image/webp") == 2 * len(ARMS)
     assert "../generated/random/" in page
-    assert held["lawfulness"]["all"] == {"clips": 12, "measured": 4, "unlawful": 1, "share": 0.25}
-    assert list(held["lawfulness"]) == ["random", "all"], "the base was trained on no clips"
+    assert document["lawfulness"]["all"] == {"clips": 12, "measured": 4, "unlawful": 1, "share": 0.25}
+    assert list(document["lawfulness"]) == ["random", "all"], "the base was trained on no clips"
     assert "How lawful the clips of each arm are" in page
 
 
 def test_again_it_finds_everything_there(compared: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")}
     compare(compared)
-    told = capsys.readouterr().out
-    assert "every arm is trained and evaluated already" in told
-    assert "held-out clips: of two arms" in told
-    assert "arm all: 12 clips; 1 of 4 whose flow is known (25%) have a flaw or break a law" in told
+    printed = capsys.readouterr().out
+    assert "every arm is trained and evaluated already" in printed
+    assert "held-out clips: of two arms" in printed
+    assert "arm all: 12 clips; 1 of 4 whose flow is known (25%) have a flaw or break a law" in printed
     assert {p: p.stat().st_mtime_ns for p in Path(compared.root).rglob("*.safetensors")} == before
 
 
@@ -300,7 +300,7 @@ def test_twins_that_are_asked_for_later_add_their_margins_and_leave_the_rest(
     assert before is not None
     twins = ("backwards", "frozen")
     compare(compared.model_copy(update={"evaluate": compared.evaluate.model_copy(update={"twins": twins})}))
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     after = tables.read(folder)
     assert after is not None
     new = [row for row in after.to_pylist() if row not in before.to_pylist()]
@@ -309,10 +309,10 @@ def test_twins_that_are_asked_for_later_add_their_margins_and_leave_the_rest(
     assert {(r["arm"], r["clip_id"], r["metric"]) for r in new} == {
         (arm, clip, comparison.MARGINS[twin]) for arm in ARMS for clip in held_out for twin in twins
     }
-    assert "0 videos" in told
-    assert "preference_accuracy_backwards" in told
-    held = json.loads((Path(compared.root) / "comparison" / "comparison.json").read_text())
-    metrics = [*dict.fromkeys(record["metric"] for record in held["metrics"])]
+    assert "0 videos" in printed
+    assert "preference_accuracy_backwards" in printed
+    document = json.loads((Path(compared.root) / "comparison" / "comparison.json").read_text())
+    metrics = [*dict.fromkeys(record["metric"] for record in document["metrics"])]
     pairs = [m[twin] for twin in twins for m in (comparison.ACCURACIES, comparison.MARGINS)]
     assert metrics[2:6] == pairs
     page = (Path(compared.root) / "comparison" / "index.html").read_text()
@@ -333,17 +333,17 @@ def test_the_cost_is_told_before_anything_is_trained(
     evaluate = compared.evaluate.model_copy(update={"arms": (*ARMS, "oracle")})
     with pytest.raises(KeyboardInterrupt):
         compare(compared.model_copy(update={"evaluate": evaluate}))
-    told = capsys.readouterr().out
-    assert "oracle to train, 4 losses, 2 videos" in told
-    assert "finetune, 1 arm " in told
-    assert "USD" in told
+    printed = capsys.readouterr().out
+    assert "oracle to train, 4 losses, 2 videos" in printed
+    assert "finetune, 1 arm " in printed
+    assert "USD" in printed
 
 
 def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> None:
     table = tables.read(stores.join(compared.root, "evaluation"))
     assert table is not None
     uri = next(r["uri"] for r in table.to_pylist() if r["arm"] == "random" and r["metric"] == "temporal_flickering")
-    kept = Path(uri).read_bytes()
+    content = Path(uri).read_bytes()
     before = tables.read(stores.join(compared.root, "evaluation"))
     Path(uri).unlink()
     with pytest.raises(MissingTableError, match=r"not there.*Put back"):
@@ -353,7 +353,7 @@ def test_videos_that_are_gone_or_of_another_length_are_named(compared: Run) -> N
     with pytest.raises(MissingTableError, match=r"too_short.*evaluation") as error:
         compare(compared)
     assert Path(uri).name in str(error.value)
-    Path(uri).write_bytes(kept)
+    Path(uri).write_bytes(content)
     compare(compared)
     assert tables.read(stores.join(compared.root, "evaluation")) == before
 

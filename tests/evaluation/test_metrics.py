@@ -29,18 +29,18 @@ def still(frames: int, height: int = 256, width: int = 300) -> np.ndarray:
 
 @pytest.mark.parametrize(("frames", "needed"), [(2, 0), (3, 1), (6, 2), (10, 2), (14, 4), (16, 4), (18, 4)])
 def test_pairs_needed_follow_pythons_rounding_to_even(frames: int, needed: int) -> None:
-    found = metrics.vbench_dynamic_degree(still(frames), 8, speeds([0.0] * frames))
-    assert found.needed == needed
-    assert found.dynamic == (needed == 0), "only VBench's degenerate case of two frames is dynamic without motion"
+    degree = metrics.vbench_dynamic_degree(still(frames), 8, speeds([0.0] * frames))
+    assert degree.needed == needed
+    assert degree.dynamic == (needed == 0), "only VBench's degenerate case of two frames is dynamic without motion"
 
 
 def test_a_pair_counts_only_strictly_above_the_threshold() -> None:
     fast = [6.0625, 6.0625, 1, 1, 1]  # exact in float32
     assert metrics.vbench_dynamic_degree(still(6), 8, speeds(fast)).dynamic
-    found = metrics.vbench_dynamic_degree(np.zeros((6, 256, 256, 3), np.uint8), 8, lambda a, b: at(6.0, a))
-    assert not found.dynamic
-    assert found.margin == 1.0
-    assert found.threshold == 6.0
+    degree = metrics.vbench_dynamic_degree(np.zeros((6, 256, 256, 3), np.uint8), 8, lambda a, b: at(6.0, a))
+    assert not degree.dynamic
+    assert degree.margin == 1.0
+    assert degree.threshold == 6.0
 
 
 def at(speed: float, before: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ def at(speed: float, before: Tensor) -> Tensor:
 
 
 def test_the_margin_is_the_needed_th_largest_score_over_the_threshold() -> None:
-    found = metrics.vbench_dynamic_degree(still(10, 128, 200), 8, speeds([1, 9, 2, 4.5, 3, 0, 0, 0, 0]), batch=4)
-    assert found.dynamic
-    assert (found.threshold, found.needed) == (3.0, 2)
-    assert found.margin == pytest.approx(1.5)
-    assert len(found.scores) == 9
+    degree = metrics.vbench_dynamic_degree(still(10, 128, 200), 8, speeds([1, 9, 2, 4.5, 3, 0, 0, 0, 0]), batch=4)
+    assert degree.dynamic
+    assert (degree.threshold, degree.needed) == (3.0, 2)
+    assert degree.margin == pytest.approx(1.5)
+    assert len(degree.scores) == 9
 
 
 @pytest.mark.parametrize(("fps", "sampled"), [(8, 33), (16, 17), (20, 17), (24, 11), (30, 9), (4, 33)])
@@ -69,14 +69,14 @@ def test_a_pair_scores_the_fastest_five_percent_of_the_padded_flow() -> None:
 
     def flow(before: Tensor, after: Tensor) -> Tensor:
         seen.append(before.shape)
-        found = at(1.0, before)
-        found[:, 0, 5] = 10.0
-        return found
+        flow_field = at(1.0, before)
+        flow_field[:, 0, 5] = 10.0
+        return flow_field
 
-    found = metrics.vbench_dynamic_degree(still(3, 30, 40), 8, flow)
+    degree = metrics.vbench_dynamic_degree(still(3, 30, 40), 8, flow)
     assert seen[0] == (2, 3, 32, 40)
-    assert found.threshold == 6.0 * 30 / 256, "the threshold is that of the frame, not of the padded one"
-    assert found.scores == pytest.approx(((40 * 10 + 24) / 64,) * 2)
+    assert degree.threshold == 6.0 * 30 / 256, "the threshold is that of the frame, not of the padded one"
+    assert degree.scores == pytest.approx(((40 * 10 + 24) / 64,) * 2)
 
 
 def test_padding_repeats_edges_and_splits_evenly() -> None:

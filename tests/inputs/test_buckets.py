@@ -34,13 +34,13 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def _tar(members: list[tuple[str, bytes]]) -> bytes:
-    held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def _put(store: Store, key: str, data: bytes) -> None:
@@ -71,10 +71,10 @@ def test_a_shard_that_vanished_is_an_error_of_its_clips(store: Store, film: byte
 
 
 def test_parquet_in_a_bucket(store: Store, film: bytes, tmp_path: Path) -> None:
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     struct = pa.array([{"bytes": film, "path": "a.mp4"}, {"bytes": film[::-1], "path": "b.mp4"}])
-    pq.write_table(pa.table({"video": struct, "caption": ["a", "b"]}), held, row_group_size=1)
-    _put(store, "data/train.parquet", held.getvalue())
+    pq.write_table(pa.table({"video": struct, "caption": ["a", "b"]}), buffer, row_group_size=1)
+    _put(store, "data/train.parquet", buffer.getvalue())
     table = videos(f"s3://{BUCKET}/data/train.parquet")
     assert table["caption"].to_pylist() == ["a", "b"]
     shards.fetch(table["uri"][1].as_py(), str(tmp_path / "fetched"))

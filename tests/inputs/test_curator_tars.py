@@ -34,8 +34,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    with Decoder(timeout=30) as kept:
-        yield kept
+    with Decoder(timeout=30) as running_decoder:
+        yield running_decoder
 
 
 def _meta(uuid: str, *windows: dict[str, Any], **more: Any) -> bytes:

@@ -332,8 +332,8 @@ def test_kinds_of_videos(tmp_path: Path, end: str, kind: str, codec: str) -> Non
         container.mux(stream.encode(None))
     row = _rows(tmp_path)[f"a.{end}"]
     assert row["error"] is None
-    found = frames.segments(row["uri"], 9, 25.0)
-    assert (found[0]["height"], found[0]["width"]) == (48, 64)
+    segments = frames.segments(row["uri"], 9, 25.0)
+    assert (segments[0]["height"], segments[0]["width"]) == (48, 64)
 
 
 def test_an_unreadable_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -52,14 +52,14 @@ def message(tmp_path: Path, name: str, content: str | bytes) -> str:
     """What is said of a manifest that is refused; the same whoever reads it."""
     data = content.encode() if isinstance(content, str) else content
     (tmp_path / name).write_bytes(data)
-    found = []
+    messages = []
     for read in (listed, streamed):
         with pytest.raises(InputError) as caught:
             read(str(tmp_path / name))
-        found.append(str(caught.value))
-    assert found[0] == found[1]
-    assert found[0].startswith(f"data.videos={str(tmp_path / name)!r}: ")
-    return found[0]
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(f"data.videos={str(tmp_path / name)!r}: ")
+    return messages[0]
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def test_texts_that_look_like_something_else_stay_what_was_typed(tmp_path: Path,
 
     plain, versioned = both(tmp_path, f"l.{kind}", written(row), written(whole))
     names = ("caption", "id", "group", "source")
-    for (found,) in (plain, versioned):
-        assert {name: found[name] for name in names} == dict.fromkeys(names, text)
+    for (video_row,) in (plain, versioned):
+        assert {name: video_row[name] for name in names} == dict.fromkeys(names, text)
         # What passes through has no type in CSV but that of what is written there: neither 007 nor a date is a number.
-        assert found["note"] == (text if kind == "jsonl" else NUMBERS.get(text, text))
+        assert video_row["note"] == (text if kind == "jsonl" else NUMBERS.get(text, text))
     assert versioned[0]["version"] == text
 
 
@@ -116,8 +116,8 @@ def test_a_csv_column_is_of_numbers_where_all_values_are(tmp_path: Path, values:
 def test_a_column_of_a_csv_without_values_has_no_type_yet(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,caption,score,note\na.mp4,,,nan\n")
     (tmp_path / "v.csv").write_text("path,caption,score,note,version,size\na.mp4,,,nan,1,1\n")
-    for found in (videos(str(tmp_path / "l.csv")).schema, Listing(VideoSet(str(tmp_path / "v.csv"))).schema):
-        assert not {"score", "note"} & set(found.names), "a later run, in which it has numbers, would be refused"
+    for schema in (videos(str(tmp_path / "l.csv")).schema, Listing(VideoSet(str(tmp_path / "v.csv"))).schema):
+        assert not {"score", "note"} & set(schema.names), "a later run, in which it has numbers, would be refused"
 
 
 def test_views_of_arrow_are_read(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_credentials_in_lists_are_masked(tmp_path: Path, kind: str, caplog: pyte
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    (found,) = listed(str(where))
-    assert "open-sesame" not in repr(found)
-    assert found["captions"] == ["a cat", "from https://****@host/a.mp4"]
+    (video,) = listed(str(where))
+    assert "open-sesame" not in repr(video)
+    assert video["captions"] == ["a cat", "from https://****@host/a.mp4"]
     assert "hold credentials; they are masked" in caplog.text
 
 
@@ -375,16 +375,16 @@ def test_kinds_are_those_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.M
     rows[36]["empty"] = None
     rows[37]["more"] = float("nan")
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = streamed(str(tmp_path / "l.jsonl"))
-    assert [row["id"] for row in found] == [str(n) for n in range(40)]
-    assert [row["whole"] for row in found if row["whole"] is not None] == [1, 2]
-    assert [row["number"] for row in found if row["number"] is not None] == [1.0, 0.5]
-    assert [row["tags"] for row in found if row["tags"] is not None] == [[], ["x"]]
-    assert [row["flag"] for row in found if row["flag"] is not None] == [True]
-    assert found[33]["nested"] == '{"a": [1, "x"]}'
-    assert found[34]["captions"] == ["x"]
-    assert found[35]["captions"] == ["one", "two"]
-    assert not {"empty", "more"} & found[0].keys(), "a column without a value has no type"
+    video_rows = streamed(str(tmp_path / "l.jsonl"))
+    assert [row["id"] for row in video_rows] == [str(n) for n in range(40)]
+    assert [row["whole"] for row in video_rows if row["whole"] is not None] == [1, 2]
+    assert [row["number"] for row in video_rows if row["number"] is not None] == [1.0, 0.5]
+    assert [row["tags"] for row in video_rows if row["tags"] is not None] == [[], ["x"]]
+    assert [row["flag"] for row in video_rows if row["flag"] is not None] == [True]
+    assert video_rows[33]["nested"] == '{"a": [1, "x"]}'
+    assert video_rows[34]["captions"] == ["x"]
+    assert video_rows[35]["captions"] == ["one", "two"]
+    assert not {"empty", "more"} & video_rows[0].keys(), "a column without a value has no type"
 
 
 # --- names of columns ------------------------------------------------------------------------------------------------
@@ -405,11 +405,11 @@ def test_other_columns_go_through_every_table(tmp_path: Path, version: dict[str,
     row = {"path": "a.mp4", "caption": "x", **version, **odd}
     row |= dict.fromkeys(schemas.RESERVED - ours - {"weight"}, 1.5)
     (tmp_path / "l.jsonl").write_text(json.dumps(row))
-    for found in (listed(str(tmp_path / "l.jsonl")), streamed(str(tmp_path / "l.jsonl"))):
-        named = {name: value for name, value in found[0].items() if isinstance(value, float)}
+    for video_rows in (listed(str(tmp_path / "l.jsonl")), streamed(str(tmp_path / "l.jsonl"))):
+        named = {name: value for name, value in video_rows[0].items() if isinstance(value, float)}
         place = list(row).index("") + 1
-        told = {"manifest_Weight", "a_b", "two lines", f"column {place}", "blank", "\\ud800", "é"}
-        assert {name for name in named if named[name] != 1.5} == told
+        new_names = {"manifest_Weight", "a_b", "two lines", f"column {place}", "blank", "\\ud800", "é"}
+        assert {name for name in named if named[name] != 1.5} == new_names
         assert {name for name in named if named[name] == 1.5} == {
             f"manifest_{name}" for name in schemas.RESERVED - ours - {"weight"}
         }
@@ -527,5 +527,12 @@ def test_the_data_root_is_no_group(tmp_path: Path, version: dict[str, str]) -> N
     groups += [("e.mp4", "roll"), ("f.mp4", "all")]
     rows = [{"path": path, "id": path, "caption": "", "group": group, **version} for path, group in groups]
     (tmp_path / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = {row["id"]: row["group"] for row in streamed(str(tmp_path / "l.jsonl"))}
-    assert found == {"a.mp4": "all", "b.mp4": "all", "c.mp4": "all", "x/d.mp4": "x", "e.mp4": "roll", "f.mp4": "all"}
+    group_by_id = {row["id"]: row["group"] for row in streamed(str(tmp_path / "l.jsonl"))}
+    assert group_by_id == {
+        "a.mp4": "all",
+        "b.mp4": "all",
+        "c.mp4": "all",
+        "x/d.mp4": "x",
+        "e.mp4": "roll",
+        "f.mp4": "all",
+    }

@@ -19,7 +19,7 @@ ROWS: list[dict[str, Any]] = [
 NAMES = ["group", "score", "tags", "more"]
 
 
-def _held(rows: list[dict[str, Any]]) -> pa.Table:
+def _existing_clips(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{"clip_id": f"{row['uri']}-{i}", **row} for row in rows for i in (0, 9)])
 
 
@@ -30,9 +30,9 @@ def _edited(at: int, **new: Any) -> pa.Table:
 
 
 def test_what_did_not_change_stands() -> None:
-    assert passed_columns.changed([pa.Table.from_pylist(ROWS)], [_held(ROWS)], NAMES) == ([], [])
+    assert passed_columns.changed([pa.Table.from_pylist(ROWS)], [_existing_clips(ROWS)], NAMES) == ([], [])
     fewer = [pa.Table.from_pylist(ROWS[1:2]), pa.Table.from_pylist(ROWS[2:])]
-    assert passed_columns.changed(fewer, [_held(ROWS)], NAMES) == ([], []), (
+    assert passed_columns.changed(fewer, [_existing_clips(ROWS)], NAMES) == ([], []), (
         "a video that is not listed is no matter of words"
     )
 
@@ -41,25 +41,30 @@ def test_what_did_not_change_stands() -> None:
     "new", [{"group": "h"}, {"score": None}, {"score": 1.25}, {"tags": ["x", "y"]}, {"tags": None}, {"more": {"k": 9}}]
 )
 def test_an_edited_column_is_noticed_and_costs_no_feature(new: dict[str, Any]) -> None:
-    assert passed_columns.changed([_edited(0, **new)], [_held(ROWS)], NAMES) == ([], ["a-0", "a-9"])
+    assert passed_columns.changed([_edited(0, **new)], [_existing_clips(ROWS)], NAMES) == ([], ["a-0", "a-9"])
 
 
 def test_an_edited_caption_is_noticed_as_such() -> None:
-    assert passed_columns.changed([_edited(1, caption="two")], [_held(ROWS)], NAMES) == (["b-0", "b-9"], ["b-0", "b-9"])
+    assert passed_columns.changed([_edited(1, caption="two")], [_existing_clips(ROWS)], NAMES) == (
+        ["b-0", "b-9"],
+        ["b-0", "b-9"],
+    )
 
 
 def test_captions_are_compared_as_a_whole() -> None:
     listed = pa.table({"uri": ["a"], "caption": ["one"], "captions": [["one", "two"]]})
-    held = pa.table({"clip_id": ["a"], "uri": ["a"], "caption": ["two"], "captions": [["one", "two"]]})
-    assert passed_columns.changed([listed], [held], []) == ([], []), "the caption that a clip has of several is no edit"
+    existing_clips = pa.table({"clip_id": ["a"], "uri": ["a"], "caption": ["two"], "captions": [["one", "two"]]})
+    assert passed_columns.changed([listed], [existing_clips], []) == ([], []), (
+        "the caption that a clip has of several is no edit"
+    )
     more = pa.table({"uri": ["a"], "caption": ["one"], "captions": [["one", "two", "three"]]})
-    assert passed_columns.changed([more], [held], []) == (["a"], ["a"])
-    none_before = held.drop_columns(["captions"])
+    assert passed_columns.changed([more], [existing_clips], []) == (["a"], ["a"])
+    none_before = existing_clips.drop_columns(["captions"])
     assert passed_columns.changed([listed], [none_before], []) == (["a"], ["a"])
 
 
 def test_a_column_that_is_new_is_noticed() -> None:
-    old = _held(ROWS).drop_columns(["score"])
+    old = _existing_clips(ROWS).drop_columns(["score"])
     assert passed_columns.changed([pa.Table.from_pylist(ROWS)], [old], NAMES)[1] == ["a-0", "a-9", "c-0", "c-9"]
 
 
@@ -77,12 +82,12 @@ def test_columns_of_any_type_are_told() -> None:
 
 
 def test_a_column_of_another_type_is_a_clear_error() -> None:
-    held = [pa.schema([("clip_id", pa.string()), ("score", pa.int64())])]
+    existing_schemas = [pa.schema([("clip_id", pa.string()), ("score", pa.int64())])]
     passed_columns.check(
-        pa.schema([("score", pa.int64()), ("new", pa.string())]), held, VideoSet("x.jsonl"), "run/clips"
+        pa.schema([("score", pa.int64()), ("new", pa.string())]), existing_schemas, VideoSet("x.jsonl"), "run/clips"
     )
-    passed_columns.check(pa.schema([]), held, VideoSet("x.jsonl"), "run/clips")
+    passed_columns.check(pa.schema([]), existing_schemas, VideoSet("x.jsonl"), "run/clips")
     with pytest.raises(InputError) as caught:
-        passed_columns.check(pa.schema([("score", pa.string())]), held, VideoSet("x.jsonl"), "run/clips")
+        passed_columns.check(pa.schema([("score", pa.string())]), existing_schemas, VideoSet("x.jsonl"), "run/clips")
     for word in ("data.videos", "x.jsonl", "score", "string", "int64", "run/clips"):
         assert word in str(caught.value)

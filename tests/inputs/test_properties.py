@@ -129,10 +129,10 @@ def test_what_a_manifest_says_comes_out_once(
     where = write(place, kind, [{**row, "version": "v 1"} for row in rows] if versioned else rows)
     named = columns(list(rows[0]))
     for read in (lambda: videos(where, "data.videos").to_pylist(), lambda: streamed(where)):
-        found = {row["id"]: row for row in read()}
-        assert found.keys() == {row["id"] for row in rows}
+        by_id = {row["id"]: row for row in read()}
+        assert by_id.keys() == {row["id"] for row in rows}
         for row in rows:
-            one = found[row["id"]]
+            one = by_id[row["id"]]
             assert one["error"] is None, one
             assert one["uri"] == str(place / row["file_name"])
             assert one["caption"] == row["caption"].strip()
@@ -152,15 +152,15 @@ def test_a_folder_with_captions_beside_its_videos(
     assume(len({Path(name).stem for name in names}) == len(names))
     assume(not any(name.startswith("metadata.") for name in names))
     place = folder()
-    told = dict(zip(names, captions, strict=False))
-    for name, caption in told.items():
+    caption_by_name = dict(zip(names, captions, strict=False))
+    for name, caption in caption_by_name.items():
         (place / name).touch()
         (place / name).with_suffix(".txt").write_bytes(caption.encode())
-    for found in (videos(str(place), "data.videos").to_pylist(), streamed(str(place))):
-        assert Counter(row["uri"] for row in found) == Counter(str(place / name) for name in names)
-        assert all(row["group"] == "all" and row["error"] is None for row in found)
-        assert {Path(row["uri"]).name: row["caption"] for row in found} == {
-            name: caption.removeprefix("\ufeff").strip() for name, caption in told.items()
+    for video_rows in (videos(str(place), "data.videos").to_pylist(), streamed(str(place))):
+        assert Counter(row["uri"] for row in video_rows) == Counter(str(place / name) for name in names)
+        assert all(row["group"] == "all" and row["error"] is None for row in video_rows)
+        assert {Path(row["uri"]).name: row["caption"] for row in video_rows} == {
+            name: caption.removeprefix("\ufeff").strip() for name, caption in caption_by_name.items()
         }
 
 
@@ -224,12 +224,12 @@ def test_every_clip_leaves_every_stage_once(
     expected = [f"{row['id']}{start}" for row in rows[:2] for start in ("", "-9")] + [rows[2]["id"]]
     assert sorted(indexed["clip_id"].to_pylist()) == sorted(expected)
     fine = indexed.filter(indexed["error"].is_null())
-    (taken,) = worker(fine)
+    (outputs,) = worker(fine)
     for table, folders in (
         (indexed, ["clips", "queries"]),
-        *((taken[n], [f"{n}/clips", f"{n}/queries"]) for n in taken),
+        *((outputs[n], [f"{n}/clips", f"{n}/queries"]) for n in outputs),
     ):
-        kinds = {} if table is not taken["features"] else {"settings": [s.record() for s in run.attribution.settings]}
+        kinds = {} if table is not outputs["features"] else {"settings": [s.record() for s in run.attribution.settings]}
         for one in folders:
             tables.append(str(place / one), table, {}, **kinds)
     _check_words(tables.read(str(place / "clips")), rows, new, name)
@@ -240,9 +240,9 @@ def test_every_clip_leaves_every_stage_once(
 def _check_words(table: pa.Table | None, rows: Rows, new: str | None, name: str) -> None:
     """Every clip has its video's caption, group and other column."""
     assert table is not None
-    told = {row["file_name"]: row for row in rows}
+    row_by_file = {row["file_name"]: row for row in rows}
     for clip in table.to_pylist():
-        row = told[clip["uri"]]
+        row = row_by_file[clip["uri"]]
         assert clip["caption"] == row["caption"].strip()
         assert clip["group"] == (row["group"].strip() if row["group"].strip() not in ("", ".") else "all")
         if new is not None and row[name] is not None:

@@ -44,8 +44,8 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    with Decoder(timeout=30) as kept:
-        yield kept
+    with Decoder(timeout=30) as running_decoder:
+        yield running_decoder
 
 
 def _tar(path: Path, members: Members) -> str:
@@ -223,7 +223,7 @@ def test_what_is_no_tar_is_a_row(tmp_path: Path, content: bytes) -> None:
     assert all(row["error"].startswith("decode: ") for row in rows[1:])
 
 
-def _told(path: str) -> dict[str, dict[str, Any]]:
+def _rows_by_name(path: str) -> dict[str, dict[str, Any]]:
     return {row["relative"].partition("/")[2]: row for row in videos(path).to_pylist()}
 
 
@@ -245,7 +245,7 @@ def test_captions_go_to_their_videos_in_whatever_order(tmp_path: Path, order: in
         ("./dotted.mp4", b"v"),
         ("dotted.txt", b"dotted"),
     ]
-    rows = _told(_tar(tmp_path / "s.tar", members[::order]))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", members[::order]))
     assert {name: (row["caption"], row["score"]) for name, row in rows.items()} == {
         "1.mp4": ("one", 1),
         "2.mp4": ("two", None),
@@ -268,7 +268,7 @@ def test_what_tools_put_into_a_tar_for_themselves(tmp_path: Path, caplog: pytest
         "._1.txt",
     )
     members = [("1.mp4", b"v"), *((name, b"Mac OS X") for name in names), ("1.txt", b"one")]
-    rows = _told(_tar(tmp_path / "s.tar", members))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", members))
     assert {name: row["caption"] for name, row in rows.items()} == {"1.mp4": "one"}
     assert not caplog.records, "hidden members are no captions without a video"
 
@@ -284,7 +284,7 @@ def test_members_that_are_no_videos_captions_are_said(tmp_path: Path, caplog: py
 
 def test_of_two_members_of_one_name_the_later_counts(tmp_path: Path, films: dict[str, bytes]) -> None:
     members = [("a.mp4", films["a"]), ("a.txt", b"one"), ("a.mp4", films["b"]), ("a.txt", b"two")]
-    row = _told(_tar(tmp_path / "s.tar", members))["a.mp4"]
+    row = _rows_by_name(_tar(tmp_path / "s.tar", members))["a.mp4"]
     assert (row["caption"], _fetched(row["uri"], tmp_path)) == ("two", films["b"])
 
 
@@ -297,7 +297,7 @@ def test_encodings_of_members(tmp_path: Path) -> None:
         ("4.txt", b"a\0 cat"),
         ("5.json", b'{"caption": "a\\u0000 cat"}'),
     ]
-    rows = _told(_tar(tmp_path / "s.tar", members))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", members))
     assert [rows[f"{n}.mp4"]["caption"] for n in range(6)] == ["a café", "a café", "", "", "", ""]
     assert [rows[f"{n}.mp4"]["error"] for n in range(2)] == [None, None]
     for n, words in {2: "2.txt", 3: "3.json", 4: "NUL character", 5: "NUL character"}.items():
@@ -314,7 +314,7 @@ def test_half_a_character_is_an_error_of_its_video(tmp_path: Path) -> None:
         ("3.json", b'{"key \\ud83d": 1}'),
         ("4.json", b'{"deep": {"x": "\\ud83d"}}'),
     ]
-    rows = _told(_tar(tmp_path / "s.tar", members))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", members))
     assert rows["1.mp4"]["caption"] == "fine 😀"
     assert {name for name, row in rows.items() if row["error"] is None} == {"1.mp4", "4.mp4", "2.mp4"}
     assert "s.tar/0.json: its `caption`" in rows["0.mp4"]["error"]
@@ -341,7 +341,7 @@ def test_a_value_of_another_kind_is_an_error_of_its_video(tmp_path: Path, togeth
     else:
         for n, some in members.items():
             _tar(tmp_path / f"s-{n}.tar", some)
-    rows = _told(str(tmp_path))
+    rows = _rows_by_name(str(tmp_path))
     at = {n: "s.tar" if together else f"s-{n}.tar" for n in range(7)}
     for n, words in {
         2: [f"{at[2]}/2.json", "`views`", "text", "1k", "numbers"],
@@ -370,7 +370,7 @@ def test_keys_that_differ_in_case_are_one_column(tmp_path: Path) -> None:
         "e": b'{"caption": "e", "Caption": "f"}',
     }
     files = [(f"{name}.mp4", b"v") for name in members]
-    rows = _told(_tar(tmp_path / "s.tar", files + [(f"{name}.json", said) for name, said in members.items()]))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", files + [(f"{name}.json", said) for name, said in members.items()]))
     known = [[rows[f"{name}.mp4"][key] for key in ("caption", "manifest_Fps", "id", "group")] for name in "ab"]
     assert known == [["a", 8, "7", "1"], ["b", 9, "x", "v1.0"]]
     assert {name for name, row in rows.items() if row["error"]} == {"c.mp4", "d.mp4", "e.mp4"}
@@ -381,14 +381,14 @@ def test_keys_that_differ_in_case_are_one_column(tmp_path: Path) -> None:
 
 def test_a_list_of_captions_is_added_to_the_others(tmp_path: Path) -> None:
     said = _json(caption=["one", "two"], captions=["two", "three"])
-    rows = _told(_tar(tmp_path / "s.tar", [("a.mp4", b"v"), ("a.json", said)]))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", [("a.mp4", b"v"), ("a.json", said)]))
     assert rows["a.mp4"]["captions"] == ["one", "two", "three"]
 
 
 def test_numbers_are_not_rounded_and_nan_is_no_number(tmp_path: Path) -> None:
     values = {"a": _json(n=2**60 + 1, m=1), "b": _json(n=1.5, m=float("nan")), "c": _json(n=2, m=3)}
     members = [(f"{name}.mp4", b"v") for name in values] + [(f"{name}.json", said) for name, said in values.items()]
-    rows = _told(_tar(tmp_path / "s.tar", members))
+    rows = _rows_by_name(_tar(tmp_path / "s.tar", members))
     assert [rows[f"{name}.mp4"]["n"] for name in values] == [None, 1.5, 2.0]
     assert [rows[f"{name}.mp4"]["m"] for name in values] == [1, None, 3]
     assert f"s.tar/a.json has a whole number above {2**53} for `n`" in str(rows["a.mp4"]["error"])
@@ -482,19 +482,19 @@ def test_a_row_of_parquet_is_read_without_the_rest_of_the_file(tmp_path: Path, m
     many = {"video": pa.array([noise.bytes(2_000_000) for _ in range(8)], pa.binary()), "caption": [""] * 8}
     path = tmp_path / "s.parquet"
     pq.write_table(pa.table(many), path, row_group_size=2)
-    taken = 0
+    bytes_read = 0
     opened = pq.ParquetFile
 
     class Counted(io.FileIO):
         def read(self, size: int | None = -1) -> bytes:
-            nonlocal taken
+            nonlocal bytes_read
             data = super().read(-1 if size is None else size)
-            taken += len(data or b"")
+            bytes_read += len(data or b"")
             return data or b""
 
     monkeypatch.setattr(parquet_files.pq, "ParquetFile", lambda _, **more: opened(Counted(path), **more))
     assert _fetched(f"{path}#1:video", tmp_path) == many["video"][1].as_py()
-    assert taken < 8_000_000, f"{taken} bytes read for one of 2,000,000 at the beginning of its row group"
+    assert bytes_read < 8_000_000, f"{bytes_read} bytes read for one of 2,000,000 at the beginning of its row group"
 
 
 def test_a_bomb_in_parquet_is_refused(tmp_path: Path, films: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,8 @@ def test_the_battery_passes(folder: Path) -> None:
     assert isinstance(model, DiffusersModel)
     assert model.family.name == "our video model"
     assert model.schedule.times(torch.tensor([0.5])).tolist() == pytest.approx([5000 / 6])
-    found = list(model_checks.run(Subject(model, (5, 32, 64), 12.0, (751.0,), 2e-5)))
-    assert [f"{check.name}: {check.detail}" for check in found if not check.passed] == []
+    checks = list(model_checks.run(Subject(model, (5, 32, 64), 12.0, (751.0,), 2e-5)))
+    assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
 
 
 def test_its_features_are_not_those_of_the_architecture(folder: Path) -> None:

@@ -95,13 +95,13 @@ def test_decode_undoes_the_normalisation(wan: Wan) -> None:
 
 def test_text_is_padded_with_zeros_after_the_caption(wan: Wan) -> None:
     captions = ["a red ball rolling", "a green star being compressed", ""]
-    found = batched([wan.text(caption) for caption in captions])["text"]
-    assert found.shape == (3, 32, 64), "captions are not padded to text_tokens"
-    for row, caption in zip(found, captions, strict=True):
+    embeddings = batched([wan.text(caption) for caption in captions])["text"]
+    assert embeddings.shape == (3, 32, 64), "captions are not padded to text_tokens"
+    for row, caption in zip(embeddings, captions, strict=True):
         used = len(wan.pipeline.tokenizer(caption).input_ids)
         assert row[:used].abs().sum(1).min() > 0, f"{caption!r}: a token of the caption is zero"
         assert not row[used:].any(), f"{caption!r}: what follows the caption is not zero, as Wan was trained"
-    assert not torch.allclose(found[0], found[1]), "two captions condition alike"
+    assert not torch.allclose(embeddings[0], embeddings[1]), "two captions condition alike"
 
 
 def test_noised_and_target_are_those_of_flow_matching(wan: Wan) -> None:
@@ -155,8 +155,8 @@ def test_bfloat16_is_for_the_transformer_and_not_for_the_autoencoder(folder: Pat
     assert {p.dtype for p in model.vae.parameters()} == {torch.float32}
     assert model.trained.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert model.trained.is_gradient_checkpointing
-    found = model.predict(torch.randn(1, 8, 3, 8, 8), torch.tensor([751.0]), batched([model.text("a ball")]))
-    assert torch.isfinite(found).all()
+    prediction = model.predict(torch.randn(1, 8, 3, 8, 8), torch.tensor([751.0]), batched([model.text("a ball")]))
+    assert torch.isfinite(prediction).all()
 
 
 def test_the_autoencoder_in_bfloat16_gives_the_latents_of_float32_to_two_per_cent() -> None:
@@ -171,19 +171,19 @@ def test_the_autoencoder_in_bfloat16_gives_the_latents_of_float32_to_two_per_cen
     assert {p.dtype for p in rounded.trained.parameters()} == {torch.float32}
     for motion in world.MOTIONS[:4]:
         clip = world.render(world.scene(1_000_003, motion, "real", motion), 32, 32)
-        expected, found = latent_of(plain, clip), latent_of(rounded, clip)
-        assert found.dtype == torch.float32
-        error = float((found - expected).norm() / expected.norm())
+        expected, latent = latent_of(plain, clip), latent_of(rounded, clip)
+        assert latent.dtype == torch.float32
+        error = float((latent - expected).norm() / expected.norm())
         assert 0 < error < 0.02, f"{motion}: latents differ by {error:.2%}"
-        assert torch.equal(latent_of(rounded, clip), found)
+        assert torch.equal(latent_of(rounded, clip), latent)
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
         with torch.no_grad():
             raw = rounded.vae.encode(video.bfloat16()).latent_dist.mode()[0].double()
         for c, (mean, std) in enumerate(
             zip(rounded.vae.config.latents_mean, rounded.vae.config.latents_std, strict=True)
         ):
-            assert torch.allclose(found[c].double(), (raw[c] - mean) / std, atol=1e-6), "normalised in bfloat16"
-        pictures = rounded.decode(found)
+            assert torch.allclose(latent[c].double(), (raw[c] - mean) / std, atol=1e-6), "normalised in bfloat16"
+        pictures = rounded.decode(latent)
         assert pictures.dtype == np.uint8
         assert np.abs(pictures.astype(int) - plain.decode(expected)).mean() < 2.0
 
@@ -267,8 +267,8 @@ def test_a_hub_model_is_fetched_by_one_at_a_time_without_its_pickles(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(folders, "snapshot_download", snapshot)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(folders._snapshot.__wrapped__, ["owner/name"] * 4))
-    assert found == [tmp_path / "owner/name"] * 4
+        snapshots = list(pool.map(folders._snapshot.__wrapped__, ["owner/name"] * 4))
+    assert snapshots == [tmp_path / "owner/name"] * 4
     assert most == [1] * 4, "several downloads of one model at a time"
 
 
@@ -287,10 +287,10 @@ def changed(folder: Path, place: Path, file: str, **values: object) -> str:
     """A copy of a pipeline's configurations with other values; None takes a key out."""
     for name in ("model_index.json", "vae/config.json", "transformer/config.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
-        found = json.loads((folder / name).read_text())
+        configuration = json.loads((folder / name).read_text())
         if name == file:
-            found = {key: value for key, value in {**found, **values}.items() if value is not None}
-        (place / name).write_text(json.dumps(found))
+            configuration = {key: value for key, value in {**configuration, **values}.items() if value is not None}
+        (place / name).write_text(json.dumps(configuration))
     return str(place)
 
 

@@ -74,17 +74,17 @@ def test_times_of_the_schedule_are_the_schedulers(model: DiffusersModel) -> None
     scheduler = model.pipeline.scheduler
     if model.schedule.kind == "vp":
         assert model.schedule.betas is not None
-        found, expected = model.schedule.betas.cumulated(), scheduler.alphas_cumprod.double()
-        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+        cumulated, expected = model.schedule.betas.cumulated(), scheduler.alphas_cumprod.double()
+        assert torch.allclose(cumulated, expected, rtol=1e-12, atol=1e-12)
         assert model.schedule.times(torch.tensor([0.0, 0.25, 0.9999])).tolist() == [0, 250, 999]
         with pytest.raises(ConfigError, match="use 633 or 634"):
             model.schedule.check(633.5, "attribution.settings")
         return
     uniform = torch.linspace(0.01, 0.99, 9)
-    found = model.schedule.times(uniform, 5000)
+    times = model.schedule.times(uniform, 5000)
     shift = model.schedule.shift_at(5000)
-    assert torch.allclose(found, 1000 * shift / (shift + 1 / uniform - 1), rtol=1e-6)
-    back = [model.schedule.quantile(t, 5000) for t in found.tolist()]
+    assert torch.allclose(times, 1000 * shift / (shift + 1 / uniform - 1), rtol=1e-6)
+    back = [model.schedule.quantile(t, 5000) for t in times.tolist()]
     assert back == pytest.approx(uniform.tolist(), rel=1e-5)
     inside = model.schedule.times(uniform, 5000, (200.0, 600.0))
     assert 200 < float(inside.min()) < float(inside.max()) < 600

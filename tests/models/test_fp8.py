@@ -60,16 +60,16 @@ def round_linears(model: DiffusersModel) -> None:
 def test_storing_rounds_each_number_by_a_sixteenth_at_most(dtype: torch.dtype) -> None:
     weight = weights().to(dtype)
     codes, scale = fp8.compressed(weight)
-    found = fp8.restored(codes, scale, dtype)
+    restored = fp8.restored(codes, scale, dtype)
     assert codes.dtype == torch.uint8
     assert codes.shape == weight.shape
     assert scale.dtype == dtype
     near = weight.abs() > weight.abs().amax(1, keepdim=True) / 8192
-    assert ((found - weight).abs()[near] <= weight.abs()[near] / 16).all()
+    assert ((restored - weight).abs()[near] <= weight.abs()[near] / 16).all()
     rows = [row for row in range(64) if row != 7]
-    assert (found - weight)[rows].norm() / weight[rows].norm() < 0.03
-    assert torch.equal(found[3], torch.zeros_like(found[3])), "a row of zeros stays one"
-    assert torch.equal(fp8.restored(codes, scale, torch.float32).to(dtype), found), "a byte is turned back exactly"
+    assert (restored - weight)[rows].norm() / weight[rows].norm() < 0.03
+    assert torch.equal(restored[3], torch.zeros_like(restored[3])), "a row of zeros stays one"
+    assert torch.equal(fp8.restored(codes, scale, torch.float32).to(dtype), restored), "a byte is turned back exactly"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -108,25 +108,25 @@ def test_a_layer_computes_in_the_dtype_of_autocast() -> None:
     rounded(linear)
     inputs = torch.randn(3, 96, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, found = linear(inputs), stored(inputs)
-    assert found.dtype == expected.dtype == torch.bfloat16
-    assert torch.equal(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), inputs)
+        expected, outputs = linear(inputs), stored(inputs)
+    assert outputs.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(outputs, expected)
+    (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
     (other,) = torch.autograd.grad(expected.sum(), inputs)
     assert gradient.dtype == torch.float32
     torch.testing.assert_close(gradient, other)
 
 
 def test_nothing_of_full_width_waits_for_the_backward_pass() -> None:
-    stored, kept = fp8.Fp8Linear(layer()), list[Tensor]()
+    stored, saved_tensors = fp8.Fp8Linear(layer()), list[Tensor]()
 
     def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+        saved_tensors.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         stored(torch.randn(3, 96, requires_grad=True))
-    assert sorted(tensor.nbytes for tensor in kept) == [4 * 64, 64 * 96], "the bytes and the scales"
+    assert sorted(tensor.nbytes for tensor in saved_tensors) == [4 * 64, 64 * 96], "the bytes and the scales"
 
 
 def test_a_change_of_the_models_dtype_leaves_the_bytes_alone() -> None:
@@ -170,8 +170,8 @@ def test_gradients_of_adapters_are_those_of_a_rounded_model(
     round_linears(oracle)
     expected, own = gradients(oracle, family, "full")
     model = tiny_pipelines.opened(folder, family, gradient_checkpointing=checkpointing)
-    found, stored = gradients(model, family, "fp8")
-    assert found == pytest.approx(expected, rel=1e-6)
+    loss, stored = gradients(model, family, "fp8")
+    assert loss == pytest.approx(expected, rel=1e-6)
     assert stored.keys() == own.keys()
     assert len(own) > 0
     for name, gradient in own.items():
@@ -212,8 +212,8 @@ def test_bytes_are_counted_before_a_weight_is_loaded(
         if stored:
             fp8.compress(model)
         for part, transformer in parts.items():
-            held = sum(p.nbytes for p in transformer.parameters())
-            assert fp8.frozen_bytes(skeletons[part], getattr(torch, dtype), stored) == held, part
+            parameter_bytes = sum(p.nbytes for p in transformer.parameters())
+            assert fp8.frozen_bytes(skeletons[part], getattr(torch, dtype), stored) == parameter_bytes, part
 
 
 def test_a_transformer_without_linear_layers_in_blocks_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:

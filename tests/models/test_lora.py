@@ -49,13 +49,13 @@ def test_names_are_those_of_the_file_and_all_are_loaded(
     checkpoint: Path, asked: VideoModelConfig, tmp_path: Path
 ) -> None:
     file = warmed_up(checkpoint, tmp_path)
-    held = {name.removeprefix("transformer."): tensor for name, tensor in safetensors.torch.load_file(file).items()}
-    assert lora.adapters(asked, str(tmp_path)).shapes == {name: tuple(t.shape) for name, t in held.items()}
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in safetensors.torch.load_file(file).items()}
+    assert lora.adapters(asked, str(tmp_path)).shapes == {name: tuple(t.shape) for name, t in tensors.items()}
     model = tiny_wan.opened(checkpoint)
     lora.load_adapters(model, asked, str(tmp_path))
     loaded = dict(lora.adapter_parameters(model.trained))
-    assert loaded.keys() == held.keys()
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in held.items())
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     assert not model.trained.training, "dropout of adapters would make features of chance"
 
 
@@ -64,7 +64,7 @@ def test_a_transformers_own_file_is_read_as_a_pipelines_is(
 ) -> None:
     file = warmed_up(checkpoint, tmp_path)
     before = lora.adapters(asked, str(tmp_path))
-    rewritten(file, lambda held: {name.removeprefix("transformer."): t for name, t in held.items()})
+    rewritten(file, lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
     after = lora.adapters(asked, str(tmp_path))
     assert after.shapes == before.shapes
     assert after.digest != before.digest
@@ -82,22 +82,31 @@ def test_the_hash_is_of_the_files(checkpoint: Path, asked: VideoModelConfig, tmp
     assert lora.adapters(asked, str(tmp_path / "one")).digest == three, "a file that changed was not read again"
 
 
-def first(held: dict[str, Tensor], side: str) -> str:
-    return min(name for name in held if f"lora_{side}" in name)
+def first(tensors: dict[str, Tensor], side: str) -> str:
+    return min(name for name in tensors if f"lora_{side}" in name)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (
-            lambda held: {f"other.{n}": t for n, t in held.items()},
+            lambda tensors: {f"other.{n}": t for n, t in tensors.items()},
             r"adapts other\.transformer.*which this model has not",
         ),
-        (lambda held: {n.replace("lora_A", "lora_down"): t for n, t in held.items()}, "neither a lora_A nor a lora_B"),
-        (lambda held: {n: t for n, t in held.items() if n != first(held, "A")}, "a lora_A or a lora_B and not both"),
-        (lambda held: {**held, first(held, "A"): torch.ones(RANK, 5)}, r"lora_A \[2, 5\].* are no change of its \["),
-        (lambda held: {**held, first(held, "B"): torch.ones(4, RANK)}, r"lora_B \[4, 2\]"),
-        (lambda held: {n: t * ("lora_A" in n) for n, t in held.items()}, "every lora_B there is zero"),
+        (
+            lambda tensors: {n.replace("lora_A", "lora_down"): t for n, t in tensors.items()},
+            "neither a lora_A nor a lora_B",
+        ),
+        (
+            lambda tensors: {n: t for n, t in tensors.items() if n != first(tensors, "A")},
+            "a lora_A or a lora_B and not both",
+        ),
+        (
+            lambda tensors: {**tensors, first(tensors, "A"): torch.ones(RANK, 5)},
+            r"lora_A \[2, 5\].* are no change of its \[",
+        ),
+        (lambda tensors: {**tensors, first(tensors, "B"): torch.ones(4, RANK)}, r"lora_B \[4, 2\]"),
+        (lambda tensors: {n: t * ("lora_A" in n) for n, t in tensors.items()}, "every lora_B there is zero"),
     ],
     ids=["modules", "layout", "half", "shape of A", "shape of B", "untrained"],
 )

@@ -57,14 +57,16 @@ def test_the_loss_map_is_the_formula_of_the_paper(t: float) -> None:
     model, generator = Linear(), torch.Generator().manual_seed(1)
     latent, noise = (torch.randn(2, 4, 3, 2, 5, generator=generator) for _ in range(2))
     text = torch.randn(2, 7, 3, generator=generator)
-    found = loss_map(model, latent, {"text": text}, torch.full((2,), t), noise)  # type: ignore[arg-type]
+    losses = loss_map(model, latent, {"text": text}, torch.full((2,), t), noise)  # type: ignore[arg-type]
     weight, bias, s = model.trained.weight, model.trained.bias, t / 1000
     for b, f, y, x in ((0, 0, 0, 0), (1, 2, 1, 4), (0, 1, 1, 2)):
         h, eps = latent[b, :, f, y, x], noise[b, :, f, y, x]
         predicted = weight @ ((1 - s) * h + s * eps) + bias + text.mean()
         expected = ((predicted - (eps - h)) ** 2).mean()
-        assert torch.isclose(found[b, f, y, x], expected, rtol=1e-5), f"t={t}: not |f(z) - (eps - h)|^2 at {b, f, y, x}"
-    assert found.shape == (2, 3, 2, 5)
+        assert torch.isclose(losses[b, f, y, x], expected, rtol=1e-5), (
+            f"t={t}: not |f(z) - (eps - h)|^2 at {b, f, y, x}"
+        )
+    assert losses.shape == (2, 3, 2, 5)
 
 
 def test_each_clip_of_a_batch_has_its_own_timestep() -> None:
@@ -119,16 +121,18 @@ from pipeline.models.loss import shared_noise
 torch.manual_seed(12345); torch.rand(7)
 print(shared_noise(7, 2, (4, 3, 5, 6)).numpy().tobytes().hex())
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     torch.rand(3)
-    assert told.strip() == shared_noise(7, 2, (4, 3, 5, 6)).numpy().tobytes().hex(), "two actors draw different noise"
+    assert printed.strip() == shared_noise(7, 2, (4, 3, 5, 6)).numpy().tobytes().hex(), (
+        "two actors draw different noise"
+    )
 
 
 def test_noise_values_do_not_change_between_releases() -> None:
     """Recorded when written. NumPy does not promise its normal numbers to later versions, and with other noise the
     features of an old table are not comparable with new ones: raise config.NUMERICS then."""
-    found = shared_noise(0, 0, (2, 2, 1, 2)).flatten()
-    assert torch.allclose(found, torch.tensor(RECORDED), atol=1e-6), f"the shared noise has changed: {found.tolist()}"
+    noise = shared_noise(0, 0, (2, 2, 1, 2)).flatten()
+    assert torch.allclose(noise, torch.tensor(RECORDED), atol=1e-6), f"the shared noise has changed: {noise.tolist()}"
 
 
 def test_the_noise_is_unrelated_to_the_projection_of_the_same_seed() -> None:
@@ -142,10 +146,10 @@ def test_the_noise_is_unrelated_to_the_projection_of_the_same_seed() -> None:
 def test_a_clips_own_noise_belongs_to_its_name_and_index_alone() -> None:
     shape, keys = (16, 1, 32, 32), [("a", 0), ("a", 1), ("b", 0), ("a 1", 0)]
     torch.manual_seed(12345)
-    found = [own_noise(*key, shape) for key in keys]
-    assert [torch.equal(a, own_noise(*key, shape)) for a, key in zip(found, keys, strict=True)] == [True] * 4
-    related = torch.corrcoef(torch.stack([n.double().flatten() for n in found])).fill_diagonal_(0).abs().max()
-    assert related < 5 / found[0].numel() ** 0.5, f"two clips or indices share noise (correlation {related:.3f})"
+    noises = [own_noise(*key, shape) for key in keys]
+    assert [torch.equal(a, own_noise(*key, shape)) for a, key in zip(noises, keys, strict=True)] == [True] * 4
+    related = torch.corrcoef(torch.stack([n.double().flatten() for n in noises])).fill_diagonal_(0).abs().max()
+    assert related < 5 / noises[0].numel() ** 0.5, f"two clips or indices share noise (correlation {related:.3f})"
 
 
 def test_motion_weights_have_mean_one_and_follow_what_changes() -> None:

@@ -26,14 +26,14 @@ def scenes(seed: int, each: int) -> list[tuple[str, Floats]]:
 
 def test_right_motion_is_preferred_to_each_way_of_spoiling_it() -> None:
     known = judge.taught(scenes(1, 5))
-    found: dict[str, list[int]] = {}
+    verdicts_by_way: dict[str, list[int]] = {}
     for motion in world.MOTIONS:
         for i in range(4):
             for how, degree in spoiled.ways(motion):
                 right, wrong = spoiled.pair(2, f"{motion}-{i}", motion, how, degree)
                 distances = (known.distance(motion, seen(scene)) for scene in (right, wrong))
-                found.setdefault(how, []).append(verdict(*distances, VIDEO_MARGIN))
-    for how, verdicts in found.items():
+                verdicts_by_way.setdefault(how, []).append(verdict(*distances, VIDEO_MARGIN))
+    for how, verdicts in verdicts_by_way.items():
         decided = [v for v in verdicts if v]
         agreed = np.mean([v > 0 for v in decided])
         assert agreed > 0.8, f"{how}: {agreed:.0%} of {len(decided)} verdicts are right"
@@ -45,9 +45,9 @@ def test_the_benchmark_agrees_with_the_truth_through_raft() -> None:
     run = config.load("demo")
     describe = benchmark.describer(run)
     pairs = benchmark.verdicts(run, describe, benchmark.taught(run, describe, each=2), each=1)
-    found = benchmark.agreement(pairs)
-    assert found["right"] + found["ties"] + found["wrong"] == len(pairs) == 97
-    assert found["share"] > 0.85, f"the judge is right in {found['share']:.0%} of the pairs that it decides"
+    agreement = benchmark.agreement(pairs)
+    assert agreement["right"] + agreement["ties"] + agreement["wrong"] == len(pairs) == 97
+    assert agreement["share"] > 0.85, f"the judge is right in {agreement['share']:.0%} of the pairs that it decides"
 
 
 def test_pairs_of_one_scene_count_as_one_trial() -> None:
@@ -87,9 +87,9 @@ def test_a_counter_spin_is_not_the_same_motion() -> None:
 def test_a_video_of_any_length_is_described_by_finite_numbers(pairs: int) -> None:
     rng = np.random.default_rng(0)
     for flow in (rng.standard_normal((pairs, 2, 8, 12)), np.zeros((pairs, 2, 8, 12))):
-        found = judge.description(flow.astype(np.float32))
-        assert found.shape == (judge.NUMBERS,)
-        assert np.isfinite(found).all()
+        description = judge.description(flow.astype(np.float32))
+        assert description.shape == (judge.NUMBERS,)
+        assert np.isfinite(description).all()
 
 
 def test_a_steady_course_is_the_same_at_any_rate() -> None:

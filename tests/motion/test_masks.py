@@ -35,8 +35,8 @@ PLAIN = Motion(still=0.1, height=128, width=128)
 
 def exact(scene: world.Scene, size: int = 32, scale: int = 1) -> Tensor:
     """The world's flow as RAFT would give it: [F-1, 2, h, w], at `scale` times the size."""
-    found = torch.from_numpy(world.flow(scene, size, size)).permute(0, 3, 1, 2) * scale
-    return F.interpolate(found, scale_factor=scale, mode="nearest") if scale > 1 else found
+    flow = torch.from_numpy(world.flow(scene, size, size)).permute(0, 3, 1, 2) * scale
+    return F.interpolate(flow, scale_factor=scale, mode="nearest") if scale > 1 else flow
 
 
 def by_hand(flow: Tensor, latent: tuple[int, int, int], stride: int) -> npt.NDArray[np.float64]:
@@ -47,14 +47,14 @@ def by_hand(flow: Tensor, latent: tuple[int, int, int], stride: int) -> npt.NDAr
     pixel.append(pixel[-1])
     frames, height, width = latent
     rows, columns = flow.shape[2] // height, flow.shape[3] // width
-    found = np.zeros(latent)
+    mask = np.zeros(latent)
     for j in range(frames):
         members = [0] if j == 0 else range(stride * (j - 1) + 1, stride * j + 1)
         for y in range(height):
             for x in range(width):
                 cut = slice(y * rows, (y + 1) * rows), slice(x * columns, (x + 1) * columns)
-                found[j, y, x] = np.mean([pixel[f][cut].mean() for f in members])
-    return found
+                mask[j, y, x] = np.mean([pixel[f][cut].mean() for f in members])
+    return mask
 
 
 def grid_of(frames: int, height: int, width: int, stride: int) -> Grid:
@@ -106,11 +106,13 @@ def test_a_latent_frame_pools_the_pixel_frames_that_fold_into_it(frames: int, st
         holders = {
             0 if f == 0 else (f - 1) // stride + 1 for f in {moving, frames - 1 if moving == frames - 2 else moving}
         }
-        found = {j for j in range(latent_frames) if mask[j].any()}
-        assert found == holders, f"pixel frame {moving} (stride {stride}) is in the mask of latent frames {found}"
+        masked_frames = {j for j in range(latent_frames) if mask[j].any()}
+        assert masked_frames == holders, (
+            f"pixel frame {moving} (stride {stride}) is in the mask of latent frames {masked_frames}"
+        )
         share = 1.0 if moving == 0 else (2 if moving == frames - 2 and stride > 1 else 1) / stride
-        assert torch.allclose(mask[max(found), 1, 1], torch.tensor(share), atol=1e-5), "frames are not averaged"
-        assert int((mask > 0).sum()) == len(found), "the mask is at another place than the motion"
+        assert torch.allclose(mask[max(masked_frames), 1, 1], torch.tensor(share), atol=1e-5), "frames are not averaged"
+        assert int((mask > 0).sum()) == len(masked_frames), "the mask is at another place than the motion"
 
 
 def test_the_last_frame_repeats_the_flow_before_it() -> None:
@@ -208,12 +210,12 @@ def test_a_moving_object_of_30_per_cent_does_not_move_the_camera(seed: int) -> N
     flow = camera.clone()
     flow[:, 0, 6:24, 10:36] += 6.0  # 468 of 1536 pixels
     flow[:, 1, 6:24, 10:36] -= 4.0
-    found = camera_motion(flow)
-    error = (found - camera).norm(dim=1)
+    camera_estimate = camera_motion(flow)
+    error = (camera_estimate - camera).norm(dim=1)
     assert float(error.mean()) < 0.1, f"the object drags the camera by {float(error.mean()):.2f} pixels"
     still = torch.zeros(4, 32, 48, dtype=torch.bool)
     still[:, 6:24, 10:36] = True
-    left = (flow - found).norm(dim=1)
+    left = (flow - camera_estimate).norm(dim=1)
     assert float(left[~still].mean()) < 0.1, "camera motion is left after subtraction"
     assert float(left[still].mean()) > 6.5, "the object's motion is subtracted as well"
 

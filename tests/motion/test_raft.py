@@ -43,10 +43,10 @@ def by_torchvision(model: nn.Module, clip: Tensor, updates: int) -> Tensor:
 def test_it_is_torchvisions_forward_in_float32(models: dict[str, nn.Module], name: str, updates: int) -> None:
     clip = images(4)
     expected = by_torchvision(models[name], clip, updates)
-    found = clip_flow(models[name], clip, updates, 8)
-    assert found.dtype == torch.float32
-    assert found.shape == expected.shape == (3, 2, 128, 136)
-    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max()), "another flow than torchvision's"
+    flow = clip_flow(models[name], clip, updates, 8)
+    assert flow.dtype == torch.float32
+    assert flow.shape == expected.shape == (3, 2, 128, 136)
+    assert float((flow - expected).abs().max()) < 1e-4 * float(expected.abs().max()), "another flow than torchvision's"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -96,10 +96,10 @@ def test_masks_in_bfloat16_stay_within_two_per_cent(models: dict[str, nn.Module]
         not torch.equal(a, b) for a, b in zip(made["float32"], made["bfloat16"], strict=True) if a is not None
     ), "bfloat16 is not in use"
     for motion, exact, rounded in zip(motions, made["float32"], made["bfloat16"], strict=True):
-        found = compare([rounded], [exact])
-        assert found.lost == 0, f"{motion}: still under one dtype, moving under the other"
-        assert found.difference < 0.02, f"{motion}: the mask differs by {found.difference:.1%} of its mean"
-        assert found.pearson > 0.999, f"{motion}: {found.pearson:.5f}"
+        agreement = compare([rounded], [exact])
+        assert agreement.lost == 0, f"{motion}: still under one dtype, moving under the other"
+        assert agreement.difference < 0.02, f"{motion}: the mask differs by {agreement.difference:.1%} of its mean"
+        assert agreement.pearson > 0.999, f"{motion}: {agreement.pearson:.5f}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,9 +110,9 @@ def test_what_must_be_exact_is_float32_in_bfloat16(models: dict[str, nn.Module],
 
     def watched(centroids_coords: Tensor) -> Tensor:
         seen["coordinates"], seen["volume"] = centroids_coords.dtype, model.corr_block.corr_pyramid[0].dtype
-        found: Tensor = lookup(centroids_coords)
-        seen["looked up"] = found.dtype
-        return found
+        correlation: Tensor = lookup(centroids_coords)
+        seen["looked up"] = correlation.dtype
+        return correlation
 
     handles = [
         model.update_block.register_forward_hook(
@@ -122,14 +122,14 @@ def test_what_must_be_exact_is_float32_in_bfloat16(models: dict[str, nn.Module],
     ]
     model.corr_block.index_pyramid = watched
     try:
-        found = clip_flow(model, images(3), 2, 8, torch.bfloat16)
+        flow = clip_flow(model, images(3), 2, 8, torch.bfloat16)
     finally:
         del model.corr_block.index_pyramid
         for handle in handles:
             handle.remove()
     assert seen.pop("inner") == torch.bfloat16, "the convolutions are not in bfloat16"
     assert set(seen.values()) == {torch.float32}, f"not all of these are exact: {seen}"
-    assert found.dtype == torch.float32
+    assert flow.dtype == torch.float32
 
 
 def test_a_model_that_is_not_raft_is_refused() -> None:

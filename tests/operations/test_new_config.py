@@ -30,9 +30,9 @@ def of(*looks: Look) -> Survey:
     return Survey(100, 10**9, 100, looks)
 
 
-def written(found: Survey, machine: Machine, folder: Path, queries: str | None = None) -> Run:
+def written(video_survey: Survey, machine: Machine, folder: Path, queries: str | None = None) -> Run:
     path = folder / "mine.yaml"
-    path.write_text(new_config.text("runs/mine", "my videos", queries, found, machine))
+    path.write_text(new_config.text("runs/mine", "my videos", queries, video_survey, machine))
     return config.load_line(str(path), [])
 
 
@@ -121,10 +121,10 @@ def test_edited_lines_are_the_recipe_with_other_values() -> None:
 
 
 def test_a_survey_opens_a_few_and_passes_over_what_does_not_play(small_world: Path, tmp_path: Path) -> None:
-    found = survey(str(small_world / "clips"), "--videos")
-    assert (found.count, found.captioned, len(found.looks)) == (30, 30, 8)
-    assert {(look.height, look.width, look.fps) for look in found.looks} == {(32, 32, 8.0)}
-    assert all(0.9 < look.seconds < 1.5 for look in found.looks)
+    video_survey = survey(str(small_world / "clips"), "--videos")
+    assert (video_survey.count, video_survey.captioned, len(video_survey.looks)) == (30, 30, 8)
+    assert {(look.height, look.width, look.fps) for look in video_survey.looks} == {(32, 32, 8.0)}
+    assert all(0.9 < look.seconds < 1.5 for look in video_survey.looks)
     (tmp_path / "a.mp4").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match=r"--videos=.*none of the 1 videos.*a\.mp4"):
         survey(str(tmp_path), "--videos")
@@ -173,8 +173,10 @@ def test_the_command_is_there_and_ends_with_status_2(tmp_path: Path) -> None:
 def test_videos_without_captions_are_allowed_where_the_file_is_made_for_them(
     gpus: tuple[int, ...], captioned: int, of_queries: int | None, expected: float, tmp_path: Path
 ) -> None:
-    found = Survey(20, 1, captioned, (FILM,))
+    video_survey = Survey(20, 1, captioned, (FILM,))
     queries = None if of_queries is None else Survey(20, 1, of_queries, (FILM,))
-    text = new_config.text("runs/mine", "v", "q" if queries else None, found, Machine(16, 64 * GIB, gpus), queries)
+    text = new_config.text(
+        "runs/mine", "v", "q" if queries else None, video_survey, Machine(16, 64 * GIB, gpus), queries
+    )
     (tmp_path / "mine.yaml").write_text(text)
     assert config.load(str(tmp_path / "mine.yaml")).data.empty_captions == expected

@@ -128,9 +128,11 @@ def test_nothing_new_changes_nothing(three: dict[str, dict[str, Any]], world: Pa
 def test_features_mean_the_same_whatever_is_in_use(three: dict[str, dict[str, Any]], world: Path) -> None:
     before, now = (tables.read(str(world.parent / r / "features" / "clips")) for r in ("after_first", "root"))
     known = dict(zip(before.column("clip_id").to_pylist(), before.column("feature").to_pylist(), strict=True))
-    kept = [(i, f) for i, f in zip(now["clip_id"].to_pylist(), now["feature"].to_pylist(), strict=True) if i in known]
-    assert len(kept) >= 10
-    assert all(known[i] == f for i, f in kept)
+    shared_rows = [
+        (i, f) for i, f in zip(now["clip_id"].to_pylist(), now["feature"].to_pylist(), strict=True) if i in known
+    ]
+    assert len(shared_rows) >= 10
+    assert all(known[i] == f for i, f in shared_rows)
     assert tables.metadata(str(world.parent / "root" / "features" / "clips"))["fingerprint"][FIELD] is None
 
 
@@ -140,7 +142,7 @@ def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, 
     assert first["promoted"], "the spoiled model stayed"
     used = SPOILED
     for record in (first, three[SECOND], three[THIRD]):
-        losses = {name: held["masked_loss"] for name, held in record["losses"].items()}
+        losses = {name: metrics["masked_loss"] for name, metrics in record["losses"].items()}
         assert record["before"] == used
         if record["pairs"]:
             improvement = (losses[record["against"]] - losses["candidate"]) / losses[record["against"]]
@@ -158,10 +160,10 @@ def test_what_is_better_is_promoted_and_nothing_else(three: dict[str, dict[str, 
 
 def test_drift_is_measured_on_random_clips_with_an_interval(three: dict[str, dict[str, Any]], world: Path) -> None:
     root = world.parent / "root"
-    held = three[THIRD]["drift"]
-    assert held["clips"] == 6
-    low, high = held["spearman_interval"]
-    assert -1 <= low <= held["spearman"] <= high <= 1
+    drift = three[THIRD]["drift"]
+    assert drift["clips"] == 6
+    low, high = drift["spearman_interval"]
+    assert -1 <= low <= drift["spearman"] <= high <= 1
     now = in_use.in_use(str(root))
     features = tables.read(str(Path(now.folder).parent / "drift" / "features" / "clips"))
     pinned = tables.read(str(root / "features" / "clips"))
@@ -212,9 +214,11 @@ class Stages:
         monkeypatch.setattr(held_out, "check_disjoint", lambda *_: None)
         monkeypatch.setattr(jobs.nightly.streaming, "connect", lambda: None)
         monkeypatch.setattr(jobs.nightly.resources, "check", lambda *_: None)
-        held = pa.table({"clip_id": [f"held-{i}" for i in range(5)], "error": pa.array([None] * 5, pa.string())})
+        held_out_clips = pa.table(
+            {"clip_id": [f"held-{i}" for i in range(5)], "error": pa.array([None] * 5, pa.string())}
+        )
         monkeypatch.setattr(attribution, "estimate_motion", lambda *_: None)
-        tables.append(str(root / "motion" / "held_out"), held, {})
+        tables.append(str(root / "motion" / "held_out"), held_out_clips, {})
         monkeypatch.setattr(held_out, "held_out_tasks", lambda known, rows: [(m, r) for m in known for r in rows])
         monkeypatch.setattr(held_out, "measure", self.measure)
         monkeypatch.setattr(jobs.nightly, "finetune", self.finetune)
@@ -234,9 +238,11 @@ class Stages:
         stores.write_bytes(str(self.root / "finetuned/selected/transformer/weights"), self.version.encode())
 
     def measure(self, run: Run, tasks: list[tuple[Trained, dict[str, str]]], folder: str) -> None:
-        held = tables.read(folder)
+        measurements = tables.read(folder)
         known = (
-            set() if held is None else set(zip(held["version"].to_pylist(), held["clip_id"].to_pylist(), strict=True))
+            set()
+            if measurements is None
+            else set(zip(measurements["version"].to_pylist(), measurements["clip_id"].to_pylist(), strict=True))
         )
         rows = [
             {"arm": m.arm, "clip_id": r["clip_id"], "metric": metric, "version": m.version, "seed": 0, "uri": ""}
@@ -263,12 +269,12 @@ def staged(
 
 def test_the_model_in_use_stays_until_a_better_one_comes(staged: tuple[Stages, Callable[..., Run]]) -> None:
     stages, run = staged
-    told = []
+    outcomes = []
     for day, (version, loss) in enumerate((("one", 1.1), ("two", 0.8), ("three", 0.9), ("four", 0.7)), 10):
         stages.version, stages.losses[version] = version, loss
         nightly(run(f"2026-03-{day}", nightly__keep=1))
-        told.append((nights.finished(str(stages.root))[-1]["promoted"], in_use.in_use(str(stages.root)).version))
-    assert told == [(False, "base"), (True, "two"), (False, "two"), (True, "four")]
+        outcomes.append((nights.finished(str(stages.root))[-1]["promoted"], in_use.in_use(str(stages.root)).version))
+    assert outcomes == [(False, "base"), (True, "two"), (False, "two"), (True, "four")]
     assert nights.begun(str(stages.root)) == ["2026-03-13"]
     assert (stages.root / "nights/2026-03-13/model/transformer/weights").read_text() == "four"
 
@@ -362,9 +368,9 @@ def test_a_spent_budget_ends_a_night_that_the_same_date_goes_on_with(
 ) -> None:
     stages, run = staged
     stages.losses |= {stages.version: 0.9}
-    root, told = str(stages.root), list[dict[str, str]]()
+    root, bodies = str(stages.root), list[dict[str, str]]()
     monkeypatch.setenv("CURATION_HOOK", "https://hooks.example.com/x")
-    monkeypatch.setattr(webhook, "_try", lambda _, body: (told.append(json.loads(body)), (None, True))[1])
+    monkeypatch.setattr(webhook, "_try", lambda _, body: (bodies.append(json.loads(body)), (None, True))[1])
     path = stages.root.parent / "run.yaml"
     path.write_text(yaml.safe_dump(run("2026-03-10", webhook__variable="CURATION_HOOK").model_dump(mode="json")))
     monkeypatch.setattr("sys.argv", ["nightly", "--config", str(path)])
@@ -381,8 +387,8 @@ def test_a_spent_budget_ends_a_night_that_the_same_date_goes_on_with(
         command.main(nightly, None)
     (done,) = nights.finished(root)
     assert (done["promoted"], in_use.in_use(root).night) == (True, "2026-03-10")
-    assert [(t["job"], t["state"]) for t in told] == [("nightly", "spent"), ("nightly", "finished")]
-    assert (told[1]["night"], told[1]["headline"]) == ("2026-03-10", done["headline"][:500])
+    assert [(t["job"], t["state"]) for t in bodies] == [("nightly", "spent"), ("nightly", "finished")]
+    assert (bodies[1]["night"], bodies[1]["headline"]) == ("2026-03-10", done["headline"][:500])
 
 
 # --- what a night refuses, and a re-attribution ----------------------------------------------------------------------

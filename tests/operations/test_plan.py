@@ -42,15 +42,15 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
     run = config.load("demo", {"evaluate.arms": ["base", "random", "motive"], "finetune.arm": "motive"})
     parts = PARTS | {"step": [1.0], "denoising": [0.5], "video": [2.0]}
     attributed = costs.attribution("attribution", parts, SIZE.clips, run.resources.extract_features)
-    found = {cost.what: cost for cost in costs.stages(run, SIZE, parts, attributed)}
-    assert found["finetune, 2 arms"].count == 2 * run.finetune.steps
+    stage_costs = {cost.what: cost for cost in costs.stages(run, SIZE, parts, attributed)}
+    assert stage_costs["finetune, 2 arms"].count == 2 * run.finetune.steps
     e = run.evaluate
-    assert found["evaluate, held-out losses"].count == 3 * 10 * e.passes
+    assert stage_costs["evaluate, held-out losses"].count == 3 * 10 * e.passes
     twinned = run.model_copy(update={"evaluate": e.model_copy(update={"twins": ("backwards", "frozen")})})
     with_twins = {cost.what: cost for cost in costs.stages(twinned, SIZE, parts, attributed)}
     assert with_twins["evaluate, held-out losses"].count == 3 * 3 * 10 * e.passes, "a twin costs what its clip does"
-    assert found["evaluate, held-out losses"].seconds == 0.25  # guidance takes two forward passes a step
-    assert found["evaluate, videos"].seconds == 2.0 + e.steps * 0.5
+    assert stage_costs["evaluate, held-out losses"].seconds == 0.25  # guidance takes two forward passes a step
+    assert stage_costs["evaluate, videos"].seconds == 2.0 + e.steps * 0.5
     lora = run.model_copy(update={"finetune": run.finetune.model_copy(update={"lora_rank": 4})})
     assert costs.storage(run, SIZE)["checkpoints"] == 2 * 12 * 1000
     assert costs.storage(lora, SIZE)["checkpoints"] == 0
@@ -60,10 +60,10 @@ def test_every_arm_and_every_held_out_clip_is_counted() -> None:
 def test_a_pilot_is_of_the_recipe_and_of_its_shortlist_alone() -> None:
     assert list(pilot.variants(config.load("demo"))) == [pilot.AS_IT_IS]
     shortlist = {"parameters": "^blocks", "height": 16}
-    found = pilot.variants(config.load("demo", {"motion.of": "all", "attribution.shortlist": shortlist}))
-    assert list(found) == [pilot.AS_IT_IS, pilot.SHORTLIST]
-    assert found[pilot.SHORTLIST].attribution.parameters == "^blocks"
-    assert found[pilot.SHORTLIST].geometry[2] == 16
+    variants = pilot.variants(config.load("demo", {"motion.of": "all", "attribution.shortlist": shortlist}))
+    assert list(variants) == [pilot.AS_IT_IS, pilot.SHORTLIST]
+    assert variants[pilot.SHORTLIST].attribution.parameters == "^blocks"
+    assert variants[pilot.SHORTLIST].geometry[2] == 16
 
 
 def test_two_stages_are_priced_beside_the_full_setting_of_every_clip() -> None:
@@ -111,9 +111,9 @@ def test_a_plan_from_videos(
     assert "model: Wan 2.1 text-to-video, latent grid 5x8x8" in printed
     assert "t = 751: a share of noise of 0.75" in printed
     assert re.search(r"masks: on this grid they keep \d+% of the energy .* of 320 cells move", printed)
-    told = json.loads((tmp_path / "plan" / "plan.json").read_text())
-    by_stage = {stage["what"]: stage for stage in told["stages"]}
-    assert told["frozen_weights"]["fp8"] < 0.4 * told["frozen_weights"]["full"]
+    record = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    by_stage = {stage["what"]: stage for stage in record["stages"]}
+    assert record["frozen_weights"]["fp8"] < 0.4 * record["frozen_weights"]["full"]
     assert re.search(
         r"frozen weights on the device of a .* worker, .*: [\d.]+ MB with full, [\d.]+ MB with fp8", printed
     )

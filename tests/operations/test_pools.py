@@ -182,8 +182,8 @@ def test_on_every_cluster_what_is_chosen_has_room(measure: Measure, nodes: list[
     assert 0 < chosen.busy <= 1 + 1e-9
     assert 1 <= chosen.hold <= 64
     if measure.gpu_total:
-        held = 0 if chosen.hold == 1 else chosen.hold * measure.gradient_bytes
-        assert round(1 / pool.gpus) * (measure.gpu_memory + held) <= measure.gpu_total
+        gradient_memory = 0 if chosen.hold == 1 else chosen.hold * measure.gradient_bytes
+        assert round(1 / pool.gpus) * (measure.gpu_memory + gradient_memory) <= measure.gpu_total
     assert choose("extract_features", measure, nodes, rows) == chosen, "the same again"
     assert choose("extract_features", measure, nodes[::-1], rows).rate == pytest.approx(chosen.rate)
 

@@ -35,10 +35,10 @@ def test_pairing_finds_what_means_alone_would_not() -> None:
     rng = np.random.default_rng(0)
     old = rng.uniform(0.5, 5.0, 40)  # clips differ far more than models
     new = old - 0.02 + rng.normal(0, 0.01, 40)
-    found = promotion.judge(losses(new), losses(old), Promote())
-    assert found.better
-    assert found.improvement == pytest.approx((old - new).mean() / old.mean())
-    assert 0 < found.bound < found.improvement
+    verdict = promotion.judge(losses(new), losses(old), Promote())
+    assert verdict.better
+    assert verdict.improvement == pytest.approx((old - new).mean() / old.mean())
+    assert 0 < verdict.bound < verdict.improvement
     assert not promotion.judge(losses(old), losses(new), Promote()).better, "a worse model passed"
 
 
@@ -64,8 +64,8 @@ def test_the_page_and_the_decision_tell_the_same_bound() -> None:
     verdict = promotion.judge(models["random"], models["base"], Promote(confidence=0.975))
     rows = [
         {"arm": arm, "clip_id": clip, "uri": "", "seed": 0, "metric": "masked_loss", "value": loss, "version": "v"}
-        for arm, found in models.items()
-        for clip, loss in found.items()
+        for arm, loss_by_clip in models.items()
+        for clip, loss in loss_by_clip.items()
     ]
     _, record = comparison.comparison(pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
     assert verdict.bound == pytest.approx(-record["relative_high"])

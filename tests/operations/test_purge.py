@@ -31,8 +31,8 @@ PRINT = {"model": "abc"}
 
 
 def row(clip_id: str, **more: object) -> dict[str, object]:
-    held = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": clip_id, "uri": f"/videos/{clip_id}.mp4", "version": "1"}
-    return {**held, "caption": f"about {clip_id}", "source": "s", "start_frame": 0, "num_frames": 9, **more}
+    columns = dict.fromkeys(schemas.CLIPS.names) | {"clip_id": clip_id, "uri": f"/videos/{clip_id}.mp4", "version": "1"}
+    return {**columns, "caption": f"about {clip_id}", "source": "s", "start_frame": 0, "num_frames": 9, **more}
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def root(tmp_path: Path) -> Path:
     at = tmp_path / "root"
 
     def put(
-        name: str, rows: list[dict[str, object]] | pa.Table, schema: pa.Schema | None = None, **held: object
+        name: str, rows: list[dict[str, object]] | pa.Table, schema: pa.Schema | None = None, **metadata: object
     ) -> None:
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
-        tables.append(str(at / name), table, PRINT, **held)
+        tables.append(str(at / name), table, PRINT, **metadata)
 
     clips = [row(i) for i in CLIPS]
     put("clips", clips[:4], schemas.CLIPS)
@@ -93,20 +93,20 @@ def root(tmp_path: Path) -> Path:
 
 def texts(root: Path) -> str:
     """All that the files below a root say, tables decoded."""
-    found = []
+    contents = []
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         table = pq.read_table(path) if path.suffix == ".parquet" else None
         said = path.read_text(errors="replace") if table is None else f"{table.to_pylist()} {table.schema.metadata}"
-        found.append(f"{path.relative_to(root)}: {said}")
-    return "\n".join(found)
+        contents.append(f"{path.relative_to(root)}: {said}")
+    return "\n".join(contents)
 
 
 def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
     before = {name: tables.read(str(root / name)).num_rows for name in ("clips", "influence", "neighbors", "selection")}
     assert GONE in texts(root)
-    found = purge.purge(str(root), {GONE})
+    purged = purge.purge(str(root), {GONE})
     assert GONE not in texts(root)
-    assert dict(found.rows) == {
+    assert dict(purged.rows) == {
         "clips": 1,
         "influence": 1,
         "influence_by_setting": 1,
@@ -120,7 +120,7 @@ def test_nothing_of_a_purged_clip_is_left(root: Path) -> None:
     }
     assert [path.name for path in (root / "previews" / "packs").iterdir()] == ["two"], "a pack has its film"
     after = {name: tables.read(str(root / name)).num_rows for name in before}
-    assert {name: before[name] - after[name] for name in before} == {name: found.rows[name] for name in before}
+    assert {name: before[name] - after[name] for name in before} == {name: purged.rows[name] for name in before}
     assert tables.metadata(str(root / "influence"))["query_ids"] == QUERIES
     assert tables.metadata(str(root / "clips"))["fingerprint"] == PRINT
     latents = {p.name for p in (root / "finetuned" / ".latents" / "abc").iterdir()}
@@ -141,8 +141,8 @@ def test_encodings_of_held_out_clips_stay_until_they_are_purged_themselves(root:
 
 
 def test_models_trained_on_it_are_named_and_carry_a_note(root: Path) -> None:
-    found = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
-    assert found.models == {"finetuned/motive": 2, "nights/2026-01-02/model": 2}
+    purged = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
+    assert purged.models == {"finetuned/motive": 2, "nights/2026-01-02/model": 2}
     assert in_use.in_use(str(root)).purged == 2
     again = purge.purge(str(root), {GONE, CLIPS[4], CLIPS[7]})
     assert not again.models
@@ -225,8 +225,8 @@ def test_a_root_on_s3_is_purged_likewise(root: Path, tmp_path: Path, monkeypatch
         for path in (p for p in root.rglob("*") if p.is_file()):
             fs.put_file(str(path), f"{bare}/{path.relative_to(root)}")
         expected = purge.purge(str(root), {GONE})
-        found = purge.purge(there, {GONE})
-        assert (found.rows, found.models) == (expected.rows, expected.models)
+        purged = purge.purge(there, {GONE})
+        assert (purged.rows, purged.models) == (expected.rows, expected.models)
         stores.fetch_folder(there, str(tmp_path / "back"))
         assert GONE not in texts(tmp_path / "back")
         assert purge.known(there, {GONE, CLIPS[0]}) == {CLIPS[0]}

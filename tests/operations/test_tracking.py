@@ -59,12 +59,12 @@ def test_keys_have_no_place_in_the_configuration() -> None:
 def test_parameters_are_the_configuration_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     run = configured("wandb", f"runs/{SECRET}")
-    told = tracking.parameters(run, "motive")
-    assert SECRET not in "".join(told.values())
-    assert told["finetune.steps"] == str(run.finetune.steps)
-    assert told["arm"] == "motive"
-    assert told["page"].endswith("/report/index.html")
-    assert max(map(len, told.values())) <= tracking.LONGEST
+    parameters = tracking.parameters(run, "motive")
+    assert SECRET not in "".join(parameters.values())
+    assert parameters["finetune.steps"] == str(run.finetune.steps)
+    assert parameters["arm"] == "motive"
+    assert parameters["page"].endswith("/report/index.html")
+    assert max(map(len, parameters.values())) <= tracking.LONGEST
 
 
 class Recorder:
@@ -134,13 +134,13 @@ def test_mlflow_holds_the_training_and_its_evaluation(tmp_path: Path, monkeypatc
         tracking.follow(second, metrics_file(tmp_path, 4))
     tracking.evaluated(run, {"base": "base", "motive": "motive-1"}, RECORDS)
 
-    held = client.get_run(id)
-    assert held.info.status == "FINISHED"
+    mlflow_run = client.get_run(id)
+    assert mlflow_run.info.status == "FINISHED"
     assert [m.step for m in client.get_metric_history(id, "loss")] == [1, 2, 3, 4]
-    assert held.data.metrics["evaluation/masked_loss"] == 0.25
-    assert "evaluation/plain_loss" not in held.data.metrics
-    assert held.data.params["arm"] == "motive"
-    assert held.data.tags["page"] == f"{tmp_path}/report/index.html"
+    assert mlflow_run.data.metrics["evaluation/masked_loss"] == 0.25
+    assert "evaluation/plain_loss" not in mlflow_run.data.metrics
+    assert mlflow_run.data.params["arm"] == "motive"
+    assert mlflow_run.data.tags["page"] == f"{tmp_path}/report/index.html"
     table = mlflow.artifacts.load_dict(f"runs:/{id}/evaluation.json")
     assert table["rows"] == RECORDS
     experiment = client.get_experiment_by_name("a project")

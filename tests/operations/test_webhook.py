@@ -29,12 +29,12 @@ class Listener:
     def __init__(self) -> None:
         self.got: list[dict[str, str]] = []
         self.answers: list[int] = []
-        told = self
+        recorder = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                told.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(told.answers.pop(0) if told.answers else 200)
+                recorder.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(recorder.answers.pop(0) if recorder.answers else 200)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -47,12 +47,12 @@ class Listener:
 
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    found = Listener()
-    monkeypatch.setenv("CURATION_HOOK", found.url)
+    hook_listener = Listener()
+    monkeypatch.setenv("CURATION_HOOK", hook_listener.url)
     monkeypatch.setattr(webhook, "WAIT", 0.01)
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    yield hook_listener
+    hook_listener.server.shutdown()
+    hook_listener.server.server_close()
 
 
 def configured(**overrides: object) -> Run:
@@ -65,18 +65,21 @@ def test_a_failure_is_told_with_its_first_line_and_no_secret(
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
     with pytest.raises(RuntimeError, match="broke"), webhook.on_failure(configured(), "curate"):
         raise RuntimeError(f"broke at {listener.url} with 0123456789abcdef0123\nand more lines")
-    (told,) = listener.got
-    assert {k: told[k] for k in ("job", "root", "state")} == {"job": "curate", "root": "runs/x", "state": "failed"}
-    assert told["error"] == "broke at **** with ****"
-    assert set(told) == {"job", "root", "state", "stage", "error", "time"}
-    assert SECRET not in json.dumps(told) + caplog.text
+    (message,) = listener.got
+    assert {k: message[k] for k in ("job", "root", "state")} == {"job": "curate", "root": "runs/x", "state": "failed"}
+    assert message["error"] == "broke at **** with ****"
+    assert set(message) == {"job", "root", "state", "stage", "error", "time"}
+    assert SECRET not in json.dumps(message) + caplog.text
 
 
 def test_a_spent_budget_is_no_failure(listener: Listener) -> None:
     with pytest.raises(SpentError), webhook.on_failure(configured(), "curate"):
         raise SpentError("attribute clips: budget.gpu_hours=1 is spent after 60 of 100")
-    (told,) = listener.got
-    assert (told["state"], told["error"]) == ("spent", "attribute clips: budget.gpu_hours=1 is spent after 60 of 100")
+    (message,) = listener.got
+    assert (message["state"], message["error"]) == (
+        "spent",
+        "attribute clips: budget.gpu_hours=1 is spent after 60 of 100",
+    )
 
 
 def test_what_is_wrong_usage_is_not_told(listener: Listener) -> None:
@@ -88,16 +91,16 @@ def test_what_is_wrong_usage_is_not_told(listener: Listener) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "tries", "taken"), [([503, 429], 3, True), ([503, 503, 503], 3, False), ([404], 1, False)]
+    ("answers", "tries", "delivered"), [([503, 429], 3, True), ([503, 503, 503], 3, False), ([404], 1, False)]
 )
 def test_it_tries_a_bounded_number_of_times_and_then_warns(
-    listener: Listener, caplog: pytest.LogCaptureFixture, answers: list[int], tries: int, taken: bool
+    listener: Listener, caplog: pytest.LogCaptureFixture, answers: list[int], tries: int, delivered: bool
 ) -> None:
     listener.answers = list(answers)
     with caplog.at_level(logging.WARNING):
-        assert webhook.post(configured(), "nightly", "finished") is taken
+        assert webhook.post(configured(), "nightly", "finished") is delivered
     assert len(listener.got) == tries
-    assert ("CURATION_HOOK" in caplog.text) is not taken
+    assert ("CURATION_HOOK" in caplog.text) is not delivered
     assert SECRET not in caplog.text
 
 
@@ -118,9 +121,9 @@ def test_a_job_tells_its_stage(listener: Listener, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(run_record, "PACKAGES", ("no-such-package",))
     with pytest.raises(importlib.metadata.PackageNotFoundError):
         command.main(run_record.record, None)
-    (told,) = listener.got
-    assert (told["job"], told["stage"], told["root"]) == ("record", "record", str(tmp_path))
-    assert "no-such-package" in told["error"]
+    (message,) = listener.got
+    assert (message["job"], message["stage"], message["root"]) == ("record", "record", str(tmp_path))
+    assert "no-such-package" in message["error"]
 
 
 @pytest.mark.parametrize("value", [None, "", "ftp://x", "file:///etc/passwd"])

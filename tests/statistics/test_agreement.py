@@ -17,26 +17,26 @@ PEOPLE = (  # Krippendorff 2011, section C: four observers, twelve units, missin
 
 def test_the_published_example() -> None:
     columns = zip(*(row.split() for row in PEOPLE), strict=True)
-    found = nominal([[said.count(value) for value in "12345"] for said in columns])
-    assert found is not None
-    assert found.alpha == pytest.approx(0.743, abs=5e-4)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < 0.743 < found.high <= 1
+    agreement = nominal([[said.count(value) for value in "12345"] for said in columns])
+    assert agreement is not None
+    assert agreement.alpha == pytest.approx(0.743, abs=5e-4)
+    assert agreement.low is not None
+    assert agreement.high is not None
+    assert agreement.low < 0.743 < agreement.high <= 1
 
 
 def test_chance_is_zero_and_unanimity_is_one() -> None:
     rng = np.random.default_rng(0)
     said = rng.choice(3, size=(400, 17), p=[0.6, 0.1, 0.3])
     counts = np.stack([(said == value).sum(1) for value in range(3)], 1)
-    found = nominal(counts)
-    assert found is not None
-    assert found.alpha == pytest.approx(0, abs=0.01)
-    assert found.agreed == pytest.approx(0.6**2 + 0.1**2 + 0.3**2, abs=0.02)
+    agreement = nominal(counts)
+    assert agreement is not None
+    assert agreement.alpha == pytest.approx(0, abs=0.01)
+    assert agreement.agreed == pytest.approx(0.6**2 + 0.1**2 + 0.3**2, abs=0.02)
     assert nominal([[5, 0, 0], [0, 0, 5], [5, 0, 0]]) == (1, 1, 1, 1)
 
 
 def test_where_there_is_nothing_to_agree_on() -> None:
     assert nominal([[1, 0, 0], [0, 1, 0]]) is None, "one person alone"
-    found = nominal([[3, 0, 0], [4, 0, 0]])
-    assert found == (1, None, None, None), "all said the same of everything: alpha is not defined"
+    agreement = nominal([[3, 0, 0], [4, 0, 0]])
+    assert agreement == (1, None, None, None), "all said the same of everything: alpha is not defined"

@@ -34,9 +34,9 @@ def test_columns_are_correlated_one_by_one() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, (2, 40, 3)).astype(float)
     a[:, 2] = 1
-    found = spearman_by_column(a, b)
-    assert found[:2] == pytest.approx([spearman(a[:, i], b[:, i]) for i in (0, 1)])
-    assert np.isnan(found[2])
+    correlations = spearman_by_column(a, b)
+    assert correlations[:2] == pytest.approx([spearman(a[:, i], b[:, i]) for i in (0, 1)])
+    assert np.isnan(correlations[2])
 
 
 def test_the_interval_covers_the_true_correlation_as_often_as_it_says() -> None:
@@ -44,9 +44,9 @@ def test_the_interval_covers_the_true_correlation_as_often_as_it_says() -> None:
     true = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a Gaussian pair whose correlation is 0.5
     for _ in range(500):
         x, noise = rng.normal(size=(2, 60))
-        found = spearman(x, 0.5 * x + 0.75**0.5 * noise)
-        assert found is not None
-        low, high = spearman_interval(found, 60)
+        correlation = spearman(x, 0.5 * x + 0.75**0.5 * noise)
+        assert correlation is not None
+        low, high = spearman_interval(correlation, 60)
         covered += low <= true <= high
     assert 0.92 * 500 < covered < 0.985 * 500
     assert spearman_interval(0.5, 3) == (-1, 1)

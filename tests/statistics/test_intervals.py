@@ -27,8 +27,8 @@ def test_the_crossed_bootstrap_covers_the_mean_whichever_cluster_carries_the_var
     rng, labels = np.random.default_rng(3), _labels(17, 50)
     covered = 0
     for trial in range(200):
-        found = bootstrap_mean(_crossed(rng, 17, 50, a, b, noise).ravel(), *labels, draws=400, seed=trial)
-        covered += found.low <= 0 <= found.high
+        interval = bootstrap_mean(_crossed(rng, 17, 50, a, b, noise).ravel(), *labels, draws=400, seed=trial)
+        covered += interval.low <= 0 <= interval.high
     assert covered >= 0.89 * 200, "the interval is too narrow"  # 95 % less three standard errors and 17 clusters' bias
 
 
@@ -37,8 +37,8 @@ def test_resampling_values_as_if_independent_covers_too_seldom_where_people_diff
     rng = np.random.default_rng(3)
     covered = 0
     for trial in range(100):
-        found = bootstrap_mean(_crossed(rng, 17, 50, 1.0, 0.0, 1.0).ravel(), draws=400, seed=trial)
-        covered += found.low <= 0 <= found.high
+        interval = bootstrap_mean(_crossed(rng, 17, 50, 1.0, 0.0, 1.0).ravel(), draws=400, seed=trial)
+        covered += interval.low <= 0 <= interval.high
     assert covered < 50
 
 
@@ -63,8 +63,8 @@ def test_the_pigeonhole_weights_are_products_of_counts() -> None:
         w = [p["abc".index(r)] * v["xy".index(c)] for r, c in zip(rows, columns, strict=True)]
         if sum(w):
             means.append(np.dot(w, values) / sum(w))
-    found = bootstrap_mean(values, rows, columns, draws=500, seed=5)
-    assert found == pytest.approx((np.mean(values), *np.quantile(means, [0.025, 0.975])))
+    interval = bootstrap_mean(values, rows, columns, draws=500, seed=5)
+    assert interval == pytest.approx((np.mean(values), *np.quantile(means, [0.025, 0.975])))
 
 
 def test_the_order_of_rows_is_of_no_account_and_shares_add_up() -> None:
@@ -75,10 +75,10 @@ def test_the_order_of_rows_is_of_no_account_and_shares_add_up() -> None:
     shares = []
     for kind in range(3):
         x = (outcome == kind).astype(float)
-        found = bootstrap_mean(x, people, videos)
+        interval = bootstrap_mean(x, people, videos)
         again = bootstrap_mean(x[order], [people[i] for i in order], [videos[i] for i in order])
-        assert found == pytest.approx(again)
-        shares.append(found.mean)
+        assert interval == pytest.approx(again)
+        shares.append(interval.mean)
     assert sum(shares) == pytest.approx(1)
     assert bootstrap_mean(rng.normal(size=54), people, videos, seed=1) != bootstrap_mean(x, people, videos, seed=2)
 
@@ -124,8 +124,8 @@ def test_values_taken_for_independent_cover_too_seldom_where_clips_differ() -> N
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (74, 100)])
 def test_wilson_is_scipys(successes: int, trials: int) -> None:
     known = stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    found = wilson(successes, trials)
-    assert (found.low, found.high) == pytest.approx((known.low, known.high))
+    interval = wilson(successes, trials)
+    assert (interval.low, interval.high) == pytest.approx((known.low, known.high))
 
 
 def test_what_has_no_interval_is_refused() -> None:

@@ -63,24 +63,24 @@ def copies() -> list[str]:
 
 def test_a_model_is_fetched_once_without_its_pickles(store: Store) -> None:
     store.fault = first(3, "503", "GET.*safetensors")
-    found = models.folder(URL)
-    assert contents(found) == FILES
+    folder = models.folder(URL)
+    assert contents(folder) == FILES
     of = models.family(VideoModelConfig(id=URL))
-    assert of.path == found
+    assert of.path == folder
     assert of.strides == (4, 8)
     store.requests.clear()
     downloads.local.cache_clear()  # as in another process
-    assert models.folder(URL) == found
+    assert models.folder(URL) == folder
     assert not store.asked("^GET.*(safetensors|json)"), "it was fetched again"
 
 
 def test_two_processes_at_once_fetch_once(store: Store) -> None:
     store.fault = lambda request: 0.5 if request.method == "GET" and "safetensors" in request.path else None
     both = [begun(store), begun(store)]
-    found = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], found
-    assert found[0][0] == found[1][0]
-    assert contents(Path(found[0][0].strip())) == FILES
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0]
+    assert contents(Path(outputs[0][0].strip())) == FILES
     for name in FILES:
         assert store.asked(f"^GET .*{name}") == 1, f"{name} was fetched twice"
 
@@ -131,8 +131,8 @@ def test_a_model_that_changes_while_it_is_fetched_is_refused(store: Store) -> No
     with pytest.raises(ConfigError, match="changed while it was fetched"):
         models.folder(URL)
     store.fault = lambda request: None
-    found = contents(models.folder(URL))
-    assert found["transformer/a.safetensors"] == b"A" * 200_000
+    files = contents(models.folder(URL))
+    assert files["transformer/a.safetensors"] == b"A" * 200_000
 
 
 def test_what_cannot_be_fetched_is_a_clear_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,16 +82,16 @@ def test_nothing_stays_of_a_lease_that_was_given_back(tmp_path: Path) -> None:
 
 
 def test_of_many_that_come_together_one_holds_it(root: str) -> None:
-    inside, most, held, refused = 0, 0, 0, 0
+    inside, most, entered, refused = 0, 0, 0, 0
     count, start = threading.Lock(), threading.Barrier(8)
 
     def come() -> None:
-        nonlocal inside, most, held, refused
+        nonlocal inside, most, entered, refused
         start.wait()
         try:
             with lease.hold(root, "curate"):
                 with count:
-                    inside, held = inside + 1, held + 1
+                    inside, entered = inside + 1, entered + 1
                     most = max(most, inside)
                 time.sleep(1)
                 with count:
@@ -105,7 +105,7 @@ def test_of_many_that_come_together_one_holds_it(root: str) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (most, held, refused) == (1, 1, 7)
+    assert (most, entered, refused) == (1, 1, 7)
 
 
 def test_a_holder_elsewhere_is_believed_until_it_stops_renewing(root: str, brisk: None) -> None:

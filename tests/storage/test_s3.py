@@ -53,9 +53,9 @@ def test_passing_faults_pass(store: Store, tmp_path: Path, operation: str, fault
         case "table":
             tables.append(f"{ROOT}/clips", table(["c"]), {"numerics": 1})
             tables.check(f"{ROOT}/clips", {"numerics": 1})
-            found = tables.read(f"{ROOT}/clips")
-            assert found is not None
-            assert found.column("clip_id").to_pylist() == ["a", "b", "c"]
+            stored_table = tables.read(f"{ROOT}/clips")
+            assert stored_table is not None
+            assert stored_table.column("clip_id").to_pylist() == ["a", "b", "c"]
         case "fetch":
             stores.fetch(path, str(tmp_path / "file"))
             assert (tmp_path / "file").read_bytes() == data
@@ -167,21 +167,21 @@ def test_a_stores_error_comes_whole_from_another_process() -> None:
 
 
 def test_a_clip_that_vanished_is_asked_for_again_and_then_an_error(store: Store) -> None:
-    with Decoder(10) as decoder, pytest.raises(ClipError) as told:
+    with Decoder(10) as decoder, pytest.raises(ClipError) as error:
         decoder.index(f"{ROOT}/gone.mp4", 9, 8.0)
-    assert told.value.code == "read"
-    assert "gone.mp4" in told.value.sentence
+    assert error.value.code == "read"
+    assert "gone.mp4" in error.value.sentence
     assert store.asked("^GET.*gone.mp4") == s3.DENIED_TRIES
 
 
 def test_a_clip_behind_a_store_that_stays_down_is_an_error_without_secrets(store: Store) -> None:
     store.fault = lambda request: "503"
-    with Decoder(10) as decoder, pytest.raises(ClipError) as told:
+    with Decoder(10) as decoder, pytest.raises(ClipError) as error:
         decoder.index(f"{ROOT}/a.mp4", 9, 8.0)
-    assert str(told.value).startswith("read: ")
-    assert "SlowDown" in str(told.value)
-    assert KEY not in str(told.value)
-    assert "feedc0ffee" not in str(told.value)
+    assert str(error.value).startswith("read: ")
+    assert "SlowDown" in str(error.value)
+    assert KEY not in str(error.value)
+    assert "feedc0ffee" not in str(error.value)
 
 
 # --- listings --------------------------------------------------------------------------------------------------------
@@ -229,9 +229,9 @@ def test_directory_markers_and_unfinished_uploads_are_no_rows(store: Store) -> N
     tables.append(folder, table(["a"]), {"numerics": 1})
     tables.append(folder, table(["b"]), {"numerics": 1})
     merge(folder)
-    found = tables.read(folder)
-    assert found is not None
-    assert found.column("clip_id").to_pylist() == ["a", "b"]
+    stored_table = tables.read(folder)
+    assert stored_table is not None
+    assert stored_table.column("clip_id").to_pylist() == ["a", "b"]
     assert len(raw.list_multipart_uploads(Bucket=BUCKET)["Uploads"]) == 1, "the leftover was meant to be there"
     raw.abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload)
 
@@ -268,11 +268,11 @@ def test_a_manifest_in_a_bucket_that_may_not_be_listed(store: Store, caplog: pyt
 def test_errors_hold_no_secret(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     store.fault = lambda request: "503"
     caplog.set_level("INFO")
-    with pytest.raises(OSError) as told:  # noqa: PT011
+    with pytest.raises(OSError) as error:  # noqa: PT011
         stores.write_bytes(f"{ROOT}/file", b"x")
-    texts = [str(told.value), repr(told.value), caplog.text]
-    assert told.value.__cause__ is None, "a traceback would print what the store said"
-    assert told.value.__suppress_context__
+    texts = [str(error.value), repr(error.value), caplog.text]
+    assert error.value.__cause__ is None, "a traceback would print what the store said"
+    assert error.value.__suppress_context__
     for text in texts:
         assert not re.search(rf"{KEY}|{re.escape(SECRET)}|feedc0ffee|AKIA", text), text
     assert "try 5 of 10" in caplog.text
@@ -298,18 +298,18 @@ def test_a_table_that_streams_to_a_bucket_shows_when_it_is_whole(store: Store) -
     def coming(fail: bool) -> Iterator[pa.Table]:
         for i in range(3):
             yield pa.table([[f"new{i}"], [text]], schema=schema)
-            found = tables.read(folder, ["clip_id"])
-            assert found is not None
-            assert found.column("clip_id").to_pylist() == ["old"]
+            old_table = tables.read(folder, ["clip_id"])
+            assert old_table is not None
+            assert old_table.column("clip_id").to_pylist() == ["old"]
         if fail:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
         tables.replace_streamed(folder, schema, coming(True), {})
-    found = tables.read(folder, ["clip_id"])
-    assert found is not None
-    assert found.column("clip_id").to_pylist() == ["old"]
+    stored_table = tables.read(folder, ["clip_id"])
+    assert stored_table is not None
+    assert stored_table.column("clip_id").to_pylist() == ["old"]
     tables.replace_streamed(folder, schema, coming(False), {})
-    found = tables.read(folder, ["clip_id"])
-    assert found is not None
-    assert found.column("clip_id").to_pylist() == ["new0", "new1", "new2"]
+    stored_table = tables.read(folder, ["clip_id"])
+    assert stored_table is not None
+    assert stored_table.column("clip_id").to_pylist() == ["new0", "new1", "new2"]

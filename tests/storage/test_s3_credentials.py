@@ -47,9 +47,9 @@ SECRETS = (SECRET, KEY, "feedc0ffee", "user:pa", "XYZXYZ")
 @pytest.mark.parametrize("address", WITH_SECRETS)
 def test_an_address_with_credentials_is_found_and_scrubbed(address: str) -> None:
     assert credentials.kind_of(address)
-    found = credentials.scrubbed(f"OSError: cannot open '{address}' (tried twice)")
-    assert not [secret for secret in SECRETS if secret in found], found
-    assert found.startswith("OSError: cannot open '")
+    scrubbed = credentials.scrubbed(f"OSError: cannot open '{address}' (tried twice)")
+    assert not [secret for secret in SECRETS if secret in scrubbed], scrubbed
+    assert scrubbed.startswith("OSError: cannot open '")
 
 
 @pytest.mark.parametrize("text", WITHOUT)
@@ -60,21 +60,21 @@ def test_a_plain_address_is_left_alone(text: str) -> None:
 
 def test_answers_of_stores_are_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_TOKEN", "abcdefghijklmnop")
-    told = f"""<AWSAccessKeyId>ABCDEFGH</AWSAccessKeyId> "SecretAccessKey": "{SECRET}", aws_session_token={SECRET}
+    message = f"""<AWSAccessKeyId>ABCDEFGH</AWSAccessKeyId> "SecretAccessKey": "{SECRET}", aws_session_token={SECRET}
         X-Amz-Signature=feedc0ffee abcdefghijklmnop {KEY}"""
-    found = credentials.scrubbed(told)
+    scrubbed = credentials.scrubbed(message)
     for secret in ("ABCDEFGH", SECRET, "feedc0ffee", "abcdefghijklmnop", KEY):
-        assert secret not in found, found
+        assert secret not in scrubbed, scrubbed
 
 
 @pytest.mark.parametrize("key", ["root", "data.videos", "queries.videos", "evaluate.videos", "model.id"])
 @pytest.mark.parametrize("address", WITH_SECRETS)
 def test_the_configuration_refuses_them_without_repeating_them(key: str, address: str) -> None:
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         config.load("demo", {key: address})
-    assert key in str(told.value)
-    assert "AWS_PROFILE" in str(told.value)
-    assert not [secret for secret in SECRETS if secret in str(told.value)]
+    assert key in str(error.value)
+    assert "AWS_PROFILE" in str(error.value)
+    assert not [secret for secret in SECRETS if secret in str(error.value)]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_no_wrong_usage_prints_them(arguments: list[str], tmp_path: Path) -> Non
 
 def test_a_configuration_file_that_is_no_yaml_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(f"root: 's3://{KEY}:{SECRET}@bucket\ndata: [")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         config.load(str(tmp_path / "run.yaml"))
-    assert not [secret for secret in SECRETS if secret in str(told.value)]
+    assert not [secret for secret in SECRETS if secret in str(error.value)]
 
 
 def test_manifest_rows_with_credentials_are_refused_and_other_columns_masked(
@@ -114,14 +114,14 @@ def test_manifest_rows_with_credentials_are_refused_and_other_columns_masked(
         for n, address in enumerate(WITH_SECRETS)
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = videos.videos(str(tmp_path / "m.jsonl"))
-    assert found.num_rows == len(rows)
-    assert found.column("error")[0].as_py() is None
-    assert all(str(error).startswith("refused: ") for error in found.column("error").to_pylist()[1:])
-    written = json.dumps(found.to_pylist()) + caplog.text
+    table = videos.videos(str(tmp_path / "m.jsonl"))
+    assert table.num_rows == len(rows)
+    assert table.column("error")[0].as_py() is None
+    assert all(str(error).startswith("refused: ") for error in table.column("error").to_pylist()[1:])
+    written = json.dumps(table.to_pylist()) + caplog.text
     assert not [secret for secret in SECRETS if secret in written], written
     assert "1 values of `url`" in caplog.text
-    assert found.column("url")[1].as_py() == "s3://bucket/0"
+    assert table.column("url")[1].as_py() == "s3://bucket/0"
 
 
 def test_log_lines_are_scrubbed_whoever_writes_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +213,7 @@ def test_a_provider_that_fails_for_a_moment_is_asked_again_and_its_words_are_scr
     stores.write_bytes(f"s3://{BUCKET}/a", b"x")
     (folder / "provider.py").write_text(f"import sys; sys.exit('no role for {KEY}: aws_secret_access_key={SECRET}')")
     forget()
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as error:
         stores.write_bytes(f"s3://{BUCKET}/b", b"x")
-    assert "no role for" in str(told.value)
-    assert not [secret for secret in SECRETS if secret in str(told.value)]
+    assert "no role for" in str(error.value)
+    assert not [secret for secret in SECRETS if secret in str(error.value)]

@@ -256,8 +256,8 @@ def test_every_response_is_protected(served: Served) -> None:
     video = f"/videos/{KEY.pairs[0].sides[0].video}.mp4"
     for status, place, host in ((200, "/", "localhost"), (404, "/x", "localhost"), (200, video, "localhost"),
                                 (200, "/answers?person=x", "localhost"), (403, "/", "evil.example")):  # fmt: skip
-        found, _, headers = ask(port, "GET", place, Host=host)
-        assert found == status
+        code, _, headers = ask(port, "GET", place, Host=host)
+        assert code == status
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -342,8 +342,8 @@ def test_a_root_on_an_object_store_and_a_port_in_use_are_refused(built: Run) -> 
     serve = built.model_copy(update={"study": built.study.model_copy(update={"serve": True})})
     with pytest.raises(ConfigError, match="object store cannot"):
         job.study(serve.model_copy(update={"root": "s3://bucket/run"}))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         study = serve.study.model_copy(update={"port": port})
         with pytest.raises(ConfigError, match=rf"study\.port={port}: nothing can be served there \(Address already in"):
             job.serve(serve.model_copy(update={"study": study}))

@@ -39,12 +39,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1100, "height": 800})
-    found = context.new_page()
-    found.set_default_timeout(TIMEOUT)
+    browser_page = context.new_page()
+    browser_page.set_default_timeout(TIMEOUT)
     wrong: list[str] = []
-    found.on("pageerror", lambda error: wrong.append(str(error)))
-    found.on("dialog", lambda dialog: wrong.append(dialog.message))
-    yield found
+    browser_page.on("pageerror", lambda error: wrong.append(str(error)))
+    browser_page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    yield browser_page
     context.close()
     assert not wrong, "the page threw an error, or a caption was executed"
 
@@ -68,13 +68,13 @@ def hashed(text: str) -> int:
 
 def shuffled(key: Key, person: str) -> list[tuple[str, str]]:
     """The videos (left, right) in the order in which a person sees them."""
-    found = []
+    entries = []
     for pair in key.pairs:
         own = json.dumps([key.asked["seed"], person, pair.pair], separators=(",", ":"), ensure_ascii=False)
         first, second = sorted(side.video for side in pair.sides)
         sides = (first, second) if hashed(f"side {own}") >> 31 else (second, first)
-        found.append((hashed(f"order {own}"), pair.pair, sides))
-    return [sides for *_, sides in sorted(found)]
+        entries.append((hashed(f"order {own}"), pair.pair, sides))
+    return [sides for *_, sides in sorted(entries)]
 
 
 def begin(page: Page, person: str) -> None:
@@ -142,10 +142,10 @@ def test_a_page_from_a_file_is_judged_by_keyboard_resumed_and_downloaded(
         page.click("#download")
     assert download.value.suggested_filename == f"answers-{key.study[:8]}-Änna_K.jsonl"
     download.value.save_as(tmp_path / "answers.jsonl")
-    found = answers.read(str(tmp_path / "answers.jsonl"), key)
-    assert {(a.left, a.right): a.choice for a in found} == said
-    assert {a.person for a in found} == {"Änna K."}
-    assert Counter(a.revision for a in found) == {0: 4, 1: 1}
+    downloaded_answers = answers.read(str(tmp_path / "answers.jsonl"), key)
+    assert {(a.left, a.right): a.choice for a in downloaded_answers} == said
+    assert {a.person for a in downloaded_answers} == {"Änna K."}
+    assert Counter(a.revision for a in downloaded_answers) == {0: 4, 1: 1}
     page.reload()
     page.wait_for_selector("#done:not([hidden])")
 
@@ -184,8 +184,10 @@ def test_videos_loop_in_step_pause_and_are_chosen_by_touch(small: Run, browser: 
         page.wait_for_selector(READY)
         page.tap(f"[data-choice={choice}]")
         page.wait_for_function("b => document.getElementById('count').textContent !== b", arg=before)
-    held = page.evaluate("Object.values(localStorage).map(v => JSON.parse(v)).filter(v => typeof v === 'object')[0]")
-    assert Counter(v["answer"]["choice"] for v in held.values()) == {"tie": 1, "left": 1, "right": 1}
+    stored_answers = page.evaluate(
+        "Object.values(localStorage).map(v => JSON.parse(v)).filter(v => typeof v === 'object')[0]"
+    )
+    assert Counter(v["answer"]["choice"] for v in stored_answers.values()) == {"tie": 1, "left": 1, "right": 1}
     context.close()
 
 
@@ -219,9 +221,9 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     run = run_of(tmp_path_factory.mktemp("served"), captions=50, catch=0.1)
     job.study(run)
-    found = Served(run)
-    yield found
-    found.stop()
+    study_server = Served(run)
+    yield study_server
+    study_server.stop()
 
 
 def pair_of(key: Key, sides: tuple[str, str]) -> Pair:
@@ -273,15 +275,15 @@ def test_a_served_session_with_reload_and_restart_and_850_judgements_recover_the
             others.append(answer(key, pair, f"person {n:02d}", video, flip=sides[0] != pair.sides[0].video))
     served.path.with_name("answers of others.jsonl").write_text(lines(others))
     given = answers.read(str(served.path.parent), key)
-    found: dict[str, Any] = results.write(served.run, key, given)
-    row = found["scores"]["passed"][0]
+    summary: dict[str, Any] = results.write(served.run, key, given)
+    row = summary["scores"]["passed"][0]
     assert (row["judgements"], row["people"], row["videos"]) == (850, 17, 50)
     assert row["win_low"] < 0.741 < row["win_high"]
     assert row["tie_low"] < 0.123 < row["tie_high"]
     assert row["loss_low"] < 0.136 < row["loss_high"]
     assert row["win_low"] > 0.65
-    assert all(person["counts"] for person in found["people"])
-    assert found["left"]["left_low"] < 0.5 < found["left"]["left_high"]
+    assert all(person["counts"] for person in summary["people"])
+    assert summary["left"]["left_low"] < 0.5 < summary["left"]["left_high"]
 
 
 def test_another_browser_goes_on_where_the_server_says(served: Served, browser: Browser) -> None:
@@ -306,9 +308,9 @@ def test_another_browser_goes_on_where_the_server_says(served: Served, browser: 
 @pytest.fixture
 def serving(small: Run, tmp_path: Path) -> Iterator[Served]:
     """The small study, served with a database of this test's own."""
-    found = Served(small, tmp_path / "answers.sqlite")
-    yield found
-    found.stop()
+    study_server = Served(small, tmp_path / "answers.sqlite")
+    yield study_server
+    study_server.stop()
 
 
 def judge_all(page: Page, count: int) -> None:
@@ -387,8 +389,8 @@ def test_two_tabs_of_one_person_keep_each_others_answers(small: Run, page: Page)
     other.reload()
     other.wait_for_selector(READY)
     assert other.text_content("#count") == "Pair 3 of 5", "the tabs lost each other's answers"
-    held = other.evaluate("Object.entries(localStorage).find(([key]) => key.endsWith('answers of Anna'))[1]")
-    given = [one["answer"] for one in json.loads(held).values()]
+    stored_text = other.evaluate("Object.entries(localStorage).find(([key]) => key.endsWith('answers of Anna'))[1]")
+    given = [one["answer"] for one in json.loads(stored_text).values()]
     assert sorted((one["revision"], one["choice"]) for one in given) == [(0, "left"), (1, "right")]
 
 

@@ -80,8 +80,8 @@ def test_pairs_are_those_asked_for_and_catch_trials_their_share() -> None:
     captions = {f[0]: "" for f in films}
     every = pairs.plan(films, captions, Study(arms=("base", "random", "motive"), catch=0), "01")
     assert len(every) == 3 * 50
-    found = {tuple(s.arm for s in p.sides) for p in every}
-    assert found == {("motive", "base"), ("motive", "random"), ("random", "base")}, "wins count for the later arm"
+    arm_pairs = {tuple(s.arm for s in p.sides) for p in every}
+    assert arm_pairs == {("motive", "base"), ("motive", "random"), ("random", "base")}, "wins count for the later arm"
     settings = Study(arms=("base", "random", "motive"), subject="random", catch=0.1)
     some = pairs.plan(films, captions, settings, "01")
     kinds = [p.kind for p in some]
@@ -230,8 +230,8 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(InputError) as error:
         job.study(_asking(built, answers=str(tmp_path)))
-    told = str(error.value)
-    assert "8 of 10 answers cannot be scored" in told
+    message = str(error.value)
+    assert "8 of 10 answers cannot be scored" in message
     b = tmp_path / "b.jsonl"
     for word in (
         f"{b}, line 2: it answers once more, and otherwise, what {tmp_path / 'a.jsonl'}, line 2 answers",
@@ -242,7 +242,7 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
         "and 3 more",
         "nothing was written",
     ):
-        assert word in told, told
+        assert word in message, message
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
     assert not Path(handout.place(built.root, "results.json")).exists()
     for place in ("nothing", "*.json", "a.jsonl/x"):
@@ -251,12 +251,12 @@ def test_answers_that_cannot_be_scored_are_named_with_file_and_line(built: Run, 
 
 
 @pytest.mark.parametrize(
-    ("person", "taken"), [("Ö", True), ("a 1", True), ("a\x1b[2J", False), ("\x07", False), (" a", False)]
+    ("person", "accepted"), [("Ö", True), ("a 1", True), ("a\x1b[2J", False), ("\x07", False), (" a", False)]
 )
-def test_a_name_is_printable(built: Run, person: str, taken: bool) -> None:
+def test_a_name_is_printable(built: Run, person: str, accepted: bool) -> None:
     key = key_of(built)
     line = answer(key, key.pairs[0], "x", None).model_copy(update={"person": person}).model_dump_json()
-    if taken:
+    if accepted:
         assert answers.parse(line).person == person
         return
     with pytest.raises(ValueError, match=r"damaged \(person"):
@@ -273,9 +273,9 @@ def test_files_folders_and_globs_hold_the_same_and_the_last_revision_counts(buil
     (tmp_path / "b.jsonl").write_text(lines([other]).rstrip("\n"))  # an editor took the last line's end away
     (tmp_path / "c.jsonl").write_text(lines([second, other]))  # downloaded once more, after going back
     (tmp_path / "notes.txt").write_text("no answers")
-    found = answers.read(str(tmp_path), key)
-    assert found == answers.read(str(tmp_path / "*.jsonl"), key)
-    assert [(a.person, a.chosen) for a in found] == [("Anna", pair.sides[0].video), ("Bert", None)]
+    counted_answers = answers.read(str(tmp_path), key)
+    assert counted_answers == answers.read(str(tmp_path / "*.jsonl"), key)
+    assert [(a.person, a.chosen) for a in counted_answers] == [("Anna", pair.sides[0].video), ("Bert", None)]
     assert answers.read(str(tmp_path / "b.jsonl"), key) == [other]
 
 
@@ -287,7 +287,7 @@ def crowd(key: Key, people: int, shares: tuple[float, float], careless: int = 0,
     little, as do the videos; `careless` more choose at random, also in catch trials."""
     rng = np.random.default_rng(11)
     lean = {pair.pair: rng.normal(0, spread) for pair in key.pairs}
-    found = []
+    crowd_answers = []
     for n in range(people + careless):
         own = rng.normal(0, spread)
         for pair in key.pairs:
@@ -302,16 +302,16 @@ def crowd(key: Key, people: int, shares: tuple[float, float], careless: int = 0,
                 said = rng.choice(3, p=p)
             video = (pair.sides[0].video, None, pair.sides[1].video)[said]
             name = f"person {n:02d}" if n < people else f"careless {n:02d}"
-            found.append(answer(key, pair, name, video, flip=bool(rng.integers(2))))
-    return found
+            crowd_answers.append(answer(key, pair, name, video, flip=bool(rng.integers(2))))
+    return crowd_answers
 
 
 def test_seventeen_people_and_fifty_videos_recover_the_preference(built: Run) -> None:
     """The paper's figures against base: 74.1 % wins, 12.3 % ties, 13.6 % losses, of 850 judgements."""
     key = paper_key()
     given = crowd(key, 17, (0.741, 0.123), careless=3)
-    found = results.score(built, key, given)
-    row = found["scores"]["passed"][0]
+    summary = results.score(built, key, given)
+    row = summary["scores"]["passed"][0]
     assert (row["arm_a"], row["arm_b"]) == ("motive", "base")
     assert (row["judgements"], row["people"], row["videos"]) == (850, 17, 50)
     assert row["win"] + row["tie"] + row["loss"] == pytest.approx(1)
@@ -320,11 +320,11 @@ def test_seventeen_people_and_fifty_videos_recover_the_preference(built: Run) ->
     assert row["loss_low"] < 0.136 < row["loss_high"]
     assert row["net_low"] > 0.3
     assert 0.05 < row["win_high"] - row["win_low"] < 0.25
-    assert [p["person"] for p in found["people"] if not p["counts"]] == [f"careless {n}" for n in (17, 18, 19)]
-    everyone = found["scores"]["everyone"][0]
+    assert [p["person"] for p in summary["people"] if not p["counts"]] == [f"careless {n}" for n in (17, 18, 19)]
+    everyone = summary["scores"]["everyone"][0]
     assert everyone["judgements"] == 1000
     assert everyone["win"] < row["win"], "those who choose at random dilute it"
-    assert found["left"]["left_low"] < 0.5 < found["left"]["left_high"]
+    assert summary["left"]["left_low"] < 0.5 < summary["left"]["left_high"]
     assert 0 <= row["alpha"] < 0.4, "people agree little beyond chance where one arm nearly always wins"
 
 
@@ -373,20 +373,20 @@ def test_intervals_cover_where_people_or_captions_are_few_and_differ(people: int
     for _ in range(100):
         levels = 1 / (1 + np.exp(-rng.normal(size=min(people, captions))))
         p = np.repeat(levels, captions) if people < captions else np.tile(levels, people)
-        found = preferences.interval((rng.random(len(p)) < p).astype(float).tolist(), persons, clips, 0, 0)
-        assert found is not None
-        assert 0 <= found.low <= found.high <= 1
-        covered.append(found.low <= 0.5 <= found.high)
+        interval = preferences.interval((rng.random(len(p)) < p).astype(float).tolist(), persons, clips, 0, 0)
+        assert interval is not None
+        assert 0 <= interval.low <= interval.high <= 1
+        covered.append(interval.low <= 0.5 <= interval.high)
     assert np.mean(covered) > 0.9, f"{np.mean(covered):.0%} of the intervals hold the truth"
 
 
 def test_one_person_alone_has_shares_and_no_interval(built: Run) -> None:
-    found = results.score(built, paper_key(5), crowd(paper_key(5), 1, (0.7, 0.1)))
-    row = found["scores"]["everyone"][0]
+    summary = results.score(built, paper_key(5), crowd(paper_key(5), 1, (0.7, 0.1)))
+    row = summary["scores"]["everyone"][0]
     assert row["win"] is not None
     assert row["win_low"] is None
     assert row["alpha"] is None
-    assert "(-)" in "".join(results.lines(found))
+    assert "(-)" in "".join(results.lines(summary))
 
 
 def test_scoring_writes_tables_json_and_a_page(built: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,19 +395,19 @@ def test_scoring_writes_tables_json_and_a_page(built: Run, tmp_path: Path, capsy
     given += [a for a in crowd(key, 1, (0.5, 0.2), careless=1) if "careless" in a.person]
     (tmp_path / "answers.jsonl").write_text(lines(given))
     job.study(_asking(built, answers=str(tmp_path / "answers.jsonl"), passing=1.0))
-    told = capsys.readouterr().out
-    assert "motive vs base" in told
-    assert "failed the catch trials (below 100% right): careless 01" in told
+    printed = capsys.readouterr().out
+    assert "motive vs base" in printed
+    assert "failed the catch trials (below 100% right): careless 01" in printed
     folder = Path(built.root) / "study"
     assert unregistered(built.root) == []
-    held = json.loads((folder / "results.json").read_text())
+    summary = json.loads((folder / "results.json").read_text())
     judged = pq.read_table(folder / "judgements").to_pylist()
     real = [p for p in key.pairs if p.kind == "arms"]
     assert len(judged) == 5 * len(real)
     assert len(real) == 3 * 4
     scores = {(r["who"], r["arm_a"], r["arm_b"]): r for r in pq.read_table(folder / "scores").to_pylist()}
     assert len(scores) == 6
-    for row in held["scores"]["passed"]:
+    for row in summary["scores"]["passed"]:
         mine = [j for j in judged if (j["arm_a"], j["arm_b"]) == (row["arm_a"], row["arm_b"]) and j["counts"]]
         assert row["win"] == pytest.approx(np.mean([j["outcome"] == "win" for j in mine]))
         assert scores["passed", row["arm_a"], row["arm_b"]]["win"] == row["win"]

@@ -35,15 +35,15 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    found = []
+    page_blocks = []
     for match, following in itertools.zip_longest(fences, fences[1:]):
         language, _, mark = match[1].partition(" ")
         line = text.count("\n", 0, match.start()) + 1
         output = None
         if following is not None and following[1] == "text" and not text[match.end() : following.start()].strip():
             output = following[2]
-        found.append(Block(page, line, language, mark, match[2], output))
-    return found
+        page_blocks.append(Block(page, line, language, mark, match[2], output))
+    return page_blocks
 
 
 def prose(page: Path) -> str:

@@ -11,11 +11,11 @@ from pipeline.tables.registry import Table
 def unregistered(root: Path | str) -> list[str]:
     """Folders below a run's root, relative to it, that hold a table which is none of the registry's, or files that no
     entry of the registry is for. One of them escapes a purge."""
-    found = []
+    folders = []
     for folder in sorted(path for path in Path(root).rglob("*") if path.is_dir()):
         name, content = str(folder.relative_to(root)), registry.content(str(folder.relative_to(root)))
         if any(folder.glob("part-*.parquet")) and not isinstance(content, Table):
-            found.append(f"{name} (a table)")
+            folders.append(f"{name} (a table)")
         elif content is None and any(path.is_file() for path in folder.iterdir()):
-            found.append(name)
-    return found
+            folders.append(name)
+    return folders

@@ -52,7 +52,7 @@ class Store:
 
     def keys(self, prefix: str = "") -> list[str]:
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", [])]
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def clear(self) -> None:
         """Let everything pass again, and empty the bucket."""
@@ -93,8 +93,8 @@ def _door(store: Store) -> type[BaseHTTPRequestHandler]:
 
         def _any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            found = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
-            request = Request(self.command, self.path, found[1] if found else "")
+            credential = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+            request = Request(self.command, self.path, credential[1] if credential else "")
             store.requests.append(request)
             fault = store.fault(request)
             if fault == "reset":
@@ -103,8 +103,8 @@ def _door(store: Store) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif isinstance(fault, str) and fault in _CODES:
                 status, code = _CODES[fault]
-                told = f"signed by {request.key_id} with X-Amz-Signature=feedc0ffee"
-                text = _BODY.format(code, told, request.key_id).encode()
+                message = f"signed by {request.key_id} with X-Amz-Signature=feedc0ffee"
+                text = _BODY.format(code, message, request.key_id).encode()
                 self._send(status, {"Content-Type": "application/xml"}, text)
             else:
                 time.sleep(fault if isinstance(fault, int | float) else 0)

@@ -43,9 +43,9 @@ class Mortal:
 
     def first(self, name: str) -> bool:
         marker = self.folder / name
-        found = not marker.exists()
+        is_first = not marker.exists()
         marker.touch()
-        return found
+        return is_first
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
         """A part for each clip, so that a batch leaves parts behind when a later clip of it ends the process."""
@@ -67,9 +67,9 @@ class Hog:
     """Clips named `hog` take memory until somebody stops it."""
 
     def __call__(self, rows: pa.Table) -> Iterator[dict[str, pa.Table]]:
-        taken = []
+        memory_blocks = []
         while "hog" in rows.column("clip_id").to_pylist():
-            taken.append(b"x" * (64 << 20))
+            memory_blocks.append(b"x" * (64 << 20))
             time.sleep(0.02)
         yield {"found": pa.Table.from_pylist([{**row, "error": None} for row in rows.to_pylist()], ERRORS)}
 

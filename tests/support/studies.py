@@ -56,17 +56,17 @@ def run_of(root: Path | str, arms: tuple[str, ...] = ("base", "motive"), caption
 
 
 def key_of(run: Run) -> Key:
-    found = handout.key(run.root)
-    assert found is not None
-    return found
+    key = handout.key(run.root)
+    assert key is not None
+    return key
 
 
 def answer(key: Key, pair: Pair, person: str, video: str | None, flip: bool = False, **more: Any) -> Answer:
     """What a person says of a pair: the video that is better, None for a tie."""
     left, right = (side.video for side in (reversed(pair.sides) if flip else pair.sides))
     choice = "tie" if video is None else "left" if video == left else "right"
-    held = {"study": key.study, "person": person, "pair": pair.pair, "revision": 0, "left": left, "right": right}
-    return Answer.model_validate({**held, "choice": choice, "seconds": 3.5, "at": NOW, **more})
+    fields = {"study": key.study, "person": person, "pair": pair.pair, "revision": 0, "left": left, "right": right}
+    return Answer.model_validate({**fields, "choice": choice, "seconds": 3.5, "at": NOW, **more})
 
 
 def known(pair: Pair) -> str | None:

@@ -211,8 +211,8 @@ def wan_image_experts() -> Any:
 
 def wan_image_tokens() -> Any:
     parts = wan_tokens().components
-    kept = {name: parts[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
-    return wan_image(**kept, expand_timesteps=True, image_encoder=None, image_processor=None)
+    components = {name: parts[name] for name in ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")}
+    return wan_image(**components, expand_timesteps=True, image_encoder=None, image_processor=None)
 
 
 def skyreels() -> Any:

@@ -46,9 +46,9 @@ def features(
     text = model.text("")
     for frames, mask in zip(videos, masks, strict=True):
         take_clip(gradients, model, [Setting()], model.encode(frames, 8.0)["latent"], text, mask, seed=0)
-    found = gradients.collect()[0].numpy()
+    projected_gradients = gradients.collect()[0].numpy()
     gradients.close()
-    return unit_settings(found, 1)
+    return unit_settings(projected_gradients, 1)
 
 
 def test_ranking_finds_planted_copies(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,8 +58,8 @@ def test_ranking_finds_planted_copies(capsys: pytest.CaptureFixture[str]) -> Non
     scenes = [*queries, *map(reshot, queries), *others]
     videos = [world.render(s, 32, 32) for s in scenes]
     exact = [torch.from_numpy(world.flow(s, 128, 128)).permute(0, 3, 1, 2) for s in scenes]
-    found = [motion.motion_mask(flow, run.motion, models.Grid((1, 2, 2, 2, 2), 8, 8)) for flow in exact]
-    masks = [mask if mask is not None else torch.zeros(5, 8, 8) for mask in found]
+    motion_masks = [motion.motion_mask(flow, run.motion, models.Grid((1, 2, 2, 2, 2), 8, 8)) for flow in exact]
+    masks = [mask if mask is not None else torch.zeros(5, 8, 8) for mask in motion_masks]
     planted = np.zeros((COPIES + CORPUS, COPIES), bool)
     planted[np.arange(COPIES), np.arange(COPIES)] = True
 

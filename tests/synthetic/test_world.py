@@ -18,8 +18,10 @@ EACH = 60  # scenes of every motion for the statistics
 
 
 def described(scene: Scene) -> dict[str, object]:
-    found = dataclasses.asdict(scene)
-    return {key: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for key, value in found.items()}
+    fields = dataclasses.asdict(scene)
+    return {
+        key: np.asarray(value).tolist() if isinstance(value, np.ndarray) else value for key, value in fields.items()
+    }
 
 
 def same(a: Scene, b: Scene) -> bool:
@@ -40,8 +42,8 @@ def test_a_scene_is_determined_by_seed_and_name() -> None:
 def test_a_scene_is_the_same_in_another_process() -> None:
     code = "from pipeline.synthetic import world\n"
     code += "print(world.render(world.scene(3, 'x', 'real', 'explode'), 8, 8).tobytes().hex())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert told == world.render(world.scene(3, "x", "real", "explode"), 8, 8).tobytes().hex()
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == world.render(world.scene(3, "x", "real", "explode"), 8, 8).tobytes().hex()
 
 
 def test_a_corpus_is_a_prefix_of_a_larger_one_and_its_scenes_differ() -> None:
@@ -61,9 +63,9 @@ def test_a_corpus_has_the_shares_it_promises() -> None:
 
 
 def test_queries_are_clean_scenes_of_every_motion() -> None:
-    found = world.queries(0, 3)
-    assert [scene.motion for scene in found] == [motion for motion in MOTIONS for _ in range(3)]
-    for scene in found:
+    scenes = world.queries(0, 3)
+    assert [scene.motion for scene in scenes] == [motion for motion in MOTIONS for _ in range(3)]
+    for scene in scenes:
         assert (scene.camera == scene.camera[0]).all(), f"{scene.name}: the camera of a query moves"
 
 
@@ -115,10 +117,10 @@ def test_the_flow_carries_each_picture_into_the_one_before(motion: str) -> None:
             inside = (x1 >= 0) & (y1 >= 0) & (x1 < size - 1) & (y1 < size - 1)
             before, clear = topmost(scene, f, x, y, size)
             after, clear_after = topmost(scene, f + 1, x1, y1, size)
-            kept = inside & (before == after) & (clear > 0.035) & (clear_after > 0.035)
-            assert kept.mean() > 0.4, "this test looks at too few pixels"
-            assert (kept & (before >= 0)).sum() > 100, "this test looks at too little of the body"
-            error = np.abs(sampled(frames[f + 1], x1[kept], y1[kept]) - frames[f][kept])
+            pixels = inside & (before == after) & (clear > 0.035) & (clear_after > 0.035)
+            assert pixels.mean() > 0.4, "this test looks at too few pixels"
+            assert (pixels & (before >= 0)).sum() > 100, "this test looks at too little of the body"
+            error = np.abs(sampled(frames[f + 1], x1[pixels], y1[pixels]) - frames[f][pixels])
             assert error.max() < 4, f"{motion} frame {f}: the flow is wrong by up to {error.max():.0f} grey levels"
             assert error.mean() < 0.6, f"{motion} frame {f}: the flow is slightly wrong ({error.mean():.2f} levels)"
 
@@ -228,7 +230,7 @@ def measured() -> dict[str, Floats]:
     """Per motion, of EACH scenes: mask position (x, y), direction of the motion (cos, sin), 95 % quantile and mean of
     |flow|."""
     y, x = np.mgrid[0:32, 0:32]
-    found = {}
+    rows_by_motion = {}
     for motion in MOTIONS:
         rows = []
         for i in range(EACH):
@@ -238,8 +240,8 @@ def measured() -> dict[str, Floats]:
             angle = np.arctan2(dy, dx)
             place = ((weight * x).sum(), (weight * y).sum())
             rows.append((*place, np.cos(angle), np.sin(angle), np.quantile(speed, 0.95), speed.mean()))
-        found[motion] = np.array(rows)
-    return found
+        rows_by_motion[motion] = np.array(rows)
+    return rows_by_motion
 
 
 def accuracy(measured: dict[str, Floats], columns: list[int]) -> float:
@@ -247,8 +249,8 @@ def accuracy(measured: dict[str, Floats], columns: list[int]) -> float:
     values = np.stack([rows[:, columns] for rows in measured.values()])
     values = (values - values.mean((0, 1))) / values.std((0, 1))
     centroids, judged = values[:, ::2].mean(1), values[:, 1::2]
-    found = ((judged[:, :, None] - centroids) ** 2).sum(-1).argmin(-1)
-    return float((found == np.arange(len(values))[:, None]).mean())
+    guesses = ((judged[:, :, None] - centroids) ** 2).sum(-1).argmin(-1)
+    return float((guesses == np.arange(len(values))[:, None]).mean())
 
 
 CHANCE = 1 / len(MOTIONS)
@@ -266,8 +268,8 @@ UPPER = CHANCE + 3 * (CHANCE * (1 - CHANCE) / (len(MOTIONS) * EACH / 2)) ** 0.5 
 def test_place_direction_and_speed_do_not_tell_the_motion(
     measured: dict[str, Floats], what: str, columns: list[int]
 ) -> None:
-    found = accuracy(measured, columns)
-    assert found < UPPER, f"the {what} of the mask tells the motion: {found:.2f} of the guesses are right, not {CHANCE}"
+    share = accuracy(measured, columns)
+    assert share < UPPER, f"the {what} of the mask tells the motion: {share:.2f} of the guesses are right, not {CHANCE}"
 
 
 def test_the_classifier_sees_a_small_dependence(measured: dict[str, Floats]) -> None:

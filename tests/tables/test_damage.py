@@ -31,8 +31,8 @@ def root(tmp_path: Path) -> Path:
         ids, frames = pa.array([f"{start + i:05d}" for i in range(N)]), pa.array([9] * N, pa.int32())
         columns = [ids, pa.array(["v"] * N), tables.vectors(values), ones, ones, frames, pa.nulls(N, pa.string())]
         settings = [{"timestep": 751, "noise": 0, "mask": "motion"}]
-        found = pa.table(columns, schema=schemas.features_schema(1, K))
-        tables.append(f"{tmp_path}/features/clips", found, {}, settings=settings)
+        table = pa.table(columns, schema=schemas.features_schema(1, K))
+        tables.append(f"{tmp_path}/features/clips", table, {}, settings=settings)
     return tmp_path
 
 
@@ -68,9 +68,9 @@ def test_a_damaged_part_is_named_with_the_remedy(root: Path, damage: Callable[[b
     READ["tables"](str(root))
     part = sorted((root / "features" / "clips").iterdir())[1]
     part.write_bytes(damage(part.read_bytes()))
-    with pytest.raises(DamagedError, match=rf"{part.name}: .*damaged .*Delete the file") as told:
+    with pytest.raises(DamagedError, match=rf"{part.name}: .*damaged .*Delete the file") as error:
         READ[reader](str(root))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert len(list((root / "features" / "clips").iterdir())) == 2, "something was deleted"
     part.unlink()
     READ[reader](str(root))

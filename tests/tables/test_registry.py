@@ -104,9 +104,9 @@ def test_of_two_rows_of_one_key_the_result_counts(tmp_path: Path) -> None:
         rows = described(arm, numbers, problem)
         tables.append(str(folder), rows, {})
         Path(tables.part(str(folder), rows)).rename(folder / f"part-{part}.parquet")
-    found = tables.read(str(folder), ["arm", "description"])
-    assert found is not None
-    assert found.to_pylist() == [
+    stored_table = tables.read(str(folder), ["arm", "description"])
+    assert stored_table is not None
+    assert stored_table.to_pylist() == [
         {"arm": "all", "description": [1.0, 2.0]},
         {"arm": "random", "description": [3.0, 4.0]},
         {"arm": "base", "description": None},

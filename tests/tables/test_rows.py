@@ -60,16 +60,16 @@ def rows(*ids: str, error: str | None = None, version: str = "v1", value: int = 
 def contents(folder: str) -> dict[str, tuple[int, str | None]]:
     table = tables.read(folder)
     assert table is not None, "the table is gone"
-    found = table.to_pylist()
-    ids = [row["clip_id"] for row in found]
+    records = table.to_pylist()
+    ids = [row["clip_id"] for row in records]
     assert len(ids) == len(set(ids)), f"rows are doubled: {ids}"
     assert ids == sorted(ids), f"rows are not in the order of their ids: {ids}"
-    return {row["clip_id"]: (row["value"], row["error"]) for row in found}
+    return {row["clip_id"]: (row["value"], row["error"]) for row in records}
 
 
-def pending(wanted: pa.Table, folder: str) -> pa.Table:
+def pending(candidates: pa.Table, folder: str) -> pa.Table:
     """The rows that a table has no row for yet, or one of another version, or one whose error may be tried again."""
-    return wanted.filter(pa.array(tables.Outcomes(folder).standing(wanted).is_pending))
+    return candidates.filter(pa.array(tables.Outcomes(folder).standing(candidates).is_pending))
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -165,16 +165,16 @@ def test_an_error_that_stands_counts_before_one_that_is_tried_again(folder: str)
 
 
 def test_pending_are_the_rows_without_a_row(folder: str) -> None:
-    wanted = rows("a", "b", "c")
-    assert pending(wanted, folder).equals(wanted), "without a table everything is pending"
+    candidates = rows("a", "b", "c")
+    assert pending(candidates, folder).equals(candidates), "without a table everything is pending"
     tables.append(folder, rows("b"), PRINT)
-    assert pending(wanted, folder).column("clip_id").to_pylist() == ["a", "c"]
+    assert pending(candidates, folder).column("clip_id").to_pylist() == ["a", "c"]
 
 
 def test_pending_are_clips_whose_video_changed(folder: str) -> None:
     tables.append(folder, rows("a", "b", version="v1"), PRINT)
-    wanted = pa.concat_tables([rows("a", version="v1"), rows("b", version="v2")])
-    assert pending(wanted, folder).column("clip_id").to_pylist() == ["b"]
+    candidates = pa.concat_tables([rows("a", version="v1"), rows("b", version="v2")])
+    assert pending(candidates, folder).column("clip_id").to_pylist() == ["b"]
 
 
 @pytest.mark.parametrize("code", ["read", "crashed", "memory"])
@@ -270,8 +270,8 @@ def test_evaluation_rows_are_not_doubled_by_a_killed_merge() -> None:
     with pytest.raises(ConnectionError):
         merge(folder)
     assert len(tables.parts(folder)) == 5, "this test needs the merged part beside the four small ones"
-    found = tables.read(folder).to_pylist()
-    assert sorted(map(str, found)) == sorted(map(str, written)), "a killed merge counts an evaluation twice"
+    records = tables.read(folder).to_pylist()
+    assert sorted(map(str, records)) == sorted(map(str, written)), "a killed merge counts an evaluation twice"
     assert tables.read(folder, ["value"]).num_rows == 4, "reading one column brings the doubled rows back"
 
 
@@ -302,7 +302,7 @@ def test_the_same_fingerprint_passes(folder: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "asked", "field", "values"),
+    ("stored", "asked", "field", "values"),
     [
         ({"motion.camera": "keep"}, {"motion.camera": "subtract"}, "motion.camera", ("'keep'", "'subtract'")),
         ({"seed": 0}, {}, "seed", ("0", "None")),
@@ -310,10 +310,10 @@ def test_the_same_fingerprint_passes(folder: str) -> None:
     ],
 )
 def test_another_fingerprint_is_an_error_that_names_field_and_both_values(
-    folder: str, held: dict[str, Any], asked: dict[str, Any], field: str, values: tuple[str, str]
+    folder: str, stored: dict[str, Any], asked: dict[str, Any], field: str, values: tuple[str, str]
 ) -> None:
     tables.append(folder, rows("a"), PRINT | asked)
-    tables.append(folder, rows("b"), PRINT | held)
+    tables.append(folder, rows("b"), PRINT | stored)
     with pytest.raises(FingerprintError) as caught:
         tables.check(folder, PRINT | asked)
     for part in (folder, f"{field}={values[0]}", f"{field}={values[1]}".replace(f"{field}=None", "None")):
@@ -343,8 +343,8 @@ def test_pandas_and_duckdb_read_a_table_without_ray(tmp_path: Path) -> None:
         tables.append(folder, table, PRINT)
     frame = pd.read_parquet(folder).sort_values("clip_id")
     assert np.array_equal(np.stack(frame.feature.tolist()), features), "pandas reads other features"
-    found = duckdb.sql(f"select clip_id, feature from '{folder}/part-*.parquet' order by clip_id").fetchall()
-    assert [list(row[1]) for row in found] == features.tolist(), "duckdb reads other features"
+    fetched_rows = duckdb.sql(f"select clip_id, feature from '{folder}/part-*.parquet' order by clip_id").fetchall()
+    assert [list(row[1]) for row in fetched_rows] == features.tolist(), "duckdb reads other features"
     raw = pq.read_metadata(tables.parts(folder)[0])
     assert b"fingerprint" in raw.metadata, "the part does not carry its fingerprint"
     assert "extension" not in str(pq.read_schema(tables.parts(folder)[0])), "a column needs Ray's types to be read"
@@ -389,9 +389,9 @@ def test_rows_that_are_not_valid_are_null_and_the_others_keep_their_values(folde
     assert array.is_null().to_pylist() == [False, True, False]
     table = pa.table({"clip_id": ["a", "b", "c"], "x": array, "error": [None, "decode: x", None]})
     tables.append(folder, table, PRINT)
-    kept = tables.read(folder)
-    kept = kept.filter(kept.column("error").is_null())
-    assert np.array_equal(tables.matrix(kept, "x"), values[valid]), "a null row has shifted the rows after it"
+    stored_table = tables.read(folder)
+    stored_table = stored_table.filter(stored_table.column("error").is_null())
+    assert np.array_equal(tables.matrix(stored_table, "x"), values[valid]), "a null row has shifted the rows after it"
 
 
 def test_columns_that_a_manifest_passes_through_may_differ_between_parts(folder: str) -> None:

@@ -90,14 +90,14 @@ def test_a_thousand_rows_are_a_part() -> None:
 
 def test_a_part_waits_for_gradients_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three gradients that share one generation of the projection none is finished before the third."""
-    clock, taken = Clock(monkeypatch), list[int]()
+    clock, consumed_rows = Clock(monkeypatch), list[int]()
 
     def take() -> Iterator[int]:
         for row in clock.rows(50, 50, 50, 50, 50, 50, 50):
-            taken.append(row)
+            consumed_rows.append(row)
             yield row
 
-    groups = list(tables.in_parts(take(), lambda: len(taken) % 3 == 0))
+    groups = list(tables.in_parts(take(), lambda: len(consumed_rows) % 3 == 0))
     assert groups == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -117,10 +117,10 @@ def test_parts_in_time_change_no_bit_of_a_feature(
     monkeypatch.setattr("pipeline.tables.rows.PART_SECONDS", 0.0)
     in_time = list(worker(table))
     for name in ("motion", "features"):
-        assert pa.concat_tables(found[name] for found in in_time).equals(at_once[name]), f"{name} depend on the parts"
+        assert pa.concat_tables(part[name] for part in in_time).equals(at_once[name]), f"{name} depend on the parts"
     moving = at_once["motion"].column("error").is_null().to_pylist()
     assert all(moving), "this test needs clips of two losses each"
-    assert [found["motion"].num_rows for found in in_time] == [2, 2, 1]
+    assert [part["motion"].num_rows for part in in_time] == [2, 2, 1]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -191,16 +191,16 @@ def test_a_stopped_run_is_a_uniform_sample() -> None:
 
 
 def test_a_clip_is_drawn_once_and_its_result_before_its_error() -> None:
-    found = shuffled(rows("a", "b", error="no_motion: still"), rows("a", "c", value=5), rows("c", "c", value=6))
-    assert found.num_rows == 3
-    held = {row["clip_id"]: (row["value"], row["error"]) for block in found for row in block.to_pylist()}
-    assert held == {"a": (5, None), "b": (0, "no_motion: still"), "c": (5, None)}
+    shuffled_rows = shuffled(rows("a", "b", error="no_motion: still"), rows("a", "c", value=5), rows("c", "c", value=6))
+    assert shuffled_rows.num_rows == 3
+    by_id = {row["clip_id"]: (row["value"], row["error"]) for block in shuffled_rows for row in block.to_pylist()}
+    assert by_id == {"a": (5, None), "b": (0, "no_motion: still"), "c": (5, None)}
 
 
 def test_nothing_to_draw_is_no_block() -> None:
-    found = shuffled(rows("a"))
-    found.drop(IdSet.of([pa.array(["a", "b"])]))
-    assert (found.num_rows, drawn(found), drawn(shuffled())) == (0, [], [])
+    shuffled_rows = shuffled(rows("a"))
+    shuffled_rows.drop(IdSet.of([pa.array(["a", "b"])]))
+    assert (shuffled_rows.num_rows, drawn(shuffled_rows), drawn(shuffled())) == (0, [], [])
 
 
 # --- ids in memory ---------------------------------------------------------------------------------------------------
@@ -241,9 +241,9 @@ def test_what_is_held_is_counted_as_it_is_read(folder: str) -> None:
     tables.append(folder, rows("a", "b", error="read: gone"), {})
     tables.append(folder, rows("a", "c"), {})
     tables.append(folder, rows("b", "d", error="decode: broken"), {})
-    held, table = Outcomes(folder), tables.read(folder)
-    assert len(held) == table.num_rows == 4
-    assert held.errors == tables.errors_by_code(table) == {"decode": 2}, "b stands as decode, not as read"
+    outcomes, table = Outcomes(folder), tables.read(folder)
+    assert len(outcomes) == table.num_rows == 4
+    assert outcomes.errors == tables.errors_by_code(table) == {"decode": 2}, "b stands as decode, not as read"
     assert len(Outcomes(of_same_root(folder, "motion/clips"))) == 0
 
 
@@ -263,8 +263,8 @@ def test_pending_rows_come_and_rows_that_give_way_go(folder: str) -> None:
     tables.append(folder, rows("failed", error="decode: broken"), {})
     tables.append(folder, rows("again", error="read: killed"), {})
     tables.append(folder, rows("broken", error="no_motion: still"), {})
-    found = tables.pending_rows(Scan(source, everything), [folder]).rows
-    assert sorted(drawn(found)) == ["again", "changed", "new"]
+    pending_rows = tables.pending_rows(Scan(source, everything), [folder]).rows
+    assert sorted(drawn(pending_rows)) == ["again", "changed", "new"]
     left = tables.read(folder).column("clip_id").to_pylist()
     assert left == ["broken", "done", "failed", "other"], "old rows are still there, or others have gone with them"
 
@@ -333,9 +333,9 @@ def test_columns_left_out_are_looked_up_by_id(folder: str) -> None:
         == [narrow.schema.names] * 2
     )
     some = pa.concat_tables([blocks[0].slice(490), blocks[1].slice(3, 2)]).take([11, 3, 0, 10])
-    found = lookup(some, ["mask"]).to_pylist()
-    assert [row["clip_id"] for row in found] == some.column("clip_id").to_pylist()
-    assert all(row["mask"] == f"{row['clip_id'][:3]}{int(row['clip_id'][3:])}".encode() * 5000 for row in found)
+    mask_rows = lookup(some, ["mask"]).to_pylist()
+    assert [row["clip_id"] for row in mask_rows] == some.column("clip_id").to_pylist()
+    assert all(row["mask"] == f"{row['clip_id'][:3]}{int(row['clip_id'][3:])}".encode() * 5000 for row in mask_rows)
     with pytest.raises(RuntimeError, match="gone-with-it"):
         lookup(some.set_column(0, "clip_id", pa.array(["gone-with-it"] * 4)), ["mask"])
 
@@ -407,7 +407,7 @@ PATHS = [
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_path: Path, kind: str) -> None:
     count = len(PATHS)
-    told: dict[str, list[Any]] = {
+    columns: dict[str, list[Any]] = {
         "path": PATHS,
         "caption": [f" a ball {i}" for i in range(count)],
         "group": ["g", ""] + ["h"] * (count - 2),
@@ -415,11 +415,11 @@ def test_a_manifest_that_tells_versions_says_what_one_that_does_not_says(tmp_pat
         "speaker": [f"s{i}" for i in range(count)],
         "id": [f"id{i}" for i in range(count)],
     }
-    short = manifest.videos(manifest_file(tmp_path, kind, told))
-    where = manifest_file(tmp_path, kind, {**told, "version": [f"v{i}" for i in range(count)], "size": [7] * count})
-    found = versioned.read(VideoSet(where))
-    assert found is not None
-    schema, blocks = found
+    short = manifest.videos(manifest_file(tmp_path, kind, columns))
+    where = manifest_file(tmp_path, kind, {**columns, "version": [f"v{i}" for i in range(count)], "size": [7] * count})
+    schema_and_blocks = versioned.read(VideoSet(where))
+    assert schema_and_blocks is not None
+    schema, blocks = schema_and_blocks
     table = pa.concat_tables(blocks)
     assert table.schema.equals(schema)
     assert schema.names == short.schema.names
@@ -441,9 +441,9 @@ def test_manifests_that_tell_less_are_read_as_before(tmp_path: Path) -> None:
 
 def test_paths_of_a_long_manifest_stay_inside_the_base(tmp_path: Path) -> None:
     columns = {"path": ["in/1.mp4", "../2.mp4"], "caption": ["", ""], "version": ["v", "v"], "id": ["1", "2"]}
-    found = versioned.read(VideoSet(manifest_file(tmp_path, "parquet", columns), base=str(tmp_path)))
-    assert found is not None
-    errors = pa.concat_tables(found[1]).column("error").to_pylist()
+    schema_and_blocks = versioned.read(VideoSet(manifest_file(tmp_path, "parquet", columns), base=str(tmp_path)))
+    assert schema_and_blocks is not None
+    errors = pa.concat_tables(schema_and_blocks[1]).column("error").to_pylist()
     assert errors[0] is None
     assert errors[1].startswith("refused: it lies outside data.base")
 
@@ -456,9 +456,9 @@ def test_a_video_listed_twice_is_an_error_that_names_it(tmp_path: Path, own: boo
         Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
 
 
-def clips(*found: tuple[str, str, str, str | None]) -> pa.Table:
+def clips(*clip_rows: tuple[str, str, str, str | None]) -> pa.Table:
     names = ("clip_id", "uri", "version", "error")
-    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in found], schema=schemas.CLIPS)
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in clip_rows], schema=schemas.CLIPS)
 
 
 def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> None:

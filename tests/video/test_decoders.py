@@ -29,12 +29,12 @@ def run(small_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory)
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     """Clips of one file each, and one file that is no video."""
     folder: Path = tmp_path_factory.mktemp("clips")
-    found = []
+    clip_rows = []
     for i in range(CLIPS):
         write_mp4(str(folder / f"{i}.mp4"), world.render(world.scene(0, f"{i}", "real", "slide"), 32, 32), 8.0)
-        found.append({"clip_id": f"{i}", "uri": str(folder / f"{i}.mp4"), "start_frame": 0})
+        clip_rows.append({"clip_id": f"{i}", "uri": str(folder / f"{i}.mp4"), "start_frame": 0})
     (folder / "2.mp4").write_bytes(b"no video")
-    return found
+    return clip_rows
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_any_number_of_decoders_gives_the_same_rows_in_the_same_order(
 ) -> None:
     with Decoder(timeout=30) as one:
         expected = list(decoded(one, run, rows))
-    found = list(decoded(several, run, rows))
-    assert [row["clip_id"] for row, _ in found] == [row["clip_id"] for row in rows]
-    for (row, frames), (_, alone) in zip(found, expected, strict=True):
+    results = list(decoded(several, run, rows))
+    assert [row["clip_id"] for row, _ in results] == [row["clip_id"] for row in rows]
+    for (row, frames), (_, alone) in zip(results, expected, strict=True):
         if row["clip_id"] == "2":
             assert isinstance(frames, ClipError)
             assert str(frames) == str(alone)
@@ -90,8 +90,8 @@ class Watched(Decoders):
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_as_many_clips_are_ahead_as_there_are_decoders(run: Run, rows: list[Row], count: int) -> None:
     watched = Watched(count)
-    for taken, _ in enumerate(decoded(watched, run, rows), start=1):
-        assert watched.asked == min(CLIPS, taken + count), f"{watched.asked} of {CLIPS} clips asked for at clip {taken}"
+    for place, _ in enumerate(decoded(watched, run, rows), start=1):
+        assert watched.asked == min(CLIPS, place + count), f"{watched.asked} of {CLIPS} clips asked for at clip {place}"
 
 
 @pytest.mark.parametrize(("cpus", "count"), [(0.5, 1), (1, 1), (2, 1), (4, 3)])

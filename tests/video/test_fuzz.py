@@ -48,40 +48,40 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
             for picture in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
-    found = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     more = os.environ.get("FUZZ_FILES")
     if more:
-        found |= {p.name: p.read_bytes() for p in sorted(Path(more).iterdir()) if p.suffix in extensions.VIDEOS}
-    return found
+        files |= {p.name: p.read_bytes() for p in sorted(Path(more).iterdir()) if p.suffix in extensions.VIDEOS}
+    return files
 
 
 def mutant(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
     """The data with one to eight wounds, half of them where its headers are."""
-    found = bytearray(data)
+    buffer = bytearray(data)
     for _ in range(int(rng.integers(1, 9))):
-        size = len(found)
+        size = len(buffer)
         if size < 16:
             break
         at = int(rng.integers(0, min(size, 2048) if rng.random() < 0.5 else size))
         length = int(min(2 ** rng.integers(0, 12), size - at))
         match int(rng.integers(0, 8)):
             case 0 | 1:
-                found[at] ^= 1 << int(rng.integers(0, 8))
+                buffer[at] ^= 1 << int(rng.integers(0, 8))
             case 2 | 3:
                 width = int(rng.choice([1, 2, 4, 8]))
                 extreme = int(rng.choice(len(_EXTREMES)))
                 value = (_EXTREMES[extreme] & ((1 << 8 * width) - 1)).to_bytes(width, rng.choice(["big", "little"]))
-                found[at : at + width] = value
+                buffer[at : at + width] = value
             case 4:
-                del found[at : at + length]
+                del buffer[at : at + length]
             case 5:
-                found[at:at] = found[at : at + length]
+                buffer[at:at] = buffer[at : at + length]
             case 6:
-                found[at : at + length] = rng.bytes(length)
+                buffer[at : at + length] = rng.bytes(length)
             case _:
                 cut = int(rng.integers(0, len(other)))
-                found[at:] = other[cut:] if rng.random() < 0.3 else found[at : max(at + 1, size - length)]
-    return bytes(found)
+                buffer[at:] = other[cut:] if rng.random() < 0.3 else buffer[at : max(at + 1, size - length)]
+    return bytes(buffer)
 
 
 def _mutants(whole: dict[str, bytes], folder: Path, count: int, first: int = 0) -> Path:

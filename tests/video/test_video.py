@@ -65,8 +65,8 @@ def _data(**more: Any) -> Data:
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[Decoder]:
-    with Decoder(timeout=30) as kept:
-        yield kept
+    with Decoder(timeout=30) as running_decoder:
+        yield running_decoder
 
 
 # --- which frames ----------------------------------------------------------------------------------------------------
@@ -279,10 +279,10 @@ def test_the_track_that_a_player_shows(tmp_path: Path, first: list[int], default
 
 def test_no_two_segments_begin_at_one_frame(tmp_path: Path, decoder: Decoder) -> None:
     """A frame that a GIF holds for seconds, a pause of a variable-rate video, more segments a second than frames."""
-    held = _write(tmp_path / "held.gif", ("gif", "gif", "rgb8"), [*range(0, 100, 10), *range(700, 800, 10)], rate=100)
+    gif = _write(tmp_path / "held.gif", ("gif", "gif", "rgb8"), [*range(0, 100, 10), *range(700, 800, 10)], rate=100)
     pause = _write(tmp_path / "pause.mkv", KINDS[1], [*range(10), *range(300, 310)])
     slow = _write(tmp_path / "slow.mp4", KINDS[0], list(range(20)), rate=5)
-    for path, stride in ((held, None), (pause, None), (slow, 1)):
+    for path, stride in ((gif, None), (pause, None), (slow, 1)):
         starts = [row["start_frame"] for row in video.segments(path, 5, 8.0, stride)]
         assert len(starts) > 1
         assert starts == sorted(set(starts)), f"{path}: {starts}"
@@ -444,8 +444,8 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("HF_TOKEN", "x")
-    with Decoder(timeout=2, functions="hostile_codec") as kept:
-        yield kept
+    with Decoder(timeout=2, functions="hostile_codec") as running_decoder:
+        yield running_decoder
 
 
 def test_a_hostile_file_is_a_row_and_the_next_call_works(tmp_path: Path, hostile: Decoder) -> None:

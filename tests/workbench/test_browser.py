@@ -98,9 +98,9 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def server(run: Run) -> Iterator[Served]:
-    found = Served(run)
-    yield found
-    found.stop()
+    workbench_server = Served(run)
+    yield workbench_server
+    workbench_server.stop()
 
 
 def said(run: Run) -> dict[str, list[str]]:

@@ -81,14 +81,14 @@ def test_the_manifest_keeps_the_ids_of_the_runs_own_queries(run: Run) -> None:
     assert [query["clip"] for query in made["queries"]] == ["clip-01"]
     assert made["requests"]["queries"] == 1
     assert "jobs.attribute_requests" in made["requests"]["command"]
-    found = videos.videos(str(Path(run.root) / "made_queries" / "manifest.jsonl"), "queries.videos").to_pylist()
-    assert {row["id"]: row["group"] for row in found} == {
+    video_rows = videos.videos(str(Path(run.root) / "made_queries" / "manifest.jsonl"), "queries.videos").to_pylist()
+    assert {row["id"]: row["group"] for row in video_rows} == {
         **{f"query-{n:02d}": ("roll", "spin")[n % 2] for n in range(4)},
         "made-made-of-a-clip": "roll",
     }
-    assert not any(row["error"] for row in found)
+    assert not any(row["error"] for row in video_rows)
     with Decoder() as decoder:
-        path = next(row["uri"] for row in found if row["id"].startswith("made"))
+        path = next(row["uri"] for row in video_rows if row["id"].startswith("made"))
         assert [row["num_frames"] for row in decoder.index(path, FRAMES, FPS)] == [FRAMES]
     assert unregistered(run.root) == []
     assert post(served, "made", {**said, "batch": "of-a-lost-clip", "clip": GONE})[0] == 410

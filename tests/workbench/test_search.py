@@ -37,9 +37,9 @@ def test_both_ways_find_what_lies_within_one_text(offset: int, monkeypatch: pyte
 
 def test_frequent_and_rare_words_are_found_in_all_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "STEP", 5)
-    held = index.read(run_of(tmp_path / "run"))
-    captions = [f"{row['caption']}\n{row['file']}".lower() for row in held.clips.to_pylist()]
-    one = Search(held)
+    clip_index = index.read(run_of(tmp_path / "run"))
+    captions = [f"{row['caption']}\n{row['file']}".lower() for row in clip_index.clips.to_pylist()]
+    one = Search(clip_index)
     for text in ("ball", "BLUE", "2.mp4", "blue 1.mp4", "nothing", *map(str, range(12))):
         plain = [all(word in caption for word in text.lower().split()) for caption in captions]
         for _ in range(2):  # computed, then held

@@ -35,9 +35,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def server(run: Run) -> Iterator[Served]:
-    found = Served(run)
-    yield found
-    found.stop()
+    workbench_server = Served(run)
+    yield workbench_server
+    workbench_server.stop()
 
 
 def ask(
@@ -334,9 +334,9 @@ def test_many_who_speak_at_once_lose_nothing(server: Served, run: Run) -> None:
 
 
 def test_copies_by_bytes_are_shown_and_written(server: Served, run: Run) -> None:
-    status, found = get(server, "duplicates", kind="bytes")
-    assert (status, found["count"], found["unread"], found["complete"]) == (200, 3, 1, False)
-    assert {clip["caption"] is not None for group in found["groups"] for clip in group["cards"]} == {True}
+    status, copies = get(server, "duplicates", kind="bytes")
+    assert (status, copies["count"], copies["unread"], copies["complete"]) == (200, 3, 1, False)
+    assert {clip["caption"] is not None for group in copies["groups"] for clip in group["cards"]} == {True}
     status, answer = post(server, "duplicates", {"kind": "bytes"})
     assert status == 200
     rows = tables.read(stores.join(run.root, "duplicates")).to_pylist()
@@ -444,8 +444,8 @@ def test_random_requests_get_an_answer_and_break_nothing(server: Served, run: Ru
 
 
 def test_a_root_says_its_own_configuration(run: Run, tmp_path: Path) -> None:
-    found = command.of_root([f"root={run.root}", "workbench.port=0"])
-    assert (found.root, found.workbench.port, found.data.fps) == (run.root, 0, run.data.fps)
+    configuration = command.of_root([f"root={run.root}", "workbench.port=0"])
+    assert (configuration.root, configuration.workbench.port, configuration.data.fps) == (run.root, 0, run.data.fps)
     with pytest.raises(ConfigError, match="name the run"):
         command.of_root(["workbench.port=0"])
     with pytest.raises(ConfigError, match=r"no .*config\.yaml"):
@@ -453,10 +453,10 @@ def test_a_root_says_its_own_configuration(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_said(server: Served, run: Run) -> None:
-    taken = run.model_copy(update={"workbench": run.workbench.model_copy(update={"port": server.port})})
-    opened = bench.Bench(taken)
+    second_run = run.model_copy(update={"workbench": run.workbench.model_copy(update={"port": server.port})})
+    opened = bench.Bench(second_run)
     with pytest.raises(ConfigError, match=rf"workbench\.port={server.port}.*Address already in"):
-        job.serve(taken, opened)
+        job.serve(second_run, opened)
     opened.close()
 
 

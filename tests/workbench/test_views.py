@@ -318,26 +318,26 @@ def test_likeness_is_the_cosine_of_features(opened: Opened) -> None:
 
 
 def test_copies_are_grouped_with_the_better_ranked_as_the_best(opened: Opened) -> None:
-    found = duplicates.groups(opened.index, opened.scores.features(), 0.97)
-    assert [{clip["clip_id"] for clip in group["clips"]} for group in found] == [{COPY, "clip-08"}]
+    groups = duplicates.groups(opened.index, opened.scores.features(), 0.97)
+    assert [{clip["clip_id"] for clip in group["clips"]} for group in groups] == [{COPY, "clip-08"}]
     ranks = {row["clip_id"]: row["rank"] for row in selection(opened)}
-    best = next(clip["clip_id"] for clip in found[0]["clips"] if clip["best"])
+    best = next(clip["clip_id"] for clip in groups[0]["clips"] if clip["best"])
     assert best == min((COPY, "clip-08"), key=lambda clip: ranks[clip])
-    duplicates.write(opened.run.root, found, "feature")
+    duplicates.write(opened.run.root, groups, "feature")
     assert tables.read(stores.join(opened.run.root, "duplicates")).num_rows == 2
     with pytest.raises(ValueError, match="threshold"):
         duplicates.groups(opened.index, opened.scores.features(), 0.5)
 
 
 def test_copies_by_bytes_are_the_same_file_under_several_names(opened: Opened) -> None:
-    found = duplicates.copies(opened.index)
+    copies = duplicates.copies(opened.index)
     of_films = [{name for n, name in enumerate(names(24)) if n % 3 == film} - {GONE, CUT_OFF} for film in range(3)]
-    assert sorted(sorted(clip["clip_id"] for clip in group["clips"]) for group in found.groups) == sorted(
+    assert sorted(sorted(clip["clip_id"] for clip in group["clips"]) for group in copies.groups) == sorted(
         sorted(one) for one in of_films
     )
-    assert found.unread == 1, "a video that is not there"
+    assert copies.unread == 1, "a video that is not there"
     ranks = {row["clip_id"]: row["rank"] for row in selection(opened)}
-    for group in found.groups:
+    for group in copies.groups:
         ranked = [ranks[clip["clip_id"]] for clip in group["clips"] if clip["clip_id"] in ranks]
         assert [clip["best"] for clip in group["clips"]] == [True] + [False] * (len(group["clips"]) - 1)
         assert ranked[0] == min(rank for rank in ranked if rank is not None)
@@ -349,8 +349,8 @@ def test_files_of_one_size_are_copies_only_if_every_byte_is_the_same(opened: Ope
         (tmp_path / name).write_bytes(data)
     data[len(data) // 2] ^= 1
     (tmp_path / "c").write_bytes(data)  # another one, though both of its ends are the same
-    found = duplicates.copies(addressed(opened, [str(tmp_path / name) for name in "abc"]))
-    assert [[clip["clip_id"] for clip in group["clips"]] for group in found.groups] == [sorted_by_rank(opened, 0, 1)]
+    copies = duplicates.copies(addressed(opened, [str(tmp_path / name) for name in "abc"]))
+    assert [[clip["clip_id"] for clip in group["clips"]] for group in copies.groups] == [sorted_by_rank(opened, 0, 1)]
 
 
 def test_in_a_store_equal_etags_are_copies_and_dates_say_nothing(opened: Opened) -> None:
@@ -359,10 +359,10 @@ def test_in_a_store_equal_etags_are_copies_and_dates_say_nothing(opened: Opened)
         "s3://bucket/a.tar#9999+99:1.mp4",
     ]
     versions = ["a" * 32, "a" * 32, f"{'b' * 32}-2", f"{'b' * 32}-2", "2026-11-28", "2026-11-28", "c" * 32, "c" * 32]
-    found = duplicates.copies(addressed(opened, uris, versions))
-    listed = [sorted(clip["clip_id"] for clip in group["clips"]) for group in found.groups]
+    copies = duplicates.copies(addressed(opened, uris, versions))
+    listed = [sorted(clip["clip_id"] for clip in group["clips"]) for group in copies.groups]
     assert sorted(listed) == [["clip-00", "clip-01"], ["clip-02", "clip-03"]]
-    assert found.unread == 4
+    assert copies.unread == 4
     same = duplicates.copies(addressed(opened, ["s3://bucket/a.mp4"] * 2, ["2026", "2026"]))
     assert len(same.groups) == 1, "one address under two ids"
 
@@ -409,30 +409,30 @@ def test_agreement_counts_blind_words_alone_and_all(opened: Opened) -> None:
         opened.say("keep", top, by=by, blind=True)
         opened.say("drop", low, by=by, blind=True)
     opened.say("drop", "clip-04")
-    found = review.agreements(opened.index, opened.people, "all")
-    assert (found["blind"]["words"], found["blind"]["twice"], found["blind"]["alpha"]) == (4, 2, 1.0)
-    assert found["blind"]["with_ranking"] == 1.0
-    assert found["all"]["words"] == 5
+    agreements = review.agreements(opened.index, opened.people, "all")
+    assert (agreements["blind"]["words"], agreements["blind"]["twice"], agreements["blind"]["alpha"]) == (4, 2, 1.0)
+    assert agreements["blind"]["with_ranking"] == 1.0
+    assert agreements["all"]["words"] == 5
 
 
 def test_a_clip_is_told_with_all_that_is_known(opened: Opened) -> None:
     opened.say("keep", "clip-04", note="of use", group="roll")
-    told = facts.clip(opened.index, opened.people, "clip-04", "roll")
-    assert told is not None
-    assert [one["group"] for one in told["motions"]] == ["all", *GROUPS]
-    assert [query["influence"] for query in told["queries"]] == sorted(
-        (query["influence"] for query in told["queries"]), reverse=True
+    clip_facts = facts.clip(opened.index, opened.people, "clip-04", "roll")
+    assert clip_facts is not None
+    assert [one["group"] for one in clip_facts["motions"]] == ["all", *GROUPS]
+    assert [query["influence"] for query in clip_facts["queries"]] == sorted(
+        (query["influence"] for query in clip_facts["queries"]), reverse=True
     )
-    assert told["words"][0]["note"] == "of use"
-    assert not told["words"][0]["outdated"]
+    assert clip_facts["words"][0]["note"] == "of use"
+    assert not clip_facts["words"][0]["outdated"]
     assert facts.clip(opened.index, opened.people, "nowhere", "all") is None
 
 
 def test_captions_that_must_not_be_shown_are_not(tmp_path: Path) -> None:
     hidden = Opened(run_of(tmp_path / "run", **{"report.captions": False}))
     assert hidden.view(text="blue") == []
-    told = facts.clip(hidden.index, hidden.people, "clip-04", "all")
-    assert "ball" not in str(told)
+    clip_facts = facts.clip(hidden.index, hidden.people, "clip-04", "all")
+    assert "ball" not in str(clip_facts)
 
 
 def test_commands_name_the_run_and_the_arm(opened: Opened) -> None:
@@ -475,8 +475,8 @@ def test_a_clip_says_its_lawfulness_or_why_it_is_not_known(tmp_path: Path) -> No
     cards = {row["clip_id"]: row for row in facts.cards(opened.index, opened.people, range(10), "all")}
     said = {clip: (cards[clip]["quantile"], cards[clip]["violation"]) for clip in ("clip-02", "clip-03", "clip-06")}
     assert said == {"clip-02": (0.02, "jerk"), "clip-03": (None, None), "clip-06": (0.02, "neither")}
-    told = facts.clip(opened.index, opened.people, "clip-09", "all")
-    assert told is not None
-    assert "quantile 0.300" in told["lawfulness"]
-    assert "flaw frozen: its picture stands still for 40% of the clip" in told["lawfulness"]
-    assert "law or flaw" not in told["columns"], "it is said once"
+    clip_facts = facts.clip(opened.index, opened.people, "clip-09", "all")
+    assert clip_facts is not None
+    assert "quantile 0.300" in clip_facts["lawfulness"]
+    assert "flaw frozen: its picture stands still for 40% of the clip" in clip_facts["lawfulness"]
+    assert "law or flaw" not in clip_facts["columns"], "it is said once"
