@@ -190,9 +190,10 @@ def test_on_every_cluster_what_is_chosen_has_room(measure: Measure, nodes: list[
 
 @given(measures(), st.lists(NODES, min_size=1, max_size=3))
 def test_more_nodes_are_never_slower(measure: Measure, nodes: list[Nodes]) -> None:
+    rows = 1e12  # of fewer, further actors may load longer than they work
     try:
-        rate = choose("extract_features", measure, nodes, 1e9).rate
+        rate = choose("extract_features", measure, nodes, rows).rate
     except ConfigError:
         return
     twice = [Nodes(n.cpus, n.gpus, 2 * n.count, n.memory) for n in nodes]
-    assert choose("extract_features", measure, twice, 1e9).rate >= rate * 1.9
+    assert choose("extract_features", measure, twice, rows).rate >= rate * 1.9
