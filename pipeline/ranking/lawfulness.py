@@ -224,10 +224,38 @@ def count_unlawful(rows: pa.Table, clip_ids: pa.Array, quantile: float) -> Unlaw
 
 def _movement_folders(run: Run, name: str) -> list[str]:
     """The tables movement/ of the clips or the queries, those that are there."""
-    roots = [partitions.query_root(run)] if name == "queries" else list(run.clip_roots)
+    folders = [join(root, "movement", name) for root in _motion_roots(run, name)]
+    return [folder for folder in folders if tables.parts(folder)]
+
+
+def _motion_roots(run: Run, name: str) -> list[str]:
+    """Where motion/ and movement/ of the clips or the queries lie."""
     if run.attribution.shortlist is not None:
-        roots = [shortlist.motion_root(run)]
-    return [folder for root in roots if tables.parts(folder := join(root, "movement", name))]
+        return [shortlist.motion_root(run)]
+    return [partitions.query_root(run)] if name == "queries" else list(run.clip_roots)
+
+
+def gaps(run: Run) -> list[str]:
+    """A sentence for each movement/ that lacks rows of its motion/, as when a part of it was deleted: what they would
+    have said of their clips is not known."""
+    sentences = []
+    roots = [(name, root) for name in ("queries", "clips") for root in _motion_roots(run, name)]
+    for name, root in roots:
+        motion, movement = (join(root, stage, name) for stage in ("motion", "movement"))
+        listed = IdSet.of(_ids(movement))
+        missing = sum(int((~listed.has(ids)).sum()) for ids in _ids(motion))
+        if missing:
+            sentences.append(
+                f"{movement} lacks {missing} of the rows that {motion} has, so nothing is known of how these move. "
+                "Delete movement/ and motion/ of this run, and run estimate_motion or curate: no gradient is computed "
+                "anew."
+            )
+    return sentences
+
+
+def _ids(folder: str) -> Iterator[pa.ChunkedArray]:
+    if tables.parts(folder):
+        yield from (rows.column("clip_id") for rows in scanning.blocks(folder, ["clip_id"]))
 
 
 def _movement_of_queries(run: Run, columns: Sequence[str]) -> pa.Table | None:

@@ -46,9 +46,11 @@ from pipeline.ranking.rules.choice import Rules
 from pipeline.ranking.rules.intervals import half_width_of_parts, squared_error
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
-from pipeline.tables import scanning, schemas
+from pipeline.tables import IdSet, scanning, schemas
 
 Array = npt.NDArray[np.float32]
+
+NOT_ATTRIBUTED = "it has no row in features/; run extract_features, or curate"
 
 # --- influence --------------------------------------------------------------------------------------------------------
 
@@ -343,15 +345,19 @@ def _not_ranked(others: pa.Table, group: str) -> pa.Table:
 
 
 def unranked(run: Run, ranked: Ranked) -> pa.Table:
-    """Every clip of the run without a place in the ranking, and why: columns clip_id, error; by clip_id."""
+    """Every clip of the run without a place in the ranking, and why: columns clip_id, error; by clip_id. A clip without
+    an error, and without a row in features/, is NOT_ATTRIBUTED."""
     schema = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
     pieces = [schema.empty_table()]
     roots = run.clip_roots if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
-    folders = [*(join(r, "clips") for r in run.clip_roots)]
-    folders += [join(r, stage, "clips") for r in roots for stage in ("motion", "features")]
-    for folder in folders:
-        table = tables.read(folder, schema.names)
+    stages = [(root, ("clips",)) for root in run.clip_roots]
+    stages += [(root, (stage, "clips")) for root in roots for stage in ("motion", "features")]
+    featured = list[pa.ChunkedArray]()
+    for root, names in stages:
+        table = tables.read(join(root, *names), schema.names)
         if table is not None:
+            if names[0] == "features":
+                featured.append(table.column("clip_id"))
             ids = table.column("clip_id").cast(pa.large_string())
             pieces.append(table.filter(pc.invert(pc.is_in(ids, ranked.clip_ids))).cast(schema))
     # In one thread rows keep their order, so that the last error is that of the latest stage.
@@ -359,5 +365,6 @@ def unranked(run: Run, ranked: Ranked) -> pa.Table:
     ids, reasons = why.column("clip_id"), why.column("error_last")
     if run.attribution.shortlist is not None:
         reasons = pc.coalesce(reasons, shortlist.left_out(run, ids))
-    reasons = pc.fill_null(reasons, "it has no feature under the ranking's mask")
+    lacking = pa.array(~IdSet.of(featured).has(ids))
+    reasons = pc.coalesce(reasons, pc.if_else(lacking, NOT_ATTRIBUTED, "it has no feature under the ranking's mask"))
     return pa.table([ids, reasons], schema=schema).sort_by("clip_id")

@@ -3,6 +3,7 @@ influence_by_setting/, neighbors/, lawfulness/, selection/."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -18,6 +19,7 @@ from pipeline.ranking.feature_table import under_mask
 from pipeline.ranking.rules import reading, strata
 from pipeline.ranking.rules.choice import Rules
 from pipeline.ranking.selection import (
+    NOT_ATTRIBUTED,
     Marks,
     Ranked,
     features_state,
@@ -32,9 +34,11 @@ from pipeline.stages import run_record
 from pipeline.stages.progress import Progress
 from pipeline.storage import lease, stores
 from pipeline.storage.stores import join
-from pipeline.tables import schemas
+from pipeline.tables import IdSet, scanning, schemas
 from pipeline.tables.figures import DECISIONS
 from pipeline.tables.merging import merge
+
+log = logging.getLogger(__name__)
 
 
 def rank_clips(run: Run) -> None:
@@ -51,6 +55,8 @@ def rank_clips(run: Run) -> None:
     run_record.record(run)
     partitions.copy_queries(run)
     others, decided = unranked(run, ranked), Counter[str]()
+    for sentence in gaps(run, ranked, others):
+        log.warning("%s", sentence)
     marks = ranked.marks(run.ranking.vote_fraction, run.ranking.neighbors)
     unlawful = measure_lawfulness(run, fingerprint)
     rules = _rules(run, ranked, marks)
@@ -116,6 +122,25 @@ def _rules(run: Run, ranked: Ranked, marks: Marks) -> Rules:
     mean, votes = ranked.score("all", marks, run.ranking.spare)
     order = placed(mean, votes if run.ranking.by == "votes" else None, ranked.clip_ids)
     return reading.read(run, under_mask(run.clip_roots, "clips", run.ranking.mask), order)
+
+
+def gaps(run: Run, ranked: Ranked, others: pa.Table) -> Iterator[str]:
+    """What tables lack that a ranking reads, as when a damaged part of one was deleted and not computed anew."""
+    lacking = pc.sum(pc.equal(others.column("error"), NOT_ATTRIBUTED)).as_py() or 0
+    if lacking:
+        yield (
+            f"{lacking} clips have no row in features/ and are not ranked. Run extract_features or curate, which take "
+            "up what is missing."
+        )
+    indexed = [folder for root in run.clip_roots if tables.parts(folder := join(root, "clips"))]
+    ids = (rows.column("clip_id") for folder in indexed for rows in scanning.blocks(folder, ["clip_id"]))
+    unlisted = int((~IdSet.of(ids).has(ranked.clip_ids)).sum())
+    if unlisted:
+        yield (
+            f"{unlisted} clips have features and no row in clips/, so the shares of the corpus and rules "
+            "leave them out. Run index_clips or curate."
+        )
+    yield from lawfulness.gaps(run)
 
 
 def _barred(decided: Counter[str], ranked: Ranked, run: Run) -> Iterator[str]:

@@ -20,6 +20,17 @@ def opened(path: str, fs: fsspec.AbstractFileSystem, **options: Any) -> Iterator
         yield file
 
 
+_REMEDY = "run curate, or the job that makes this table: its rows are computed anew."
+_REMEDIES = {  # of tables that no job looks through for rows that are missing
+    "movement": "the folder motion/ of this run, and run curate, or estimate_motion: no gradient is computed anew.",
+}
+
+
+def _table(path: str) -> str:
+    """The table of a part at ROOT/TABLE/SET/NAME, as far as the path says it."""
+    return next(iter(path.split("/")[-3:]), "")
+
+
 @contextmanager
 def naming(path: str) -> Iterator[None]:
     """Damage that shows in the body is that of the part at `path`."""
@@ -31,6 +42,6 @@ def naming(path: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk
             raise
         raise DamagedError(
-            f"{path}: this part of a table is damaged ({' '.join(str(error).split()).rstrip('.')}). Delete the file, "
-            "and its rows are computed anew."
+            f"{path}: this part of a table is damaged ({' '.join(str(error).split()).rstrip('.')}). Delete the file "
+            f"and {_REMEDIES.get(_table(path), _REMEDY)}"
         ) from error

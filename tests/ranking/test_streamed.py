@@ -202,7 +202,7 @@ def test_why_a_clip_is_not_ranked_is_its_latest_error(run: Run) -> None:
     assert unranked == [
         {"clip_id": "w", "error": "decode: w"},
         {"clip_id": "x", "error": "no_motion: x"},
-        {"clip_id": "y", "error": "it has no feature under the ranking's mask"},
+        {"clip_id": "y", "error": selection.NOT_ATTRIBUTED},
     ]
 
 

@@ -269,3 +269,24 @@ def test_of_a_column_of_many_values_the_largest_are_named() -> None:
     assert list(first)[:2] == ["v19", "v18"]
     assert len(first) == strata.MOST
     assert sum(one["corpus"] for one in first.values()) == sum(range(20))
+
+
+def test_rows_that_tables_lack_are_warnings(
+    make: Callable[..., Run], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a damaged part was deleted, and the job that makes its rows was not run."""
+    run = make()
+    rank_clips(run)
+    assert not [one for one in caplog.messages if "have no row" in one or "lacks" in one]
+    tables.drop(f"{tmp_path}/features/clips", ["clip05", "clip06"])
+    tables.drop(f"{tmp_path}/clips", ["clip05", "clip20", "clip21", "clip22"])
+    ids = [("clips", names(N)[:9], names(N)[:7]), ("queries", names(4, "q"), names(4, "q"))]
+    for name, of_motion, of_movement in ids:
+        for folder, of in (("motion", of_motion), ("movement", of_movement)):
+            rows = pa.table({"clip_id": of, "error": pa.nulls(len(of), pa.string())})
+            tables.append(f"{tmp_path}/{folder}/{name}", rows, {})
+    sentences = list(ranking.gaps(run, ranked := selection.rank(run, "queries", 0.01), selection.unranked(run, ranked)))
+    assert len(sentences) == 3
+    assert sentences[0].startswith("2 clips have no row in features/"), "clip05 is known by motion/ alone"
+    assert sentences[1].startswith("3 clips have features and no row in clips/")
+    assert f"{tmp_path}/movement/clips lacks 2 of the rows that" in sentences[2]
