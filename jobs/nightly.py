@@ -38,6 +38,7 @@ from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
 from pipeline.statistics import rank_drift
 from pipeline.storage import stores
+from pipeline.tables import IdSet
 from pipeline.training import arms
 
 
@@ -113,7 +114,7 @@ def decide(run: Run, night: str, history: Sequence[Record]) -> None:
     attribute_queries(run)
     if run.queries.source != "sample":  # those were drawn from the index
         index_data(run)
-    held_out.check_disjoint(run)
+    video_sets.check_disjoint(run)
     before, start = _features(run, "clips"), time.monotonic()
     two_stages.clips(run)
     attributed = {"clips": max(0, _features(run, "clips") - before), "seconds": time.monotonic() - start}
@@ -228,10 +229,10 @@ def measure_drift(run: Run, now: InUse, selection: pa.Table) -> dict[str, Any]:
     other = reattribution.with_weights(run, now.folder, stores.join(nights.folder(run.root, now.night), "drift"))
     start, before, after = time.monotonic(), 0, 0
     for name in reattribution.SETS:
-        folder = stores.join(run.root, "motion", name)
-        motion = tables.of_clips(folder, ids) if name == "clips" else tables.read(folder)
-        tables.replace(stores.join(other.root, "motion", name), motion, fingerprints.motion(run))
+        among = IdSet.of([pa.array(ids, pa.string())]) if name == "clips" else None
+        is_measured = name == "queries" or run.motion.of == "all"  # else rows of its index go to features
+        scope = attribution.Scope(run.root, run.root if is_measured else other.root, among=among)
         before += _rows(stores.join(other.root, "features", name))
-        after += attribution.extract_features(other, name).rows
+        after += attribution.extract_features(other, name, scope).rows
     drift_features = {"clips": max(0, after - before), "seconds": time.monotonic() - start}
     return {"drift": reattribution.measure(run, other, ids).record(), "drift_features": drift_features}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -20,11 +21,14 @@ from jobs.nightly import nightly
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, InputError, SpentError, UsageError
+from pipeline.errors import ConfigError, SpentError, UsageError
 from pipeline.evaluation.held_out import Trained
 from pipeline.operations import in_use, nights, reattribution, webhook
+from pipeline.operations.in_use import InUse
 from pipeline.operations.reattribution import FIELD
-from pipeline.stages import attribution, held_out, indexing
+from pipeline.stages import attribution, held_out, indexing, video_sets
+from pipeline.stages.progress import Counted
+from pipeline.statistics import rank_drift
 from pipeline.storage import stores
 from pipeline.tables import schemas
 from tests.support.registered import unregistered
@@ -211,7 +215,7 @@ class Stages:
         monkeypatch.setattr(attribution, "attribute", lambda *_: None)
         for name in ("attribute_queries", "index_data", "report", "check"):
             monkeypatch.setattr(jobs.nightly, name, lambda *_: None)
-        monkeypatch.setattr(held_out, "check_disjoint", lambda *_: None)
+        monkeypatch.setattr(video_sets, "check_disjoint", lambda *_: None)
         monkeypatch.setattr(jobs.nightly.streaming, "connect", lambda: None)
         monkeypatch.setattr(jobs.nightly.resources, "check", lambda *_: None)
         held_out_clips = pa.table(
@@ -407,37 +411,39 @@ def test_a_night_refuses_what_cannot_be_judged(make: Callable[..., Run], world: 
     refused("done already", nightly__date="2026-03-06")
 
 
-def test_held_out_videos_among_the_data_are_refused(make: Callable[..., Run], tmp_path: Path) -> None:
-    run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
-    for name, uri in (("clips", "/a.mp4"), ("queries", "/b.mp4"), ("held_out", "/a.mp4")):
-        row = {"clip_id": name, "uri": uri, "version": "1"}
-        tables.append(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
-    with pytest.raises(InputError, match=r"data\.videos as well, such as /a\.mp4"):
-        held_out.check_disjoint(run)
-    for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
-        row = {"clip_id": name, "uri": uri, "version": "an-etag"}
-        tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
-    with pytest.raises(InputError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
-        held_out.check_disjoint(run)
-
-
-def test_held_out_spans_of_a_file_may_be_others_than_those_of_the_data(
-    make: Callable[..., Run], tmp_path: Path
+@pytest.mark.parametrize("of", ["all", "queries"])
+def test_drift_takes_features_of_its_clips_from_the_runs_own_tables(
+    make: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
 ) -> None:
-    run = make("2026-03-06").model_copy(update={"root": str(tmp_path)})
-    schema = schemas.CLIPS.append(pa.field("span", pa.string()))
+    """Also where the motion of clips is not measured, as none of theirs is in motion/."""
+    settings = [{"mask": "motion", "of": "queries"}, {"mask": "none", "of": "clips"}]
+    changes = {"motion__of": of, "attribution__settings": settings, "ranking__mask": "queries"} if of != "all" else {}
+    run = make("2026-03-06", **changes).model_copy(update={"root": str(tmp_path)})
+    for name in ("clips", "queries"):
+        ids = [f"{name}-{n}" for n in range(8)]
+        rows = [{"clip_id": i, "uri": f"/{i}.mp4", "version": "1", "num_frames": 9} for i in ids]
+        tables.append(str(tmp_path / name), pa.Table.from_pylist(rows, schemas.CLIPS), {})
+        if of == "all" or name == "queries":
+            motion_rows = pa.table({"clip_id": ids, "version": ["1"] * 8, "error": pa.nulls(8, pa.string())})
+            for column, kind in (("mask", pa.binary()), ("mask_shape", pa.list_(pa.int32()))):
+                motion_rows = motion_rows.append_column(column, pa.nulls(8, kind))
+            tables.append(str(tmp_path / "motion" / name), motion_rows, fingerprints.motion(run))
+    streamed: dict[str, tuple[list[str], str]] = {}
 
-    def write(name: str, span: str | None) -> None:
-        row = {"clip_id": name, "uri": "s3://x/a.mp4", "version": "1", "span": span}
-        tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schema), {})
+    def stream(other: Run, pool: Any, worker: Any, pending: Any, folders: Any, title: str, scope: Any) -> None:
+        ids = sorted(i for rows in pending.rows for i in rows.column("clip_id").to_pylist())
+        streamed[title] = ids, folders["features"]
 
-    write("clips", "0s-2s")
-    write("held_out", "2s-4s")
-    held_out.check_disjoint(run)
-    for span in ("1.5s-4s", "30f-60f", None):
-        write("held_out", span)
-        with pytest.raises(InputError, match=r"data\.videos as well, such as s3://x/a\.mp4"):
-            held_out.check_disjoint(run)
+    monkeypatch.setattr(attribution, "_stream", stream)
+    (tmp_path / in_use.PROMOTED).write_text(json.dumps({"version": "motive-1", "base": "b", "weights": "others"}))
+    monkeypatch.setattr(attribution, "counted", lambda *_: Counted(0, {}))
+    monkeypatch.setattr(reattribution, "measure", lambda *_: rank_drift.compare(np.zeros(0), np.zeros(0)))
+    selection = pa.table({"clip_id": [f"clips-{n}" for n in range(8)], "rank": list(range(8))})
+    jobs.nightly.measure_drift(run, InUse("2026-03-05", "motive-1", str(tmp_path)), selection)
+    drift = tmp_path / "nights" / "2026-03-05" / "drift" / "features"
+    clips, folder = streamed["features clips"]
+    assert (len(clips), folder) == (6, str(drift / "clips")), "six of the clips, nightly.drift_clips"
+    assert streamed["features queries"] == ([f"queries-{n}" for n in range(8)], str(drift / "queries"))
 
 
 def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_path: Path) -> None:
