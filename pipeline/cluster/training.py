@@ -266,6 +266,8 @@ def _smaller_next_time(task: dict[str, Any], at_once: int) -> Iterator[None]:
     fail: what filled the memory goes with the process. Raises StageError where it was one clip."""
     try:
         yield
+    except FloatingPointError as error:  # the same step diverges again, however often it is tried
+        raise StageError("finetune", str(error)) from error
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -284,6 +284,15 @@ def test_one_clip_that_takes_more_memory_than_there_is_ends_the_training(
     assert "Tried to allocate" in str(error.value)
 
 
+def test_a_training_that_diverges_says_so_and_is_not_begun_again(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_train, "MAX_FAILURES", 0)  # the others end alike, and each takes new workers
+    run = configured(tmp_path / "run", checkpoint, learning_rate=1e30)
+    with pytest.raises(StageError, match=r"the loss of step \d+ is (nan|inf); lower finetune.learning_rate"):
+        ray_train.finetune(run, training_rows(), frames)
+
+
 def test_a_lost_lease_ends_the_training_between_two_steps(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
