@@ -28,6 +28,7 @@ ENCODING = 2  # raise by hand when the files of encoded clips change
 
 Row = Mapping[str, Any]  # a clip: clip_id, caption (or captions), weight, and whatever finding its frames takes
 FramesOf = Callable[[Row], npt.NDArray[np.uint8]]
+Geometry = tuple[int, float, int, int]  # frames, fps, height, width
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,17 @@ def drawn(rows: Sequence[Row], config: Finetune, seed: int) -> list[int]:
 # --- encoded clips ---------------------------------------------------------------------------------------------------
 
 
-def cache_folder(root: str, run: Run, model_hash: str) -> str:
-    """Where the encodings of a run's clips lie: a folder of one model and one geometry, which all arms, and their
-    evaluation, share."""
-    parts = json.dumps([ENCODING, *encoded_as(run, model_hash)])
+def cache_folder(root: str, run: Run, model_hash: str, geometry: Geometry | None = None) -> str:
+    """Where the encodings of a run's clips lie: a folder of one model and one geometry, which all arms share. Training
+    has that of `data`; evaluation names its own, and shares the folder where it is the same."""
+    parts = json.dumps([ENCODING, *encoded_as(run, model_hash, geometry)])
     return stores.join(root, "finetuned", ".latents", hashlib.blake2b(parts.encode(), digest_size=8).hexdigest())
 
 
-def encoded_as(run: Run, model_hash: str) -> list[Any]:
-    """All that an encoding depends on beside its clip."""
+def encoded_as(run: Run, model_hash: str, geometry: Geometry | None = None) -> list[Any]:
+    """All that an encoding depends on beside its clip. Without a geometry it is that of `data`."""
     d, m = run.data, run.model
-    named = [model_hash, m.dtype, m.text_tokens, d.frames, d.fps, d.height, d.width]
+    named = [model_hash, m.dtype, m.text_tokens, *(geometry or (d.frames, d.fps, d.height, d.width))]
     if m.vae_dtype != "float32":  # what arms of before there was the key have
         named.append(m.vae_dtype)
     if d.scaler != "pillow":
