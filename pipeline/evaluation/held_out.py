@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
@@ -301,5 +302,6 @@ def prompt_file(tasks: Sequence[Row], root: str) -> bytes:
 
 
 def _line(row: Row, uri: str, metric: str, value: float) -> Row:
+    """A row of evaluation/. A value that is not finite is null there, and counts as missing."""
     keys = {"arm": row["arm"], "clip_id": row["clip_id"], "uri": uri, "seed": row["seed"], "version": row["version"]}
-    return {**keys, "metric": metric, "value": value}
+    return {**keys, "metric": metric, "value": value if math.isfinite(value) else None}

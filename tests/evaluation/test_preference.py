@@ -94,6 +94,14 @@ def test_a_margin_is_that_of_two_plain_losses_at_the_same_times_and_noises(
     assert len({round(values[metric], 6) for metric in MARGINS.values()}) == len(TWINS), "two twins are one"
 
 
+def test_a_loss_that_is_not_finite_is_null_in_the_table(
+    worker: EvaluationWorker, clip: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_losses", lambda *_: np.full((6, 2), np.nan))
+    values = worked(worker, held_out_tasks([BASE], [clip]))
+    assert {values[loss] for loss in LOSSES} == {None}
+
+
 def test_losses_are_the_same_with_twins_and_without(run: Run, worker: EvaluationWorker, clip: dict[str, Any]) -> None:
     plain = worked(worker, held_out_tasks([BASE], [clip]))
     both = worked(worker, held_out_tasks([BASE], [clip], run.evaluate.twins))
