@@ -24,10 +24,9 @@ from pipeline.pages import comparison as comparison_page
 from pipeline.pages.comparison import Compared
 from pipeline.ranking import lawfulness
 from pipeline.ranking.lawfulness import UnlawfulCounts
-from pipeline.stages import attribution, indexing, judging, pilots, run_record
+from pipeline.stages import attribution, indexing, judging, pilots, run_record, video_sets
 from pipeline.stages.evaluation import evaluate
 from pipeline.stages.finetuning import finetune_arms, with_arm
-from pipeline.stages.held_out import check_disjoint
 from pipeline.stages.report import video_by
 from pipeline.storage import stores
 from pipeline.storage.stores import join
@@ -48,7 +47,7 @@ def compare(run: Run) -> None:
     resources.check(run, stages)
     if run.evaluate.videos:
         indexing.index(run, "held_out")
-        check_disjoint(run)
+        video_sets.check_disjoint(run)
     counts = _lawfulness(run, trainings)
     _tell_cost(run, trainings, counts)
     finetune_arms(run, named)

@@ -13,7 +13,7 @@ from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.errors import SpentError
 from pipeline.operations import tracking
-from pipeline.stages import attribution, curation, pilots, run_record, two_stages, video_sets
+from pipeline.stages import attribution, curation, indexing, pilots, run_record, two_stages, video_sets
 from pipeline.stages.evaluation import evaluate
 from pipeline.stages.finetuning import finetune_arms
 from pipeline.stages.ranking import rank_clips
@@ -32,6 +32,9 @@ def curate(run: Run) -> None:
     curation.attribute_queries(run)
     if run.queries.source != "sample":  # those were drawn from the index
         curation.index_data(run)
+    if run.evaluate.videos:
+        indexing.index(run, "held_out")
+        video_sets.check_disjoint(run)
     try:
         _attribute_and_train(run)
     except SpentError:

@@ -26,7 +26,7 @@ from pipeline.evaluation.held_out import (
     video_tasks,
 )
 from pipeline.operations import tracking
-from pipeline.stages import attribution, budget, indexing, pilots, run_record
+from pipeline.stages import attribution, budget, indexing, pilots, run_record, video_sets
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.tables import merging
@@ -49,6 +49,7 @@ def evaluate(run: Run) -> None:
     tasks: list[dict[str, Any]] = []
     if run.evaluate.videos:
         indexing.index(run, "held_out")
+        video_sets.check_disjoint(run)
         attribution.estimate_motion(run, "held_out")
         moving = tables.read(stores.join(run.root, "motion", "held_out"))
         tasks += held_out_tasks(arms, moving.to_pylist() if moving else [], run.evaluate.twins)
@@ -74,11 +75,12 @@ def evaluate(run: Run) -> None:
 def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
     """Work those tasks that a table like evaluation/ has no rows of."""
     missing = _missing(tasks, folder)
+    cache = cache_folder(run.root, run, models.weights_hash(run.model), run.geometry)
     stage = Stage(
         title="evaluate",
         root=run.root,
         pool=run.resources.evaluate,
-        worker=partial(EvaluationWorker, run, cache_folder(run.root, run, models.weights_hash(run.model))),
+        worker=partial(EvaluationWorker, run, cache),
         folders={"evaluation": folder},
         fingerprints={"evaluation": fingerprints.evaluation(run)},
     )
