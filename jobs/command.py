@@ -84,19 +84,19 @@ def main(
             return
         is_done = _work(run, job, afterwards, submitted, completes, handler.lines)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrubbed(str(error))}", file=sys.stderr)
         sys.exit(2)
     except SpentError as spent:
-        print(spent)
+        print(scrubbed(str(spent)))
     except LostError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrubbed(str(error))}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         failure = store_failure(error)
         if failure is None:
             raise
         failed = StageError(error.stage, str(failure)) if isinstance(error, StageError) else failure
-        print(f"error: {failed}\n{CONTINUED}", file=sys.stderr)
+        print(f"error: {scrubbed(str(failed))}\n{CONTINUED}", file=sys.stderr)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit):  # Ray Train ends the process with status 0 at Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off

@@ -160,6 +160,12 @@ def store_failure(error: BaseException | None) -> StoreError | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class if the text is empty, as a MemoryError's often is."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "allocation_failed")
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import errors
-from pipeline.errors import CODES, ClipError, Retry, StageError, StoreError, UsageError, store_failure
+from pipeline.errors import CODES, ClipError, Retry, StageError, StoreError, UsageError, first_line, store_failure
 from pipeline.pages import report
 from pipeline.tables import retries
 
@@ -62,6 +62,19 @@ def test_a_stores_failure_is_seen_by_its_class_wherever_it_stands_in_the_chain()
 
 def test_a_text_that_names_a_stores_error_is_none() -> None:
     assert store_failure(RuntimeError("x\npipeline.errors.StoreError: put_object s3://b/k: AccessDenied")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("  \n"), "RuntimeError"),
+        (RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB."), "CUDA out of memory."),
+        (RuntimeError("\nit failed\r\nhere"), "it failed"),
+    ],
+)
+def test_every_error_has_a_first_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
 
 
 @pytest.mark.parametrize("error", [ClipError("read", "x"), StageError("finetune", "x"), errors.ConfigError("x")])

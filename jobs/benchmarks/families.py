@@ -32,6 +32,7 @@ from pipeline import config, models
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Finetune, VideoModelConfig
 from pipeline.config.attribution import Setting
+from pipeline.errors import first_line
 from pipeline.models.adapters.cogvideox import CogVideoX, CogVideoXFamily
 from pipeline.models.adapters.ltx import LTX, LTXFamily
 from pipeline.models.adapters.wan import Wan, WanFamily
@@ -268,7 +269,7 @@ def attempted(published: Published, device: torch.device, quick: bool) -> dict[s
     try:
         return measured(published, device, quick)
     except torch.OutOfMemoryError as error:
-        return {"attention": f"out of memory: {str(error).splitlines()[0]}"}
+        return {"attention": f"out of memory: {first_line(error)}"}
 
 
 def _cell(value: Any) -> str:

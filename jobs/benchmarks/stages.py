@@ -33,6 +33,7 @@ from jobs.benchmarks.measured_models import Subject
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.config import Motion
 from pipeline.config.attribution import Setting
+from pipeline.errors import first_line
 from pipeline.models import Conditioning
 from pipeline.models.attention import fastest_attention
 from pipeline.models.conditioning import batched
@@ -79,7 +80,7 @@ class Rates:
 
 
 def failed(stage: str, what: str, error: Exception) -> Figure:
-    reason = (str(error).splitlines() or [""])[0][:160]
+    reason = first_line(error)[:160]
     return Figure(stage, what, None, failure=f"{type(error).__name__}: {reason}")
 
 

@@ -10,7 +10,7 @@ import ray
 
 from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
-from pipeline.errors import ConfigError, StageError, UsageError, is_out_of_memory, store_failure
+from pipeline.errors import ConfigError, StageError, UsageError, first_line, is_out_of_memory, store_failure
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def call_alone(title: str, call: Callable[[], T], pool: Pool) -> tuple[T, float]
         if isinstance(cause, UsageError):
             raise cause from error
         if is_out_of_memory(cause):
-            raise ConfigError(_memory(title, str(cause).splitlines()[0], pool)) from error
+            raise ConfigError(_memory(title, first_line(cause), pool)) from error
         raise StageError(title, f"{type(cause).__name__}: {cause}") from error
     except ray.exceptions.OutOfMemoryError as error:
         raise ConfigError(_memory(title, "Ray ended its process because the node's memory was full", pool)) from error

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.attempts import Attempts, standstill
 from pipeline.cluster.nodes import GB
-from pipeline.cluster.watchdog import Patience, looking
+from pipeline.cluster.watchdog import Patience, looking, reason_of
 from pipeline.config.operations import Pool
 from pipeline.storage import lease
 from pipeline.tables import throughput
@@ -91,7 +91,11 @@ class Meters:
 @contextmanager
 def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
     """While the body runs, keep the stage's figures in `file` and in Ray's dashboard, and warn of a standstill: which
-    actor waits for what, and which clips are being worked."""
+    actor waits for what, and which clips are being worked.
+
+    After a body that raised, figures that cannot be saved are a warning, and the body's error is raised. After one that
+    did not, they are an error of Ray or a StoreError.
+    """
     share = Gauge("curation_busy_share", "of the time that a pool's actors were up, the share in batches", ("stage",))
     states = Gauge("curation_actors", "actors of a pool by what they do", ("stage", "state"))
 
@@ -104,23 +108,31 @@ def watched(journal: Any, stage: str, pool: Pool, file: str) -> Iterator[None]:
             states.set(count, {"stage": stage, "state": state})
         return status
 
+    def save() -> None:
+        if not lease.is_lost(file):
+            throughput.save(file, stage, Figures(**note()["figures"]))
+
     patience, saved = Patience(), time.monotonic()
 
     def look() -> None:
         nonlocal saved
         status = note()
+        if patience.is_over(status["still"]):
+            log.warning("%s", describe(status, stage, pool))
         if time.monotonic() - saved >= SAVE and not lease.is_lost(file):
             throughput.save(file, stage, Figures(**status["figures"]))
             saved = time.monotonic()
-        if patience.is_over(status["still"]):
-            log.warning("%s", describe(status, stage, pool))
 
     try:
         with looking(look, LOOK, "journal"):
             yield
-    finally:
-        if not lease.is_lost(file):
-            throughput.save(file, stage, Figures(**note()["figures"]))
+    except BaseException:
+        try:
+            save()
+        except Exception as error:  # of a store or of Ray; it must not take the place of the body's own
+            log.warning("%s: its figures could not be saved (%s)", stage, reason_of(error))
+        raise
+    save()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
-from pipeline.errors import ClipError, ConfigError, StageError, is_out_of_memory
+from pipeline.errors import ClipError, ConfigError, StageError, first_line, is_out_of_memory
 from pipeline.storage import lease, stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
@@ -195,7 +195,7 @@ class _Actor:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().split("\n")[0] or type(error).__name__
+                reason = first_line(error)
             # Outside of the handler, whose traceback holds what filled the memory.
             for path in paths:
                 stores.remove(path)

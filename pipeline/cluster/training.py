@@ -307,12 +307,12 @@ def _watched(metrics: str, run: Run, report: Report | None) -> Iterator[None]:
 
     def look() -> None:
         nonlocal placed
-        report(_lines(metrics), steps, {})
         waits = journal.gang(run.resources.finetune)
         placed = time.monotonic() if waits is None else placed
         still = time.monotonic() - placed
         if patience.is_over(still):
             log.warning("finetune %s, for %.0f s: %s", run.finetune.arm, still, waits)
+        report(_lines(metrics), steps, {})
 
     report(0, steps, {})
     with looking(look, POLL, "finetune"):

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from pipeline.config.credentials import scrubbed
+from pipeline.errors import first_line
+
+log = logging.getLogger(__name__)
 
 QUIET = 60.0  # seconds of standstill after which the log says what is waited for; then twice as long
 
 
 @contextmanager
 def looking(look: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
-    """Call `look` every so many seconds while the body runs."""
+    """Call `look` every so many seconds while the body runs.
+
+    A look that raises is a warning, once for each reason until a look succeeds again. The body goes on, and so do the
+    looks: a request that fails says nothing about the work.
+    """
     over = threading.Event()
 
     def watch() -> None:
+        last_reason = ""
         while not over.wait(seconds):
-            look()
+            try:
+                look()
+                last_reason = ""
+            except Exception as error:  # of a store, of Ray or of what is reported to
+                reason = reason_of(error)
+                if reason != last_reason:
+                    log.warning("%s: a look at the work failed (%s); the next is in %g s", name, reason, seconds)
+                last_reason = reason
 
     thread = threading.Thread(target=watch, name=name, daemon=True)
     thread.start()
@@ -25,6 +43,11 @@ def looking(look: Callable[[], None], seconds: float, name: str) -> Iterator[Non
     finally:
         over.set()
         thread.join()
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line for the log, without secrets."""
+    return scrubbed(f"{type(error).__name__}: {first_line(error)}")
 
 
 class Patience:

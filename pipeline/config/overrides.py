@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from pipeline.config.files import Loader
 from pipeline.config.texts import text_flaw
+from pipeline.errors import first_line
 
 NULLS = ("null", "Null", "NULL", "~")  # of fields that hold no text; those of text are null by `null` alone
 
@@ -87,7 +88,7 @@ def structure(text: str, kind: Any) -> Any:
         _check_tokens(text)
         node = Loader(text).get_single_node()
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         hint = " A # after a blank begins a comment there: quote what holds it." if " #" in text else ""
         raise ValueError(f"the value is not valid YAML: {problem}.{hint}") from None
     return None if node is None else _value(node, kind)

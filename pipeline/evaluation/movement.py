@@ -60,9 +60,12 @@ class DescriptionWorker:
         return {**row, "description": judge.description(flow.cpu().numpy()).tolist(), "problem": None}
 
     def _has(self, row: Row, frames: int) -> bool:
+        """Whether a video has so many frames. Raises ClipError where that cannot be seen."""
         d = self.run.data
         try:
             self.decoder.frames(row["uri"], row["start_frame"], frames, d.fps, d.height, d.width)
-        except ClipError:
+        except ClipError as error:
+            if error.code != "too_short":
+                raise
             return False
         return True

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pipeline.config import VideoModelConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.models.contract import Expert, VideoModel
 from pipeline.models.folders import read_config
 from pipeline.models.schedule import END, Schedule, of_scheduler
@@ -230,7 +230,7 @@ class DiffusersFamily(ABC):
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"model.id={config.id!r}: no pipeline of {self.title} could be opened there "
-                f"({str(error).splitlines()[0]}). Give the folder of a complete diffusers pipeline."
+                f"({first_line(error)}). Give the folder of a complete diffusers pipeline."
             ) from error
 
 

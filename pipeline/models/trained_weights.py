@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.models.contract import VideoModel
 from pipeline.models.diffusers_model import LORA
 from pipeline.storage import stores
@@ -28,7 +28,7 @@ def load_weights(model: VideoModel, folder: str, merge: bool = False) -> None:
         except (RuntimeError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"{folder}: what was trained there does not fit model.id={str(model.family.path)!r} "
-                f"({str(error).splitlines()[0]}). Give the model that it was trained from."
+                f"({first_line(error)}). Give the model that it was trained from."
             ) from error
         if not read:
             raise FileNotFoundError(f"{folder}: it holds neither transformer/ nor {LORA}; run jobs.finetune")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import optical_flow
 
 from pipeline.config import Motion
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.models import Grid
 from pipeline.motion.raft import clip_flow
 from pipeline.storage import downloads, stores
@@ -48,19 +49,37 @@ def _kinds(config: Motion) -> Any:
 
 
 def load_raft(config: Motion, device: torch.device) -> nn.Module:
-    """RAFT with the weights that `config` names: torchvision's official ones or a local file. Raises ConfigError."""
+    """RAFT with the weights that `config` names: torchvision's official ones or a local file.
+
+    Raises ConfigError for a file that cannot be read or that holds other weights.
+    """
     path = weights_file(config)
     if path is None:
         return _official(config).to(device).eval()
     model = getattr(optical_flow, config.flow)(weights=None)
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    state = _state(config, path)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:  # the last two where it is no mapping of names
         raise ConfigError(
             f"motion.weights={config.weights!r}: these are no weights of motion.flow={config.flow}: {error}"
         ) from error
     return cast(nn.Module, model.to(device).eval())
+
+
+def _state(config: Motion, path: Path) -> Any:
+    """What a file of weights holds, on the CPU. Raises ConfigError for one that cannot be read."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a damaged file either reader raises whatever its bytes lead to
+        # PyTorch's own sentence says to load it without weights_only, which runs what stands in the file.
+        reason = "it is damaged or no file of tensors" if isinstance(error, UnpicklingError) else first_line(error)
+        raise ConfigError(
+            f"motion.weights={config.weights!r}: this file cannot be read ({type(error).__name__}: {reason}). Give a "
+            f"whole .safetensors or .pth file of {config.flow}'s weights."
+        ) from error
 
 
 def check_weights(config: Motion) -> None:

@@ -21,7 +21,7 @@ from pipeline import models, motion
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.attribution.workers import opened
 from pipeline.config import Run
-from pipeline.errors import ClipError, is_out_of_memory
+from pipeline.errors import ClipError, first_line, is_out_of_memory
 from pipeline.models.conditioning import split
 from pipeline.motion.worker import MotionWorker
 from pipeline.operations.index_pilot import FEWEST, PART_SECONDS, Report, Row, peak_memory
@@ -226,7 +226,7 @@ class _Problems:
         if isinstance(error, ClipError):
             self.problems.append(str(error))
         elif error is not None and is_out_of_memory(error):
-            self.problems.append(f"memory: {str(error).splitlines()[0]}")
+            self.problems.append(f"memory: {first_line(error)}")
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         else:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from pipeline.config import Run
 from pipeline.config.credentials import scrubbed
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.storage import stores
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ def _warned(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of whatever library is configured; tracking must not end hours of work
-        first = (str(error).splitlines() or [""])[0]
-        log.warning("tracking %s: %s: %s; run the job again to send it", what, type(error).__name__, scrubbed(first))
+        reason = f"{type(error).__name__}: {scrubbed(first_line(error))}"
+        log.warning("tracking %s: %s; run the job again to send it", what, reason)
 
 
 def _id(run: Run, version: str) -> str:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from pipeline.config import Run
 from pipeline.config.credentials import HIDDEN, scrubbed
-from pipeline.errors import ConfigError, SpentError, UsageError
+from pipeline.errors import ConfigError, SpentError, UsageError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def on_failure(run: Run, job: str) -> Iterator[None]:
         raise
     except Exception as error:
         state = "spent" if isinstance(error, SpentError) else "failed"
-        post(run, job, state, stage=stage(error), error=str(error) or type(error).__name__)
+        post(run, job, state, stage=stage(error), error=first_line(error))
         raise
 
 

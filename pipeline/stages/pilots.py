@@ -18,7 +18,7 @@ from pipeline.cluster.nodes import Nodes
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.operations import Measurable, Model, Pool
-from pipeline.errors import ConfigError, NothingUsableError
+from pipeline.errors import ConfigError, NothingUsableError, first_line
 from pipeline.inputs import videos as manifest
 from pipeline.operations import index_pilot, pilot, pools, stage_pilot
 from pipeline.operations.index_pilot import Report
@@ -272,8 +272,7 @@ def _read(run: Run) -> Record | None:
         return Record.model_validate_json(stores.read_bytes(_path(run)))
     except ValueError as error:
         raise ConfigError(
-            f"{_path(run)}: this is no record of a pilot ({str(error).splitlines()[0]}). Delete it, and the pilot runs "
-            "again."
+            f"{_path(run)}: this is no record of a pilot ({first_line(error)}). Delete it, and the pilot runs again."
         ) from error
 
 

@@ -94,7 +94,8 @@ class Holder(BaseModel, frozen=True, extra="forbid"):
 
 @contextlib.contextmanager
 def hold(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
-    """Hold the run at `root` while the body runs. Raises HeldError where another does.
+    """Hold the run at `root` while the body runs. Raises HeldError where another does or may, and ConfigError where
+    nothing can be written.
 
     When the lease is lost meanwhile, `check` raises LostError from then on, and so does the end of the body. Folders
     that had to be made for the lease and stayed empty are removed again.
@@ -251,14 +252,25 @@ def _there(root: str, mine: Holder) -> bool:
 
 
 def _read(root: str, mine: Holder | None) -> list[Holder]:
-    """What the lease files say, but for one's own."""
+    """What the lease files say, but for one's own. Raises HeldError for a file that this version cannot read."""
     names = [path.rsplit("/", 1)[-1] for path in stores.files(root)]
     holders = []
     for nonce in (name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX)):
         if mine is None or nonce != mine.nonce:
             with contextlib.suppress(FileNotFoundError):  # released since it was listed
-                holders.append(Holder.model_validate_json(stores.read_bytes(_path(root, nonce))))
+                holders.append(_parsed(root, nonce, stores.read_bytes(_path(root, nonce))))
     return holders
+
+
+def _parsed(root: str, nonce: str, content: bytes) -> Holder:
+    try:
+        return Holder.model_validate_json(content)
+    except ValueError as error:
+        raise HeldError(
+            f"root={root!r} may be in use: {_path(root, nonce)} is the lease file of a job of another version, or it "
+            "is damaged. Wait for that job, stop it, or use another root. If no job works on this root, delete that "
+            "file and give the same command again."
+        ) from error
 
 
 def _remove(root: str, nonce: str) -> None:

@@ -13,12 +13,14 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing import ProcessError
@@ -53,6 +55,8 @@ class Decoder:
     `timeout` is seconds in which not a packet or frame comes: it ends a call that stands still, however long its file.
     `memory` is bytes, `scaler` one of `orientation.SCALERS`. Nothing starts before the first call. Every method raises
     ClipError for a bad clip (a future's `result` does); a child that cannot start at all is a RuntimeError.
+
+    The last remote file lies in a temporary folder, which goes with `close`, or else when the process exits.
     """
 
     _bytes_read: ClassVar[int] = 0
@@ -69,6 +73,8 @@ class Decoder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decoder")
         self._child: subprocess.Popen[bytes] | None = None
         self._link: Connection[Any, Any] | None = None
+        self._folder: str | None = None  # of remote files, from the first of them on
+        self._delete_folder: Callable[[], object] = lambda: None
         self._fetched: tuple[str, str] | None = None  # the last remote file: its uri and its local copy
         self._read: str | None = None  # the last file that was counted as read
 
@@ -138,7 +144,8 @@ class Decoder:
         """End the child. Calls that have not begun are cancelled."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._stop()
-        self._forget()
+        self._fetched = None
+        self._delete_folder()
 
     def __enter__(self) -> Self:
         return self
@@ -273,7 +280,11 @@ class Decoder:
             if "file" in fs.protocol:
                 return bare
         self._forget()
-        handle, local = tempfile.mkstemp(prefix="clip-", suffix=_extension(inside or uri))
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(prefix="clips-")
+            # Also when the process exits: actors close no decoder.
+            self._delete_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        handle, local = tempfile.mkstemp(dir=self._folder, suffix=_extension(inside or uri))
         os.close(handle)
         try:
             if inside is None:

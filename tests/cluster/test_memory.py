@@ -11,6 +11,7 @@ import torch
 
 from pipeline import tables
 from pipeline.cluster import streaming
+from pipeline.cluster.alone import call_alone
 from pipeline.cluster.streaming import OUT_OF_MEMORY, Stage
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError, ConfigError, is_out_of_memory
@@ -54,6 +55,16 @@ def streamed(root: Path, ids: list[str], batch: int) -> list[dict[str, str | Non
     assert table is not None
     rows: list[dict[str, str | None]] = table.select(["clip_id", "error"]).to_pylist()
     return rows
+
+
+def starve() -> None:
+    raise MemoryError
+
+
+@pytest.mark.slow
+def test_a_call_alone_that_has_too_little_memory_says_so_whatever_its_error_says(cluster: None) -> None:
+    with pytest.raises(ConfigError, match=r"had not enough memory of the node: MemoryError\. "):
+        call_alone("resources.x", starve, Pool())
 
 
 @pytest.mark.slow

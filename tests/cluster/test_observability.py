@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ ROOT = str(Path(__file__).parents[2])
 from pipeline.cluster import journal, streaming, watchdog  # noqa: E402
 from pipeline.cluster.attempts import Attempts, standstill  # noqa: E402
 from pipeline.config.operations import Pool  # noqa: E402
+from pipeline.errors import StageError, StoreError  # noqa: E402
 from pipeline.tables import throughput  # noqa: E402
 from pipeline.tables.throughput import Figures  # noqa: E402
 from pipeline.video.frames import ClipError  # noqa: E402
@@ -214,6 +216,44 @@ def test_a_run_that_cannot_start_its_actors_says_so_and_ends(
     waits = "1 of 1 actors wait for 1.5 CPUs each; the cluster has 0 of 2 CPUs free."
     assert waits in str(error.value)
     assert any("nothing was finished for 1 s" in r.message and waits in r.message for r in caplog.records)
+
+
+def test_figures_that_cannot_be_saved_leave_a_stage_its_own_error(
+    metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise StoreError("put_object s3://b/k: SlowDown")
+
+    def stage(fails: bool) -> None:
+        with journal.begun() as begun, journal.watched(begun, "slow clips", Pool(), str(tmp_path / "figures.json")):
+            if fails:
+                raise StageError("slow clips", "its own")
+
+    monkeypatch.setattr(throughput, "save", refused)
+    with pytest.raises(StageError, match="its own"):
+        stage(fails=True)
+    assert "slow clips: its figures could not be saved (StoreError: put_object s3://b/k: SlowDown)" in caplog.messages
+    with pytest.raises(StoreError, match="SlowDown"):
+        stage(fails=False)
+
+
+def test_figures_are_saved_again_after_a_store_failed_once(
+    metrics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saves, second = list[str](), threading.Event()
+
+    def failing_once(path: str, stage: str, figures: Figures) -> None:
+        saves.append(path)
+        if len(saves) == 1:
+            raise StoreError("put_object s3://b/k: SlowDown")
+        second.set()
+
+    for name, value in (("LOOK", 0.05), ("SAVE", 0.0)):
+        monkeypatch.setattr(journal, name, value)
+    monkeypatch.setattr(throughput, "save", failing_once)
+    with journal.begun() as begun, journal.watched(begun, "slow clips", Pool(), str(tmp_path / "figures.json")):
+        assert second.wait(20)
+    assert "journal: a look at the work failed (StoreError: put_object s3://b/k: SlowDown)" in caplog.text
 
 
 def test_workers_that_find_no_place_together_are_told_of(metrics: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -33,6 +34,25 @@ def test_it_ends_with_a_body_that_raises() -> None:
     with pytest.raises(KeyError):
         body()
     assert not [thread for thread in threading.enumerate() if thread.name == "watch"]
+
+
+def test_a_look_that_fails_is_a_warning_without_secrets_and_the_next_looks_come(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_TOKEN", "0123456789abcdef")
+    looks, sixth = list[int](), threading.Event()
+
+    def look() -> None:
+        looks.append(len(looks))
+        if len(looks) in (1, 2, 4):
+            raise OSError("no answer to 0123456789abcdef\nsecond line")
+        if len(looks) == 6:
+            sixth.set()
+
+    with caplog.at_level(logging.WARNING), watchdog.looking(look, 0.001, "watch"):
+        assert sixth.wait(10), "the watchdog's thread died at its first error"
+    said = "watch: a look at the work failed (OSError: no answer to ****); the next is in 0.001 s"
+    assert caplog.messages == [said, said], "once for each reason until a look succeeds again"
 
 
 def test_a_standstill_is_said_at_doubled_intervals_and_afresh_after_a_move() -> None:

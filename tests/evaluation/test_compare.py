@@ -17,7 +17,7 @@ from jobs.compare import compare
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, MissingTableError
+from pipeline.errors import ClipError, ConfigError, MissingTableError
 from pipeline.evaluation import comparison, contests
 from pipeline.evaluation.movement import VIDEO, DescriptionWorker
 from pipeline.pages import comparison as comparison_page
@@ -366,6 +366,25 @@ def test_a_generated_video_has_the_frames_that_were_asked_for(
     write_mp4(path, np.zeros((frames, 32, 32, 3), np.uint8), run.data.fps)
     problem = DescriptionWorker(run).describe({"kind": VIDEO, "uri": path, "start_frame": 0})["problem"]
     assert code == (problem and problem.split(":")[0])
+
+
+@pytest.mark.parametrize("code", ["crashed", "timeout", "read", "decode"])
+def test_a_generated_video_whose_end_could_not_be_seen_has_that_problem(
+    small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    run, path = small_run(tmp_path), str(tmp_path / "video.mp4")
+    write_mp4(path, np.zeros((run.data.frames, 32, 32, 3), np.uint8), run.data.fps)
+    worker = DescriptionWorker(run)
+    decode = worker.decoder.frames
+
+    def failing_beyond_the_last(uri: str, start_frame: int, count: int, *geometry: Any) -> Any:
+        if count > run.data.frames:
+            raise ClipError(code, "it stood still")
+        return decode(uri, start_frame, count, *geometry)
+
+    monkeypatch.setattr(worker.decoder, "frames", failing_beyond_the_last)
+    row = worker.describe({"kind": VIDEO, "uri": path, "start_frame": 0})
+    assert (row["description"], row["problem"]) == (None, f"{code}: it stood still")
 
 
 def test_an_arm_without_its_table_stops_before_the_first_is_trained(small_run: MakeRun, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs.weights import flow as flow_weights
@@ -303,6 +307,41 @@ def test_flow_weights_that_are_not_there_are_refused() -> None:
         load_raft(config.model_copy(update={"weights": "/no/such.safetensors"}), CPU)
     with pytest.raises(ConfigError, match=r"no weights of motion\.flow=raft_large"):
         load_raft(config.model_copy(update={"flow": "raft_large"}), CPU)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("content", [b"", b"no weights", None], ids=["empty", "something else", "cut off"])
+def test_flow_weights_that_are_damaged_are_refused_in_one_paragraph(
+    raft: nn.Module, tmp_path: Path, content: bytes | None, suffix: str
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    save: Any = save_file if suffix == ".safetensors" else torch.save
+    save(raft.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(ConfigError, match=r"motion\.weights='.*this file cannot be read .*Give a whole ") as refused:
+        load_raft(load("demo").motion.model_copy(update={"weights": str(path)}), CPU)
+    assert "\n" not in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_file_of_other_things_than_named_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    for content in ([1, 2], {1: torch.zeros(1)}):
+        torch.save(content, path)
+        with pytest.raises(ConfigError, match=r"no weights of motion\.flow"):
+            load_raft(load("demo").motion.model_copy(update={"weights": str(path)}), CPU)
+
+
+def test_flow_weights_that_were_saved_on_a_gpu_are_read_on_a_cpu(
+    raft: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights.pth"
+    with monkeypatch.context() as saving:
+        saving.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save(raft.state_dict(), path)
+    again = load_raft(load("demo").motion.model_copy(update={"weights": str(path)}), CPU)
+    for name, value in raft.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_outside_what_is_kept_the_mask_is_zero_and_inside_it_spans_its_own_motion() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import config, models, tables
 from pipeline.attribution.workers import AttributionWorker
@@ -71,6 +72,13 @@ def test_clips_that_cannot_be_used_are_told(small_run: MakeRun, tmp_path: Path) 
     assert "decode: " in text
     assert "\n" not in text
     assert "model.gradient_checkpointing" in pilots._all_failed(run, 2, ["memory: CUDA out of memory"] * 2)
+
+
+def test_too_little_memory_that_says_nothing_more_is_a_problem_of_the_pilot() -> None:
+    problems = list[str]()
+    with stage_pilot._Problems(problems, torch.device("cpu")):
+        raise MemoryError
+    assert problems == ["memory: MemoryError"]
 
 
 @pytest.mark.parametrize(

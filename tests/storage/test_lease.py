@@ -72,6 +72,22 @@ def test_the_second_is_told_who_holds_it_and_since_when(root: str) -> None:
     assert files(root) == []
 
 
+@pytest.mark.parametrize("content", [b"", b"no lease", b'{"nonce": "0", "version": 2}'])
+def test_a_lease_file_of_another_version_is_named_and_left_alone(root: str, content: bytes) -> None:
+    path = stores.join(root, ".lease-0")
+    stores.write_bytes(path, content)
+    with pytest.raises(HeldError) as error, lease.hold(root, "curate"):
+        pytest.fail("two held it")
+    for part in (repr(root), path, "another version", "delete that file"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert stores.read_bytes(path) == content
+    assert len(files(root)) == 1, "the refused one left something"
+    stores.remove(path)
+    with lease.hold(root, "curate"):
+        pass
+
+
 def test_nothing_stays_of_a_lease_that_was_given_back(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wrong"), lease.hold(str(tmp_path / "new" / "run"), "curate"):
         raise ConfigError("wrong")
@@ -255,6 +271,24 @@ def job(
     line = [sys.executable, "-c", code, "--set", f"root={root}", *options]
     known = {**os.environ, **(environment or {})}
     return subprocess.Popen(line, cwd=ROOT, env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("raise errors.ConfigError('data.videos=s3://user:hidden@b/k: it is not there')", 2),
+        ("raise errors.LostError('s3://user:hidden@b/k: another job may hold it')", 1),
+        ("raise errors.StoreError('s3://user:hidden@b/k: no room')", 1),
+        ("raise errors.StageError('index', 'x') from errors.StoreError('s3://user:hidden@b/k: no room')", 1),
+        ("raise errors.SpentError('s3://user:hidden@b/k: enough')", 0),
+    ],
+)
+def test_what_a_job_says_at_its_end_has_no_secrets(tmp_path: Path, body: str, status: int) -> None:
+    process = job(tmp_path / "run", body)
+    output = "".join(process.communicate(timeout=120))
+    assert process.returncode == status
+    assert "s3://****@b/k: " in output
+    assert "hidden" not in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

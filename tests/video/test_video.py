@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
@@ -396,6 +397,32 @@ def test_remote_files_are_fetched_by_the_parent(tmp_path: Path) -> None:
         assert index(_row("memory://bucket/no.mp4"), _data(), remote)[0]["error"].startswith("read: ")
         assert not os.path.exists(copy), "fetched files pile up"
     fs.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("end", ["", "raise KeyError", "os.kill(os.getpid(), signal.SIGTERM)", "del it"])
+def test_a_process_leaves_no_remote_file_behind_whose_decoder_nobody_closed(tmp_path: Path, end: str) -> None:
+    lines = [
+        "import os, signal, sys, tempfile, fsspec",
+        "from pipeline.video.decoder import Decoder",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ray's workers do",
+        "fsspec.filesystem('memory').pipe_file('/bucket/a.mp4', b'bytes')",
+        "it = Decoder(timeout=30)",
+        "it._local('memory://bucket/a.mp4')",
+        "print(sum(len(files) for _, _, files in os.walk(tempfile.gettempdir())), flush=True)",
+        end,
+        "print(len(os.listdir(tempfile.gettempdir())), flush=True)",
+    ]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    process = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    counts = process.stdout.split()
+    assert counts[0] == "1", process.stderr
+    assert list(scratch.iterdir()) == []
+    if end == "del it":
+        assert counts[1] == "0", "what nobody uses any more stays until the process exits"
 
 
 # --- the child -------------------------------------------------------------------------------------------------------

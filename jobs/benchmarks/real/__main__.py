@@ -27,6 +27,7 @@ from jobs.benchmarks.real.people import PARTS, Part
 from jobs.benchmarks.real.studies import Studies
 from jobs.benchmarks.verdicts import Verdict
 from pipeline.config import Run
+from pipeline.config.credentials import scrubbed
 from pipeline.errors import InputError, UsageError
 from pipeline.stages.progress import duration
 from pipeline.storage import stores
@@ -55,7 +56,7 @@ def main() -> None:
         if not given.list:
             report_on(run, settings, listing, part_of)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {scrubbed(str(error))}", file=sys.stderr)
         sys.exit(2)
 
 
