@@ -75,7 +75,7 @@ def of_states(per_query: states.Array, queries: Sequence[world.Scene]) -> states
     return states.States(queries, clips, {LAYER: per_query[:, :, None]}, {LAYER: noise})
 
 
-def test_what_only_a_motion_or_a_colour_tells_is_not_there_once_that_is_left_out() -> None:
+def test_what_only_a_motion_a_colour_or_a_kind_of_twin_tells_is_not_there_without_it() -> None:
     rng, queries = np.random.default_rng(0), world.queries(1, 20)
     sign = np.where(np.arange(VERSIONS) == 0, 1.0, -1.0)[:, None]
     names = {"motion": [q.motion for q in queries], "colour": [q.caption.split()[1] for q in queries]}
@@ -91,8 +91,17 @@ def test_what_only_a_motion_or_a_colour_tells_is_not_there_once_that_is_left_out
                 assert 0.3 < of_scheme[ALL] < 0.7, f"{scheme} left out, and what only a {look} tells"
         assert 0.2 < found.cartoons < 0.8
 
-    everywhere = (sign + rng.normal(size=(len(queries), VERSIONS, 4))).astype(np.float32)
-    found = areas.areas(of_states(everywhere, queries), kind, 0.1)
+    unlike = rng.normal(size=(len(queries), VERSIONS, 6))  # of two twins one changes more and the other less
+    unlike[:, 1:3, 0] += (-4, 4)
+    found = areas.areas(of_states(unlike.astype(np.float32), queries), kind, 0.1)
+    first, second = list(TWINS)[:2]
+    assert min(found.alone[LEFT_OUT][first], found.alone[LEFT_OUT][second]) > 0.9
+    assert min(found.twins[LEFT_OUT][first], found.twins[LEFT_OUT][second]) < 0.7
+    assert max(found.alone[LEFT_OUT][other] for other in list(TWINS)[2:]) < 0.7
+
+    everywhere = of_states((sign + rng.normal(size=(len(queries), VERSIONS, 4))).astype(np.float32), queries)
+    found = areas.areas(everywhere, kind, 0.1)
+    assert areas.area_left_out(everywhere, kind, 0.1) == pytest.approx(found.twins[LEFT_OUT][ALL])
     assert min(of[ALL] for of in found.twins.values()) > 0.9
 
 
@@ -152,5 +161,7 @@ def test_the_short_form_says_what_it_chose_and_every_layer(
     assert set(printed["best"]) == set(command.MODELS)
     for of_kind in printed["areas"].values():
         for of_corpus in of_kind.values():
-            shares = [of_corpus["cartoons"], *(area for of in of_corpus["twins"].values() for area in of.values())]
+            lessons = [*of_corpus["twins"].values(), *of_corpus["alone"].values()]
+            assert all(set(of) == {*TWINS, ALL} for of in lessons)
+            shares = [of_corpus["cartoons"], *(area for of in lessons for area in of.values())]
             assert all(0 <= share <= 1 for share in shares)

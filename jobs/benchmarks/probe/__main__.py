@@ -22,7 +22,7 @@ import torch
 
 from jobs.benchmarks.ceilings import machine, print_json, print_machine, print_table
 from jobs.benchmarks.looks.gradients import Cell
-from jobs.benchmarks.probe.areas import ALL, LEFT_OUT, RIDGES, TOGETHER, Areas, Kind, areas, kinds
+from jobs.benchmarks.probe.areas import ALL, LEFT_OUT, RIDGES, TOGETHER, Areas, Kind, area_left_out, areas, kinds
 from jobs.benchmarks.probe.states import LATENTS, TIMES, Layer, Reader, states
 from jobs.benchmarks.untrained import with_random_weights
 from pipeline import config
@@ -35,6 +35,11 @@ CLIPS, QUERIES = 200, 10
 
 MODELS = ("the demo's model", "the base that knows sliding")
 UNTRAINED = "untrained: "
+
+LESSONS: dict[str, Callable[[Areas], Mapping[str, Mapping[str, float]]]] = {
+    "one lesson of all twins": lambda areas: areas.twins,
+    "a lesson of each kind of twin": lambda areas: areas.alone,
+}
 
 OfKind = Mapping[Kind, Sequence[Areas]]  # areas in every corpus
 
@@ -83,8 +88,7 @@ def chosen_ridges(reader: Reader, cells: Sequence[Cell]) -> tuple[dict[Kind, flo
     for cell in cells:
         of_corpus = states(reader, cell)
         for kind in kinds(list(of_corpus.of_queries)):
-            of_ridges = [areas(of_corpus, kind, ridge).twins[LEFT_OUT][ALL] for ridge in RIDGES]
-            of_cells.setdefault(kind, []).append(of_ridges)
+            of_cells.setdefault(kind, []).append([area_left_out(of_corpus, kind, ridge) for ridge in RIDGES])
         print(f"corpus {cell.seed}, to choose on", flush=True)
     means = {kind: np.mean(of, axis=0) for kind, of in of_cells.items()}
     return (
@@ -108,49 +112,51 @@ def print_blocks(of_kinds: OfKind) -> None:
     """All noise levels together: every block, by what is left out."""
     together = {kind: of for kind, of in of_kinds.items() if kind.time == TOGETHER}
     schemes = list(next(iter(together.values()))[0].twins)
-    rows = []
-    for kind, of in together.items():
-        left_out = [_cell([a.twins[scheme][ALL] for a in of]) for scheme in schemes]
-        rows.append([kind.name, *left_out, _cell([a.cartoons for a in of])])
-    print("\nall noise levels together; queries above their twins, by what is left out:")
-    print_table(["probe on", *schemes, "real over cartoons"], rows)
+    for title, lesson in LESSONS.items():
+        print(f"\n{title}, all noise levels together; queries above their twins, by what is left out:")
+        rows = []
+        for kind, of in together.items():
+            rows.append([kind.name, *(_cell([lesson(a)[scheme][ALL] for a in of]) for scheme in schemes)])
+        print_table(["probe on", *schemes], rows)
 
 
 def print_noise_levels(of_kinds: OfKind) -> None:
     """Every block at every noise level, with motion and colour left out, and of cartoons."""
     layers: list[Layer] = list(dict.fromkeys(kind.layer for kind in of_kinds if kind.layer[0] != LATENTS))
-    times = [f"{time:g}" for time in TIMES]
+    times = [*(f"{time:g}" for time in TIMES), TOGETHER]
     measures: dict[str, Callable[[Areas], float]] = {
-        f"queries above their twins, {LEFT_OUT} left out": lambda a: a.twins[LEFT_OUT][ALL],
+        "queries above their twins, one lesson of all twins": lambda a: a.twins[LEFT_OUT][ALL],
+        "queries above their twins, a lesson of each kind of twin": lambda a: a.alone[LEFT_OUT][ALL],
         "real over cartoons": lambda a: a.cartoons,
     }
     for title, measure in measures.items():
-        print(f"\n{title}, by the timestep:")
-        rows = [
-            [f"{model}, block {block}"]
-            + [_cell([measure(a) for a in of_kinds[Kind((model, block), time)]]) for time in [*times, TOGETHER]]
-            for model, block in layers
-        ]
-        print_table(["probe on", *times, TOGETHER], rows)
+        print(f"\n{title}, by the timestep; of queries {LEFT_OUT} are left out:")
+        rows = []
+        for layer in layers:
+            cells = [_cell([measure(a) for a in of_kinds[Kind(layer, time)]]) for time in times]
+            rows.append([f"{layer[0]}, block {layer[1]}", *cells])
+        print_table(["probe on", *times], rows)
 
 
 def print_best(of_kinds: OfKind, best: Mapping[str, Kind]) -> None:
     """What was chosen on other corpora, beside its controls, and by how much it is above them."""
     latents = next(kind for kind in of_kinds if kind.layer[0] == LATENTS)
-    rows = []
-    for kind in [*best.values(), *map(untrained, best.values()), latents]:
-        of = of_kinds[kind]
-        twins = [_cell([a.twins[LEFT_OUT][name] for a in of]) for name in (*TWINS, ALL)]
-        rows.append([kind.name, *twins, _cell([a.cartoons for a in of])])
-    print(f"\nchosen on other corpora; {LEFT_OUT} left out:")
-    print_table(["probe on", *TWINS, ALL, "real over cartoons"], rows)
+    for title, lesson in LESSONS.items():
+        print(f"\nchosen on other corpora; {title}; {LEFT_OUT} left out:")
+        rows = []
+        for kind in [*best.values(), *map(untrained, best.values()), latents]:
+            twins = [_cell([lesson(a)[LEFT_OUT][name] for a in of_kinds[kind]]) for name in (*TWINS, ALL)]
+            rows.append([kind.name, *twins, _cell([a.cartoons for a in of_kinds[kind]])])
+        print_table(["probe on", *TWINS, ALL, "real over cartoons"], rows)
     rows = []
     for kind in best.values():
         for control in (untrained(kind), latents):
             pairs = list(zip(of_kinds[kind], of_kinds[control], strict=True))
-            twins = _cell([a.twins[LEFT_OUT][ALL] - b.twins[LEFT_OUT][ALL] for a, b in pairs])
-            rows.append([kind.name, control.name, twins, _cell([a.cartoons - b.cartoons for a, b in pairs])])
-    print_table(["probe on", "above", ALL, "real over cartoons"], rows)
+            of_lessons = [
+                _cell([f(a)[LEFT_OUT][ALL] - f(b)[LEFT_OUT][ALL] for a, b in pairs]) for f in LESSONS.values()
+            ]
+            rows.append([kind.name, control.name, *of_lessons, _cell([a.cartoons - b.cartoons for a, b in pairs])])
+    print_table(["probe on", "above", *LESSONS, "real over cartoons"], rows)
 
 
 def _cell(values: Sequence[float]) -> str:

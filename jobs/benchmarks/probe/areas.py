@@ -47,36 +47,54 @@ def kinds(layers: Sequence[Layer]) -> list[Kind]:
 @dataclass(frozen=True)
 class Areas:
     """AUC of queries above their twins, by what is left out and the kind of twin, and of real clips above cartoons of
-    their motion."""
+    their motion. The probe of `twins` and `cartoons` is taught on every kind of twin at once; in `alone` each kind has
+    a probe of its own, because of two twins one may change more than the query does and the other less."""
 
     twins: Mapping[str, Mapping[str, float]]
+    alone: Mapping[str, Mapping[str, float]]
     cartoons: float
 
 
 def areas(states: States, kind: Kind, ridge: float) -> Areas:
-    """Of a probe of this kind that is taught on the corpus' queries and their twins."""
-    versions = 1 + len(TWINS)
-    labels = np.where(np.arange(len(states.queries) * versions) % versions == 0, 1.0, -1.0)
-    probe = Probe(kind.of(states.of_queries[kind.layer]), labels, ridge)
-    twins = {name: of_twins(probe, some) for name, some in folds(states.queries).items()}
-    return Areas(twins, _over_cartoons(states, probe.scores(kind.of(states.of_clips[kind.layer]))))
+    """Of probes of this kind that are taught on the corpus' queries and their twins."""
+    of_queries, by_scheme = states.of_queries[kind.layer], folds(states.queries)
+    probe = taught(kind.of(of_queries), len(TWINS), ridge)
+    twins = {name: of_twins(probe, some, list(TWINS)) for name, some in by_scheme.items()}
+    alone: dict[str, dict[str, float]] = {name: {} for name in by_scheme}
+    for place, twin in enumerate(TWINS):
+        of_kind = taught(kind.of(of_queries[:, [0, 1 + place]]), 1, ridge)
+        for name, some in by_scheme.items():
+            alone[name] |= of_twins(of_kind, some, [twin])
+    for of_scheme in (*twins.values(), *alone.values()):
+        of_scheme[ALL] = float(np.mean(list(of_scheme.values())))
+    return Areas(twins, alone, _over_cartoons(states, probe.scores(kind.of(states.of_clips[kind.layer]))))
 
 
-def of_twins(probe: Probe, some: Sequence[Fold]) -> dict[str, float]:
-    """The share of pairs of a query and a twin, of the same fold, that the probe has in the right order; of each kind
-    of twin, and their mean."""
-    right, pairs = np.zeros(len(TWINS)), 0
+def area_left_out(states: States, kind: Kind, ridge: float) -> float:
+    """`twins` of Areas where motion and colour are left out, over all kinds of twin: what kinds are chosen by."""
+    probe = taught(kind.of(states.of_queries[kind.layer]), len(TWINS), ridge)
+    of_kinds = of_twins(probe, folds(states.queries)[LEFT_OUT], list(TWINS))
+    return float(np.mean(list(of_kinds.values())))
+
+
+def taught(states: Floats, twins: int, ridge: float) -> Probe:
+    """A probe on the states of queries, each followed by those of so many twins of its own."""
+    return Probe(states, np.where(np.arange(len(states)) % (1 + twins) == 0, 1.0, -1.0), ridge)
+
+
+def of_twins(probe: Probe, some: Sequence[Fold], twins: Sequence[str]) -> dict[str, float]:
+    """The share of pairs of a query and a twin, of the same fold, that the probe has in the right order, of each kind
+    of twin that it was taught on."""
+    right, pairs = np.zeros(len(twins)), 0
     for fold in some:
-        scores = _asked(probe, fold)
+        scores = _asked(probe, fold, 1 + len(twins))
         pairs += len(scores) ** 2
-        right += [auc(scores[:, 0], scores[:, 1 + place]) * len(scores) ** 2 for place in range(len(TWINS))]
-    shares = dict(zip(TWINS, (right / pairs).tolist(), strict=True))
-    return {**shares, ALL: float(np.mean(list(shares.values())))}
+        right += [auc(scores[:, 0], scores[:, 1 + place]) * len(scores) ** 2 for place in range(len(twins))]
+    return dict(zip(twins, (right / pairs).tolist(), strict=True))
 
 
-def _asked(probe: Probe, fold: Fold) -> Floats:
-    """Scores of what a fold asks about: [asked, 1 + twins]."""
-    versions = 1 + len(TWINS)
+def _asked(probe: Probe, fold: Fold, versions: int) -> Floats:
+    """Scores of what a fold asks about: [asked, versions]."""
     if not fold.left_out.any():
         return probe.scores_of_its_own().reshape(-1, versions)[fold.asked]
     scores = probe.scores_without(np.repeat(fold.left_out, versions)).reshape(-1, versions)
