@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from jobs.benchmarks import lawfulness
+from pipeline.ranking.lawfulness import named_group
+from pipeline.synthetic import world
 
 
 def test_an_auc_is_of_one_motion() -> None:
@@ -23,11 +25,21 @@ def test_what_is_called_unlawful_is_counted() -> None:
     assert lawfulness.called(rows) == (4, 2, 2, 1)
 
 
+def test_captions_of_both_worlds_name_the_motion_of_every_moving_clip() -> None:
+    for cells in lawfulness.CORPORA.values():
+        clips, _ = cells[0].scenes()
+        for clip in clips:
+            assert named_group(clip.caption, world.MOTIONS) == (clip.motion or None), clip.caption
+        assert {clip.kind for clip in clips} >= {"real", "cartoon"}
+
+
 @pytest.mark.slow
 def test_the_short_form_tells_cartoons(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["lawfulness", "--quick"])
     lawfulness.main()
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
-    means = [sum(of.values()) / len(of) for of in printed["auc"]["distance"].values()]
-    assert len(means) == 2
+    worlds = json.loads(capsys.readouterr().out.splitlines()[-1])["worlds"]
+    assert list(worlds) == list(lawfulness.CORPORA)
+    for printed in worlds.values():
+        assert len(printed["auc"]["distance"]) == len(printed["called"]) == len(printed["flaws"]) == 2
+    means = [sum(of.values()) / len(of) for of in worlds["the training world"]["auc"]["distance"].values()]
     assert min(means) > 0.65, means

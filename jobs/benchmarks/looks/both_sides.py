@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.benchmarks.looks import gradients
 from jobs.benchmarks.looks.changes import FEW, MASKED, Versions
 from jobs.benchmarks.looks.gradients import LOOKS, Array, Cell, Corpus, Taker, Video
+from jobs.benchmarks.untrained import with_random_weights
 from pipeline import config
 from pipeline.config.attribution import Change
 from pipeline.storage import stores
@@ -35,7 +35,7 @@ def both_sides(corpus: Corpus, cell: Cell, folder: Path) -> BothSides:
     path = folder / f"{cell.name}-both-sides.npz"
     if not path.is_file():
         run = config.load("demo", {})
-        trained, blank = Taker(run, cell.model(run)), Taker(run, gradients.forgotten(cell.model(run)))
+        trained, blank = Taker(run, cell.model(run)), Taker(run, with_random_weights(cell.model(run)))
         clips = Versions(trained, corpus.clips)
         sides = BothSides(
             clips.in_looks(OF_CLIPS, FEW),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.benchmarks.quality import problem
+from jobs.benchmarks.untrained import with_random_weights
 from pipeline import config, models, motion
 from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run
@@ -164,7 +165,7 @@ def untrained(trained: Corpus, cell: Cell, folder: Path) -> Corpus:
     path = folder / f"{cell.name}-untrained.npz"
     if not path.is_file():
         run = config.load("demo", {})
-        taker = Taker(run, forgotten(cell.model(run)))
+        taker = Taker(run, with_random_weights(cell.model(run)))
         _write(path, _gradients(taker, trained.clips, trained.queries, CAPTIONS[-1:], TIMES[-1:]))
     return Corpus(trained.clips, trained.queries, *_read(path))
 
@@ -215,13 +216,3 @@ def _in_looks(taker: Taker, queries: Sequence[Video], name: str | None, settings
             mask = twin_mask
         videos += [(looks.recoloured(frames, key, look), mask, "") for look in range(LOOKS)]
     return taker.take(videos, settings)[:, 0].reshape(len(scenes), LOOKS, -1).transpose(1, 0, 2)
-
-
-def forgotten(model: VideoModel) -> VideoModel:
-    """The model itself with random weights of the same spread in place of the trained ones."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.trained.parameters():
-            spread = parameter.std() if parameter.numel() > 1 else parameter.abs().mean()
-            parameter.copy_(parameter.mean() + spread * torch.randn(parameter.shape, generator=generator))
-    return model
