@@ -333,8 +333,8 @@ class Routes:
         ids = json.loads(request.query_params.get("ids", "[]"))
         if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
             raise ValueError("ids: name clips")
-        root = self._bench.index.run.root
-        left = [one for one in ids if one not in set(self._bench.index.liked_ids)]
+        root, liked = self._bench.index.run.root, set(self._bench.index.liked_ids)
+        left = [one for one in ids if one not in liked]
         return {"cost": requests.cost(root, Requests([], [], left)), "command": requests.command(root)}
 
     def post_prompted(self, body: bytes) -> Any:
