@@ -98,7 +98,9 @@ class FeatureTable:
                     if here.any():
                         phi = self._unit(batch.column(0), here)
                         self._check(phi, part.path, at)
-                        outputs.append(call(phi, slice(at, at := at + len(phi))))
+                        end = at + len(phi)
+                        outputs.append(call(phi, slice(at, end)))
+                        at = end
             return outputs
 
         for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):
