@@ -30,20 +30,16 @@ from pipeline.models.folders import folder, hash_parts, read_config
 OfFolder = Callable[[Path], Family]
 
 
-def wan_text_to_video(path: Path) -> Family:
-    """Wan 2.1, or one of the two of Wan 2.2 that have its class."""
-    index = read_config(path / INDEX)
-    if any(index.get("transformer_2") or []) or (path / "transformer_2").is_dir() or index.get("boundary_ratio"):
-        return WanExpertsFamily(path)
-    return WanTokensFamily(path) if index.get("expand_timesteps") else WanFamily(path)
+def wan(plain: OfFolder, experts: OfFolder, tokens: OfFolder) -> OfFolder:
+    """What tells the families of one class apart: Wan 2.1 is `plain`; Wan 2.2 has two experts or times of tokens."""
 
+    def of_folder(path: Path) -> Family:
+        index = read_config(path / INDEX)
+        if any(index.get("transformer_2") or []) or (path / "transformer_2").is_dir() or index.get("boundary_ratio"):
+            return experts(path)
+        return tokens(path) if index.get("expand_timesteps") else plain(path)
 
-def wan_image_to_video(path: Path) -> Family:
-    """Wan 2.1, or one of the two of Wan 2.2 that have its class."""
-    index = read_config(path / INDEX)
-    if any(index.get("transformer_2") or []) or (path / "transformer_2").is_dir() or index.get("boundary_ratio"):
-        return WanImageExpertsFamily(path)
-    return WanImageTokensFamily(path) if index.get("expand_timesteps") else WanImageFamily(path)
+    return of_folder
 
 
 # Pipelines by the class that their model_index.json names. Where one class serves several families, a function tells
@@ -58,8 +54,8 @@ ADAPTERS: dict[str, OfFolder] = {
     "MochiPipeline": MochiFamily,
     "SanaVideoPipeline": SanaFamily,
     "SkyReelsV2Pipeline": SkyReelsFamily,
-    "WanImageToVideoPipeline": wan_image_to_video,
-    "WanPipeline": wan_text_to_video,
+    "WanImageToVideoPipeline": wan(WanImageFamily, WanImageExpertsFamily, WanImageTokensFamily),
+    "WanPipeline": wan(WanFamily, WanExpertsFamily, WanTokensFamily),
 }
 
 # What has an adapter in diffusers and none here, and why.

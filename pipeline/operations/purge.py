@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +54,12 @@ class _Part:
 def known(root: str, ids: Collection[str]) -> set[str]:
     """Those of the ids that some table below the root still has. Raises ValueError as `purge` does."""
     fs, bare = stores.place(root)
-    existing_ids = set[str]()
+    asked, existing_ids = set(ids), set[str]()
     for part in _parts(fs, bare):
         for batch in _batches(fs, part, part.table.ids):
             for column in part.table.ids:
-                existing_ids.update(set(batch.column(column).to_pylist()) & set(ids))
-        existing_ids.update(set(part.query_ids) & set(ids))
+                existing_ids.update(asked & set(batch.column(column).to_pylist()))
+        existing_ids.update(asked & set(part.query_ids))
     return existing_ids
 
 
@@ -74,22 +74,23 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     """
     fs, bare = stores.place(root)
     parts = [part for part in _parts(fs, bare) if not _relative(part.path, bare).startswith(PAGES)]
-    ids = {*ids, *_made_of(fs, bare, ids)}
-    purge_list.remember(root, ids)
+    gone = set(ids)
+    gone |= _made_of(fs, bare, gone)
+    purge_list.remember(root, gone)
     removed = Removed()
     for path in _files(fs, bare):
         if _relative(path, bare).startswith(PAGES):
             _remove(fs, bare, path, removed)
         if path.endswith(tuple(f"/{name}" for name in CURATED)):
-            _from_list(fs, bare, path, ids, removed)
-    _packs(fs, bare, parts, ids, removed)
-    _made_queries(fs, bare, ids, removed)
-    homes = _exports(fs, bare, parts, ids, removed)
+            _from_list(fs, bare, path, gone, removed)
+    _packs(fs, bare, parts, gone, removed)
+    _made_queries(fs, bare, gone, removed)
+    homes = _exports(fs, bare, parts, gone, removed)
     videos = set[str]()
     for part in parts:
         if posixpath.dirname(part.path) not in homes:
-            videos |= _from_part(fs, bare, part, ids, removed)
-    _generated(fs, bare, ids, videos, removed)
+            videos |= _from_part(fs, bare, part, gone, removed)
+    _generated(fs, bare, gone, videos, removed)
     _latents(fs, bare, root, removed)
     for path in _files(fs, bare):
         name = posixpath.basename(path)
@@ -147,13 +148,11 @@ def _gone(batch: pa.RecordBatch, columns: Collection[str], ids: pa.Array) -> pa.
     return mask
 
 
-def _from_part(
-    fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Collection[str], removed: Removed
-) -> set[str]:
+def _from_part(fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Set[str], removed: Removed) -> set[str]:
     """Rewrite a part without the clips; returns the uris of those of its rows that a model generated."""
     id_array, uris = pa.array(sorted(ids), pa.string()), set[str]()
     columns = part.table.ids
-    queries = [i for i, q in enumerate(part.query_ids) if q in set(ids)]
+    queries = [i for i, q in enumerate(part.query_ids) if q in ids]
     count, rows = 0, 0
     for batch in _batches(fs, part, columns):
         count += int(pc.sum(_gone(batch, columns, id_array)).as_py() or 0)
@@ -206,7 +205,7 @@ def _narrowed(table: pa.Table, schema: pa.Schema, part: _Part, queries: list[int
 
 
 def _exports(
-    fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Collection[str], removed: Removed
+    fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Set[str], removed: Removed
 ) -> set[str]:
     """Remove every export that has one of the clips, as a whole: its lists and shards name or hold several. Returns the
     folders of their tables. An export that lies outside the root stays, and is named."""
@@ -232,14 +231,14 @@ def _exports(
     return homes
 
 
-def _made_of(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str]) -> set[str]:
+def _made_of(fs: fsspec.AbstractFileSystem, bare: str, ids: Set[str]) -> set[str]:
     """The queries that people made of some clips: their rows go with the clips."""
     paths = [path for path in _files(fs, stores.join(bare, "made_queries")) if path.endswith(".json")]
     records = [json.loads(fs.cat_file(path)) for path in paths]
-    return {record["id"] for record in records if record.get("clip") in set(ids)}
+    return {record["id"] for record in records if record.get("clip") in ids}
 
 
-def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str], removed: Removed) -> None:
+def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Set[str], removed: Removed) -> None:
     """Remove the queries that people made of purged clips, and purged queries out of the manifest of all."""
     folder = stores.join(bare, "made_queries")
     gone = set(ids)
@@ -259,9 +258,7 @@ def _made_queries(fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str]
             stores.write_bytes(_whole(fs, manifest), "".join(f"{line}\n" for line in rest).encode())
 
 
-def _packs(
-    fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Collection[str], removed: Removed
-) -> None:
+def _packs(fs: fsspec.AbstractFileSystem, bare: str, parts: Collection[_Part], ids: Set[str], removed: Removed) -> None:
     """Remove every pack of previews that holds a film of one of the clips, as a whole: films of others are made again
     when somebody looks at them. Their rows that are left name a pack that is not there, which counts as no preview."""
     id_array, names = pa.array(sorted(ids), pa.string()), set[str]()
@@ -277,11 +274,11 @@ def _packs(
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collection[str], removed: Removed) -> None:
+def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Set[str], removed: Removed) -> None:
     """Take clips out of the list of what a model was trained on, once the model carries a note of it."""
     lines = [line for line in fs.cat_file(path).decode().split("\n") if line]
     line_ids = [json.loads(line).get("clip_id") for line in lines]
-    gone = {i for i in line_ids if i in set(ids)}
+    gone = {i for i in line_ids if i in ids}
     if not gone:
         return
     model = posixpath.dirname(posixpath.dirname(path))
@@ -296,7 +293,7 @@ def _from_list(fs: fsspec.AbstractFileSystem, bare: str, path: str, ids: Collect
 
 
 def _generated(
-    fs: fsspec.AbstractFileSystem, bare: str, ids: Collection[str], videos: Collection[str], removed: Removed
+    fs: fsspec.AbstractFileSystem, bare: str, ids: Set[str], videos: Collection[str], removed: Removed
 ) -> None:
     """Videos generated from a purged query's caption, and query videos made from prompts."""
     folder = stores.join(bare, "generated")

@@ -61,9 +61,10 @@ class FeatureTable:
             replace(self, parts=self.parts[first:], clip_ids=self.clip_ids[count:], start=self.start + count),
         )
 
-    def among(self, ids: Sequence[str]) -> FeatureTable:
+    def among(self, ids: Sequence[str] | pa.Array) -> FeatureTable:
         """Those of the clips that `ids` names."""
-        membership = pc.is_in(self.clip_ids, pa.array(ids, pa.large_string()))
+        array = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string())
+        membership = pc.is_in(self.clip_ids, array.cast(pa.large_string()))
         flags, parts, start = membership.to_numpy(zero_copy_only=False), [], 0
         for part in self.parts:
             chosen, count = part.flags.copy(), int(part.flags.sum())
@@ -97,7 +98,9 @@ class FeatureTable:
                     if here.any():
                         phi = self._unit(batch.column(0), here)
                         self._check(phi, part.path, at)
-                        outputs.append(call(phi, slice(at, at := at + len(phi))))
+                        end = at + len(phi)
+                        outputs.append(call(phi, slice(at, end)))
+                        at = end
             return outputs
 
         for results in in_order(of_part, zip(self.parts, first.tolist(), strict=False)):

@@ -82,6 +82,10 @@ class Ranked:
         """One group's queries; "all" is every query."""
         return [i for i, g in enumerate(self.groups) if group in ("all", g)]
 
+    def not_of(self, group: str) -> list[int]:
+        """The queries of all other groups; of "all" there are none."""
+        return [i for i, g in enumerate(self.groups) if group not in ("all", g)]
+
     @property
     def all_groups(self) -> list[str]:
         return ["all", *sorted(set(self.groups) - {"all"})]
@@ -108,7 +112,7 @@ class Ranked:
             total += column
             votes += column >= marks.votes_from[query]
         mean = total / len(queries)
-        others = [query for query in range(len(self.groups)) if query not in set(queries)]
+        others = self.not_of(group)
         if spare and others:
             mean -= spare * sum(self.influence[query].astype(np.float64) for query in others) / len(others)
         return mean.astype(np.float32), votes
@@ -117,7 +121,7 @@ class Ranked:
         """How far each clip's mean influence on a group's queries may be off, for another draw of them and of the
         settings: half of an interval of this confidence [N]; None without one, and for a single query."""
         queries = self.of(group)
-        others = [query for query in range(len(self.groups)) if query not in set(queries)]
+        others = self.not_of(group)
         error = None if confidence is None else squared_error(self.influence[query] for query in queries)
         if confidence is None or error is None:
             return None

@@ -84,15 +84,17 @@ class Previews:
             return data
         with self._lock:
             at, error = self._failed.get(name, (0.0, None))
+            if error is not None and (error.code != "read" or time.monotonic() - at < AGAIN):
+                raise error
             own = self._making.setdefault(name, threading.Lock())
-        if error is not None and (error.code != "read" or time.monotonic() - at < AGAIN):
-            raise error
-        with own:  # several who look at one clip wait for one film
-            data = self._cached(name)
-            if data is None:
-                data = self._made(name, row)
-        with self._lock:
-            self._making.pop(name, None)
+        try:
+            with own:  # several who look at one clip wait for one film
+                data = self._cached(name)
+                if data is None:
+                    data = self._made(name, row)
+        finally:
+            with self._lock:
+                self._making.pop(name, None)
         return data
 
     def _made(self, name: str, row: Row) -> bytes:

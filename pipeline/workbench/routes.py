@@ -333,8 +333,8 @@ class Routes:
         ids = json.loads(request.query_params.get("ids", "[]"))
         if not isinstance(ids, list) or not ids or not all(isinstance(one, str) for one in ids):
             raise ValueError("ids: name clips")
-        root = self._bench.index.run.root
-        left = [one for one in ids if one not in set(self._bench.index.liked_ids)]
+        root, liked = self._bench.index.run.root, set(self._bench.index.liked_ids)
+        left = [one for one in ids if one not in liked]
         return {"cost": requests.cost(root, Requests([], [], left)), "command": requests.command(root)}
 
     def post_prompted(self, body: bytes) -> Any:
@@ -347,13 +347,18 @@ class Routes:
         """A video of somebody's own, as it comes: into a private file, decoded by the child, and never kept."""
         kind = request.headers.get("content-type", "")
         length = request.headers.get("content-length", "")
+        refused = refusal(400, "a video of at most 512 MiB, sent as application/octet-stream", {"Connection": "close"})
         if kind != "application/octet-stream" or not length.isdecimal() or int(length) > made_queries.LONGEST:
-            return refusal(400, "a video of at most 512 MiB, sent as application/octet-stream", {"Connection": "close"})
+            return refused
         handle, path = tempfile.mkstemp(dir=self._bench.folder)
         try:
+            received = 0
             with os.fdopen(handle, "wb") as file:
                 async with asyncio.timeout(BRINGING):
                     async for chunk in request.stream():
+                        received += len(chunk)
+                        if received > made_queries.LONGEST:  # a chunked body may be longer than what it states
+                            return refused
                         await run_in_threadpool(file.write, chunk)
             said = {name: request.query_params[name] for name in ("batch", "by", "group", "caption")}
             return JSONResponse(await run_in_threadpool(self._bench.make_query, Made.model_validate(said), path))

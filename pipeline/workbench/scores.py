@@ -182,10 +182,11 @@ class Features:
     """The clips' own features as unit rows in memory, half precision; a part of the clips where all are too many."""
 
     def __init__(self, index: Index) -> None:
-        """Raises UsageError where the run has no features under the ranking's mask."""
+        """Raises UsageError where no clip of the index has a feature under the ranking's mask."""
         self._index = index
         table = under_mask(index.run.root, "clips", index.run.ranking.mask)
-        table = _sampled(table)
+        # A job may index anew while the workbench opens: then features/ has clips that the index does not have.
+        table = _sampled(table.among(index.ids))
         self.complete = len(table.clip_ids) == index.standing("all").ranked
         at = index.places(table.clip_ids.to_pylist())
         rows, width = 0, None
@@ -199,7 +200,7 @@ class Features:
             raise UsageError("no clip has a feature under the ranking's mask, so nothing can be like another")
         self.places: Places = at
         self._row_of = np.full(len(index), -1, np.int32)
-        self._row_of[at[at >= 0]] = np.flatnonzero(at >= 0)
+        self._row_of[at] = np.arange(len(at))
 
     def like(self, signs: Mapping[str, int]) -> Floats:
         """Mean over some clips of sign times cosine [N]. Raises ValueError where none of them has a feature."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from pathlib import Path
 
@@ -123,6 +124,24 @@ def test_a_video_of_ones_own_is_decoded_and_never_kept(run: Run, tmp_path: Path)
     assert ask(served, "brought?by=ann", "POST", path.read_bytes(), Content_Type=kind)[0] == 400
     assert len(list((Path(run.root) / "made_queries").glob("*.mp4"))) == 1
     assert [p.name for p in Path(served.bench.folder).iterdir() if p.name.startswith("tmp")] == []
+    served.stop()
+
+
+def test_a_chunked_video_that_is_longer_than_it_states_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = Served(run)
+    monkeypatch.setattr(made_queries, "LONGEST", 1000)
+    link = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    query = "brought?batch=of-my-own-3&by=ann&group=hop&caption=hopping"
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": "10", "Transfer-Encoding": "chunked"}
+    chunk = b"%x\r\n%s\r\n" % (600, b"x" * 600)
+    link.request("POST", f"/{served.token}/{query}", 3 * chunk + b"0\r\n\r\n", headers)
+    answer = link.getresponse()
+    body = answer.read()
+    link.close()
+    assert answer.status == 400
+    assert "at most 512 MiB" in json.loads(body)["error"]
+    assert answer.getheader("Connection") == "close"
+    assert [path.name for path in Path(served.bench.folder).iterdir() if path.name.startswith("tmp")] == []
     served.stop()
 
 

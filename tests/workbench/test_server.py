@@ -19,7 +19,7 @@ from jobs import command
 from jobs import workbench as job
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ClipError, ConfigError
 from pipeline.operations import purge
 from pipeline.storage import stores
 from pipeline.workbench import bench, previews
@@ -225,6 +225,18 @@ def test_the_folder_of_films_is_private_bounded_and_goes(run: Run, tmp_path: Pat
     Path(folder).chmod(0o755)
     with pytest.raises(ConfigError, match="not this user's alone"):
         bench.private_folder("x")
+
+
+def test_nothing_is_left_in_memory_of_films_that_are_made_but_the_failures(run: Run, tmp_path: Path) -> None:
+    films = previews.Previews(run, str(tmp_path / "films"), 1 << 20, 1)
+    clips = {row["clip_id"]: row for row in tables.read(stores.join(run.root, "clips")).to_pylist()}
+    films.film("clips", clips["clip-01"])
+    for _ in range(2):  # the second time, its failure is remembered
+        with pytest.raises(ClipError):
+            films.film("clips", clips[CUT_OFF])
+    assert films._making == {}
+    assert len(films._failed) == 1
+    films.close()
 
 
 def test_films_ahead_lie_in_packs_and_a_purge_takes_them(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipeline import tables
@@ -23,7 +24,19 @@ from pipeline.workbench.overview import commands, overview
 from pipeline.workbench.people import Decision, Like, People, ReadOnlyError, Undo, Weighing
 from pipeline.workbench.scores import Scores
 from pipeline.workbench.views import SORTS, Spec, Views
-from tests.support.workbenches import COPY, CUT_OFF, GONE, GROUPS, LAWFUL, START, names, run_of, words, write_lawfulness
+from tests.support.workbenches import (
+    COPY,
+    CUT_OFF,
+    GONE,
+    GROUPS,
+    LAWFUL,
+    PRINT,
+    START,
+    names,
+    run_of,
+    words,
+    write_lawfulness,
+)
 
 BATCH = "batch-{:04d}"
 
@@ -327,6 +340,23 @@ def test_copies_are_grouped_with_the_better_ranked_as_the_best(opened: Opened) -
     assert tables.read(stores.join(opened.run.root, "duplicates")).num_rows == 2
     with pytest.raises(ValueError, match="threshold"):
         duplicates.groups(opened.index, opened.scores.features(), 0.5)
+
+
+def test_clips_that_features_have_and_the_index_lacks_change_no_score_and_are_no_copies(opened: Opened) -> None:
+    before = opened.scores.liked(Spec(like={"clip-09": 1}))
+    rows = tables.read(stores.join(opened.run.root, "clips"))
+    assert rows is not None
+    absent = pa.array(["clip-04", COPY])
+    present = rows.filter(pc.invert(pc.is_in(rows.column("clip_id"), absent)))
+    tables.replace(stores.join(opened.run.root, "clips"), present, PRINT)
+    reindexed = Opened(opened.run)
+    features = reindexed.scores.features()
+    assert (features.places >= 0).all()
+    ids = reindexed.index.ids.to_pylist()
+    after = dict(zip(ids, reindexed.scores.liked(Spec(like={"clip-09": 1})).tolist(), strict=True))
+    expected = dict(zip(opened.index.ids.to_pylist(), before.tolist(), strict=True))
+    assert after == pytest.approx({clip_id: expected[clip_id] for clip_id in ids})
+    assert duplicates.groups(reindexed.index, features, 0.97) == []
 
 
 def test_copies_by_bytes_are_the_same_file_under_several_names(opened: Opened) -> None:
