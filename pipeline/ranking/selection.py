@@ -354,7 +354,7 @@ def unranked(run: Run, ranked: Ranked) -> pa.Table:
     schema = pa.schema([("clip_id", pa.string()), ("error", pa.string())])
     pieces = [schema.empty_table()]
     roots = run.clip_roots if run.attribution.shortlist is None else (shortlist.home(run.root), run.root)
-    stages = [(root, ("clips",)) for root in run.clip_roots]
+    stages: list[tuple[str, tuple[str, ...]]] = [(root, ("clips",)) for root in run.clip_roots]
     stages += [(root, (stage, "clips")) for root in roots for stage in ("motion", "features")]
     featured = list[pa.ChunkedArray]()
     for root, names in stages:
