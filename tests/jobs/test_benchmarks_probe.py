@@ -83,26 +83,26 @@ def test_what_only_a_motion_a_colour_or_a_kind_of_twin_tells_is_not_there_withou
     for look, of_queries in names.items():
         directions = {name: 5 * rng.normal(size=200) / np.sqrt(200) for name in dict.fromkeys(of_queries)}
         own = np.stack([directions[name] for name in of_queries])[:, None] * sign
-        found = areas.areas(of_states((own + rng.normal(size=own.shape)).astype(np.float32), queries), kind, 0.1)
-        assert found.twins["nothing"][ALL] > 0.9
-        assert found.twins["clips"][ALL] > 0.9
-        for scheme, of_scheme in found.twins.items():
+        measured = areas.areas(of_states((own + rng.normal(size=own.shape)).astype(np.float32), queries), kind, 0.1)
+        assert measured.twins["nothing"][ALL] > 0.9
+        assert measured.twins["clips"][ALL] > 0.9
+        for scheme, of_scheme in measured.twins.items():
             if look in scheme:
                 assert 0.3 < of_scheme[ALL] < 0.7, f"{scheme} left out, and what only a {look} tells"
-        assert 0.2 < found.cartoons < 0.8
+        assert 0.2 < measured.cartoons < 0.8
 
     unlike = rng.normal(size=(len(queries), VERSIONS, 6))  # of two twins one changes more and the other less
     unlike[:, 1:3, 0] += (-4, 4)
-    found = areas.areas(of_states(unlike.astype(np.float32), queries), kind, 0.1)
+    measured = areas.areas(of_states(unlike.astype(np.float32), queries), kind, 0.1)
     first, second = list(TWINS)[:2]
-    assert min(found.alone[LEFT_OUT][first], found.alone[LEFT_OUT][second]) > 0.9
-    assert min(found.twins[LEFT_OUT][first], found.twins[LEFT_OUT][second]) < 0.7
-    assert max(found.alone[LEFT_OUT][other] for other in list(TWINS)[2:]) < 0.7
+    assert min(measured.alone[LEFT_OUT][first], measured.alone[LEFT_OUT][second]) > 0.9
+    assert min(measured.twins[LEFT_OUT][first], measured.twins[LEFT_OUT][second]) < 0.7
+    assert max(measured.alone[LEFT_OUT][other] for other in list(TWINS)[2:]) < 0.7
 
     everywhere = of_states((sign + rng.normal(size=(len(queries), VERSIONS, 4))).astype(np.float32), queries)
-    found = areas.areas(everywhere, kind, 0.1)
-    assert areas.area_left_out(everywhere, kind, 0.1) == pytest.approx(found.twins[LEFT_OUT][ALL])
-    assert min(of[ALL] for of in found.twins.values()) > 0.9
+    measured = areas.areas(everywhere, kind, 0.1)
+    assert areas.area_left_out(everywhere, kind, 0.1) == pytest.approx(measured.twins[LEFT_OUT][ALL])
+    assert min(of[ALL] for of in measured.twins.values()) > 0.9
 
 
 def test_states_are_of_every_block_and_noise_level_and_of_the_weights() -> None:
