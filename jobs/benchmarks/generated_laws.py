@@ -99,7 +99,6 @@ class Corpus:
 
     seed: int
     clips: Clips
-    queries: Clips
     held_out: Clips
     scenes: Sequence[Scene]  # the held-out clips'
     twins: Sequence[Scene]  # cartoons with the looks and captions of `scenes`
@@ -135,10 +134,10 @@ class Camera:
         )
 
     def films(self, given: Corpus, model: VideoModel, sampling: int) -> Iterator[Measured]:
-        """The measures of the videos that a model makes of the captions, the n-th with the n-th seed."""
+        """The measures of the videos that a model makes of the captions, each with a seed of its own and the corpus."""
         data, guidance = self.run.data, self.run.evaluate.guidance
-        for seed, scene in enumerate(given.scenes):
-            geometry = (data.frames, data.height, data.width)
+        for n, scene in enumerate(given.scenes):
+            geometry, seed = (data.frames, data.height, data.width), 1000 * given.seed + n
             frames = model.generate(scene.caption, geometry, data.fps, seed, sampling, guidance)
             yield self.measured(frames, scene.motion, given)
 
@@ -161,13 +160,13 @@ def corpus(seed: int, sizes: Sizes, camera: Camera) -> Corpus:
 
     spoiled = [replace(scene, name=f"cartoon-{scene.name}") for scene in drawn(4, sizes.clips, "cartoon", pan=0.1)]
     clips = _encoded([*drawn(1, sizes.clips, "real", pan=0.1), *spoiled])
-    queries = _encoded(drawn(2, sizes.queries, "real"))
-    real = taught(list(zip(queries.motions.tolist(), queries.movement, strict=True)))
-    of_cartoons = drawn(2, sizes.queries, "cartoon")
-    described = [(scene.motion, camera.description(camera.rendered(scene))) for scene in of_cartoons]
-    cartoons = Judge(taught(described).queries, real.spread)
+    real, spoiled_queries = (
+        taught([(scene.motion, camera.description(camera.rendered(scene))) for scene in drawn(2, sizes.queries, kind)])
+        for kind in ("real", "cartoon")
+    )
     of_captions, twins = (drawn(3, sizes.captions, kind) for kind in ("real", "cartoon"))
-    return Corpus(seed, clips, queries, _encoded(of_captions), of_captions, twins, real, cartoons)
+    cartoons = Judge(spoiled_queries.queries, real.spread)  # one measure for both
+    return Corpus(seed, clips, _encoded(of_captions), of_captions, twins, real, cartoons)
 
 
 def _encoded(some: Sequence[Scene]) -> Clips:
