@@ -159,6 +159,7 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
     for scene in scenes:
         frames = world.render(scene, height, width)
         flow = motion.estimate(frames, raft, run.motion, torch.device("cpu"))
+        own = flow - motion.camera_motion(flow)
         latent = encoded(frames)
         grid = models.grid_of(model.family, len(frames), height, width)
         by_name["latent"].append(latent)
@@ -166,12 +167,12 @@ def encode(scenes: Sequence[world.Scene], folder: str) -> None:
         for name, settings, moves in (
             ("mask", run.motion, flow),
             ("robust", run.motion.model_copy(update={"normalise": "quantile"}), flow),
-            ("steady", run.motion, flow - motion.camera_motion(flow)),
+            ("steady", run.motion, own),
         ):
             mask = motion.motion_mask(moves, settings, grid)
             by_name[name].append(torch.zeros(grid.shape) if mask is None else mask)
         magnitudes.append(motion.statistics(flow)[0])
-        descriptions.append(movement(frames, flow - motion.camera_motion(flow))["description"])
+        descriptions.append(movement(frames, own)["description"])
     texts = torch.stack([model.text(scene.caption)["text"] for scene in scenes])
     stacked = {name: torch.stack(tensors) for name, tensors in by_name.items()} | {"text": texts.contiguous()}
     stores.write_bytes(f"{folder}/tensors.safetensors", safetensors.torch.save(stacked))
