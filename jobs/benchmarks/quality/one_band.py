@@ -26,8 +26,8 @@ LOW = "best at 251"  # the best rule at PLACE alone
 ARMS = (RANDOM, "caption", "nearest_flow", "own_loss", "best")
 ELSEWHERE = (RANDOM, "all")  # whose clips train at the other times
 FORMS: Mapping[tuple[str, str], tuple[str, ...]] = {  # arms, by the band of their tenth and the clips elsewhere
-    (LITTLE, RANDOM): (*ARMS, LOW),
-    (LITTLE, "all"): ARMS,
+    (LITTLE, RANDOM): (*ARMS, "all", LOW),
+    (LITTLE, "all"): (*ARMS, "all"),  # the last one is the whole corpus at all times
     (MUCH, RANDOM): (RANDOM, "best"),
 }
 APART = 1000  # between the seeds of random's tenths in a band, which differ by target, and of those elsewhere
