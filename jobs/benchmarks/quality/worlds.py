@@ -339,16 +339,20 @@ def one_band_verdicts(measured: Sequence[tuple[Cell, Figures]]) -> list[Verdict]
     target, plain, others, _ = LESS
     rows: list[Verdict] = []
     for elsewhere in one_band.ELSEWHERE:
-        names = {arm: ONE_BAND + _at(one_band.LITTLE, elsewhere, arm) for arm in (BEST, "caption", "nearest_flow")}
+        names = {
+            arm: ONE_BAND + _at(one_band.LITTLE, elsewhere, arm) for arm in one_band.FORMS[one_band.LITTLE, elsewhere]
+        }
         best = {key: _over_worlds(measured, [of[names[BEST]][key] for _, of in measured], key) for key in LESS}
         rivals = {arm: [of[names[BEST]][target] - of[names[arm]][target] for _, of in measured] for arm in names}
-        less = {arm: _over_worlds(measured, of, arm) for arm, of in rivals.items() if arm != BEST}
+        less = {
+            arm: _over_worlds(measured, of, arm) for arm, of in rivals.items() if arm not in (BEST, one_band.RANDOM)
+        }
         shifted = [of[names[BEST]][target] for cell, of in measured if cell.shifted]
         mean = {key: row[key] for key, row in best.items()}
         failed = {
             "random": not best[target][f"{target}_high"] < 0 if several else None,
             "specific": mean[others] <= mean[target] or mean[plain] > PLAIN_AT_MOST,
-            "search": any(not row[arm] < 0 for arm, row in less.items()),
+            "search": any(not less[arm][arm] < 0 for arm in ("caption", "nearest_flow")),
             "shifted": bool(np.mean(shifted) > 0) if shifted else None,
         }
         says = {
