@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.config.loading import RECIPES, load, load_line, override, parse, recipes
 from pipeline.config.run import (
+    LITTLE_NOISE,
     NUMERICS,
     PACKAGE,
     TIMED,
@@ -18,6 +19,7 @@ from pipeline.config.run import (
 )
 
 __all__ = [
+    "LITTLE_NOISE",
     "NUMERICS",
     "PACKAGE",
     "RECIPES",

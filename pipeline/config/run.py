@@ -52,6 +52,8 @@ Arm = Literal[
     "selected",
     "timed",
     "timed_random",
+    "little_noise",
+    "little_noise_random",
     "curated",
     "oracle",
 ]
@@ -59,8 +61,13 @@ Arm = Literal[
 
 Scaler = Literal["pillow", "ffmpeg"]
 MOVING = ("magnitude", "mask_overlap", "lawful")  # arms that pick clips by their motion
-# Arms that draw each clip at times of its own, and the arm whose clips they have.
-TIMED: Mapping[str, Literal["selected", "random"]] = {"timed": "selected", "timed_random": "random"}
+LITTLE_NOISE = ("little_noise", "little_noise_random")  # arms whose tenth has the times of little noise for itself
+# Arms that draw each clip at times of its own, and the arm whose clips they have, or have at little noise.
+TIMED: Mapping[str, Literal["selected", "random"]] = {
+    "timed": "selected",
+    "timed_random": "random",
+    **dict(zip(LITTLE_NOISE, ("selected", "random"), strict=True)),
+}
 
 
 class Data(Model):

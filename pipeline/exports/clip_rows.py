@@ -36,7 +36,7 @@ def clip_rows(run: Run, layout: Format) -> pa.Table:
     if run.export.arm in TIMED:
         raise ConfigError(
             f"export.arm={run.export.arm!r} trains each clip at times of its own, and no trainer's list of clips can "
-            f"say so. Take export.arm={TIMED[run.export.arm]}, which has the same clips."
+            f"say so. Take export.arm={TIMED[run.export.arm]}, which has the clips that it picks."
         )
     finetune = run.finetune.model_copy(update={"arm": run.export.arm, "group": run.export.group})
     try:

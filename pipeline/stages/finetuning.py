@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline import tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import checkpoints, resources, streaming, training
-from pipeline.config import TIMED, Arm, Finetune, Run
+from pipeline.config import LITTLE_NOISE, TIMED, Arm, Finetune, Run
 from pipeline.operations import tracking
 from pipeline.ranking import partitions
 from pipeline.stages import attribution, budget, pilots, run_record
@@ -110,7 +110,7 @@ def _waited(folder: str) -> str:
 def _write_times(run: Run, folder: str, rows: pa.Table) -> None:
     table = time_bands.times_table(rows)
     tables.replace(folder, table, fingerprints.features(run.of("clips")))
-    without = rows.column(time_bands.SCORES).null_count
+    without = 0 if run.finetune.arm in LITTLE_NOISE else rows.column(time_bands.SCORES).null_count
     others = f"; {without} of {rows.num_rows} clips have no influence and train at all times alike" if without else ""
     print(f"finetuned/{run.finetune.arm}: how often each clip is drawn in each band of times is in {folder}{others}")
 

@@ -193,8 +193,8 @@ SELECTION = Table(
 )
 TIMES = Table(
     folders=("finetuned/*/times", "nights/*/model/times"),
-    row="how often training draws a clip in a band of times, for the arms timed and timed_random; in nights/ with the "
-    "model that was promoted",
+    row="how often training draws a clip in a band of times, for the arms timed, timed_random, little_noise and "
+    "little_noise_random; in nights/ with the model that was promoted",
     schema=schemas.TIMES,
     columns=meanings.TIMES,
     key=("clip_id", "band"),

@@ -1,4 +1,4 @@
-"""Which clips each arm trains on. Arms differ in this alone, but for the two that draw each clip at times of its own:
+"""Which clips each arm trains on. Arms differ in this alone, but for those that draw each clip at times of its own:
 same steps, same noise, and, where they pick a part of the clips, the same number of them.
 
 base                nothing; the model as it is
@@ -18,13 +18,15 @@ motive_whitened     masked features, whitened, by mean
 selected            by the recipe's own ranking, without what a rule bars, as selection/ has it
 timed               the same clips, each at the times where its influence is good (`time_bands`)
 timed_random        those of random at such times: a control for the times
+little_noise        those of selected where there is little noise, and all clips at the other times (`time_bands`)
+little_noise_random  the same with those of random: a control for what little_noise selects
 curated             the same after people's word: what they keep, filled up by rank without what they drop or dispute;
                     ranked by the weights that they gave the queries, where they gave some
 oracle              whose column `data.oracle` names the queries' motion
 
-With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened, selected, timed and curated are of the
-shortlist (but for clips that people keep), and magnitude, mask_overlap and lawful see every clip at the cheaper
-variant's geometry.
+With `attribution.shortlist` own_loss, no_mask, motive, motive_whitened, selected, timed, what little_noise picks and
+curated are of the shortlist (but for clips that people keep), and magnitude, mask_overlap and lawful see every clip at
+the cheaper variant's geometry.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import tables
-from pipeline.config import TIMED, Arm, Run
+from pipeline.config import LITTLE_NOISE, TIMED, Arm, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
 from pipeline.ranking import decisions, lawfulness, mask_overlap, partitions, placed, query_weights, share, shortlist
@@ -105,7 +107,10 @@ def training_set(run: Run) -> pa.Table | None:
         )
     row_mask = weights > 0
     of_manifest = [name for name in ("weight", *time_bands.COLUMNS) if name in clips.column_names]
-    rows = clips.drop_columns(of_manifest).filter(pa.array(row_mask))
+    clips = clips.drop_columns(of_manifest)
+    if arm in LITTLE_NOISE:
+        return time_bands.at_little_noise(run, clips, row_mask)
+    rows = clips.filter(pa.array(row_mask))
     rows = rows.append_column("weight", pa.array(weights[row_mask] / total, pa.float64()))
     return time_bands.with_times(run, rows, _by_setting(run)) if arm in TIMED else rows
 

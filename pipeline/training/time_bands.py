@@ -1,5 +1,6 @@
-"""The arms whose clips are drawn at the times where their influence is good (`timed`, `timed_random`).
+"""The arms that draw each clip at times of its own.
 
+`timed` and `timed_random` draw their clips at the times where their influence is good.
 The timesteps of the settings that the ranking compares part the scale into bands: neighbours meet halfway. A clip's
 score in a band is its mean influence there on the queries of the arm's group (as `ranking.spare` has it), less the mean
 of all ranked clips and over their standard deviation. With z its scores in the B bands, the band b has the weight
@@ -11,10 +12,15 @@ scaled to a sum of 1; inside a band times are drawn as ever. So no time is left 
 one time than at another, or has no influence at all, trains at the times of every other arm. The loss is not weighted
 back: to shift what is trained is the purpose. The idea is that of TQD (arXiv 2603.25527), where clips rich in motion
 train at high timesteps and good-looking ones at low; here influence says which.
+
+`little_noise` and `little_noise_random` part the draws of training into halves. Where there is less noise, training
+draws the clips that the arm picks alone; where there is more, all clips alike. Each half is drawn as often as in other
+arms. In small worlds the clips of `selected` helped at little noise and did harm at much (docs/results.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,17 +29,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import Run
+from pipeline.config import LITTLE_NOISE, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
 from pipeline.tables import schemas
 
 if TYPE_CHECKING:  # for speed: they import torchvision, which workers of fine-tuning do not need
+    from pipeline.models import Expert
     from pipeline.ranking.influence_table import BySetting
     from pipeline.ranking.selection import Ranked
 
 Floats = npt.NDArray[np.float64]
 
+LITTLE = 0.5  # the share of the draws of training, those with the least noise, that the arms of LITTLE_NOISE part off
 SHIFTED = 0.75  # of a clip's draws, the share that goes by its influence
 END = 1000.0
 COLUMNS = EDGES, SCORES, WEIGHTS = "time_edges", "time_scores", "time_weights"  # of a training set
@@ -49,9 +57,13 @@ def timesteps(run: Run) -> list[float]:
 
 def check(run: Run, arm: str) -> None:
     """Raise ConfigError where an arm of TIMED cannot be had: with fewer than two bands, for two experts in one
-    training, and for random clips of which a shortlist leaves most without influence."""
+    training, and for random clips of which a shortlist leaves most without influence. Those of LITTLE_NOISE need one
+    expert alone."""
     named = timesteps(run)
     advice = f"or leave {arm!r} out of finetune.arm and evaluate.arms."
+    if arm in LITTLE_NOISE:
+        _trained_expert(run, arm, advice)
+        return
     if len(named) < 2:
         raise ConfigError(
             f"the arm {arm!r} draws each clip at the timesteps where its influence is good, and the settings of "
@@ -66,18 +78,26 @@ def check(run: Run, arm: str) -> None:
     _check_experts(run, arm, named, advice)
 
 
-def _check_experts(run: Run, arm: str, named: Sequence[float], advice: str) -> None:
+def _trained_expert(run: Run, arm: str, advice: str) -> Expert | None:
+    """The expert that is trained, of a model with several."""
     from pipeline import models  # imports torch
 
     experts = models.family(run.model).experts
     if len(experts) == 1:
-        return
+        return None
     if run.finetune.expert == "both":
         raise ConfigError(
             f"the arm {arm!r} draws times clip by clip, and of a model with two experts a step trains one, at its "
             f"times, for all clips: a clip's shares would not come true. Name one (finetune.expert=high), {advice}"
         )
     (expert,) = (expert for expert in experts if expert.name == run.finetune.expert)
+    return expert
+
+
+def _check_experts(run: Run, arm: str, named: Sequence[float], advice: str) -> None:
+    expert = _trained_expert(run, arm, advice)
+    if expert is None:
+        return
     inside = [timestep for timestep in named if expert.has(timestep)]
     if len(inside) < 2:
         raise ConfigError(
@@ -143,6 +163,40 @@ def with_times(run: Run, rows: pa.Table, ranked: Ranked) -> pa.Table:
     for name, values in columns.items():
         rows = rows.append_column(name, pa.array(values, pa.list_(pa.float64())))
     return rows
+
+
+def at_little_noise(run: Run, clips: pa.Table, row_mask: npt.NDArray[np.bool_]) -> pa.Table:
+    """All clips with `weight`, their share of the draws, and the columns of `with_times` for two bands: those of the
+    mask [N] share the draws of the first one, which has LITTLE of all, and all clips those of the second. Scores are
+    null: no influence says when a clip trains."""
+    count = clips.num_rows
+    in_first = np.where(row_mask, LITTLE / row_mask.sum(), 0.0)
+    in_second = np.full(count, (1 - LITTLE) / count)
+    weight = in_first + in_second
+    of_bands = np.stack([in_first / weight / LITTLE, in_second / weight / (1 - LITTLE)], 1)
+    columns = {
+        "weight": pa.array(weight, pa.float64()),
+        EDGES: pa.array([[_little_noise_ends(run)]] * count, pa.list_(pa.float64())),
+        SCORES: pa.nulls(count, pa.list_(pa.float64())),
+        WEIGHTS: pa.array(of_bands.tolist(), pa.list_(pa.float64())),
+    }
+    for name, values in columns.items():
+        clips = clips.append_column(name, values)
+    return clips
+
+
+def _little_noise_ends(run: Run) -> float:
+    """The timestep below which training draws LITTLE of its times, of the expert that it trains."""
+    import torch  # for speed, as above
+
+    from pipeline import models
+
+    family, d = models.family(run.model), run.data
+    expert = _trained_expert(run, run.finetune.arm, "")
+    within = (0.0, END) if expert is None else (expert.first, expert.last)
+    cells = math.prod(models.grid_of(family, d.frames, d.height, d.width).shape)
+    uniform = torch.tensor([LITTLE], dtype=torch.float64)
+    return float(family.schedule.times(uniform, cells, within))
 
 
 def times_table(rows: pa.Table) -> pa.Table:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ from jobs.benchmarks.quality import (
     influences,
     kernels,
     methods,
+    one_band,
     problem,
     retraining,
     retrieval,
@@ -36,6 +39,7 @@ from pipeline.evaluation.comparison import BANDS, banded
 from pipeline.ranking import influence
 from pipeline.statistics.intervals import student
 from pipeline.synthetic import world
+from pipeline.training.training_set import Batch, ClipSet, Draw, cumulated, pick
 
 TINY = World(clips=24, queries=1, held_out=1)
 
@@ -327,6 +331,46 @@ def test_what_an_earlier_benchmark_encoded_is_encoded_anew(tmp_path: Path) -> No
     assert problem.encoded(str(tmp_path))
 
 
+def test_a_tenth_at_one_band_is_drawn_there_alone(sets: tuple[Clips, Clips], monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, _ = sets
+    recipe = retraining.Recipe(steps=4, noises=4)
+    assert retraining.band_shares(recipe) == [0.5, 0.25, 0.25], "as the losses at four times are parted"
+    model = retraining.fresh()
+    first, last = retraining.band_edges(model, recipe)
+    drawn: list[tuple[list[int], list[float]]] = []
+    batch = ClipSet.batch
+
+    def seen(self: ClipSet, draws: Sequence[Draw], *rest: Any) -> Batch:
+        made = batch(self, draws, *rest)
+        drawn.append((pick(cumulated(self.rows), [draw.clip for draw in draws]), made.timestep.tolist()))
+        return made
+
+    monkeypatch.setattr(ClipSet, "batch", seen)
+    times_of: dict[str, list[float]] = {}
+    elsewhere = np.arange(4, 12)
+    for name, rows in (("own", np.array([1, 5])), ("others", np.array([2, 3]))):
+        drawn.clear()
+        task = retraining.at_band("little noise", rows, elsewhere, recipe, seed=3)
+        assert sum(weight for _, weight in task.weights) == pytest.approx(1.0)
+        retraining.fine_tuned(task, clips, recipe, retraining.fresh())
+        for places, times in drawn:
+            assert [place < 2 for place in places] == [time < first for time in times], "a row trains at its times"
+        times_of[name] = [time for _, times in drawn for time in times]
+    assert times_of["own"] == times_of["others"], "what is drawn when depends on the seed and the band alone"
+    much = retraining.at_band("much noise", np.array([1, 5]), elsewhere, recipe, seed=3)
+    drawn.clear()
+    retraining.fine_tuned(much, clips, recipe, retraining.fresh())
+    assert all([p < 2 for p in places] == [time > last for time in times] for places, times in drawn)
+
+
+def test_what_is_drawn_at_any_time_keeps_its_name() -> None:
+    task, recipe = retraining.on(np.array([3, 1]), 2), retraining.Recipe()
+    assert task.digest(recipe, "a problem") == "356dccf9160a0ae293a87681", "earlier runs would be computed again"
+    banded_task = retraining.at_band("little noise", np.array([1]), np.array([3]), recipe, 2)
+    others = [retraining.at_band(band, np.array([1]), np.array([3]), recipe, 2) for band in BANDS]
+    assert len({of.digest(recipe, "a problem") for of in (task, banded_task, *others)}) == 4
+
+
 def test_worlds_share_encodings_between_bases_and_nothing_between_corpora() -> None:
     one, based = World(40, 1, 1), World(40, 1, 1, base=Path("another/base"))
     shifted, second = World(40, 1, 1, shifted=True), World(40, 1, 1, seed=5)
@@ -345,6 +389,10 @@ def figures_of(value: float) -> worlds.Figures:
     by_name |= {worlds.ARM + arm: dict(changes) for arm in worlds.ARMS}
     by_name[worlds.ARM + worlds.BEST] = {**changes, "masked_target less random": -value}
     by_name |= {f"{worlds.BAND}{arm}, {band}": dict(changes) for arm in worlds.ARMS for band in BANDS}
+    for (band, elsewhere), arms in one_band.FORMS.items():
+        for arm, times in itertools.product(arms, (one_band.ALL_TIMES, *BANDS)):
+            less = {"masked_target less random": -value if arm == worlds.BEST else 0.0}
+            by_name[f"{worlds.ONE_BAND}{arm} at {band}, {elsewhere} elsewhere; {times}"] = {**changes, **less}
     by_name |= {worlds.HALF + name: {**changes, "masked_target": -value} for name in halves.SCORES}
     return by_name
 
@@ -367,10 +415,18 @@ def test_intervals_are_over_corpora_and_criteria_follow_from_them() -> None:
     assert "masked_low" not in worlds.tables(good)["lds, shifted world"][0], "one corpus has no interval"
     assert [verdict.failed for verdict in worlds.verdicts(good)] == [False] * len(worlds.CRITERIA)
     assert [verdict.criterion for verdict in worlds.verdicts(good)] == list(worlds.CRITERIA)
-    bad = {verdict.criterion: verdict.failed for verdict in worlds.verdicts(measured([0.3, -0.3, 0.2, -0.1]))}
+    worse = measured([0.3, -0.3, 0.2, -0.1])
+    bad = {verdict.criterion: verdict.failed for verdict in worlds.verdicts(worse)}
     assert {name for name, failed in bad.items() if failed} == {"controls", "random", "within", "shifted"}
     few = {verdict.criterion: verdict.failed for verdict in worlds.verdicts(good[:2])}
     assert few["controls"] is few["random"] is few["within"] is few["shifted"] is None
+    names = [f"{name}, {elsewhere} elsewhere" for elsewhere in one_band.ELSEWHERE for name in one_band.CRITERIA]
+    assert [verdict.criterion for verdict in worlds.one_band_verdicts(good)] == names
+    assert not any(verdict.failed for verdict in worlds.one_band_verdicts(good))
+    bad = {verdict.criterion: verdict.failed for verdict in worlds.one_band_verdicts(worse)}
+    assert {name for name, failed in bad.items() if failed} == {n for n in names if n.startswith(("random", "shifted"))}
+    few = {verdict.criterion: verdict.failed for verdict in worlds.one_band_verdicts(good[:2])}
+    assert few["random, all elsewhere"] is few["shifted, all elsewhere"] is None
 
 
 @pytest.fixture
@@ -400,6 +456,11 @@ def test_worlds_are_studied_in_one_process_and_not_twice(
     bands = results["bands of times less random, all worlds"]
     assert [row["band"] for row in bands[:3]] == [f"random, {band}" for band in BANDS]
     assert len(bands) == len(worlds.ARMS) * len(BANDS)
+    at_one_band = {row["one band"]: row for row in results["tenths at one band less random, all worlds"]}
+    assert len(at_one_band) == sum(map(len, one_band.FORMS.values())) * (1 + len(BANDS))
+    in_place = [row for name, row in at_one_band.items() if name.startswith("random at")]
+    assert all(row["masked_target less random"] == 0.0 for row in in_place), "random is what all are less"
+    assert len(results["verdicts at one band"]) == len(one_band.ELSEWHERE) * len(one_band.CRITERIA)
     assert [row["share"] for row in results["shares, all worlds"]][-1] == "50 % by best"
     assert {row["half"] for row in results["upper less lower half, all worlds"]} == set(halves.SCORES)
     assert len(list((tmp_path / "encoded").iterdir())) == 6, "two bases share their corpora's encodings"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -70,7 +71,7 @@ def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
     small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], cluster: None, tmp_path: Path
 ) -> None:
     settings = [{"timestep": t, "noise": 0, "mask": mask} for t in (251, 751) for mask in ("motion", "none")]
-    arms = ["base", "selected", "timed", "random", "timed_random"]
+    arms = ["base", "selected", "timed", "random", "timed_random", "all", "little_noise", "little_noise_random"]
     run = small_run(
         tmp_path / "run",
         data__videos=clips_of_world(range(12)),
@@ -82,12 +83,14 @@ def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
     )
     curate(run)
     assert unregistered(run.root) == [], "a purge knows nothing of it"
-    for arm, like in (("timed", "selected"), ("timed_random", "random")):
+    likes = {"timed": "selected", "timed_random": "random", "little_noise": "all", "little_noise_random": "all"}
+    for arm, like in likes.items():
         times = tables.read(f"{run.root}/finetuned/{arm}/times")
         assert times is not None
         folders = [Path(run.root, "finetuned", name) for name in (arm, like)]
         segments, of_like = ((folder / "curated" / "segments.jsonl").read_text() for folder in folders)
-        assert segments == of_like, "an arm with times has other clips than its like"
+        clips, of_like = ([json.loads(line)["clip_id"] for line in text.splitlines()] for text in (segments, of_like))
+        assert clips == of_like, "an arm with times has other clips than its like"
         assert times.num_rows == 2 * segments.count("\n")
         assert pc.all(pc.is_finite(times.column("weight"))).as_py()
         losses, of_like = ((folder / "metrics.jsonl").read_text() for folder in folders)

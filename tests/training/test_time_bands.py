@@ -1,4 +1,4 @@
-"""The times of the arms timed and timed_random: what influence makes of them, and that training draws them so."""
+"""The times of arms that draw each clip at times of its own: what they are made of, and that training draws them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline import config, tables
+from pipeline import config, models, tables
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.exports import clip_rows, formats
@@ -233,6 +233,48 @@ def test_columns_of_a_manifest_are_not_taken_for_times(make: ranked_run.Make) ->
         assert "of a manifest" not in str(rows.to_pylist())
 
 
+@pytest.mark.parametrize(("arm", "same"), [("little_noise", "selected"), ("little_noise_random", "random")])
+def test_what_is_picked_has_the_times_of_little_noise_for_itself(make: ranked_run.Make, arm: str, same: str) -> None:
+    run = make("one", ranked_run.IDS)
+    rank_clips(run)
+    table, picked, every = (arms.training_set(with_arm(run, name)) for name in (arm, same, "all"))
+    assert table is not None
+    assert picked is not None
+    assert every is not None
+    assert table.column("clip_id").equals(every.column("clip_id")), "all clips train at the other times"
+    of_picked = set(picked.column("clip_id").to_pylist())
+    assert 0 < len(of_picked) < table.num_rows
+    upto, count = 0.0, table.num_rows
+    for row in table.to_pylist():
+        assert row[time_bands.EDGES] == pytest.approx([750.0]), "half of the draws of a shift of 3 have less noise"
+        draws = 0.5 * row["weight"] * np.array(row[time_bands.WEIGHTS])
+        in_first = 0.5 / len(of_picked) if row["clip_id"] in of_picked else 0.0
+        assert draws.tolist() == pytest.approx([in_first, 0.5 / count])
+        upto += row["weight"]
+    assert upto == pytest.approx(1.0)
+    times = time_bands.times_table(table)
+    assert times.schema.equals(schemas.TIMES)
+    assert times.num_rows == 2 * count
+    assert times.column("score").null_count == 2 * count
+
+
+def test_the_halves_of_the_draws_are_those_of_the_expert_that_is_trained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    model = {"model.id": str(tiny_pipelines.folder(tmp_path_factory, "wan2.2-a14b")), "model.text_tokens": 16}
+    run = of((751.0,), **model, **{"finetune.expert": "low", "finetune.arm": "little_noise"})
+    rows = pa.table({"clip_id": ["a", "b", "c"]})
+    table = time_bands.at_little_noise(run, rows, np.array([True, False, False]))
+    (edge,) = table.column(time_bands.EDGES)[0].as_py()
+    family = models.family(run.model)
+    low = next(expert for expert in family.experts if expert.name == "low")
+    assert low.first < edge < low.last
+    first, middle, last = (family.schedule.quantile(t) for t in (low.first, edge, low.last))
+    assert (middle - first) / (last - first) == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"'little_noise'.*two experts.*finetune.expert=high"):
+        arms.check(of((751.0,), **model), ["little_noise"])
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +282,10 @@ def of(timesteps: tuple[float, ...], **changes: Any) -> Run:
     settings = [{"timestep": t, "mask": "motion", "noise": n} for n, t in enumerate(timesteps)]
     ranking = {"ranking.mask": "motion", "motion.of": "all", "attribution.settings": settings}
     return config.load("demo", {**ranking, **changes})
+
+
+def test_one_timestep_does_for_the_arms_of_little_noise() -> None:
+    arms.check(of((751.0,), **{"evaluate.arms": ["base", "little_noise", "little_noise_random"]}))
 
 
 @pytest.mark.parametrize("arm", ["timed", "timed_random"])

@@ -22,6 +22,7 @@ from pipeline.evaluation.comparison import BANDS
 from pipeline.models import VideoModel
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
 from pipeline.training.loop import begin, train
+from pipeline.training.time_bands import EDGES, WEIGHTS
 from pipeline.training.training_set import ClipSet, EncodedClip, Row
 
 FIRST_NOISE = 1 << 20  # evaluation's noises; attribution's begin at 0
@@ -48,13 +49,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Retraining:
-    """A fine-tuning: the weight of every clip that takes part (row of the corpus -> weight), and its seed."""
+    """A fine-tuning: the weight of every clip that takes part (row of the corpus -> weight), and its seed. `bands` says
+    of each of them how often it is drawn in each of BANDS; where it is empty, all are drawn at any time."""
 
     weights: tuple[tuple[int, float], ...]
     seed: int
+    bands: tuple[tuple[float, ...], ...] = ()
 
     def digest(self, recipe: Recipe, problem: str) -> str:
-        identity = json.dumps([problem, asdict(recipe), self.weights, self.seed])
+        drawn = [self.bands] if self.bands else []  # so that what is drawn at any time keeps its name
+        identity = json.dumps([problem, asdict(recipe), self.weights, self.seed, *drawn])
         return hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
 
 
@@ -63,10 +67,26 @@ def on(rows: npt.NDArray[np.int64], seed: int) -> Retraining:
     return Retraining(tuple((int(row), 1.0) for row in sorted(rows.tolist())), seed)
 
 
+def at_band(
+    band: str, rows: npt.NDArray[np.int64], elsewhere: npt.NDArray[np.int64], recipe: Recipe, seed: int
+) -> Retraining:
+    """A fine-tuning on these rows of the corpus at the times of one of BANDS alone, and on the others at all other
+    times; a row may be in both. The band has its share of the draws, so only what is drawn there differs from
+    fine-tunings of the same seed and band."""
+    own = [float(name == band) for name in BANDS]
+    share = float(np.dot(band_shares(recipe), own))
+    sides = (rows, share, own), (elsewhere, 1 - share, [1 - one for one in own])
+    weights = [(int(row), part / len(side)) for side, part, _ in sides for row in sorted(side.tolist())]
+    return Retraining(tuple(weights), seed, tuple(tuple(drawn) for side, _, drawn in sides for _ in side))
+
+
 def fine_tuned(task: Retraining, clips: Clips, recipe: Recipe, base: VideoModel | None = None) -> VideoModel:
     """The base, fine-tuned by the product's own loop; another model where one is given, which is changed."""
     model = fresh() if base is None else base
-    rows: list[Row] = [{"clip_id": clips.clip_ids[n], "row": n, "weight": w} for n, w in task.weights]
+    rows: list[dict[str, Any]] = [{"clip_id": clips.clip_ids[n], "row": n, "weight": w} for n, w in task.weights]
+    if task.bands:
+        edges = band_edges(model, recipe)
+        rows = [row | {EDGES: edges, WEIGHTS: drawn} for row, drawn in zip(rows, task.bands, strict=True)]
     dropped = EncodedClip({}, (model.blank(),))
 
     def read(row: Row | None) -> EncodedClip:
@@ -131,3 +151,15 @@ def in_bands(by_time: LossesByTime) -> list[Losses]:
     if by_time.shape[1] < len(BANDS):
         raise ValueError(f"noises={by_time.shape[1]}: {len(BANDS)} bands of times take as many noises at least")
     return [part.mean(1) for part in np.array_split(by_time, len(BANDS), axis=1)]
+
+
+def band_shares(recipe: Recipe) -> list[float]:
+    """The share of the draws of training that each of BANDS has, where it is parted as `in_bands` parts the times."""
+    return [len(part) / recipe.noises for part in np.array_split(range(recipe.noises), len(BANDS))]
+
+
+def band_edges(model: VideoModel, recipe: Recipe) -> list[float]:
+    """The timesteps where these bands meet, ascending."""
+    below = torch.tensor(np.cumsum(band_shares(recipe))[:-1], dtype=torch.float32)
+    edges: list[float] = model.schedule.times(below).tolist()
+    return edges

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.statistics.intervals import bootstrap_mean
 from pipeline.synthetic import world
 
 Rows = list[dict[str, Any]]
+Key = tuple[str, str, int]  # arm, target and seed
 
 MOTIONS = world.MOTIONS
 RIDGE = "control: ridge on composition"
@@ -260,7 +261,7 @@ class Studies:
         return counterfactual.chosen(arm, self.clips, self.queries, MOTIONS, target, by, seed, part)
 
     @cached_property
-    def choices(self) -> dict[tuple[str, str, int], Retraining]:
+    def choices(self) -> dict[Key, Retraining]:
         """What every arm fine-tunes on for every target, of the targets and of the motions with laws, and seed."""
         return {
             (arm, target, seed): self.chosen(arm, target, seed)
@@ -300,7 +301,7 @@ class Studies:
         return counterfactual.table(self.outcomes)
 
     @cached_property
-    def outcomes(self) -> dict[tuple[str, str, int], dict[str, float]]:
+    def outcomes(self) -> dict[Key, dict[str, float]]:
         """What every arm did for every target and seed: the changes of the losses, and what it is made of."""
         losses = self.retrained("counterfactual", list(self._judged.values()))
         return {
@@ -310,19 +311,25 @@ class Studies:
         }
 
     @cached_property
-    def outcomes_in_bands(self) -> dict[str, dict[tuple[str, str, int], dict[str, float]]]:
+    def outcomes_in_bands(self) -> dict[str, dict[Key, dict[str, float]]]:
         """The changes of the losses as `outcomes` has them, at the timesteps of each of `comparison.BANDS` alone."""
-        plan, trainings = self.plan, [Retraining((), 0), *self._judged.values()]
-        by_band = tasks.measured_in_bands(self.folder, plan.world, plan.recipe, "bands of times", trainings)
+        return self.changed_in_bands("bands of times", self._judged)
+
+    def changed_in_bands(
+        self, title: str, trainings: Mapping[Key, Retraining]
+    ) -> dict[str, dict[Key, dict[str, float]]]:
+        """By band: the changes of the losses at its timesteps after each of these fine-tunings."""
+        plan, given = self.plan, [Retraining((), 0), *trainings.values()]
+        by_band = tasks.measured_in_bands(self.folder, plan.world, plan.recipe, title, given)
         return {
             band: {
                 key: counterfactual.changes(after, base, self.held_out, key[1])
-                for key, after in zip(self._judged, rest, strict=True)
+                for key, after in zip(trainings, rest, strict=True)
             }
             for band, (base, *rest) in by_band.items()
         }
 
     @property
-    def _judged(self) -> dict[tuple[str, str, int], Retraining]:
+    def _judged(self) -> dict[Key, Retraining]:
         """The choices for the targets, without those for motions with laws alone."""
         return {key: task for key, task in self.choices.items() if key[1] in self.plan.targets}

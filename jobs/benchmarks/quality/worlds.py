@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.benchmarks.quality import datamodel, halves, methods, report, shares, studies, tasks
+from jobs.benchmarks.quality import datamodel, halves, methods, one_band, report, shares, studies, tasks
 from jobs.benchmarks.quality.counterfactual import LOSSES
 from jobs.benchmarks.quality.influences import Floats
 from jobs.benchmarks.quality.lessons import OTHER, Lessons
@@ -36,7 +36,8 @@ RIVALS = (methods.UNTRAINED, methods.CAPTION, methods.FLOW, methods.OWN_LOSS, me
 ARMS = ("random", "magnitude", "gradient_length", "own_loss", "mask_overlap", "caption", "nearest_flow", "motive",
         "best", "looks", "unlearning", "within_budget", "balanced", "spared", "oracle")  # fmt: skip
 SHARES = ("own_motion", "camera_moves", "of_best")
-ARM, BAND, HALF, SHARE, LESS_RANDOM = "arm ", "band ", "half ", "share ", " less random"
+ARM, BAND, ONE_BAND, HALF, SHARE, LESS_RANDOM = "arm ", "band ", "one band ", "half ", "share ", " less random"
+KINDS = ARM, BAND, ONE_BAND, HALF, SHARE  # what figures of anything but LDS begin with
 LESS = tuple(f"{name}{LESS_RANDOM}" for name in LOSSES)
 
 CRITERIA: Mapping[str, str] = {
@@ -66,6 +67,7 @@ class Form:
     seeds: tuple[int, ...]  # of corpora of the training world
     shifted: tuple[int, ...]  # of corpora of the shifted world
     shares: tuple[float, ...] = shares.SHARES  # that arms select, in equally many steps
+    one_band_seeds: int = 2  # of fine-tunings whose tenth is drawn in one band of times
     taught: Lessons = OTHER  # the second base; the first is the one that is shipped
 
 
@@ -110,6 +112,7 @@ QUICK = Form(
     seeds=(41_000_001,),
     shifted=(44_000_001,),
     shares=(0.1, 0.5),
+    one_band_seeds=1,
     taught=replace(OTHER, scenes=20, steps=3),
 )
 
@@ -130,18 +133,18 @@ def cells(form: Form, folder: str) -> Iterator[Cell]:
 # --- one world --------------------------------------------------------------------------------------------------------
 
 
-def figures(study: Studies, parts: Sequence[float]) -> Figures:
+def figures(study: Studies, form: Form) -> Figures:
     """LDS of every method and of the fine-tunings themselves; what every arm's tenth does, also at the times of each
-    band, and is made of; what the upper half by a score does less than the lower one, under HALF + the score's name;
-    what these parts of the corpus by an arm do, under SHARE + part and arm."""
+    band, and is made of; what it does when it is drawn in one band alone; what the upper half by a score does less than
+    the lower one, under HALF + the score's name; what parts of the corpus by an arm do, under SHARE + part and arm."""
     members, draws = study.fine_tuned("skewed")
     plain_draws = study.fine_tuned("skewed", 1)[1]
     masked, plain = draws.mean(0), plain_draws.mean(0)
     by_name = {name: _lds(values, values, masked, plain) for name, values in study.predicted(members, masked).items()}
     by_name[RELIABILITY] = _lds(draws[0], plain_draws[0], draws[1], plain_draws[1])
     by_half = {HALF + name: of for name, of in halves.differences(study).items()}
-    by_share = {SHARE + name: of for name, of in shares.changes(study, parts).items()}
-    return by_name | _bands(study) | _arms(study) | by_half | by_share
+    by_share = {SHARE + name: of for name, of in shares.changes(study, form.shares).items()}
+    return by_name | _bands(study) | _arms(study) | by_half | by_share | _one_band(study, form.one_band_seeds)
 
 
 def _lds(by_masked: Floats, by_plain: Floats, masked: Floats, plain: Floats) -> dict[str, float]:
@@ -168,6 +171,22 @@ def _bands(study: Studies) -> Figures:
     }
 
 
+def _one_band(study: Studies, seeds: int) -> Figures:
+    """What tenths do that are drawn in one band of times alone, under ONE_BAND + `_at`. LESS is less random's tenth in
+    the same band, with the same clips elsewhere."""
+    return {
+        ONE_BAND + _at(band, elsewhere, arm, times): _means(study, outcomes, arm, LOSSES)
+        for (band, elsewhere), arms in one_band.FORMS.items()
+        for times, outcomes in one_band.outcomes(study, band, elsewhere, seeds).items()
+        for arm in arms
+    }
+
+
+def _at(band: str, elsewhere: str, arm: str, times: str = one_band.ALL_TIMES) -> str:
+    """Names an arm whose tenth is drawn in a band, with these clips elsewhere, and the times of its losses."""
+    return f"{arm} at {band}, {elsewhere} elsewhere; {times}"
+
+
 def _means(study: Studies, outcomes: Outcomes, arm: str, names: Sequence[str]) -> dict[str, float]:
     """An arm's figures, mean over targets, and its changes of losses less random's."""
 
@@ -190,11 +209,15 @@ def run(form: Form, folder: str) -> dict[str, Any]:
     print("Failure, said before any result:")
     for name, text in CRITERIA.items():
         print(f"  {name}: {text}")
-    print(f'Then the sentence is: "{NOTHING}"\n', flush=True)
+    print(f'Then the sentence is: "{NOTHING}"')
+    print(f"Failure of a tenth that is drawn at {one_band.LITTLE} alone, with either of two sets of clips elsewhere:")
+    for name, text in one_band.CRITERIA.items():
+        print(f"  {name}: {text}")
+    print(flush=True)
     measured: list[tuple[Cell, Figures]] = []
     results: dict[str, Any] = {}
     for cell in cells(form, folder):
-        measured.append((cell, figures(Studies(cell.plan, folder), form.shares)))
+        measured.append((cell, figures(Studies(cell.plan, folder), form)))
         results = tables(measured)
         for title, rows in results.items():
             report.write(f"{folder}/report/{title.replace(', ', '-').replace(' ', '_')}.parquet", rows)
@@ -205,9 +228,12 @@ def run(form: Form, folder: str) -> dict[str, Any]:
             report.show(title, rows)
     all_verdicts = verdicts(measured)
     report.show("failure", [verdict.row for verdict in all_verdicts])
+    at_one_band = [verdict.row for verdict in one_band_verdicts(measured)]
+    report.show(f"failure of tenths at {one_band.LITTLE} alone", at_one_band)
     sentence = NOTHING if any(verdict.failed is not False for verdict in all_verdicts) else ADDS
     print(sentence)
-    return {**results, "verdicts": [verdict.row for verdict in all_verdicts], "sentence": sentence}
+    verdict_rows = [verdict.row for verdict in all_verdicts]
+    return {**results, "verdicts": verdict_rows, "verdicts at one band": at_one_band, "sentence": sentence}
 
 
 def _show_world(of: Figures) -> None:
@@ -231,6 +257,8 @@ def tables(measured: Sequence[tuple[Cell, Figures]]) -> dict[str, Rows]:
             results[f"first tenth, {title}"] = _named(members, ARM, LOSSES)
             results[f"bands of times less random, {title}"] = _named(members, BAND, LESS)
             results[f"bands of times, {title}"] = _named(members, BAND, LOSSES)
+            results[f"tenths at one band less random, {title}"] = _named(members, ONE_BAND, LESS)
+            results[f"tenths at one band, {title}"] = _named(members, ONE_BAND, LOSSES)
             results[f"upper less lower half, {title}"] = _named(members, HALF, LOSSES)
             results[f"shares, {title}"] = _named(members, SHARE, LOSSES)
     results["worlds"] = [
@@ -247,7 +275,7 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
     first = measured[0][1]
     rows: Rows = []
     for name in first:
-        if not name.startswith((ARM, BAND, HALF, SHARE)):
+        if not name.startswith(KINDS):
             row: dict[str, Any] = {"method": name, "worlds": len(measured)}
             for key in first[name]:
                 row |= _over_worlds(measured, [of[name][key] for _, of in measured], key)
@@ -256,8 +284,8 @@ def _methods(measured: Sequence[tuple[Cell, Figures]]) -> Rows:
 
 
 def _named(measured: Sequence[tuple[Cell, Figures]], kind: str, keys: Sequence[str]) -> Rows:
-    """A row an arm, an arm's band of times, a score of halves or a share (`kind` is ARM, BAND, HALF or SHARE): the mean
-    of each of these figures over the worlds with its interval."""
+    """A row an arm, an arm's band of times, a score of halves or a share (`kind` is one of KINDS): the mean of each of
+    these figures over the worlds with its interval."""
     rows: Rows = []
     for name in measured[0][1]:
         if name.startswith(kind):
@@ -292,17 +320,52 @@ def verdicts(measured: Sequence[tuple[Cell, Figures]]) -> list[Verdict]:
     several = len({cell.corpus for cell, _ in measured}) > 1
     weak = [f"{name} {row['less']:+.2f}" for name, row in over.items() if not row.get("less_low", -1.0) > 0]
 
-    def said(row: Mapping[str, Any], key: str) -> str:
-        return f"{row[key]:+.2%}" + (f" [{row[f'{key}_low']:+.2%}, {row[f'{key}_high']:+.2%}]" if several else "")
-
     return [
         Verdict("controls", bool(weak) if several else None, "not above " + ", ".join(weak) if weak else "above all"),
-        Verdict("random", not tenth[f"{target}_high"] < 0 if several else None, said(tenth, target)),
+        Verdict("random", not tenth[f"{target}_high"] < 0 if several else None, _said(tenth, target)),
         Verdict("specific", tenth[others] <= tenth[target] or tenth[plain] > PLAIN_AT_MOST,
                 f"target {tenth[target]:+.2%}, others {tenth[others]:+.2%}, target's plain loss {tenth[plain]:+.2%}"),
         Verdict("search", not tenth[target] < min(caption[target], flow[target]),
                 f"{tenth[target]:+.2%} against {caption[target]:+.2%} by captions and {flow[target]:+.2%} by flow"),
-        Verdict("within", not half["masked_target_high"] < 0 if several else None, said(half, "masked_target")),
+        Verdict("within", not half["masked_target_high"] < 0 if several else None, _said(half, "masked_target")),
         Verdict("shifted", not np.mean(shifted) < 0 if shifted else None,
                 ", ".join(f"{value:+.2%}" for value in shifted)),
     ]  # fmt: skip
+
+
+def one_band_verdicts(measured: Sequence[tuple[Cell, Figures]]) -> list[Verdict]:
+    """Which criteria of `one_band.CRITERIA` came true, for each kind of clips elsewhere; not measured likewise."""
+    several = len({cell.corpus for cell, _ in measured}) > 1
+    target, plain, others, _ = LESS
+    rows: list[Verdict] = []
+    for elsewhere in one_band.ELSEWHERE:
+        names = {
+            arm: ONE_BAND + _at(one_band.LITTLE, elsewhere, arm) for arm in one_band.FORMS[one_band.LITTLE, elsewhere]
+        }
+        best = {key: _over_worlds(measured, [of[names[BEST]][key] for _, of in measured], key) for key in LESS}
+        rivals = {arm: [of[names[BEST]][target] - of[names[arm]][target] for _, of in measured] for arm in names}
+        less = {
+            arm: _over_worlds(measured, of, arm) for arm, of in rivals.items() if arm not in (BEST, one_band.RANDOM)
+        }
+        shifted = [of[names[BEST]][target] for cell, of in measured if cell.shifted]
+        mean = {key: row[key] for key, row in best.items()}
+        failed = {
+            "random": not best[target][f"{target}_high"] < 0 if several else None,
+            "specific": mean[others] <= mean[target] or mean[plain] > PLAIN_AT_MOST,
+            "search": any(not less[arm][arm] < 0 for arm in ("caption", "nearest_flow")),
+            "shifted": bool(np.mean(shifted) > 0) if shifted else None,
+        }
+        says = {
+            "random": _said(best[target], target),
+            "specific": f"target {_said(best[target], target)}, others {_said(best[others], others)}, "
+            f"target's plain loss {_said(best[plain], plain)}",
+            "search": "less " + ", ".join(f"{arm} {_said(row, arm)}" for arm, row in less.items()),
+            "shifted": ", ".join(f"{value:+.2%}" for value in shifted),
+        }
+        rows += [Verdict(f"{name}, {elsewhere} elsewhere", failed[name], says[name]) for name in one_band.CRITERIA]
+    return rows
+
+
+def _said(row: Mapping[str, float], key: str) -> str:
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return f"{row[key]:+.2%}" + (f" [{low:+.2%}, {high:+.2%}]" if low is not None else "")
