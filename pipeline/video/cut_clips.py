@@ -25,21 +25,35 @@ def encode_clip(frames: Frames, fps: float, crf: int = 14, preset: str = "medium
     not, and the first frame has the time 0. Equal frames give equal bytes.
     Raises ValueError for anything but uint8 frames of even height and width.
     """
+    return encode_mp4(frames, fps, crf, preset, plain=True)
+
+
+def encode_mp4(frames: Frames, fps: float, crf: int, preset: str, plain: bool) -> bytes:
+    """An mp4 file of frames [F, H, W, 3], H.264 yuv420p. Equal frames give equal bytes.
+
+    `plain`: it is written and labelled as `encode_clip` says. Else frames may be predicted from later ones, which takes
+    fewer bytes.
+    Raises ValueError for anything but uint8 frames of even height and width.
+    """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames: {frames.dtype} {list(frames.shape)}; they must be uint8 [F, H, W, 3], F at least 1")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
         raise ValueError(f"frames: {frames.shape[1]} x {frames.shape[2]}; H.264 needs an even height and width")
-    container_options = {"fflags": "+bitexact", "movflags": "+faststart", "use_editlist": "0"}
+    container_options = {"fflags": "+bitexact", "movflags": "+faststart"}
     # Threads and x264's macroblock tree make two encodings of the same frames differ.
-    codec_options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0:bframes=0"}
+    codec_options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
+    if plain:
+        container_options["use_editlist"] = "0"
+        codec_options["x264-params"] += ":bframes=0"
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "clip.mp4")
         with av.open(path, "w", options=container_options) as container:
             rate = Fraction(fps).limit_denominator(65535)
             stream = container.add_stream("libx264", rate=rate, options=codec_options)
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            stream.codec_context.sample_aspect_ratio = Fraction(1, 1)
-            stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
+            if plain:
+                stream.codec_context.sample_aspect_ratio = Fraction(1, 1)
+                stream.codec_context.colorspace, stream.codec_context.color_range = BT601, LIMITED
             for picture in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))

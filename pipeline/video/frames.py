@@ -12,16 +12,12 @@ frames in presentation order.
 from __future__ import annotations
 
 import gc
-import os
-import tempfile
-from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 
 from pipeline.errors import ClipError
-from pipeline.video.cut_clips import clip_file
+from pipeline.video.cut_clips import clip_file, encode_mp4
 from pipeline.video.orientation import SCALERS, Frames, Scale, pose
 from pipeline.video.packets import DisplacedError, Packets, Pulse, no_pulse, read_packets
 from pipeline.video.segments import broken_sentence, from_start, missing_sentence, segments
@@ -178,19 +174,4 @@ def write_mp4(path: str, frames: Frames, fps: float) -> None:
         write_bytes,  # here, because the decoder's child imports this module and needs no store
     )
 
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"frames: {frames.dtype} {list(frames.shape)}; they must be uint8 [F, H, W, 3], F at least 1")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"frames: {frames.shape[1]} x {frames.shape[2]}; H.264 needs an even height and width")
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, "video.mp4")
-        with av.open(local, "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-            # Threads and x264's macroblock tree make two encodings of the same frames differ.
-            options = {"crf": "10", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(65535), options=options)
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            for picture in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode(None))
-        with open(local, "rb") as file:
-            write_bytes(path, file.read())
+    write_bytes(path, encode_mp4(frames, fps, crf=10, preset="medium", plain=False))

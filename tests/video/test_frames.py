@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -187,7 +188,7 @@ def test_a_truncated_file_shows_no_frame_twice(tmp_path: Path, end: str, name: s
         Path(path).write_bytes(whole[: int(len(whole) * share)])
         try:
             rows = video.segments(path, 5, float(RATE), 1)
-        except (ClipError, video.av.FFmpegError):
+        except (ClipError, av.FFmpegError):
             continue
         if end in ("mp4", "mov", "m4v", "3gp", "mkv", "webm", "wmv", "gif", "avi"):
             assert end == "avi", "it passes as whole"
@@ -214,7 +215,7 @@ def test_no_frame_of_a_raw_stream_in_mp4_is_hidden_or_shown_twice(tmp_path: Path
         packet.pts = packet.dts
 
     path = film(tmp_path, "mp4", "h264-b", change=delay)
-    with video.av.open(path) as container:
+    with av.open(path) as container:
         hidden = [packet.is_discard for packet in container.demux(video=0) if packet.size]
     assert any(hidden), "the test's own file hides nothing"
     rows = video.segments(path, 9, float(RATE), 1)
