@@ -172,13 +172,6 @@ def fidelity(truth: Scores, own: Scores) -> dict[str, dict[str, float]]:
     return figures
 
 
-def mean_of(figures: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    first = figures[0]
-    return {
-        way: {name: float(np.mean([of_seed[way][name] for of_seed in figures])) for name in first[way]} for way in first
-    }
-
-
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 

@@ -91,7 +91,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
         if posixpath.dirname(part.path) not in homes:
             videos |= _from_part(fs, bare, part, gone, removed)
     _generated(fs, bare, gone, videos, removed)
-    _latents(fs, bare, root, removed)
+    _latents(fs, bare, removed)
     for path in _files(fs, bare):
         name = posixpath.basename(path)
         if name.startswith(".") and name.endswith(".tmp"):  # what a killed writer left
@@ -319,7 +319,7 @@ def _generated(
             stores.write_bytes(_whole(fs, made_from), "".join(f"{line}\n" for line in kept_lines).encode())
 
 
-def _latents(fs: fsspec.AbstractFileSystem, bare: str, root: str, removed: Removed) -> None:
+def _latents(fs: fsspec.AbstractFileSystem, bare: str, removed: Removed) -> None:
     """Encoded clips, and twins of them, that neither the index nor held_out/ names any more: those of purged ones are
     among them."""
     cache = [path for path in _files(fs, bare) if path.startswith(stores.join(bare, "finetuned", ".latents/"))]

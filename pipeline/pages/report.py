@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,6 +83,43 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
 
     A page that would say and show what is there already is left as it is, and its summary is returned.
     """
+    contents = _contents(run)
+    numbers, masks = contents.numbers, contents.masks
+    without_pictures = gallery.Studio(run, None, masks, contents.pictures)
+    words = _rendered(contents, {**numbers, "written": ""}, without_pictures, video_of)
+    digest = _digest(words, masks, run.report.pictures)
+    before = _summary(run.root)
+    if before.get("page") == digest and stores.exists(_place(run.root)):
+        return before
+    studio = gallery.Studio(run, frames_of, masks, contents.pictures)
+    page = _rendered(contents, numbers, studio, video_of)
+    numbers["page"] = None if studio.missing else digest  # a page that lacks a picture is made anew
+    stores.write_bytes(_place(run.root), page.encode())
+    stores.write_bytes(stores.join(run.root, SUMMARY), json.dumps(numbers, indent=2, allow_nan=False).encode())
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a page shows of a run. Its pictures are not here: a studio takes them while the page is rendered."""
+
+    run: config.Run
+    plan: gallery.Plan
+    funnels: Mapping[str, funnel.Funnel]
+    groups: Mapping[str, str]  # of queries, by id
+    selected: figures.Selected | None
+    moves: lawfulness.Measured | None
+    clips: Mapping[str, dict[str, Any]]  # rows of clips/, by id
+    decisions: Mapping[tuple[str, str], str]  # by group and clip_id
+    masks: Mapping[gallery.Key, npt.NDArray[np.uint8]]
+    arms: Sequence[str]  # that have generated videos
+    generated: Sequence[tuple[str, Mapping[str, str]]]  # a caption's clip_id, and its videos' uris by arm
+    pictures: int  # how many the page will hold
+    numbers: dict[str, Any]  # the summary
+
+
+def _contents(run: config.Run) -> _Contents:
+    """Read the tables of a run."""
     root, plan = run.root, gallery.plan(run.root, run.report.captions)
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
     selected = figures.selected(root, funnels["clips"].clips)
@@ -91,54 +129,64 @@ def write(run: config.Run, frames_of: FramesOf, video_of: VideoOf = lambda uri: 
     unlawful_ids = [] if moves is None else moves.ids
     alike, masks = mask_overlaps(root, groups, plan.keys() | {("clips", clip_id) for clip_id in unlawful_ids})
     numbers = _numbers(run, funnels, selected, evaluation, {"mask_overlap": alike, **likenesses(root, groups)}, moves)
-    names, shown = comparison.videos(evaluation) if evaluation is not None else ([], [])
+    arms, generated = comparison.videos(evaluation) if evaluation is not None else ([], [])
     clips = plan.clips | gallery.clip_rows(root, unlawful_ids, run.report.captions)
-    decisions = gallery.decisions(root, frozenset(clips))
+    return _Contents(
+        run=run,
+        plan=plan,
+        funnels=funnels,
+        groups=groups,
+        selected=selected,
+        moves=moves,
+        clips=clips,
+        decisions=gallery.decisions(root, frozenset(clips)),
+        masks=masks,
+        arms=arms,
+        generated=generated,
+        pictures=gallery.count(plan, evaluation) + len(unlawful_ids),
+        numbers=numbers,
+    )
 
-    def rendered(studio: gallery.Studio, summary: Mapping[str, Any]) -> str:
-        return (
-            environment()
-            .get_template("report.html")
-            .render(
-                run=run,
-                summary=summary,
-                advice=advice(run),
-                failures={kind: f.failures for kind, f in funnels.items()},
-                cards=gallery.cards(plan, studio, decisions, _ranked(numbers)),
-                ranked=_ranked(numbers),
-                plan=plan,
-                studio=studio,
-                lawless=[] if moves is None else lawfulness.spoiled(moves.lawless, clips, decisions, studio),
-                flawed=[] if moves is None else lawfulness.spoiled(moves.flawed, clips, decisions, studio),
-                explained=explain_links.links(root, sorted(clips)),
-                groups=sorted(set(groups.values())),
-                queries=len(groups),
-                arms=names,
-                generated=gallery.generated(shown, names, root, studio, video_of),
-                histogram=None if selected is None else sections.histogram(selected),
-                verdicts=sections.verdicts(numbers["overlap"].get("all")),
-                sources=sections.sources(numbers["selection"]),
-                matrix=sections.matrix(numbers["selection"]),
-                metrics=sections.metrics(numbers["evaluation"]),
-                preference=sections.preference(numbers["evaluation"]),
-                shortlist=choosing.sentences(numbers["shortlist"]),
-                configuration=_configuration(run),
-                reasons=REASONS,
-            )
+
+def _rendered(contents: _Contents, summary: Mapping[str, Any], studio: gallery.Studio, video_of: VideoOf) -> str:
+    """The page, with the studio's pictures. They are taken in the order of these lines, until its bytes are spent."""
+    run, plan, numbers, moves = contents.run, contents.plan, contents.numbers, contents.moves
+    clips, decisions = contents.clips, contents.decisions
+    ranked = _ranked(numbers)
+    cards = gallery.cards(plan, studio, decisions, ranked)
+    lawless = [] if moves is None else lawfulness.spoiled(moves.lawless, clips, decisions, studio)
+    flawed = [] if moves is None else lawfulness.spoiled(moves.flawed, clips, decisions, studio)
+    generated = gallery.generated(contents.generated, contents.arms, run.root, studio, video_of)
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            summary=summary,
+            advice=advice(run),
+            failures={kind: f.failures for kind, f in contents.funnels.items()},
+            cards=cards,
+            ranked=ranked,
+            plan=plan,
+            studio=studio,
+            lawless=lawless,
+            flawed=flawed,
+            explained=explain_links.links(run.root, sorted(clips)),
+            groups=sorted(set(contents.groups.values())),
+            queries=len(contents.groups),
+            arms=contents.arms,
+            generated=generated,
+            histogram=None if contents.selected is None else sections.histogram(contents.selected),
+            verdicts=sections.verdicts(numbers["overlap"].get("all")),
+            sources=sections.sources(numbers["selection"]),
+            matrix=sections.matrix(numbers["selection"]),
+            metrics=sections.metrics(numbers["evaluation"]),
+            preference=sections.preference(numbers["evaluation"]),
+            shortlist=choosing.sentences(numbers["shortlist"]),
+            configuration=_configuration(run),
+            reasons=REASONS,
         )
-
-    count = gallery.count(plan, evaluation) + len(unlawful_ids)
-    words = rendered(gallery.Studio(run, None, masks, count), {**numbers, "written": ""})
-    digest = _digest(words, masks, run.report.pictures)
-    before = _summary(root)
-    if before.get("page") == digest and stores.exists(_place(root)):
-        return before
-    studio = gallery.Studio(run, frames_of, masks, count)
-    page = rendered(studio, numbers)
-    numbers["page"] = None if studio.missing else digest  # a page that lacks a picture is made anew
-    stores.write_bytes(_place(root), page.encode())
-    stores.write_bytes(stores.join(root, SUMMARY), json.dumps(numbers, indent=2, allow_nan=False).encode())
-    return numbers
+    )
 
 
 def _place(root: str) -> str:

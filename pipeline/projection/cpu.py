@@ -37,7 +37,6 @@ _W0, _W1 = np.uint64(WEYL[0]), np.uint64(WEYL[1])
 _RADEMACHER = int(Tag.RADEMACHER)
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 
 def keys(seed: int) -> tuple[np.uint64, np.uint64]:

@@ -58,10 +58,6 @@ LINES = 10_000  # of a list that are in memory at a time
 WHITEN = 0.01  # for motive_whitened where ranking.whiten is null
 
 NEEDED_MASK: Mapping[str, str] = {"no_mask": "none", "motive": "motion", "motive_whitened": "motion"}
-PICKING = (
-    *("random", "magnitude", "mask_overlap", "lawful", "caption", "own_loss", "embedding"),
-    *("no_mask", "motive", "motive_whitened", "selected", "timed", "timed_random", "curated", "oracle"),
-)
 
 
 def check(run: Run, arms: Iterable[Arm] | None = None) -> None:

@@ -147,7 +147,6 @@ class Packets:
     position: Ints  # byte in the file, or of the page that holds several packets; -1: not known
     key: Flags
     shown: Flags
-    corrupt: Flags
     streams: int = 1  # how many streams of videos the file has
 
     def __len__(self) -> int:
@@ -217,7 +216,7 @@ def _table(container: Any, path: str, size: int, index: int, edits: bool, pulse:
     if missing:
         raise ClipError("decode", f"it is cut off: at least {missing} bytes before its end are missing")
     hides = stream.codec_context.name == "vp8"
-    rows, amount = [], _Amount(size)
+    rows, amount, last_is_damaged = [], _Amount(size), False
     for packet in container.demux(stream):
         pulse()
         amount.add(packet)
@@ -227,10 +226,11 @@ def _table(container: Any, path: str, size: int, index: int, edits: bool, pulse:
         shown = not packet.is_discard and not (hides and not memoryview(packet)[0] & 0x10)
         stamps = (NONE if stamp is None else stamp for stamp in (packet.pts, packet.dts))
         position = -1 if packet.pos is None else packet.pos
-        rows.append((*stamps, packet.size, position, packet.is_keyframe, shown, packet.is_corrupt))
-    if rows and rows[-1][-1]:
+        rows.append((*stamps, packet.size, position, packet.is_keyframe, shown))
+        last_is_damaged = packet.is_corrupt
+    if last_is_damaged:
         raise ClipError("decode", f"its packet {len(rows) - 1}, the last one, is damaged or cut off")
-    columns = np.array(rows, np.int64).reshape(-1, 7).T.copy()
+    columns = np.array(rows, np.int64).reshape(-1, 6).T.copy()
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     aspect = float(stream.sample_aspect_ratio or 1)
     reorders = bool(stream.codec_context.has_b_frames)

@@ -473,7 +473,3 @@ def count_each(columns: Sequence[Codes], values: Sequence[int], matches: Flags |
 
 def facet(facets: Sequence[Facet], name: str) -> Facet | None:
     return next((one for one in facets if one.name == name), None)
-
-
-def group_of(queries: Sequence[Mapping[str, Any]], query_id: str) -> str:
-    return next((query["group"] or "all" for query in queries if query["clip_id"] == query_id), "all")

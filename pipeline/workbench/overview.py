@@ -31,7 +31,7 @@ def overview(index: Index, people: People, size: int, by: str, since: str | None
         "ranking": index.written or None,
         "losses": losses(summary),
         "alarms": alarms(index, people, summary),
-        "people": _people(index, people),
+        "people": _people(people),
         "size": size,
         "since": _since(people, by, since),
         "read_only": people.read_only,
@@ -124,7 +124,7 @@ def _harmful_sources(index: Index, alarm: Any) -> None:
         alarm(f"Most clips of {', '.join(bad)} are harmful.", view={"where": {"source": bad, "decision": ["harmful"]}})
 
 
-def _people(index: Index, people: People) -> dict[str, Any]:
+def _people(people: People) -> dict[str, Any]:
     codes = people.codes("all")
     counts = count(codes, len(WORDS)).tolist()
     words = people.decisions.rows.group_by("by").aggregate([("batch", "count_distinct"), ("clip_id", "count_distinct")])

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -187,7 +188,7 @@ def test_a_truncated_file_shows_no_frame_twice(tmp_path: Path, end: str, name: s
         Path(path).write_bytes(whole[: int(len(whole) * share)])
         try:
             rows = video.segments(path, 5, float(RATE), 1)
-        except (ClipError, video.av.FFmpegError):
+        except (ClipError, av.FFmpegError):
             continue
         if end in ("mp4", "mov", "m4v", "3gp", "mkv", "webm", "wmv", "gif", "avi"):
             assert end == "avi", "it passes as whole"
@@ -214,7 +215,7 @@ def test_no_frame_of_a_raw_stream_in_mp4_is_hidden_or_shown_twice(tmp_path: Path
         packet.pts = packet.dts
 
     path = film(tmp_path, "mp4", "h264-b", change=delay)
-    with video.av.open(path) as container:
+    with av.open(path) as container:
         hidden = [packet.is_discard for packet in container.demux(video=0) if packet.size]
     assert any(hidden), "the test's own file hides nothing"
     rows = video.segments(path, 9, float(RATE), 1)
@@ -229,7 +230,7 @@ def test_the_last_frames_of_an_avi_are_as_far_apart_as_the_others(rate: float) -
     """Those that leave the decoder at its end have no stamp, and an AVI of H.264 is said to have the rate of fields."""
     count = 40
     pts, none = np.full(count, packets.NONE), np.zeros(count, bool)
-    table = packets.Packets(0, True, 0.02, rate, True, 1.0, pts, np.arange(count) * 2, pts, pts, ~none, ~none, none)
+    table = packets.Packets(0, True, 0.02, rate, True, 1.0, pts, np.arange(count) * 2, pts, pts, ~none, ~none)
     dts = np.arange(count) * 2 + 4
     dts[-2:] = packets.NONE
     assert np.allclose(np.diff(timeline.counted(table, np.arange(count), dts).times), 0.04)
@@ -241,7 +242,7 @@ def test_frames_without_a_stamp_lie_evenly_between_those_with_one() -> None:
     pts = np.array([0, none, none, none, none, 24000, 24000, none, none, none, none, none])
     dts = np.array([0, none, none, none, none, 18000, 18000, none, none, none, none, none])
     flags = np.ones(12, bool)
-    table = packets.Packets(0, True, 1 / 90000, 50.0, True, 1.0, pts, dts, far, far, flags, flags, ~flags)
+    table = packets.Packets(0, True, 1 / 90000, 50.0, True, 1.0, pts, dts, far, far, flags, flags)
     order = np.array([0, 2, 3, 1, 5, 4, 7, 6, 8, 10, 9, 11])
     times = timeline.counted(table, order, np.full(12, none)).times
     assert np.allclose(times, np.arange(12) * 24000 / 90000 / 7)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -58,11 +59,11 @@ def test_cuts_are_where_they_are_wherever_a_film_is_split(tmp_path: Path, length
     shots = [world.render(world.scene(3, f"{i}", "real", "slide", 24, 24), 48, 80) for i in range(6)]
     pictures = np.concatenate(shots)
     path, options = str(tmp_path / "a.mp4"), {"x264-params": f"open-gop={int(open_gop)}:keyint=12"}
-    with video.av.open(path, "w") as container:
+    with av.open(path, "w") as container:
         stream: Any = container.add_stream("libx264", rate=24, options=options)
         stream.height, stream.width, stream.pix_fmt = 48, 80, "yuv420p"
         for picture in pictures:
-            container.mux(stream.encode(video.av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     assert len(video.plan_stretches(path, length)) >= 2
     whole = video.segments(path, 40, 24.0, 7)
