@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import numpy as np
@@ -75,7 +74,7 @@ def _state(config: Motion, path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file either reader raises whatever its bytes lead to
         # PyTorch's own sentence says to load it without weights_only, which runs what stands in the file.
-        reason = "it is damaged or no file of tensors" if isinstance(error, UnpicklingError) else first_line(error)
+        reason = first_line(error) if isinstance(error, OSError) else "it is damaged or no file of tensors"
         raise ConfigError(
             f"motion.weights={config.weights!r}: this file cannot be read ({type(error).__name__}: {reason}). Give a "
             f"whole .safetensors or .pth file of {config.flow}'s weights."
