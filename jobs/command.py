@@ -73,6 +73,7 @@ def main(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
+        lease.check_root(run.root)
         if not of_roots:
             check_one_root(run)
         if lists_videos:
