@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.loading import RECIPES, load, load_line, override, parse, recipes
+from pipeline.config.loading import RECIPES, load, load_line, load_record, override, parse, recipes
 from pipeline.config.run import (
     NUMERICS,
     PACKAGE,
@@ -32,6 +32,7 @@ __all__ = [
     "VideoModelConfig",
     "load",
     "load_line",
+    "load_record",
     "override",
     "parse",
     "recipes",
