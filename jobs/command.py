@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -73,6 +72,7 @@ def main(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
                 "cluster; give an absolute path that every node reaches, or s3://."
             )
+        lease.check_root(run.root)
         if not of_roots:
             check_one_root(run)
         if lists_videos:
@@ -155,11 +155,7 @@ def of_root(pairs: Sequence[str]) -> Run:
     path = stores.join(str(roots[-1]), "config.yaml")
     if not stores.exists(path):
         raise ConfigError(f"root={roots[-1]!r}: there is no {path}, so this is no run. Name the root of one.")
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, "config.yaml")
-        with open(local, "wb") as file:
-            file.write(stores.read_bytes(path))
-        return config.load_line(local, pairs)
+    return config.load_record(path, stores.read_bytes(path), pairs)
 
 
 def _imported(job: Job | str) -> Job:

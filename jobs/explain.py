@@ -66,10 +66,10 @@ def explain(run: Run) -> None:
 def _asked(run: Run) -> Row:
     """The row of clips/ that `explain.clip` names. Raises UsageError."""
     clip_id = run.explain.clip
+    if not clip_id:
+        raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
     if not tables.parts(join(run.root, "clips")):
         raise MissingTableError(f"root={run.root!r} has no table clips; run curate first.")
-    if clip_id is None:
-        raise ConfigError("explain.clip: name the clip that is to be explained, --set explain.clip=ID.")
     row = one_clip.row_of(join(run.root, "clips"), clip_id)
     if row is None:
         close = one_clip.resembling(run.root, clip_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config.loading import RECIPES, load, load_line, override, parse, recipes
+from pipeline.config.loading import RECIPES, load, load_line, load_record, override, parse, recipes
 from pipeline.config.run import (
     LITTLE_NOISE,
     NUMERICS,
@@ -34,6 +34,7 @@ __all__ = [
     "VideoModelConfig",
     "load",
     "load_line",
+    "load_record",
     "override",
     "parse",
     "recipes",

@@ -13,7 +13,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipeline.config import overrides
 from pipeline.errors import ConfigError, UsageError
+
+NAME = "a name has letters, digits, dots, dashes and underscores, no slash, and begins with neither dot nor dash"
+PATTERNS = {  # the regular expressions of the configuration, in words
+    r"^\w[\w.-]{0,99}$": f"{NAME}; it has at most 100 characters",
+    r"^\w[\w.-]*$": NAME,
+    r"^[\w.]+:\w+$": "write the module, a colon and the class, package.module:Family",
+}
 
 
 class FaultsError(ConfigError):
@@ -80,10 +88,26 @@ def explained(error: dict[str, Any], whole: type[BaseModel]) -> str:
         return f"`{key}` is no configuration key.{hint} Allowed here: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"`{key}` is missing; set it in the file or with --set {key}=..."
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = _form(error, whole) or str(error["msg"]).removeprefix("Value error, ")
     if key == "webhook.variable":  # what was given may be the URL itself, a secret
         return f"{key}: it must be the name of an environment variable that holds the URL, not the URL."
     return f"{key}={error['input']!r}: {message}." if key else f"{message}."
+
+
+def _form(error: dict[str, Any], whole: type[BaseModel]) -> str | None:
+    """How a value is written, where pydantic names a type of Python or a regular expression; None for other faults."""
+    if error["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(error["ctx"]["pattern"])
+    if error["type"] == "tuple_type":
+        value = error["input"]
+        example = f"[{value}]" if isinstance(value, str | int | float) else "[ONE, TWO]"
+        return f"this is a list, which is written in brackets: {example}"
+    if error["type"] not in ("dict_type", "model_type"):
+        return None
+    kind = overrides.field(whole, [part for part in error["loc"] if isinstance(part, str)])
+    model = overrides.model_of(overrides.element(kind) if isinstance(error["loc"][-1], int) else kind)
+    names = f" Its keys are {', '.join(model.model_fields)}" if model else ""
+    return f"this is a mapping, which is written in braces: {{KEY: VALUE}}, or {{}} for an empty one.{names}"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -49,11 +49,15 @@ def parse(text: str) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping that a configuration file holds. Raises ValueError with a sentence, and OSError.
+    """The mapping that a configuration file holds. Raises ValueError with a sentence, and OSError."""
+    return mapping(path.read_bytes(), str(path))
+
+
+def mapping(data: bytes, path: str) -> dict[str, Any]:
+    """The mapping that the bytes of a configuration hold, which lay at `path`. Raises ValueError with a sentence.
 
     UTF-8, and UTF-16 or UTF-32 with a byte-order mark, are read.
     """
-    data = path.read_bytes()
     try:
         text = decode_text(data)
     except ValueError as error:
@@ -94,7 +98,7 @@ def _line(data: bytes) -> str:
     return f", line {lines + 1}"
 
 
-def _sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
+def _sentence(path: str, text: str, error: yaml.YAMLError) -> str:
     """One sentence on invalid YAML, in place of PyYAML's several lines."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1

@@ -7,7 +7,7 @@ is allowed; nothing long has started by then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,22 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
     `package:PATH` anywhere stands for a path inside the installed package. Raises ConfigError.
     """
     path = RECIPES / f"{name}.yaml" if name in recipes() else Path(name)
-    values = _packaged(_read(name, path))
+    return _changed(_read(name, path), str(path), overrides or {})
+
+
+def _changed(read: dict[str, Any], path: str, overrides: Mapping[str, Any]) -> Run:
+    """The configuration of the values that a file, `path`, holds, with overrides by dotted key. Raises ConfigError."""
+    values = _packaged(read)
     if isinstance(values.get("versions"), dict):
         del values["versions"]
-    changes = dict(overrides or {})
+    changes = dict(overrides)
     _refuse_credentials(changes)  # before any message can repeat a value
     faults = Faults()
     for key, value in changes.items():
         with faults.collected():
             _put(values, key, _packaged(value))
     with faults.collected():
-        run = parse(values, f"{path}, --set included" if changes else str(path))
+        run = parse(values, f"{path}, --set included" if changes else path)
     faults.check()
     return run
 
@@ -51,6 +56,26 @@ def load(name: str, overrides: Mapping[str, Any] | None = None) -> Run:
 def load_line(name: str, pairs: Sequence[str]) -> Run:
     """The configuration of a command line: `--config NAME` and the `key=value` of every `--set`, of which the last
     counts where a key is given twice. Raises ConfigError with everything that is wrong in either."""
+    return _of_line(pairs, lambda changes: load(name, changes))
+
+
+def load_record(path: str, data: bytes, pairs: Sequence[str]) -> Run:
+    """The configuration that a run recorded: `data`, the bytes of its config.yaml, which lies at `path`; with the
+    `key=value` of every `--set`. Raises ConfigError, also where the file ends before its last section, `versions`."""
+    try:
+        values = files.mapping(data, path)
+    except ValueError as error:
+        raise ConfigError(f"{error} Every job of a run writes this file: run curate with the recipe again.") from None
+    if not isinstance(values.get("versions"), dict):
+        raise ConfigError(
+            f"{path} is cut short: it lacks its last section, `versions`. Run curate with the recipe again, which "
+            "writes it anew."
+        )
+    return _of_line(pairs, lambda changes: _changed(values, path, changes))
+
+
+def _of_line(pairs: Sequence[str], loaded: Callable[[Mapping[str, Any]], Run]) -> Run:
+    """What is `loaded` with the overrides of a command line. Raises ConfigError with everything that is wrong."""
     changes: dict[str, Any] = {}
     faults = Faults()
     for pair in pairs:
@@ -58,7 +83,7 @@ def load_line(name: str, pairs: Sequence[str]) -> Run:
             key, value = override(pair)
             changes[key] = value
     with faults.collected():
-        run = load(name, changes)
+        run = loaded(changes)
         _refuse_demo_videos(run)
     faults.check()
     return run

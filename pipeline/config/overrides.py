@@ -44,7 +44,7 @@ def field(root: type[BaseModel], path: list[str]) -> Any:
     """The annotation of a field below a model; Any where there is none."""
     kind: Any = root
     for name in path:
-        model = _model(kind)
+        model = model_of(kind)
         if model is None or name not in model.model_fields:
             return Any
         kind = model.model_fields[name].annotation
@@ -112,8 +112,8 @@ def _value(node: yaml.Node, kind: Any) -> Any:
             return node.value
         return scalar(node.value, kind) if _is_scalar(kind) else _guessed(node, kind)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(inner, _element(kind)) for inner in node.value]
-    model = _model(kind)
+        return [_value(inner, element(kind)) for inner in node.value]
+    model = model_of(kind)
     values: dict[str, Any] = {}
     for name, inner in node.value:
         if not isinstance(name, yaml.ScalarNode):
@@ -153,7 +153,7 @@ def _is_scalar(kind: Any) -> bool:
     return all(one in scalars or typing.get_origin(one) is Literal for one in _members(kind))
 
 
-def _element(kind: Any) -> Any:
+def element(kind: Any) -> Any:
     """What a list of this kind holds."""
     for one in _members(kind):
         if typing.get_origin(one) is tuple:
@@ -161,5 +161,5 @@ def _element(kind: Any) -> Any:
     return Any
 
 
-def _model(kind: Any) -> type[BaseModel] | None:
+def model_of(kind: Any) -> type[BaseModel] | None:
     return next((one for one in _members(kind) if isinstance(one, type) and issubclass(one, BaseModel)), None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.attribution import CLIP_CHANGES, Attribution, Change, Queries, RankingMask, Twins, compared
 from pipeline.config.export import Export
@@ -341,6 +341,13 @@ class Run(Model):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     webhook: Webhook = Webhook()
+
+    @field_validator("root")
+    @classmethod
+    def _folder(cls, value: str) -> str:
+        if value == "null":
+            raise ValueError("a run needs a folder; name one, for example runs/mine, or ./null for one of this name")
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Run:

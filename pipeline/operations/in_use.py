@@ -15,7 +15,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UsageError
 from pipeline.models.promoted import PROMOTED, promoted
 from pipeline.models.trained_weights import LORA
 from pipeline.storage import stores
@@ -37,12 +37,31 @@ class InUse:
 
 
 def in_use(root: str) -> InUse:
+    """The model in use. Raises UsageError where the pointer is damaged, ConfigError where its model is gone."""
     path = stores.join(root, POINTER)
     if not stores.exists(path):
         return InUse(None, BASE, "")
-    pointer = json.loads(stores.read_bytes(path))
-    folder = model_folder(root, pointer["night"])
-    return InUse(pointer["night"], pointer["version"], folder, len(promoted(folder).get("purged", ())))
+    night, version = _pointed(path, stores.read_bytes(path))
+    folder = model_folder(root, night)
+    return InUse(night, version, folder, len(promoted(folder).get("purged", ())))
+
+
+def _pointed(path: str, data: bytes) -> tuple[str, str]:
+    """The night and the version that a pointer, the file at `path`, names. Raises UsageError."""
+    try:
+        pointer = json.loads(data)
+    except ValueError:
+        pointer = None
+    named = [pointer.get(key) for key in ("night", "version")] if isinstance(pointer, dict) else []
+    texts = [value for value in named if isinstance(value, str) and value]
+    if len(texts) != 2:
+        raise UsageError(
+            f"{path}: this file is damaged, so it is not known which model is in use. Take the last DATE whose "
+            'nights/DATE/night.json says "promoted": true and write {"night": "DATE", "version": "VERSION"}, with the '
+            f'"version" of nights/DATE/model/{PROMOTED}. Or delete the file: the recipe\'s base is then in use.'
+        )
+    night, version = texts
+    return night, version
 
 
 def model_folder(root: str, night: str) -> str:

@@ -54,7 +54,8 @@ def target(machine: Machine) -> Target:
 
 
 def geometry(videos: Survey, model: Target) -> tuple[int, int, int]:
-    """Frames, height and width of a segment: the model's area in the videos' shape, no larger than they are."""
+    """Frames, height and width of a segment: the model's area in the videos' shape, no larger than they are, but at
+    least LEAST_SIDE."""
     area = min(model.height * model.width, videos.area)
     height = _side(math.sqrt(area * videos.shape), model.step)
     width = _side(math.sqrt(area / videos.shape), model.step)
@@ -110,12 +111,15 @@ def _geometry(survey: Survey, model: Target) -> dict[str, Value]:
     frames, height, width = geometry(survey, model)
     seconds = (frames - 1) / model.fps
     flow_height, flow_width = _flow(height, width)
+    size = f"multiples of {model.step}, in the shape of the videos and no larger than they"
+    if height * width > survey.area:
+        size = f"multiples of {model.step}, at least {LEAST_SIDE}; the videos are smaller, and are enlarged"
     return {
         "data.frames": Value(
             frames, f"{model.temporal} n + 1; at {model.fps:g} a second a segment lasts {seconds:g} s"
         ),
         "data.fps": Value(model.fps),
-        "data.height": Value(height, f"multiples of {model.step}, in the shape of the videos and no larger than they"),
+        "data.height": Value(height, size),
         "data.width": Value(width),
         "motion.height": Value(flow_height, "working size of the flow, at least 128"),
         "motion.width": Value(flow_width),

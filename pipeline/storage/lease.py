@@ -92,6 +92,20 @@ class Holder(BaseModel, frozen=True, extra="forbid"):
     taken: bool  # false while its writer still looks for others
 
 
+def check_root(root: str) -> None:
+    """Raise ConfigError for a local root that is a file, or lies below one. Makes nothing."""
+    fs, bare = stores.place(root)
+    if "file" not in fs.protocol:
+        return
+    path = Path(bare).absolute()
+    nearest = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if not nearest.is_dir():
+        raise ConfigError(
+            f"root={root!r}: nothing can be written there ({nearest} is a file). Choose another root, or move "
+            "that file away."
+        )
+
+
 @contextlib.contextmanager
 def hold(root: str, job: str, submission: str | None = None) -> Iterator[Lease]:
     """Hold the run at `root` while the body runs. Raises HeldError where another does or may, and ConfigError where

@@ -6,18 +6,25 @@ Every job writes files of its own, so that no two jobs write one file and a kill
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.storage import stores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Figures:
     """What a stage did in one job. Of several jobs, the sums hold."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # of a file that is read
 
     seconds: float = 0.0
     rows: int = 0
@@ -67,17 +74,33 @@ def save(path: str, stage: str, figures: Figures) -> None:
 
 
 def sums(root: str) -> dict[str, Figures]:
-    """What each stage of a run achieved over all of its jobs."""
+    """What each stage of a run achieved over all of its jobs. A damaged file is left out, with a warning."""
     folder = stores.join(root, "stats")
     fs, _ = stores.place(folder)
     totals: dict[str, Figures] = {}
     for path in stores.files(folder):
         if not path.endswith(".json"):
             continue
-        record = json.loads(fs.cat_file(path))
-        stage = record.pop("stage")
-        totals[stage] = totals.get(stage, Figures()) + Figures(**record)
+        try:
+            stage, figures = _read(fs.cat_file(path))
+        except ValueError as error:
+            log.warning("%s: the file is damaged, so its figures are left out (%s)", path, error)
+            continue
+        totals[stage] = totals.get(stage, Figures()) + figures
     return totals
+
+
+def _read(data: bytes) -> tuple[str, Figures]:
+    """The stage and its figures that a file of `stats/` holds. Raises ValueError for a damaged one."""
+    record = json.loads(data)
+    stage = record.pop("stage", None) if isinstance(record, dict) else None
+    if not isinstance(stage, str):
+        raise ValueError("it names no stage")
+    try:
+        return stage, TypeAdapter(Figures).validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
 
 
 def by_stage(root: str) -> dict[str, dict[str, Any]]:

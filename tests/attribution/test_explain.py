@@ -195,6 +195,12 @@ def test_ids_that_yaml_takes_for_numbers_are_quoted(given: str, option: str) -> 
         config.load("demo", {"explain.clip": 1234})
 
 
+@pytest.mark.parametrize("clip_id", [None, ""])
+def test_an_empty_id_is_a_missing_one(clip_id: str | None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name the clip that is to be explained"):
+        explain(config.load("demo", {"root": str(tmp_path), "explain.clip": clip_id}))
+
+
 # --- the job ---------------------------------------------------------------------------------------------------------
 
 

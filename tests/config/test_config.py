@@ -102,6 +102,36 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_allowed(key: str, v
     assert allowed in text, f"the message does not say what is allowed ({allowed}): {text}"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "written"),
+    [
+        ("purge.clips", "nope", "in brackets: [nope]"),
+        ("ranking.roots", {"a": 1}, "in brackets: [ONE, TWO]"),
+        ("ranking.duplicates", True, "in braces: {KEY: VALUE}, or {} for an empty one. Its keys are "),
+        ("attribution.settings", ["x"], "in braces: {KEY: VALUE}, or {} for an empty one. Its keys are timestep"),
+        ("ranking.caps", 4, "in braces: {KEY: VALUE}, or {} for an empty one."),
+        ("data", 3, "Its keys are videos"),
+        ("export.name", "a/../../b", "letters, digits, dots, dashes and underscores, no slash"),
+        ("export.name", "a" * 101, "at most 100 characters"),
+        ("study.arms", ["a/b", "c"], "no slash"),
+        ("model.adapter", "x y", "package.module:Family"),
+    ],
+)
+def test_a_value_of_the_wrong_form_is_refused_with_how_it_is_written(key: str, value: Any, written: str) -> None:
+    text = refused({key: value})
+    assert f"{key}" in text
+    assert written in text, text
+    for word in ("tuple", "dictionary", "instance of", "pattern", "^"):
+        assert word not in text.replace("Tuple should have at least 1 item after validation", ""), text
+
+
+@pytest.mark.parametrize("value", ["null", "'null'"])
+def test_a_root_named_null_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"root='null': a run needs a folder; .*\./null"):
+        config.load_line("demo", [f"root={value}"])
+    assert config.load_line("demo", ["root=./null"]).root == "./null"
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = refused({"data.frames": 0, "ranking.fraction": 7})
     for key in ("data.frames", "ranking.fraction"):
@@ -317,6 +347,27 @@ def test_the_record_of_a_run_is_a_configuration(name: str, tmp_path: Path) -> No
     run_record.record(run)
     assert load(f"{root}/config.yaml") == run
     assert load(f"{root}/config.yaml", {"seed": 3}).seed == 3
+
+
+def test_a_record_that_is_cut_short_is_refused_with_its_place(tmp_path: Path) -> None:
+    run = load("demo", {"root": str(tmp_path)})
+    run_record.record(run)
+    whole = (tmp_path / "config.yaml").read_bytes()
+    assert config.load_record("there/config.yaml", whole, []) == run
+    end = whole.index(b"versions:\n")
+    for size in (whole.index(b"ranking:\n"), end, end + len("versions:\n")):
+        with pytest.raises(ConfigError, match=r"^there/config\.yaml is cut short.*Run curate with the recipe again"):
+            config.load_record("there/config.yaml", whole[:size], [])
+    for size in range(0, end, 50):
+        with pytest.raises(ConfigError, match=r"^there/config\.yaml"):
+            config.load_record("there/config.yaml", whole[:size], [])
+
+
+def test_faults_of_a_record_name_its_place(tmp_path: Path) -> None:
+    run_record.record(load("demo", {"root": str(tmp_path)}))
+    data = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=r"^s3://b/run/config\.yaml, --set included: workbench\.port=99999"):
+        config.load_record("s3://b/run/config.yaml", data, ["workbench.port=99999"])
 
 
 def test_a_key_named_versions_that_no_job_wrote_is_refused(tmp_path: Path) -> None:

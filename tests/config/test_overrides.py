@@ -46,7 +46,7 @@ TYPED = [
 @pytest.mark.parametrize("text", TYPED)
 def test_text_is_taken_as_it_is_typed(text: str) -> None:
     assert config.override(f"root={text}") == ("root", text)
-    assert config.load_line("demo", [f"root={text}"]).root == text
+    assert config.load_line("demo", [f"tracking.project={text}"]).tracking.project == text
 
 
 @pytest.mark.parametrize("text", [t for t in TYPED if t != "null"])

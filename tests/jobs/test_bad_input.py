@@ -40,6 +40,18 @@ def test_exit_status_and_message_of_a_mistyped_key(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "something was written"
 
 
+@pytest.mark.parametrize(("job", "below"), [("rank_clips", ""), ("workbench", "/x/y")])
+def test_a_root_that_is_a_file_or_lies_below_one_is_refused(job: str, below: str, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("words")
+    line = [sys.executable, "-m", f"jobs.{job}", "--config", "demo", "--set", f"root={file}{below}"]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert f"error: root='{file}{below}': nothing can be written there ({file} is a file)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert file.read_text() == "words"
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -81,6 +81,13 @@ def test_a_file_loads_and_keeps_the_recipes_comments(
     assert max(map(len, text.splitlines())) <= 140, "a comment is too long to read"
 
 
+@pytest.mark.parametrize(("side", "is_enlarged"), [(32, True), (76, True), (64, False), (512, False)])
+def test_the_file_says_where_videos_are_enlarged(side: int, is_enlarged: bool) -> None:
+    text = new_config.text("runs/mine", "my videos", None, of(Look(side, side, 8.0, 2.0)), LAPTOP)
+    assert ("at least 64; the videos are smaller, and are enlarged" in text) == is_enlarged
+    assert ("no larger than they" in text) != is_enlarged
+
+
 def test_models_take_the_geometry(tmp_path: Path) -> None:
     run = written(of(Look(700, 400, 30.0, 1.4)), LAPTOP, tmp_path)
     models.family(run.model)

@@ -13,7 +13,7 @@ import torch
 from pipeline import config, tables
 from pipeline.attribution import fingerprints
 from pipeline.config.operations import Promote
-from pipeline.errors import ConfigError, FingerprintError
+from pipeline.errors import ConfigError, FingerprintError, UsageError
 from pipeline.evaluation import comparison
 from pipeline.models import trained_weights
 from pipeline.models.conditioning import batched
@@ -155,6 +155,17 @@ def trained(root: str, weights: bytes) -> str:
     }.items():
         stores.write_bytes(stores.join(folder, *name.split("/")), data)
     return folder
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"night": "2026-01', b"\xff", b"[]", b'{"night": "2026-01-02"}', b'{"night": 3, "version": "a"}']
+)
+def test_a_damaged_pointer_is_named_with_what_to_do(root: str, content: bytes) -> None:
+    path = stores.join(root, in_use.POINTER)
+    stores.write_bytes(path, content)
+    with pytest.raises(UsageError, match=r"damaged.*nights/DATE/night\.json.*Or delete the file") as caught:
+        in_use.in_use(root)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_promoted_model_outlives_the_arm_that_it_was(root: str) -> None:
