@@ -39,14 +39,8 @@ log = logging.getLogger(__name__)
 MEMORY = 4 << 30  # bytes of address space of the child
 _START = 120.0  # seconds in which a child must have imported what it needs
 _LONGEST = 256 << 20  # bytes of an answer without its frames
-_VARIABLES = (
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "LANG",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-)  # of the environment; the rest may hold secrets
+# Of the environment; the rest may hold secrets.
+_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
 
 
 class Decoder:
