@@ -171,10 +171,10 @@ def test_the_queries_rows_give_the_clips_influence(tmp_path: Path, whiten: float
     queries = ranking.unit_settings(rng.standard_normal((3, 16)).astype(np.float32), 1)
     expected = influence_columns(clips, queries, whiten, None, weights)
     for n in (4, 5, 39):
-        comparison = one_clip.beside(clips, ids[n], queries, whiten, weights)
+        cosines = one_clip.cosines_of(clips, ids[n], queries, whiten, weights)
         own = ranking.unit_settings(values[[n]], 1)[0]
-        np.testing.assert_allclose(comparison.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
-    near = one_clip.nearest(clips, one_clip.beside(clips, "c04", queries, None, None).cosines, "c04", 3)
+        np.testing.assert_allclose(cosines.queries @ own, [expected[q][n] for q in range(3)], rtol=1e-4, atol=1e-5)
+    near = one_clip.nearest(clips, one_clip.cosines_of(clips, "c04", queries, None, None).to_clips, "c04", 3)
     assert len(near) == 3
     assert near[0][0] == "c05"
     assert near[0][1] > 0.999
