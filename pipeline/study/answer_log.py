@@ -10,7 +10,7 @@ import threading
 from typing import BinaryIO
 
 from pipeline.errors import ConfigError, HeldError, InputError
-from pipeline.study import answer_database, answers
+from pipeline.study import answers, sqlite_answers
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key
 
@@ -33,9 +33,9 @@ class AnswerLog:
         self._key = key
         self._pairs = {pair.pair: pair for pair in key.pairs}
         self._lock = threading.Lock()  # one transaction at a time uses the connection
-        self._database = answer_database.connect(path)
+        self._database = sqlite_answers.connect(path)
         try:
-            rows = answer_database.lines(self._database)
+            rows = sqlite_answers.lines(self._database)
             self._parse(answers.numbered(path, "row", rows))
         except sqlite3.Error as error:
             self._database.close()
@@ -54,7 +54,7 @@ class AnswerLog:
         answer = answers.parse(line)
         answers.check(answer, self._key.study, self._pairs)
         try:
-            with self._lock, answer_database.transaction(self._database):
+            with self._lock, sqlite_answers.transaction(self._database):
                 return self._insert(answer)
         except sqlite3.Error as error:
             raise OSError(f"{self.path}: {error}") from error
@@ -67,7 +67,7 @@ class AnswerLog:
         """
         if not os.path.exists(path):
             return
-        new_path = path + answer_database.IMPORTED
+        new_path = path + sqlite_answers.IMPORTED
         try:
             with open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # such a server holds it for as long as it runs
@@ -102,9 +102,9 @@ class AnswerLog:
     def _insert(self, answer: Answer) -> bool:
         row = answer.model_dump(mode="json")
         inserted = self._database.execute(
-            f"INSERT INTO answers ({answer_database.NAMES}) VALUES ({', '.join('?' for _ in answer_database.COLUMNS)}) "
+            f"INSERT INTO answers ({sqlite_answers.NAMES}) VALUES ({', '.join('?' for _ in sqlite_answers.COLUMNS)}) "
             "ON CONFLICT (person, pair, revision) DO NOTHING",
-            [row[column] for column in answer_database.COLUMNS],
+            [row[column] for column in sqlite_answers.COLUMNS],
         )
         if inserted.rowcount:
             return True
@@ -118,7 +118,7 @@ class AnswerLog:
     def _import(self, path: str, lines: list[bytes]) -> int:
         """Record the answers of the lines of a file, all or none; how many they are."""
         imported = self._parse(answers.numbered(path, "line", lines))
-        with self._lock, answer_database.transaction(self._database):
+        with self._lock, sqlite_answers.transaction(self._database):
             for answer in imported:
                 try:
                     self._insert(answer)

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError
 from pipeline.errors import ConfigError, InputError, NothingUsableError
 from pipeline.inputs.folders import file_tree
 from pipeline.storage import stores
-from pipeline.study import answer_database
+from pipeline.study import sqlite_answers
 from pipeline.study.pairs import Key, Pair
 
 LONGEST = 4096  # bytes of one answer
@@ -117,8 +117,8 @@ def numbered(path: str, unit: str, lines: Sequence[bytes]) -> list[tuple[str, by
 
 def _lines(path: str) -> list[tuple[str, bytes]]:
     data = stores.read_bytes(path)
-    if data.startswith(answer_database.MAGIC):
-        return numbered(path, "row", answer_database.read_lines(path))
+    if data.startswith(sqlite_answers.MAGIC):
+        return numbered(path, "row", sqlite_answers.read_lines(path))
     return numbered(path, "line", data.split(b"\n"))
 
 
@@ -133,17 +133,17 @@ def _files(place: str) -> Sequence[str]:
     if fs.isfile(bare):
         names = [bare]
     elif fs.isdir(bare):
-        names = [path for path in stores.files(place) if path.endswith((".jsonl", answer_database.SUFFIX))]
+        names = [path for path in stores.files(place) if path.endswith((".jsonl", sqlite_answers.SUFFIX))]
     else:
         names = sorted(path for path in file_tree.matching(fs, bare)[1].entries if fs.isfile(path))
-    if not names and fs.exists(bare + answer_database.IMPORTED):
+    if not names and fs.exists(bare + sqlite_answers.IMPORTED):
         raise ConfigError(
-            f"study.answers={place!r}: its answers were moved to the {answer_database.SUFFIX} file beside it when the "
+            f"study.answers={place!r}: its answers were moved to the {sqlite_answers.SUFFIX} file beside it when the "
             "study was served again; score that one."
         )
     if not names:
         raise ConfigError(
-            f"study.answers={place!r}: there is no such file, and no .jsonl or {answer_database.SUFFIX} file in a "
+            f"study.answers={place!r}: there is no such file, and no .jsonl or {sqlite_answers.SUFFIX} file in a "
             "folder or glob of that name."
         )
     return [name if "file" in fs.protocol else fs.unstrip_protocol(name) for name in names]

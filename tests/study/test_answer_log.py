@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.study import answer_database, answers
+from pipeline.study import answers, sqlite_answers
 from pipeline.study.answer_log import AnswerLog, ConflictError
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key
@@ -127,7 +127,7 @@ def test_a_database_of_a_newer_schema_is_refused_and_not_changed(tmp_path: Path)
         log.add(posted(given_by("Anna")[0]))
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("ALTER TABLE answers ADD COLUMN mood TEXT")
-        database.execute(f"PRAGMA user_version = {answer_database.SCHEMA + 1}")
+        database.execute(f"PRAGMA user_version = {sqlite_answers.SCHEMA + 1}")
     before = path.read_bytes()
     sentence = r"answers\.sqlite: its schema is number 2, .* a newer version of the program wrote it\. Use that version"
     with pytest.raises(UsageError, match=sentence):

@@ -15,7 +15,7 @@ from pipeline.config import Run
 from pipeline.config.study import Study
 from pipeline.evaluation.held_out import video_place
 from pipeline.storage import stores
-from pipeline.study import answer_database, answers, handout, pairs
+from pipeline.study import answers, handout, pairs, sqlite_answers
 from pipeline.study.answers import Answer
 from pipeline.study.pairs import Key, Pair
 from pipeline.synthetic import world
@@ -89,4 +89,4 @@ def paper_key(videos: int = 50) -> Key:
 
 def recorded_answers(path: Path) -> list[Answer]:
     """What the database of a server holds, in the order in which it was written."""
-    return [answers.parse(line) for line in answer_database.read_lines(str(path))]
+    return [answers.parse(line) for line in sqlite_answers.read_lines(str(path))]
