@@ -34,6 +34,9 @@ WORD = re.compile(r"[^\W\d_]+")
 ENDINGS = "(?:e|es|s|ed|ing|e?ly)?"  # of a word's forms, after its stem and perhaps its last letter again: spin(n)ing
 
 CHUNK = 4096  # clips that are held against all queries at a time
+MEASURE_ANEW = (
+    "Delete movement/ and motion/ of this run, and run estimate_motion or curate: no gradient is computed anew."
+)
 
 Codes = npt.NDArray[np.int32]
 
@@ -247,8 +250,7 @@ def gaps(run: Run) -> list[str]:
         if missing:
             sentences.append(
                 f"{movement} lacks {missing} of the rows that {motion} has, so nothing is known of how these move. "
-                "Delete movement/ and motion/ of this run, and run estimate_motion or curate: no gradient is computed "
-                "anew."
+                f"{MEASURE_ANEW}"
             )
     return sentences
 
@@ -277,10 +279,7 @@ def _judge(run: Run) -> Judge | None:
 def _check_flaws(run: Run) -> None:
     for folder in (*_movement_folders(run, "clips"), *_movement_folders(run, "queries")):
         if not all("flaws" in schema.names for schema in tables.columns(folder)):
-            raise FingerprintError(
-                f"{folder}: its rows were measured before clips had flaws. Delete movement/ and motion/ of this run, "
-                "and run estimate_motion or curate again: no gradient is computed anew."
-            )
+            raise FingerprintError(f"{folder}: its rows were measured before clips had flaws. {MEASURE_ANEW}")
 
 
 def _flaws_of_queries(run: Run) -> Floats:
