@@ -73,6 +73,8 @@ class Checkpoints:
         asks = time.monotonic() - self.asked >= ASK
         if self.rank == 0 and asks:
             self.stopped, self.asked = ray.get(self.permission.stopped.remote()), time.monotonic()
+        if dist.get_world_size() == 1:
+            return late, self.stopped, asks
         flags = torch.tensor([late, self.stopped, asks], device=self.training.device)
         dist.broadcast(flags, src=0)
         late, stopped, asks = flags.tolist()

@@ -292,7 +292,8 @@ def _device(gpus: float) -> torch.device:
 
 
 def _mean(value: Tensor) -> Tensor:
-    dist.all_reduce(value)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(value)
     return value / dist.get_world_size()
 
 

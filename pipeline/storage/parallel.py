@@ -27,18 +27,6 @@ def one_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def one_ahead(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
-    """``call`` of each in the order given, in a thread that is one ahead of what is asked for."""
-    coming: Future[R] | None = None
-    with ThreadPoolExecutor(1) as pool:
-        for each in given:
-            ready, coming = coming, pool.submit(call, each)
-            if ready is not None:
-                yield ready.result()
-        if coming is not None:
-            yield coming.result()
-
-
 def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
     """``call`` of each in the order given, a few ahead of the one that is asked for: memory holds no more than those.
 

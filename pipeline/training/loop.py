@@ -20,8 +20,11 @@ import math
 import re
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,6 @@ from pipeline.models.attention import fastest_attention
 from pipeline.models.diffusers_model import DiffusersModel
 from pipeline.models.loss import loss_map, masked_mean, motion_weights, named_generator
 from pipeline.storage import stores
-from pipeline.storage.parallel import one_ahead
 from pipeline.training import sharding
 from pipeline.training.training_set import Batch, ClipSet, draw
 
@@ -221,29 +223,42 @@ def train(
 
     of_passes = [mine[number * at_once : (number + 1) * at_once] for number in range(passes)]
     coming = ((step, places) for step in range(training.step, config.steps) for places in of_passes)
-    batches = one_ahead(lambda one: clips_of(*one), coming)
-    while training.step < config.steps:
-        start, waited = time.monotonic(), 0.0
-        losses = []
-        for number, places in enumerate(of_passes):
-            asked = time.monotonic()
-            batch = next(batches).to(device)
-            waited += time.monotonic() - asked
-            with _summed_at(training.objective, number == passes - 1), fastest_attention():
-                loss = training.objective(batch.latent, batch.conditioning, batch.timestep, batch.noise)
-                loss = loss * (len(places) * workers / whole)
-                loss.backward()
-            losses.append(loss.detach())
-        average = float(mean(torch.stack(losses).sum()))
-        if not np.isfinite(average):
-            raise FloatingPointError(f"the loss of step {training.step + 1} is {average}; lower finetune.learning_rate")
-        torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
-        for group in training.optimizer.param_groups:
-            group["lr"] = rate(config, training.step)
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
-        training.step += 1
-        yield Line(training.step, average, round(time.monotonic() - start, 4), round(waited, 4))
+    with ThreadPoolExecutor(1) as reader:
+        read: deque[Future[Batch]] = deque()
+
+        def read_on() -> None:
+            read.extend(reader.submit(clips_of, *one) for one in islice(coming, 1))
+
+        read_on()
+        while training.step < config.steps:
+            start, waited = time.monotonic(), 0.0
+            losses = []
+            for number, places in enumerate(of_passes):
+                asked = time.monotonic()
+                batch = read.popleft().result().to(device)
+                waited += time.monotonic() - asked
+                with _summed_at(training.objective, number == passes - 1), fastest_attention():
+                    loss = training.objective(batch.latent, batch.conditioning, batch.timestep, batch.noise)
+                    loss = loss * (len(places) * workers / whole)
+                    read_on()  # now, for the backward pass leaves Python's lock to the reader; the forward one needs it
+                    loss.backward()
+                losses.append(loss.detach())
+            average = float(mean(torch.stack(losses).sum()))
+            if not np.isfinite(average):
+                step = training.step + 1
+                raise FloatingPointError(f"the loss of step {step} is {average}; lower finetune.learning_rate")
+            _update(training, config)
+            yield Line(training.step, average, round(time.monotonic() - start, 4), round(waited, 4))
+
+
+def _update(training: Training, config: Finetune) -> None:
+    """A step of the optimizer, by the gradients that the passes have summed."""
+    torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
+    for group in training.optimizer.param_groups:
+        group["lr"] = rate(config, training.step)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    training.step += 1
 
 
 def expert_of_step(training: Training, seed: int, step: int) -> Expert:

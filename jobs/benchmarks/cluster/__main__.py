@@ -61,6 +61,7 @@ def loops(run: Run, rows: pa.Table, folder: Path, sizes: Sizes) -> dict[str, flo
 
 def tunings(run: Run, rows: pa.Table, folder: Path, sizes: Sizes) -> dict[str, float]:
     """Median seconds a step: `loop`, and `ray`; and the median over rounds of how many times as long Ray's is."""
+    tuning.seconds_a_step(run, rows, folder / "imports", 1, 2, with_ray=False)  # which the first plain loop would pay
     rounds = []
     for number in range(sizes.rounds):
         ways = {"loop": False, "ray": True}
