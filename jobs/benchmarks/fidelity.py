@@ -54,7 +54,7 @@ def masked_loss(run: Run, model: VideoModel, raft: torch.nn.Module, scene: world
     if mask is None:
         return None
     setting = run.attribution.settings[0]
-    noise = shared_noise(run.seed, setting.noise, tuple(latent.shape))  # type: ignore[arg-type]
+    noise = shared_noise(run.seed, setting.noise, tuple(latent.shape))
     conditioning = batched([{**given, **model.text(scene.caption)}])
     errors = loss_map(model, latent[None], conditioning, torch.tensor([setting.timestep]), noise[None])
     return masked_mean(errors, mask[None])

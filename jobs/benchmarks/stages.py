@@ -289,7 +289,7 @@ def _dropped(module: nn.Module) -> Iterator[None]:
 def _losses(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> Iterator[Tensor]:
     """The losses of settings that share one forward pass."""
     t = torch.full((1,), settings[0].timestep, device=subject.device)
-    noise = shared_noise(0, settings[0].noise, tuple(given.latent.shape)).to(subject.device)  # type: ignore[arg-type]
+    noise = shared_noise(0, settings[0].noise, tuple(given.latent.shape)).to(subject.device)
     errors = loss_map(subject.model, given.latent[None], batched([given.conditioning]), t, noise[None])
     for setting in settings:
         yield masked_mean(errors, given.mask[None] if setting.mask == "motion" else None)

@@ -45,7 +45,7 @@ def error_maps(model: VideoModel, videos: Encoded, rows: Sequence[int]) -> Tenso
     moment = torch.full((len(rows),), TIMESTEP)
     maps = []
     for index in NOISES:
-        noise = shared_noise(SEED, index, tuple(latents.shape[1:])).expand_as(latents)  # type: ignore[arg-type]
+        noise = shared_noise(SEED, index, tuple(latents.shape[1:])).expand_as(latents)
         maps.append(loss_map(model, latents, given, moment, noise))
     return torch.stack(maps).mean(0)
 

@@ -111,7 +111,7 @@ def by_frame(
 
     Inputs are those of `gradients.take_clip`: the frames' losses and features add up to what that gives.
     """
-    noise = shared_noise(seed, setting.noise, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
+    noise = shared_noise(seed, setting.noise, tuple(latent.shape)).to(latent.device)
     t = torch.full((1,), setting.timestep, device=latent.device)
     weights = mask[None] if setting.mask == "motion" and mask is not None else None
     frames, shared, parts = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()

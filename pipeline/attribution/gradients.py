@@ -236,20 +236,21 @@ def take_clip(
     conditioning: Conditioning,
     mask: Tensor | None,
     seed: int,
-) -> dict[int, float]:
+) -> dict[int, Tensor]:
     """Take a clip's losses: latent [C, f, h, w], what it is conditioned by without a batch, mask [f, h, w] or None
     for a still clip.
 
-    Returns each setting's loss by its index, in the order taken; settings under the motion mask are left out where
-    there is no mask. Losses of one timestep and noise share a forward pass, but under gradient checkpointing.
+    Returns each setting's loss by its index, a scalar on the device, in the order taken; settings under the motion mask
+    are left out where there is no mask. Losses of one timestep and noise share a forward pass, but under gradient
+    checkpointing. A GPU is given the work and not waited for.
     """
-    losses: dict[int, float] = {}
+    losses: dict[int, Tensor] = {}
     given = batched([conditioning])
     for timestep, noise_index, members in passes(settings):
         indices = [i for i in members if settings[i].mask == "none" or mask is not None]
         if not indices:
             continue
-        noise = shared_noise(seed, noise_index, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
+        noise = shared_noise(seed, noise_index, tuple(latent.shape)).to(latent.device)
         t = torch.full((1,), timestep, device=latent.device)
         # Under checkpointing a graph that is kept for a second loss keeps all that was computed again with it: the very
         # memory that checkpointing saves. A second forward pass costs a quarter of a loss's time instead.
@@ -258,6 +259,6 @@ def take_clip(
             if i == indices[0] or not shared:
                 errors = loss_map(model, latent[None], given, t, noise[None])
             loss = masked_mean(errors, mask[None] if settings[i].mask == "motion" and mask is not None else None)
-            losses[i] = float(loss.detach())
+            losses[i] = loss.detach()
             gradients.take(loss, keep_graph=shared and i != indices[-1])
     return losses

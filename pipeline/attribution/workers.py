@@ -29,7 +29,7 @@ from pipeline.errors import ClipError
 from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Conditioning, Grid, VideoModel, open_model
 from pipeline.models.conditioning import Captions, split
-from pipeline.models.device import device_for
+from pipeline.models.device import SideStream, device_for
 from pipeline.models.lora import load_adapters
 from pipeline.models.loss import shared_noise
 from pipeline.models.trained_weights import load_weights
@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 Place = tuple[int, int, int]  # of a gradient: the clip itself (0) or a twin, its look, the setting
 Version = tuple[tuple[int, int], Frames, Tensor | None, str]  # kind and look, frames, mask, caption
+Encoded = tuple[tuple[int, int], Conditioning, Tensor | None]  # kind and look, with latent and caption; the mask
 Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its length before
 
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
@@ -87,15 +88,18 @@ class FeatureWorker:
         needs_flow = run.queries.twins or "background" in self.changes
         self.motion = measure or (self._motion_worker() if needs_flow else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
+        # Blocks lie in main memory where the GPU's is short, and a clip that is prepared meanwhile takes more of it.
+        self.side = SideStream(self.device if self.host is None else torch.device("cpu"))
 
     def shrink(self) -> bool:
-        """Drop gradients that are not collected, and hold half as many from now on; then smaller parts of the flow."""
-        hold = self.gradients.hold
+        """Drop gradients that are not collected. From now on prepare no clip ahead; then hold half as many gradients;
+        then smaller parts of the flow."""
+        hold, was_ahead = self.gradients.hold, self.side.close()
         self.gradients.close()
         self.model.trained.zero_grad(set_to_none=True)
-        smaller = max(1, hold // 2)
-        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, smaller, self.host)
-        return hold > 1 or (self.motion is not None and self.motion.shrink())
+        fewer = hold if was_ahead else max(1, hold // 2)
+        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, fewer, self.host)
+        return was_ahead or hold > 1 or (self.motion is not None and self.motion.shrink())
 
     def _motion_worker(self) -> MotionWorker:
         pool = self.run.resources.extract_features
@@ -125,27 +129,39 @@ class FeatureWorker:
         return self.model.encode(frames, self.run.geometry[1])
 
     def take(self, row: Row, frames: Frames | ClipError) -> Row:
-        """Backward this clip's losses. Returns its row without the features, which `finish` adds."""
+        """Backward this clip's losses. Returns its row without the features, which `finish` adds.
+
+        A GPU is still at it then, and the next clip is prepared meanwhile.
+        """
         columns: Row = {key: row[key] for key in ("clip_id", "version", "num_frames")}
-        if isinstance(frames, ClipError):
-            return {**columns, "error": str(frames), "losses": {}}
+        losses: dict[Place, Tensor] = {}
+        try:
+            with self.side.stream():
+                versions = self._encoded(row, frames)
+        except ClipError as error:
+            return {**columns, "error": str(error), "losses": losses}
         settings = self.run.attribution.settings
+        for place, conditioning, mask in versions:
+            self.side.hand_over([*conditioning.values(), *([] if mask is None else [mask])])
+            latent, given = split(conditioning)
+            of_video = take_clip(self.gradients, self.model, settings, latent, given, mask, self.run.seed)
+            losses |= {(*place, setting): loss for setting, loss in of_video.items()}
+        return {**columns, "error": None if versions else row["error"], "losses": losses}
+
+    def _encoded(self, row: Row, frames: Frames | ClipError) -> list[Encoded]:
+        """A clip, or a query and its twins in all of their looks, as the transformer takes them; none where every
+        setting needs a mask that the clip has not. Raises ClipError."""
+        if isinstance(frames, ClipError):
+            raise frames
         mask = None
         if row.get("mask") is not None:
             mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)
-        elif all(setting.mask == "motion" for setting in settings):
-            return {**columns, "error": row["error"], "losses": {}}
-        try:
-            versions = list(self._versions(row, frames, mask, self.caption(row)))
-        except ClipError as error:
-            return {**columns, "error": str(error), "losses": {}}
-        losses: dict[Place, float] = {}
-        for place, video, video_mask, caption in versions:
-            latent, given = split(self.encode(video))
-            conditioning = {**given, **self.text(caption)}
-            of_video = take_clip(self.gradients, self.model, settings, latent, conditioning, video_mask, self.run.seed)
-            losses |= {(*place, setting): loss for setting, loss in of_video.items()}
-        return {**columns, "error": None, "losses": losses}
+        elif all(setting.mask == "motion" for setting in self.run.attribution.settings):
+            return []
+        return [
+            (place, {**self.encode(video), **self.text(caption)}, video_mask)
+            for place, video, video_mask, caption in self._versions(row, frames, mask, self.caption(row))
+        ]
 
     def caption(self, row: Row) -> str:
         """The caption under which a clip is attributed."""
@@ -208,6 +224,7 @@ class FeatureWorker:
         collected = iter(zip(*(part.numpy() for part in self.gradients.collect()), strict=True))
         for n, row in enumerate(rows):
             gradients = {place: next(collected) for place in row["losses"]}
+            row["losses"] = {place: float(loss) for place, loss in row["losses"].items()}
             row["error"] = row["error"] or _unusable(row["losses"], gradients)
             if row["error"] is None:
                 for s in dict.fromkeys(place[-1] for place in gradients):
@@ -319,7 +336,8 @@ class AttributionWorker:
         shown = pictures.picture(row, frames)
         if self.sample is not None and row["clip_id"] not in self.sample:
             return None, self.features.take(row, frames), shown
-        measured = self.motion.measure(row, frames)
+        with self.features.side.stream():
+            measured = self.motion.measure(row, frames)
         return measured, self.features.take(measured, frames) if featured(measured["error"]) else None, shown
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
 import torch
+from torch import Tensor
 
 
 def device_for(gpus: float) -> torch.device:
@@ -12,3 +16,36 @@ def device_for(gpus: float) -> torch.device:
     if gpus > 0 and not torch.cuda.is_available():
         raise RuntimeError("this actor was given a GPU, but torch sees none: is torch built for this machine's CUDA?")
     return torch.device("cuda" if gpus > 0 else "cpu")
+
+
+class SideStream:
+    """A second stream of a GPU: what is computed in it does not wait for the work that the first one still has.
+
+    So the next clip's flow and latent are computed while the gradient of the clip before goes on, and the GPU has work
+    where the flow is asked about on the CPU. A CPU has none, and does one after the other. It takes the memory of both.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # the models are being loaded there
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Work of the body goes to the second stream."""
+        return torch.cuda.stream(self._stream)
+
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """Let the current stream use tensors of the second one, once they are computed."""
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in tensors:
+            if tensor.is_cuda:  # its memory is not given away before the current stream is done with it
+                tensor.record_stream(current)
+
+    def close(self) -> bool:
+        """From now on do everything in turn, in less memory. Whether it was otherwise before."""
+        was_open = self._stream is not None
+        self._stream = None
+        return was_open

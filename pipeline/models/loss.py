@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from pipeline.models.contract import Conditioning, VideoModel
 
 
+@lru_cache(maxsize=8)
 def shared_noise(seed: int, index: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """The noise of that index for a latent [C, f, h, w], float32, the same for every clip and query.
+    """The noise of that index for a latent [C, f, h, w], float32, the same for every clip and query, and the same
+    tensor: it is read, never written to.
 
     Each latent frame is drawn on the CPU under a key of its own, so a shorter clip's noise is a prefix of a longer
     one's, and no GPU model, library or order of work changes it.

@@ -71,7 +71,7 @@ class Subject:
         return latent, {**given, **self.model.text(caption)}
 
     def noise(self, latent: Tensor, index: int = 0) -> Tensor:
-        return shared_noise(0, index, tuple(latent.shape)).to(latent.device)  # type: ignore[arg-type]
+        return shared_noise(0, index, tuple(latent.shape)).to(latent.device)
 
     def time(self, timestep: float, count: int = 1) -> Tensor:
         return torch.full((count,), timestep, device=self.model.device)

@@ -57,7 +57,7 @@ def whole(model: Wan, kind: Kind, setting: Setting) -> tuple[Tensor, float]:
     losses = take_clip(gradients, model, [setting], latent, text, mask, seed=0)
     feature = gradients.collect()[0][0]
     gradients.close()
-    return feature, losses[0]
+    return feature, float(losses[0])
 
 
 def in_parts(model: Wan, kind: Kind, setting: Setting, layers: bool) -> tuple[list[str], Tensor, float]:

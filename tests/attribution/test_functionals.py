@@ -90,7 +90,7 @@ def test_a_query_is_taken_in_every_look_of_itself_and_its_twins(run: Run) -> Non
             for look in range(2):
                 latent = model.encode(looks.recoloured(of_kind, key, look), 8.0)["latent"]
                 losses = take_clip(gradients, model, run.attribution.settings, latent, model.text(""), mask, run.seed)
-                first_losses += [losses[0]] if kind is None else []
+                first_losses += [float(losses[0])] if kind is None else []
             kinds.append(gradients.collect()[0].numpy().reshape(2, 2, DIM))  # looks, settings
         for setting in range(2):
             real, twins = kinds[0][:, setting], np.stack([kind[:, setting] for kind in kinds[1:]])
@@ -147,7 +147,7 @@ def test_a_clip_in_several_looks_is_the_mean_of_their_directions(run: Run) -> No
         losses = take_clip(
             features.gradients, features.model, of_clips.attribution.settings, latent, features.text(""), of_version, 0
         )
-        assert losses[0] == pytest.approx(clip_row["losses"][(*place, 0)], rel=1e-5)
+        assert float(losses[0]) == pytest.approx(clip_row["losses"][(*place, 0)], rel=1e-5)
     gradients = features.gradients.collect()[0].numpy().reshape(3, len(SETTINGS), DIM)
     for setting in range(len(SETTINGS)):
         expected = query_feature(gradients[:, setting], np.empty((0, 3, DIM), np.float32), "loss")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from pipeline import models
+from pipeline import models, tables
 from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Run
 from pipeline.inputs import videos as manifest
+from pipeline.models.device import SideStream
 from pipeline.motion.worker import smaller_batch
 from pipeline.operations import index_pilot
 from pipeline.stages import video_sets
@@ -40,6 +43,28 @@ def test_smaller_parts_give_the_same_rows(small_run: Callable[..., Run], tmp_pat
             assert table.to_pylist() == whole[name].to_pylist(), f"{name} after holds of {holds}"
     assert holds[:3] == [4, 2, 1]
     assert worker.motion.run.motion.batch < 8
+
+
+@pytest.mark.gpu
+def test_a_clip_that_is_prepared_meanwhile_has_the_same_features(small_run: Callable[..., Run], tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    run = small_run(tmp_path, resources__extract_features__gpus=1)
+    videos = manifest.of_set(video_sets.asked(run, "clips")).slice(0, 8).to_pylist()
+    clips = pa.Table.from_pylist(index_pilot.index_videos(run, videos).clips, schema=schemas.CLIPS)
+    worker = AttributionWorker(run, models.grid(run), {})
+    ahead = [tables.matrix(part["features"], "feature") for part in worker(clips)]
+    assert worker.features.side.close(), "a GPU has a second stream"
+    in_turn = [tables.matrix(part["features"], "feature") for part in worker(clips)]
+    assert len(np.concatenate(ahead)) == 8
+    np.testing.assert_allclose(np.concatenate(ahead), np.concatenate(in_turn), rtol=1e-3, atol=1e-5)
+
+
+def test_a_cpu_has_no_second_stream() -> None:
+    side, made = SideStream(torch.device("cpu")), torch.ones(3)
+    with side.stream():
+        side.hand_over([made])
+    assert not side.close(), "there is nothing that memory could be saved by"
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,11 @@ def test_tables_are_made_of_the_file(
         },
         **{"attribution_s_a_clip": 5.0, "actor_busy_s_a_clip": 4.5, "card_busy": 0.9, "card_gib": 50.0},
     }
+    one_way = {"s_a_clip": 3.5, "card_busy": 0.97, "peak_gib": 30.0}
     parts: dict[str, Any] = {
         "tests": {"seconds": 20.0, "figures": {"summary": "30 passed"}},
         "curation": {"seconds": 365.0, "figures": curation},
+        "overlap": {"seconds": 60.0, "figures": {"ways": {"prepared meanwhile": one_way}, "lowest_cosine": 0.99999}},
         "training": {"seconds": 30.0, "figures": {"adapters": {"step_s": 1.5, "peak_gib": 20.0, "loss": 1.0}}},
         "stages": {"seconds": 60.0, "figures": {"bill_s": {"gradient": 2.5}}},
         "families": {"seconds": 0.0, "failure": "no time was left"},
@@ -73,6 +75,7 @@ def test_tables_are_made_of_the_file(
         "| tests | 20 | 30 passed |",
         "| families | 0 | no time was left |",
         "| attribute | 40 | 200.0 | 97% |",
+        "| prepared meanwhile | 3.50 | 97% | 30.0 |",
         "| adapters | 1.500 | 20.0 |",
         "| seconds a clip, all in | 3.6 | 4.5 |",
         "| seconds of a gradient | 2 | 2.5 |",
@@ -86,11 +89,12 @@ def test_the_short_form_curates_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--only", "curation,training", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--only", "curation,overlap,training", "--json", str(path)])
     gpu.main()
     parts = json.loads(path.read_text())["parts"]
     assert not {name: part["failure"] for name, part in parts.items() if "failure" in part}
     assert parts["curation"]["figures"]["stages"]["attribute clips"]["rows"] == 6
+    assert parts["overlap"]["figures"]["lowest_cosine"] == pytest.approx(1)
     losses = {name: one["loss"] for name, one in parts["training"]["figures"].items()}
     assert losses["every parameter, FSDP2 on one rank"] == pytest.approx(losses["every parameter"], rel=1e-3)
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["parts"].keys() == parts.keys()

@@ -90,7 +90,7 @@ def test_frames_and_layers_add_up_to_the_feature(run: Run) -> None:
     expected = gradients.collect()[0][0].double()
     gradients.close()
     added = torch.stack([features for _, features in parts]).double().sum((0, 1))
-    assert sum(loss for loss, _ in parts) == pytest.approx(losses[0], rel=1e-5)
+    assert sum(loss for loss, _ in parts) == pytest.approx(float(losses[0]), rel=1e-5)
     assert float((added - expected).norm() / expected.norm()) < 1e-4
     counted = model.counted(latent.shape[1])
     if counted is not None:

@@ -2,9 +2,10 @@
 ``python -m jobs.benchmarks.gpu``.
 
 Part after part, each in a process of its own, for as long as the minutes last: tests that need a GPU, a whole curation
-of 40 clips of 81x480x832 by Wan 1.3B with random weights, steps of fine-tuning, then the benchmarks of stages,
-projection and families. What ran is printed as tables and written to --json; ``--tables FILE`` prints those of an
-earlier run. --quick is a short form on a small model, which runs on a CPU too.
+of 40 clips of 81x480x832 by Wan 1.3B with random weights, attribution with and without a second stream, steps of
+fine-tuning, then the benchmarks of stages, projection and families. What ran is printed as tables and written to
+--json; ``--tables FILE`` prints those of an earlier run. --quick is a short form on a small model,
+which runs on a CPU too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from jobs.benchmarks import ceilings
 
 ROOT = Path(__file__).parents[3]
-OWN = ("curation", "training")
+OWN = ("curation", "overlap", "training")
 LEAST = 20.0  # seconds left below which no part is begun
 GOALS = {"seconds a clip, all in": 3.6, "seconds of a gradient": 2.0, "share of the time that the card is busy": 0.95}
 
@@ -44,6 +45,7 @@ class Part:
 PARTS = (
     Part("tests", ("pytest", "-q", "-m", "gpu", "tests"), needs_gpu=True, figures=False),
     Part("curation", ("jobs.benchmarks.gpu", "--part", "curation"), ("--quick",)),
+    Part("overlap", ("jobs.benchmarks.gpu", "--part", "overlap"), ("--quick",)),
     Part("training", ("jobs.benchmarks.gpu", "--part", "training"), ("--quick",)),
     Part("stages", ("jobs.benchmarks.stages", "--only"), ("decode",)),
     Part("projection", ("jobs.benchmarks.projection", "--gpu"), ("--quick",), needs_gpu=True),
@@ -96,6 +98,8 @@ def print_tables(everything: Mapping[str, Any]) -> None:
     figures = {name: part["figures"] for name, part in everything["parts"].items() if "figures" in part}
     if "curation" in figures:
         _print_curation(figures["curation"])
+    if "overlap" in figures:
+        _print_overlap(figures["overlap"])
     if "training" in figures:
         ways = figures["training"].items()
         rows = [(way, f"{one['step_s']:.3f}", _gib(one["peak_gib"])) for way, one in ways]
@@ -126,6 +130,20 @@ def _print_curation(figures: Mapping[str, Any]) -> None:
         f"{figures['seconds']:.0f} s in all, after {figures['writing_s']:.0f} s for videos and model. While clips were "
         f"attributed the card was busy: {busy}. GiB of it that were taken: {_gib(figures['card_gib']) or 'not known'}\n"
     )
+
+
+def _print_overlap(figures: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            way,
+            f"{one['s_a_clip']:.2f}",
+            "" if one["card_busy"] is None else f"{one['card_busy']:.0%}",
+            _gib(one["peak_gib"]),
+        )
+        for way, one in figures["ways"].items()
+    ]
+    _table(("attribution of a clip", "seconds", "card busy", "GiB at most"), rows)
+    print(f"The features of both ways have a cosine of {figures['lowest_cosine']:.6f} or more.\n")
 
 
 def goals(figures: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -1,4 +1,5 @@
-"""What is measured by itself: a whole curation through Ray, and steps of fine-tuning in three ways."""
+"""What is measured by itself: a whole curation through Ray, attribution with and without a second stream, and steps of
+fine-tuning."""
 
 from __future__ import annotations
 
@@ -8,20 +9,27 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 
 from jobs.benchmarks.gpu import wan
 from jobs.benchmarks.gpu.wan import Size
 from jobs.curate import curate
-from pipeline import config, models
+from pipeline import config, models, tables
+from pipeline.attribution import fingerprints
+from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Finetune
 from pipeline.models.loss import own_noise
+from pipeline.stages.indexing import index
+from pipeline.storage import stores
 from pipeline.tables import throughput
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, EncodedClip
@@ -81,6 +89,49 @@ def watched() -> Iterator[list[tuple[float, float, float]]]:
         over.set()
         if thread.ident is not None:
             thread.join()
+
+
+# --- what a second stream gains --------------------------------------------------------------------------------------
+
+
+OVERLAPPED = 6  # clips, after a first one that chooses algorithms
+
+
+def overlap(folder: Path, size: Size) -> dict[str, Any]:
+    """Attribution in one process, the next clip prepared while a gradient is computed, and one after the other: seconds
+    a clip, the card's busy share, the most memory that PyTorch held of it, and the lowest cosine of two features."""
+    run = wan.run_of(folder, replace(size, clips=OVERLAPPED + 1))
+    index(run, "clips")
+    clips = tables.read(stores.join(run.root, "clips"))
+    assert clips is not None, "all of them were indexed"
+    worker = AttributionWorker(run, models.grid(run), fingerprints.features(run))
+    list(worker(clips.slice(0, 1)))
+    ways: dict[str, Any] = {}
+    features = []
+    for way in ("prepared meanwhile", "one after the other"):
+        figures, feature = _attributed(worker, clips.slice(1))
+        ways[way] = figures
+        features.append(feature)
+        worker.features.side.close()
+    ahead, in_turn = features
+    cosines = (ahead * in_turn).sum(1) / np.linalg.norm(ahead, axis=1) / np.linalg.norm(in_turn, axis=1)
+    return {"ways": ways, "lowest_cosine": float(cosines.min())}
+
+
+def _attributed(worker: AttributionWorker, clips: pa.Table) -> tuple[dict[str, Any], npt.NDArray[np.float32]]:
+    """The figures of one way, and the features of its clips."""
+    on_card = worker.features.device.type == "cuda"
+    if on_card:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.monotonic()
+    with watched() as looks:
+        parts = [part["features"] for part in worker(clips)]
+    seconds = (time.monotonic() - begun) / clips.num_rows
+    busy = mean(share for _, share, _ in looks) if looks else None
+    peak = torch.cuda.max_memory_reserved() / 2**30 if on_card else None
+    feature = tables.matrix(pa.concat_tables(parts), "feature")
+    return {"s_a_clip": seconds, "card_busy": busy, "peak_gib": peak}, feature
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------

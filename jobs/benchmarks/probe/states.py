@@ -62,7 +62,7 @@ class Reader:
         """[times, D] of every layer."""
         latent, given = split(self.encoder.encode(frames, self.run.data.fps))
         conditioning = batched([{**given, **self.text(caption)}] * len(TIMES))
-        noise = shared_noise(self.run.seed, 0, tuple(latent.shape))  # type: ignore[arg-type]
+        noise = shared_noise(self.run.seed, 0, tuple(latent.shape))
         times = torch.tensor(TIMES)
         latents, noises = (one.expand(len(TIMES), *one.shape) for one in (latent, noise))
         states = {(LATENTS, 0): pooled(latent.flatten(2).permute(1, 2, 0)[None])}

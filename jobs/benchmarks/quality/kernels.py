@@ -115,7 +115,7 @@ def gradients_of(
     groups = [[named[name] for name in names] for names in parts(model.trained).values()]
     sizes, parameters = [sum(p.numel() for p in part) for part in groups], [p for part in groups for p in part]
     rows = {mask: torch.zeros(len(clips), sum(sizes)) for mask in masks}
-    full = shared_noise(0, noise, shape)  # type: ignore[arg-type]
+    full = shared_noise(0, noise, shape)
     for n, (latent, text, mask, clip_id) in enumerate(clips):
         at = own_noise(clip_id, noise, tuple(latent.shape)) if own else full[:, : latent.shape[1]]
         errors = loss_map(model, latent[None], {"text": text[None]}, torch.tensor([timestep]), at[None])
