@@ -136,7 +136,9 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
         else:
             sharding.masters(module)
     parameters = {name: p for name, p in model.trained.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     lora = config.lora_rank is not None
     return Training(
         Objective(model, autocast, config.motion_weight), model, experts, parameters, optimizer, lora, share
