@@ -36,6 +36,7 @@ from pipeline.config.attribution import Setting
 from pipeline.errors import first_line
 from pipeline.models import Conditioning
 from pipeline.models.attention import fastest_attention
+from pipeline.models.compiling import compile_blocks
 from pipeline.models.conditioning import batched
 from pipeline.models.diffusers_model import channels_last
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
@@ -305,7 +306,8 @@ def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
 
 
 def gradients(subject: Subject, rates: Rates) -> list[Figure]:
-    """Loss and backward, what projecting adds by kind, and on a GPU the cheaper geometries and parameters."""
+    """Loss and backward, what projecting adds by kind, on a GPU the cheaper geometries and parameters; last,
+    compiled blocks."""
     given, what = _inputs(subject, subject.grid.shape), f"{len(subject.settings)} setting(s)"
     figures = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, True))]
     bare = figures[0].seconds
@@ -313,7 +315,9 @@ def gradients(subject: Subject, rates: Rates) -> list[Figure]:
         figures += [
             attempt("projection", kind, partial(_projection, subject, rates, given, kind, bare)) for kind in rates.kinds
         ]
-    return figures + (_cheaper(subject, rates, given) if subject.device.type == "cuda" else [])
+    if subject.device.type == "cuda":
+        figures += _cheaper(subject, rates, given)
+    return [*figures, attempt("gradient", "blocks compiled", partial(_compiled_gradient, subject, rates, given))]
 
 
 def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
@@ -332,6 +336,18 @@ def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
     figures.append(attempt("gradient", what, partial(_gradient, subject, rates, given, what)))
     restrict(model, ".*")
     return figures
+
+
+def _compiled_gradient(subject: Subject, rates: Rates, given: Inputs) -> Figure:
+    """Loss and backward by compiled blocks, which they stay; the call that compiles them is a detail."""
+    with _dropped(subject.model.trained):
+        executed = flops(lambda: _bare(subject, given, subject.settings))  # of compiled code none are counted
+        for transformer in subject.model.transformers().values():
+            compile_blocks(transformer, subject.model.blocks(transformer))
+        (first,) = ceilings.timed(lambda: _bare(subject, given, subject.settings), subject.device, 1, warmup=0)
+        seconds, details = clock(lambda: _bare(subject, given, subject.settings), subject.device, warmup=0)
+    details["first call s"] = first
+    return worked("gradient", "blocks compiled", seconds, executed, rates, subject.model.dtype, False, details)
 
 
 def _gradient(

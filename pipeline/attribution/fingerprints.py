@@ -81,6 +81,7 @@ def _unusual(run: Run) -> Fingerprint:
     q, unusual = run.queries, Fingerprint()
     if run.model.adapter is not None:
         unusual["model.adapter"] = run.model.adapter
+    unusual |= _compiled(run)
     if run.attribution.lora is not None:
         unusual["attribution.lora"] = adapters(run.model, run.attribution.lora).digest
     if run.attribution.captions != "own":
@@ -96,6 +97,11 @@ def _unusual(run: Run) -> Fingerprint:
     if q.functional != "loss":
         unusual |= {"queries.functional": q.functional, "queries.twins": list(q.twins)}
     return unusual
+
+
+def _compiled(run: Run) -> Fingerprint:
+    """Compiled code rounds otherwise, and clips of both would be compared."""
+    return {"model.compile": True} if run.model.compile else {}
 
 
 def ranking(run: Run) -> Fingerprint:
@@ -122,6 +128,7 @@ def evaluation(run: Run) -> Fingerprint:
         "evaluate.noises": f"{e.noises} of each clip's own",
         "evaluate.steps": e.steps,
         "evaluate.guidance": e.guidance,
+        **_compiled(run),
         **models.family(run.model).record(run.model),
     }
 

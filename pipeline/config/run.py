@@ -127,6 +127,9 @@ class VideoModelConfig(Model):
         description="an in-house family, `package.module:Family`; null: the one that the folder needs",
     )
     gradient_checkpointing: bool = Field(True, description="less memory, more time: backward computes blocks again")
+    compile: bool = Field(
+        False, description="compile the transformer's blocks: less time for each clip, seconds to minutes for a process"
+    )
 
 
 class Motion(Model):
@@ -373,6 +376,11 @@ class Run(Model):
                 yield (
                     f"{key}.blocks='host' needs model.gradient_checkpointing: true; without it the copies of all "
                     "blocks would stay on the device until the backward pass"
+                )
+            if one.blocks == "host" and self.model.compile:
+                yield (
+                    f"{key}.blocks='host' calls every block with parameters of another place, for which it cannot be "
+                    "compiled; use model.compile: false"
                 )
             frames, fps = one.frames or d.frames, one.fps or d.fps
             if (frames - 1) / fps > (d.frames - 1) / d.fps + 1e-6:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.config import VideoModelConfig
+from pipeline.models.compiling import compile_blocks
 from pipeline.models.contract import Conditioning, Expert, Frames
 from pipeline.models.diffusers_family import DiffusersFamily
 from pipeline.models.schedule import Schedule
@@ -63,6 +64,8 @@ class DiffusersModel(ABC):
             module.eval()
             if config.gradient_checkpointing:
                 module.enable_gradient_checkpointing()
+            if config.compile:
+                compile_blocks(module, self.blocks(module))
 
     def move(self, device: torch.device) -> None:
         """Let it compute on a device from now on."""
