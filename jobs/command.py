@@ -15,6 +15,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from pipeline import config
+from pipeline.cluster.loading import collector_at_rest
 from pipeline.config import Run
 from pipeline.config.caveats import caveats
 from pipeline.config.credentials import scrubbed
@@ -162,7 +163,8 @@ def _imported(job: Job | str) -> Job:
     if not isinstance(job, str):
         return job
     module, name = job.split(":")
-    function: Job = getattr(importlib.import_module(module), name)
+    with collector_at_rest():
+        function: Job = getattr(importlib.import_module(module), name)
     return function
 
 

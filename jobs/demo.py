@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.cluster import streaming
+from pipeline.cluster.loading import collector_at_rest
 from pipeline.config import Run
 from pipeline.errors import ConfigError
 from pipeline.evaluation.comparison import LOSSES, comparison
@@ -56,14 +57,14 @@ def demo(run: Run) -> None:
                 f"the demo writes its own videos, into folders below one called world, not into {folder!r}; to curate "
                 "your videos, use python -m jobs.curate."
             )
-    with ThreadPoolExecutor(2) as threads:
+    with collector_at_rest(), ThreadPoolExecutor(2) as threads:
         loaded = threads.submit(importlib.import_module, HEAVY)
         written = [threads.submit(write_world, Path(str(folder)), scenes, run) for folder, scenes in sets.items()]
         streaming.connect()  # Ray's processes start meanwhile
         loaded.result()
         for one in written:
             one.result()
-    from jobs.curate import curate  # here for speed: with HEAVY it takes as long as Ray's start
+        from jobs.curate import curate  # here for speed: with HEAVY it takes as long as Ray's start
 
     curate(run)
     table = summary(run)

@@ -48,6 +48,10 @@ class Attempts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.forgets()
+
+    def forgets(self) -> None:
+        """Another stage begins."""
         self._entries: dict[str, _Entry] = {}
         self._actors: dict[str, _Actor] = {}
         self._done = Figures()  # its seconds and deaths are counted below
@@ -55,7 +59,7 @@ class Attempts:
         self._expected = 0
         self._failure: StoreError | None = None
         self._stopped = False
-        self._begun = self._moved = clock()
+        self._begun = self._moved = self._clock()
 
     # --- told by the actors -------------------------------------------------------------------------------------------
 
@@ -134,6 +138,9 @@ class Attempts:
     def stops(self) -> None:
         """From now on nothing may be written."""
         self._stopped = True
+
+    def stopped(self) -> bool:
+        return self._stopped
 
     def failure(self) -> StoreError | None:
         """The first failure of a store that an actor told of."""

@@ -33,7 +33,7 @@ class Checkpoints:
 
     `storage` is the folder in which Ray keeps them, `folder` the arm's, where the metrics are shown. `lines` is what
     metrics.jsonl holds so far. A part is written where this worker holds rows of its own, and the first worker adds the
-    metrics. `permission` is the actor `journal.Permission`; once it is withdrawn, `stopped` is true in all workers.
+    metrics. `permission` is an actor of `journal.permission`; once it is withdrawn, `stopped` is true in all workers.
     """
 
     def __init__(

@@ -32,22 +32,30 @@ LEASE_LOOK = 1.0  # seconds between two looks at the run's lease, which cost not
 SAVE = 60.0  # seconds between two savings of a stage's figures, which a killed job leaves behind
 
 
+_SPARE: dict[tuple[str, str], list[Any]] = {}  # by Ray's node and job: the journals whose stages have ended well
+
+
 @contextmanager
 def begun() -> Iterator[Any]:
-    """A stage's journal, on the driver's own node: while the driver lives, so does it. It ends with the body; left to
-    itself it would stay for as long as the driver, since Ray Data keeps what its actors were made of."""
-    with _beside_the_driver(Attempts) as journal:
-        yield journal
+    """A stage's journal, on the driver's own node: while the driver lives, so does it.
 
-
-@contextmanager
-def _beside_the_driver(kind: type) -> Iterator[Any]:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(kind).remote()
+    Where the body ends well it serves the next stage, which else would wait a second for a process; where it raises, it
+    ends: there may still be actors that tell it something.
+    """
+    context = ray.get_runtime_context()
+    spare = _SPARE.setdefault((context.get_node_id(), context.get_job_id()), [])
     try:
-        yield actor
-    finally:
-        ray.kill(actor)
+        journal = spare.pop()
+        journal.forgets.remote()
+    except IndexError:
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+        journal = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
+    try:
+        yield journal
+    except BaseException:
+        ray.kill(journal)
+        raise
+    spare.append(journal)
 
 
 def figures(journal: Any) -> Figures:
@@ -147,24 +155,12 @@ def stopped_with_the_lease(actor: Any, root: str) -> Iterator[None]:
         yield
 
 
-class Permission:
-    """What workers ask that have no journal: whether they have to stop."""
-
-    def __init__(self) -> None:
-        self._stopped = False
-
-    def stops(self) -> None:
-        self._stopped = True
-
-    def stopped(self) -> bool:
-        return self._stopped
-
-
 @contextmanager
 def permission(root: str) -> Iterator[Any]:
-    """A Permission that lives as an actor while the body runs, and is withdrawn once the lease on `root` is lost."""
-    with _beside_the_driver(Permission) as actor, stopped_with_the_lease(actor, root):
-        yield actor
+    """What workers ask that have no journal, whether they have to stop: a journal of its own while the body runs, which
+    says so once the lease on `root` is lost."""
+    with begun() as journal, stopped_with_the_lease(journal, root):
+        yield journal
 
 
 def describe(figures: dict[str, Any], stage: str, pool: Pool) -> str:

@@ -15,7 +15,8 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from pipeline import tables
 from pipeline.cluster import connection, failures
 from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
+from pipeline.cluster.loading import collector_at_rest
 from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
 from pipeline.errors import ClipError, ConfigError, StageError, first_line, is_out_of_memory
@@ -149,7 +151,7 @@ class _Actor:
                 "which."
             )
         self.meters = ray_journal.Meters(stage.title)
-        with failures.noted(self.journal):
+        with failures.noted(self.journal), collector_at_rest():
             self.worker = stage.worker()
         self.folders, self.fingerprints, self.metadata = stage.folders, stage.fingerprints, stage.metadata
         self.journal.tell("is_up")
@@ -285,6 +287,7 @@ def stream(
     done, errors = 0, dict[str, int]()
     title, pool = stage.title, stage.pool
     most = min(ROWS, pool.batch * max(BATCHES, BATCHES_OF_ACTOR * pool.actors))
+    packed = replace(stage, worker=partial(_unpacked, ray.cloudpickle.dumps(stage.worker)))
     with (
         ray_journal.begun() as journal,
         ray_journal.watched(journal, title, pool, throughput.new_file(stage.root, title)),
@@ -295,7 +298,7 @@ def stream(
             for folder in stage.folders.values() if done else ():
                 merge(folder)  # a part for each batch: else the next job would have to open them all
             ray.get(journal.expects.remote(_actors(pool, sum(block.num_rows for block in window))))
-            for batch in _through(window, pool, (stage, journal, tried)):
+            for batch in _through(window, pool, (packed, journal, tried)):
                 done += sum(batch.column("rows").to_pylist())
                 for error in (e for row in batch.column("errors").to_pylist() for e in row):
                     code = str(error).split(":")[0]
@@ -307,6 +310,12 @@ def stream(
                 if checkpoint is not None:
                     checkpoint(done, total)
         return ray_journal.figures(journal)
+
+
+def _unpacked(worker: bytes) -> Worker:
+    """A stage's worker. What it imports is imported here, and not as Ray hands the stage to an actor."""
+    made: Worker = ray.cloudpickle.loads(worker)()
+    return made
 
 
 def _no_memory(title: str, pool: Pool, count: int) -> str:

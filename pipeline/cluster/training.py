@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import models
-from pipeline.cluster import failures, journal, resources
+from pipeline.cluster import failures, journal, loading, resources
 from pipeline.cluster.checkpoints import METRICS, Checkpoints
 from pipeline.cluster.watchdog import Patience, looking
 from pipeline.config import Arm, Run
@@ -132,7 +133,7 @@ def finetune(
             journal.permission(root) as permission,
             _watched(stores.join(folder, METRICS), run, report),
         ):
-            _fit(run, {**task, "permission": permission}, name, storage)
+            _fit(run, task, permission, name, storage)
         lease.check(root)  # its workers stopped for it without an error
         if not _is_done(folder, name):
             raise RuntimeError(f"{folder}: its training counts as finished, but it is gone; delete {storage}/{name}")
@@ -142,7 +143,7 @@ def finetune(
     return folder
 
 
-def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
+def _fit(run: Run, task: dict[str, Any], permission: Any, name: str, storage: str) -> None:
     """Train until it is done, also through many lost nodes: only failures without a step between them are counted."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
@@ -153,7 +154,7 @@ def _fit(run: Run, task: dict[str, Any], name: str, storage: str) -> None:
             lease.check(run.root)
             reached = progress
             try:
-                _trainer(run, task, name, storage).fit()
+                _trainer(run, task, permission, name, storage).fit()
                 _tell_size(run, _at_once(task, run))
                 return
             except ray.train.TrainingFailedError as error:
@@ -190,11 +191,12 @@ def _tell_size(run: Run, at_once: int) -> None:
     log.warning("finetune %s: %s. A step is the same.", config.arm, words)
 
 
-def _trainer(run: Run, task: dict[str, Any], name: str, storage: str) -> TorchTrainer:
+def _trainer(run: Run, task: dict[str, Any], permission: Any, name: str, storage: str) -> TorchTrainer:
     pool, (filesystem, place) = run.resources.finetune, stores.arrow(storage)
     return TorchTrainer(
-        _surfacing_worker,
-        train_loop_config=task,
+        loading.train,
+        # Packed, for Ray's controller unpacks this dictionary as well, and needs none of what its parts import.
+        train_loop_config={"task": ray.cloudpickle.dumps(task), "permission": permission},
         scaling_config=ray.train.ScalingConfig(
             num_workers=_workers(run),
             elastic_resize_monitor_interval_s=REGROW,
@@ -216,18 +218,20 @@ def _workers(run: Run) -> int | tuple[int, int]:
     return most if fewest in (None, most) else (fewest, most)
 
 
-def _surfacing_worker(task: dict[str, Any]) -> None:
+def worker(packed: bytes, permission: Any) -> None:
+    """A worker of Ray Train's: its task, packed, and the actor `journal.permission`."""
     with failures.surfacing():
-        _worker(task)
+        _worker(ray.cloudpickle.loads(packed), permission)
 
 
-def _worker(task: dict[str, Any]) -> None:
+def _worker(task: dict[str, Any], permission: Any) -> None:
     """One worker's life: encode its share, go on from the last checkpoint, train, and on rank 0 write the result."""
     run, rows = Run.model_validate(task["run"]), task["rows"].to_pylist()
     config = run.finetune
     rank, workers = dist.get_rank(), dist.get_world_size()
     device = _device(run.resources.finetune.gpus)
-    model = loop.opened(run.model, config, device)
+    with loading.collector_at_rest():
+        model = loop.opened(run.model, config, device)
     needed = [rows[i] for i in drawn(rows, config, run.seed)]
     encode_set(model, needed[rank::workers], task["frames"](run), task["cache"], run.data.fps)
     dist.barrier()
@@ -235,7 +239,7 @@ def _worker(task: dict[str, Any]) -> None:
     training = loop.begin(model, config, run.seed)
     clips = ClipSet(model, rows, kept_in(task["cache"]))
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoints = Checkpoints(training, config, task["checkpoints"], task["folder"], scratch, task["permission"])
+        checkpoints = Checkpoints(training, config, task["checkpoints"], task["folder"], scratch, permission)
         checkpoints.resume()
         if config.sharding == "none" and workers > 1:
             # A step trains one expert, and the other one gets no gradient.

@@ -179,19 +179,26 @@ def test_metrics_reach_the_dashboard_and_figures_the_root(metrics: str, tmp_path
     assert sum(float(line.rsplit(" ", 1)[1]) for line in rows) == 6, "rows are not what was finished"
 
 
-def test_no_process_of_a_stage_outlives_it(metrics: str, tmp_path: Path) -> None:
+def test_of_a_stage_its_journal_alone_outlives_it_and_serves_the_next(metrics: str, tmp_path: Path) -> None:
     import ray
 
+    def alive(name: str) -> set[str]:
+        actors = ray._private.state.actors().items()
+        return {of for of, a in actors if a["State"] != "DEAD" and a["ActorClassName"].startswith(name)}
+
     streamed(tmp_path, ["a", "b"], Pool(actors=2, batch=1))
-
-    def alive() -> list[str]:
-        named = [a["ActorClassName"] for a in ray._private.state.actors().values() if a["State"] != "DEAD"]
-        return [name for name in named if name == Attempts.__name__ or name.startswith("MapWorker")]  # Ray has its own
-
+    first = alive(Attempts.__name__)
+    assert len(first) == 1
+    figures = streamed(tmp_path, ["c", "d", "e"], Pool(actors=2, batch=1))
+    assert figures.rows == 3, "the journal counts the stage before as well"
+    assert alive(Attempts.__name__) == first
+    with pytest.raises(ValueError, match="its own"), journal.begun():
+        raise ValueError("its own")
     deadline = time.monotonic() + 20
-    while alive() and time.monotonic() < deadline:
+    while (alive("MapWorker") or alive(Attempts.__name__)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert alive() == []
+    assert alive("MapWorker") == set(), "an actor outlives its stage"
+    assert alive(Attempts.__name__) == set(), "actors of a stage that failed may still tell its journal something"
 
 
 def test_a_run_that_cannot_start_its_actors_says_so_and_ends(

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 Array = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ def squared_error(columns: Iterable[Array]) -> tuple[Sums, int] | None:
 
 def half_width(error: Sums, count: int, confidence: float) -> Array:
     """Half of Student's interval [N], of a squared standard error from `count` queries."""
-    half: Array = (np.sqrt(error) * stats.t.ppf(0.5 + confidence / 2, count - 1)).astype(np.float32)
+    half: Array = (np.sqrt(error) * stdtrit(count - 1, 0.5 + confidence / 2)).astype(np.float32)
     return half
 
 
@@ -61,7 +61,7 @@ def half_width_of_parts(parts: Sequence[tuple[Sums, int]], confidence: float) ->
     total = np.sum([error for error, _ in parts], 0)
     squares = np.sum([error**2 / (count - 1) for error, count in parts], 0)
     degrees = np.divide(total**2, squares, out=np.ones_like(total), where=squares > 0)
-    half: Array = (np.sqrt(total) * stats.t.ppf(0.5 + confidence / 2, degrees)).astype(np.float32)
+    half: Array = (np.sqrt(total) * stdtrit(degrees, 0.5 + confidence / 2)).astype(np.float32)
     return half
 
 
