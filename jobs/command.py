@@ -9,7 +9,9 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -60,6 +62,7 @@ def main(
     handler = _Handler()
     handler.setFormatter(_Plain("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    sys.excepthook = _print_traceback
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
     try:
         run = (
@@ -181,6 +184,11 @@ def parser(description: str | None, default: str | None = None) -> argparse.Argu
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(scrubbed(message))
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What Python prints of an error that surfaces, without secrets."""
+    print(scrubbed("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class _Handler(logging.Handler):

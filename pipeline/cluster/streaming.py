@@ -313,7 +313,8 @@ def stream(
 
 
 def _unpacked(worker: bytes) -> Worker:
-    """A stage's worker. What it imports is imported here, and not as Ray hands the stage to an actor."""
+    """A stage's worker, which this job's driver has packed as Ray would. What it imports is imported here, and not as
+    Ray hands the stage to an actor."""
     made: Worker = ray.cloudpickle.loads(worker)()
     return made
 

@@ -14,7 +14,7 @@ PROMOTED = "promoted.json"
 def promoted(folder: str) -> dict[str, Any]:
     """What is known of a promoted model: `version`, `base`, `weights`, and `purged` where clips of its were purged.
 
-    Raises ConfigError where the folder is no promoted model.
+    Raises ConfigError where the folder is no promoted model, or says so in a damaged file.
     """
     path = stores.join(folder, PROMOTED)
     if not stores.exists(path):
@@ -22,5 +22,12 @@ def promoted(folder: str) -> dict[str, Any]:
             f"attribution.weights={folder!r}: there is no promoted model there (no {PROMOTED}). Name a folder "
             "ROOT/nights/DATE/model that jobs.nightly has kept, or null for the model as it is."
         )
-    record: dict[str, Any] = json.loads(stores.read_bytes(path))
+    try:
+        record: dict[str, Any] = json.loads(stores.read_bytes(path))
+        str(record["weights"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: this file is damaged, so it is not known what model lies there. Name the folder of another night "
+            "(attribution.weights), or null for the model as it is."
+        ) from error
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
@@ -57,13 +58,27 @@ def load_raft(config: Motion, device: torch.device) -> nn.Module:
         return _official(config).to(device).eval()
     model = getattr(optical_flow, config.flow)(weights=None)
     state = _state(config, path)
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:  # the last two where it is no mapping of names
+    if fault := _unlike(state, model.state_dict()):
         raise ConfigError(
-            f"motion.weights={config.weights!r}: these are no weights of motion.flow={config.flow}: {error}"
-        ) from error
+            f"motion.weights={config.weights!r}: these are no weights of motion.flow={config.flow}: {fault}. Give a "
+            f"file of {config.flow}'s weights, or name the other motion.flow."
+        )
+    model.load_state_dict(state)
     return cast(nn.Module, model.to(device).eval())
+
+
+def _unlike(state: Any, own: Mapping[str, Tensor]) -> str | None:
+    """Why what a file holds is not a model's own tensors, as a clause; None where it is."""
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        return "the file holds something else than tensors by name"
+    lacking, beyond = sorted(own.keys() - state.keys()), sorted(map(str, state.keys() - own.keys()))
+    if lacking or beyond:
+        some = ", ".join([*lacking, *beyond][:2])
+        return f"{len(lacking)} of its {len(own)} tensors are missing and {len(beyond)} are not its own, such as {some}"
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            return f"{name} has the shape {list(state[name].shape)} and not {list(tensor.shape)}"
+    return None
 
 
 def _state(config: Motion, path: Path) -> Any:

@@ -24,7 +24,7 @@ from pipeline.ranking import shortlist
 from pipeline.stages import run_record, video_sets
 from pipeline.stages.progress import Counted, FilmProgress, Progress, achieved, counted
 from pipeline.storage import stores
-from pipeline.tables import Outcomes, scanning, schemas
+from pipeline.tables import Outcomes, purge_list, scanning, schemas
 from pipeline.tables.merging import merge
 from pipeline.video.indexing import IndexWorker, JoinWorker, StretchWorker, film_name
 
@@ -33,8 +33,9 @@ AT_ONCE = 32  # videos whose stretches are in the tables together: they are read
 
 
 def index(run: Run, name: str) -> Counted:
-    """Find a set's videos and cut them into segments."""
+    """Find a set's videos and cut them into segments. Raises UsageError where it is not known which were purged."""
     folder = stores.join(run.root, name)
+    purge_list.digests(run.root)
     merge(folder)
     listed = Listing(video_sets.asked(run, name))
     run_record.note_listing(name, listed.digest)

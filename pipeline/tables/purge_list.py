@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 
+from pipeline.errors import UsageError
 from pipeline.storage import stores
 
 FILE = "purged.txt"
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def digest(clip_id: str) -> str:
@@ -15,8 +18,19 @@ def digest(clip_id: str) -> str:
 
 
 def digests(root: str) -> frozenset[str]:
+    """Those of the clips that were purged from a root. Raises UsageError for a damaged file: clips that somebody wanted
+    gone must not come back unnoticed."""
     path = stores.join(root, FILE)
-    return frozenset(stores.read_bytes(path).decode().split()) if stores.exists(path) else frozenset()
+    if not stores.exists(path):
+        return frozenset()
+    lines = stores.read_bytes(path).decode(errors="replace").split()
+    if odd := [line for line in lines if not _DIGEST.fullmatch(line)]:
+        raise UsageError(
+            f"{path}: this file is damaged ({len(odd)} of its {len(lines)} lines are no digest of a clip's id, such as "
+            f"{odd[0][:40]!r}), so it is not known which clips were purged. Put it back from a copy; or delete it and "
+            "purge the same clips again."
+        )
+    return frozenset(lines)
 
 
 def remember(root: str, clip_ids: Iterable[str]) -> None:

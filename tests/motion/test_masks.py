@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -305,8 +306,19 @@ def test_flow_weights_that_are_not_there_are_refused() -> None:
     config = load("demo").motion
     with pytest.raises(ConfigError, match=r"motion\.weights='/no/such.*default"):
         load_raft(config.model_copy(update={"weights": "/no/such.safetensors"}), CPU)
-    with pytest.raises(ConfigError, match=r"no weights of motion\.flow=raft_large"):
+    with pytest.raises(
+        ConfigError, match=r"no weights of motion\.flow=raft_large: .* missing and .*such as"
+    ) as refused:
         load_raft(config.model_copy(update={"flow": "raft_large"}), CPU)
+    assert len(str(refused.value)) < 500
+
+
+def test_flow_weights_of_other_shapes_are_refused(raft: nn.Module, tmp_path: Path) -> None:
+    path, state = tmp_path / "weights.safetensors", raft.state_dict()
+    name = next(iter(state))
+    save_file({**state, name: torch.zeros(2, 3)}, path)
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)} has the shape \[2, 3\] and not \["):
+        load_raft(load("demo").motion.model_copy(update={"weights": str(path)}), CPU)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -217,6 +217,13 @@ def test_what_was_not_promoted_cannot_attribute(tmp_path: Path) -> None:
         fingerprints.features(run)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weights": "0'])
+def test_a_damaged_record_of_a_promoted_model_is_one_paragraph(tmp_path: Path, content: str) -> None:
+    (tmp_path / "promoted.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"promoted\.json: this file is damaged"):
+        promoted(str(tmp_path))
+
+
 def test_the_fingerprint_tells_promoted_models_apart_and_leaves_the_base_as_it_was(tmp_path: Path) -> None:
     def of(weights: str | None) -> dict[str, object]:
         return fingerprints.features(config.load("demo", {"attribution.weights": weights}))

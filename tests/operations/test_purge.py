@@ -15,7 +15,7 @@ import pytest
 from jobs import purge as job
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError, InputError, UsageError
 from pipeline.inputs import videos
 from pipeline.operations import in_use, purge
 from pipeline.storage import stores
@@ -276,3 +276,12 @@ def test_a_file_of_ids_that_cannot_be_read_is_refused(small_run: Callable[..., R
     for place, says in ((tmp_path / "ids.txt", "not UTF-8"), (tmp_path, "Is a directory|directory")):
         with pytest.raises(InputError, match=rf"purge\.file=.*({says})"):
             job.named_ids(small_run(tmp_path, purge__file=str(place)))
+
+
+def test_a_damaged_list_of_purged_clips_is_refused_and_not_taken_for_a_short_one(tmp_path: Path) -> None:
+    purge_list.remember(str(tmp_path), ["a clip"])
+    path = tmp_path / purge_list.FILE
+    assert len(purge_list.digests(str(tmp_path))) == 1
+    path.write_bytes(path.read_bytes() + b"\xff\x00garbage\n")
+    with pytest.raises(UsageError, match=r"purged\.txt: this file is damaged \(1 of its 2 lines"):
+        purge_list.digests(str(tmp_path))

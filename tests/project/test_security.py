@@ -7,6 +7,8 @@ import http.server
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -307,6 +309,20 @@ def test_the_child_has_no_secrets_no_network_and_limits(
     if os.uname().sysname == "Linux" and os.uname().machine in ("x86_64", "aarch64"):
         assert [answers[n] for n in ("socket", "datagram", "unix", "program")] == ["denied"] * 4
     assert server[1] == []
+
+
+def test_an_error_that_nobody_expected_is_printed_without_secrets(tmp_path: Path) -> None:
+    script = (
+        "from jobs import command\n"
+        "def job(run):\n"
+        "    raise RuntimeError('https://bob:hunter2@example.com/a.mp4')\n"
+        "command.main(job, None, default='demo')\n"
+    )
+    words = [sys.executable, "-c", script, "--set", f"root={tmp_path / 'run'}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError: https://****@example.com/a.mp4" in done.stderr
+    assert "hunter2" not in done.stderr.replace("raise RuntimeError('https://bob:hunter2", "")
 
 
 # --- pickles ---------------------------------------------------------------------------------------------------------
