@@ -36,7 +36,7 @@ from pipeline.config.attribution import Setting
 from pipeline.errors import first_line
 from pipeline.models import Conditioning
 from pipeline.models.attention import fastest_attention
-from pipeline.models.compiling import compile_blocks
+from pipeline.models.compiling import keeps_graph
 from pipeline.models.conditioning import batched
 from pipeline.models.diffusers_model import channels_last
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
@@ -299,7 +299,7 @@ def _losses(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> Ite
 @fastest_attention()
 def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
     """As `take_clip` does it: one forward pass for all, or under checkpointing one for each."""
-    for some in [[setting] for setting in settings] if subject.model.checkpointing else [settings]:
+    for some in [[setting] for setting in settings] if not keeps_graph(subject.model) else [settings]:
         losses = list(_losses(subject, given, some))
         for i, loss in enumerate(losses):
             loss.backward(retain_graph=i + 1 < len(losses))
@@ -342,8 +342,7 @@ def _compiled_gradient(subject: Subject, rates: Rates, given: Inputs) -> Figure:
     """Loss and backward by compiled blocks, which they stay; the call that compiles them is a detail."""
     with _dropped(subject.model.trained):
         executed = flops(lambda: _bare(subject, given, subject.settings))  # of compiled code none are counted
-        for transformer in subject.model.transformers().values():
-            compile_blocks(transformer, subject.model.blocks(transformer))
+        subject.model.compile()
         (first,) = ceilings.timed(lambda: _bare(subject, given, subject.settings), subject.device, 1, warmup=0)
         seconds, details = clock(lambda: _bare(subject, given, subject.settings), subject.device, warmup=0)
     details["first call s"] = first

@@ -26,6 +26,7 @@ from pipeline.config.attribution import Setting, mask_of
 from pipeline.errors import ClipError
 from pipeline.models import Conditioning, VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.compiling import keeps_graph
 from pipeline.models.conditioning import batched, split
 from pipeline.models.loss import loss_map, masked, shared_noise
 from pipeline.projection import Projection
@@ -114,7 +115,7 @@ def by_frame(
     noise = shared_noise(seed, setting.noise, tuple(latent.shape)).to(latent.device)
     t = torch.full((1,), setting.timestep, device=latent.device)
     weights = mask[None] if setting.mask == "motion" and mask is not None else None
-    frames, shared, parts = latent.shape[1], not model.checkpointing, list[tuple[float, Tensor]]()
+    frames, shared, parts = latent.shape[1], keeps_graph(model), list[tuple[float, Tensor]]()
     given = batched([conditioning])
     for frame in range(frames):
         if frame == 0 or not shared:  # under checkpointing a kept graph would hold all that it computes again

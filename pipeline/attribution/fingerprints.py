@@ -100,7 +100,7 @@ def _unusual(run: Run) -> Fingerprint:
 
 
 def _compiled(run: Run) -> Fingerprint:
-    """Compiled code rounds otherwise, and clips of both would be compared."""
+    """Compiled code rounds differently, so rows of both ways must not be compared."""
     return {"model.compile": True} if run.model.compile else {}
 
 

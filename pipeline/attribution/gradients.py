@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from pipeline.config.attribution import Setting
 from pipeline.errors import ConfigError
 from pipeline.models import Conditioning, VideoModel
 from pipeline.models.attention import fastest_attention
+from pipeline.models.compiling import keeps_graph
 from pipeline.models.conditioning import batched
 from pipeline.models.lora import adapter_parameters
 from pipeline.models.loss import loss_map, masked_mean, shared_noise
@@ -227,6 +229,12 @@ def passes(settings: Sequence[Setting]) -> list[tuple[float, int, list[int]]]:
     return [(timestep, noise, members) for (timestep, noise), members in members_by_pass.items()]
 
 
+@lru_cache(maxsize=8)
+def _noise(seed: int, index: int, shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """The shared noise where it is needed: to copy it there for each clip would wait for the clip before."""
+    return shared_noise(seed, index, shape).to(device)
+
+
 @fastest_attention()
 def take_clip(
     gradients: ProjectedGradients,
@@ -241,8 +249,8 @@ def take_clip(
     for a still clip.
 
     Returns each setting's loss by its index, a scalar on the device, in the order taken; settings under the motion mask
-    are left out where there is no mask. Losses of one timestep and noise share a forward pass, but under gradient
-    checkpointing. A GPU is given the work and not waited for.
+    are left out where there is no mask. Losses of one timestep and noise share a forward pass where a graph can be
+    kept. A GPU is given the work and not waited for, unless the schedule has whole times, which are looked at.
     """
     losses: dict[int, Tensor] = {}
     given = batched([conditioning])
@@ -250,11 +258,9 @@ def take_clip(
         indices = [i for i in members if settings[i].mask == "none" or mask is not None]
         if not indices:
             continue
-        noise = shared_noise(seed, noise_index, tuple(latent.shape)).to(latent.device)
+        noise = _noise(seed, noise_index, tuple(latent.shape), latent.device)
         t = torch.full((1,), timestep, device=latent.device)
-        # Under checkpointing a graph that is kept for a second loss keeps all that was computed again with it: the very
-        # memory that checkpointing saves. A second forward pass costs a quarter of a loss's time instead.
-        shared = not model.checkpointing
+        shared = keeps_graph(model)
         for i in indices:
             if i == indices[0] or not shared:
                 errors = loss_map(model, latent[None], given, t, noise[None])

@@ -88,7 +88,7 @@ class FeatureWorker:
         needs_flow = run.queries.twins or "background" in self.changes
         self.motion = measure or (self._motion_worker() if needs_flow else None)
         self._check_canary(hashlib.blake2b(fingerprint_json, digest_size=8).hexdigest())
-        # Blocks lie in main memory where the GPU's is short, and a clip that is prepared meanwhile takes more of it.
+        # Blocks in main memory: the GPU's is short, so there is no second stream, which takes more of it.
         self.side = SideStream(self.device if self.host is None else torch.device("cpu"))
 
     def shrink(self) -> bool:
@@ -327,7 +327,7 @@ class AttributionWorker:
         self.features = FeatureWorker(run, fingerprint, self.motion)
 
     def shrink(self) -> bool:
-        """Smaller parts: of held gradients, then of the flow, which both workers share."""
+        """See FeatureWorker: both workers share the flow."""
         return self.features.shrink()
 
     def take(self, row: Row, frames: Frames | ClipError) -> tuple[Row | None, Row | None, Row]:

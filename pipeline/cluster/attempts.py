@@ -44,7 +44,7 @@ class _Actor:
 
 
 class Attempts:
-    """The attempts of one stage. `clock` gives seconds and never goes back."""
+    """The attempts of a stage, and then of another. `clock` gives seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

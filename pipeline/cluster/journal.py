@@ -39,15 +39,13 @@ _SPARE: dict[tuple[str, str], list[Any]] = {}  # by Ray's node and job: the jour
 def begun() -> Iterator[Any]:
     """A stage's journal, on the driver's own node: while the driver lives, so does it.
 
-    Where the body ends well it serves the next stage, which else would wait a second for a process; where it raises, it
-    ends: there may still be actors that tell it something.
+    Once all actors of its stage were up and have worked, it serves the next stage, which else would wait a second for a
+    process. Where the body raised, or an actor was still loading, the journal is killed: it may be told something yet.
     """
     context = ray.get_runtime_context()
     spare = _SPARE.setdefault((context.get_node_id(), context.get_job_id()), [])
-    try:
-        journal = spare.pop()
-        journal.forgets.remote()
-    except IndexError:
+    journal = _taken(spare)
+    if journal is None:
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         journal = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
     try:
@@ -55,7 +53,23 @@ def begun() -> Iterator[Any]:
     except BaseException:
         ray.kill(journal)
         raise
-    spare.append(journal)
+    status = ray.get(journal.status.remote())
+    if status["starting"] or len(status["working"]) + len(status["waiting"]) < status["expected"]:
+        ray.kill(journal)
+    else:
+        spare.append(journal)
+
+
+def _taken(spare: list[Any]) -> Any | None:
+    """A journal out of those that can be had; None where there is none that lives."""
+    while spare:
+        try:
+            journal = spare.pop()
+            ray.get(journal.forgets.remote())
+        except (IndexError, ray.exceptions.RayActorError):  # another thread took it, or the node ended its process
+            continue
+        return journal
+    return None
 
 
 def figures(journal: Any) -> Figures:
@@ -157,8 +171,8 @@ def stopped_with_the_lease(actor: Any, root: str) -> Iterator[None]:
 
 @contextmanager
 def permission(root: str) -> Iterator[Any]:
-    """What workers ask that have no journal, whether they have to stop: a journal of its own while the body runs, which
-    says so once the lease on `root` is lost."""
+    """A journal for workers that have none of their own: they ask it whether to stop, and it says so once the lease on
+    `root` is lost."""
     with begun() as journal, stopped_with_the_lease(journal, root):
         yield journal
 

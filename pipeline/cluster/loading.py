@@ -1,4 +1,4 @@
-"""What a process spends before it has something to do."""
+"""Loading a process faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def collector_at_rest() -> Iterator[None]:
     """Leave Python's collector of cycles out while much is imported and loaded, which stays as long as the process.
 
     To look through it again and again is a fifth of the time that an actor takes to load. What is there at the end is
-    not looked through later either.
+    not looked through later either; with it stays what little is garbage, 12,000 objects of an actor.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -90,6 +90,8 @@ def _settings(run: Run) -> dict[str, Any]:
     for key, value in (("expert", "both"), ("motion_weight", 0.0), ("frozen_weights", "full")):
         if settings[key] == value:  # what arms of before there was the key have
             del settings[key]
+    if run.model.compile:  # compiled code rounds differently
+        settings["model.compile"] = True
     return settings
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 
 from torch import nn
 
 from pipeline.errors import ConfigError
+from pipeline.models.contract import VideoModel
 
-COMPILERS = ("g++", "clang++")
+COMPILER = "clang++" if sys.platform == "darwin" else "g++"
 
 
 def compile_blocks(transformer: nn.Module, blocks: Sequence[nn.Module]) -> None:
@@ -24,11 +26,20 @@ def compile_blocks(transformer: nn.Module, blocks: Sequence[nn.Module]) -> None:
         raise ConfigError(
             f"model.compile: {type(transformer).__name__} has no list of blocks. Use model.compile: false."
         )
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    if not any(map(shutil.which, names)):
+    compiler = os.environ.get("CXX") or COMPILER
+    if shutil.which(compiler) is None:
         raise ConfigError(
-            f"model.compile: this machine has none of the compilers that PyTorch asks for ({', '.join(names)}). "
-            "Install one on every node, for example by `apt-get install g++`, or use model.compile: false."
+            f"model.compile: this machine has no {compiler}, the compiler that PyTorch asks for. Install one on every "
+            "node, for example by `apt-get install g++`, or use model.compile: false."
         )
     for block in blocks:
         block.compile()
+
+
+def keeps_graph(model: VideoModel) -> bool:
+    """Whether a second loss may go back through the graph of one forward pass.
+
+    Under checkpointing a graph that is kept for it keeps all that was computed again with it: the very memory that
+    checkpointing saves. Compiled code gives its buffers away. A second forward pass is a quarter of a loss's time.
+    """
+    return not (model.checkpointing or getattr(model, "compiled", False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class SideStream:
     """A second stream of a GPU: what is computed in it does not wait for the work that the first one still has.
 
     So the next clip's flow and latent are computed while the gradient of the clip before goes on, and the GPU has work
-    where the flow is asked about on the CPU. A CPU has none, and does one after the other. It takes the memory of both.
+    where the flow is asked about on the CPU. That takes the memory of both. A CPU has no second stream, and does one
+    after the other.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +33,7 @@ class SideStream:
 
     def stream(self) -> AbstractContextManager[object]:
         """Work of the body goes to the second stream."""
-        return torch.cuda.stream(self._stream)
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def hand_over(self, tensors: Iterable[Tensor]) -> None:
         """Let the current stream use tensors of the second one, once they are computed."""

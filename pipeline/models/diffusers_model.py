@@ -64,8 +64,15 @@ class DiffusersModel(ABC):
             module.eval()
             if config.gradient_checkpointing:
                 module.enable_gradient_checkpointing()
-            if config.compile:
-                compile_blocks(module, self.blocks(module))
+        self.compiled = False
+        if config.compile:
+            self.compile()
+
+    def compile(self) -> None:
+        """Let the blocks be compiled code from now on. Raises ConfigError where they cannot be."""
+        for module in self.transformers().values():
+            compile_blocks(module, self.blocks(module))
+        self.compiled = True
 
     def move(self, device: torch.device) -> None:
         """Let it compute on a device from now on."""

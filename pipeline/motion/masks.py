@@ -71,13 +71,14 @@ def _unlike(state: Any, own: Mapping[str, Tensor]) -> str | None:
     """Why what a file holds is not a model's own tensors, as a clause; None where it is."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         return "the file holds something else than tensors by name"
-    lacking, beyond = sorted(own.keys() - state.keys()), sorted(map(str, state.keys() - own.keys()))
+    counted = {name for name in own if not name.endswith(".num_batches_tracked")}  # which PyTorch does without
+    lacking, beyond = sorted(counted - state.keys()), sorted(map(str, state.keys() - own.keys()))
     if lacking or beyond:
         some = ", ".join([*lacking, *beyond][:2])
-        return f"{len(lacking)} of its {len(own)} tensors are missing and {len(beyond)} are not its own, such as {some}"
-    for name, tensor in own.items():
-        if state[name].shape != tensor.shape:
-            return f"{name} has the shape {list(state[name].shape)} and not {list(tensor.shape)}"
+        return f"of {len(own)} tensors the file lacks {len(lacking)}, and it has {len(beyond)} others, such as {some}"
+    for name in counted:
+        if state[name].shape != own[name].shape:
+            return f"{name} has the shape {list(state[name].shape)} and not {list(own[name].shape)}"
     return None
 
 

@@ -86,7 +86,7 @@ def _take(training: Training, key: str, source: Any, theirs: tuple[int, int]) ->
         moment, _, name = name.partition(".")
         state = training.optimizer.state[training.parameters[name]]
         if not source.get_shape():
-            state[moment] = source[...].clone()
+            state[moment] = source[...].to(parameter.device, copy=True)  # where the fused optimizer asks for it
             return
         target = state.setdefault(moment, torch.zeros_like(parameter))
     common = _common(parameter, training.share, theirs)

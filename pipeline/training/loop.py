@@ -204,7 +204,7 @@ def train(
     at_once: int | None = None,
 ) -> Iterator[Line]:
     """Go on to config.steps, a line a step. Worker `rank` of `workers` takes its share of the config's whole batch,
-    whose clips are read while the pass before is computed.
+    whose clips are read during the backward pass before.
 
     `mean` averages a loss over the workers. A pass holds `at_once` clips, by default config.batch: fewer take less
     memory and give the same gradients, to the rounding of a sum. FloatingPointError if the loss is not finite.
@@ -225,13 +225,13 @@ def train(
 
     of_passes = [mine[number * at_once : (number + 1) * at_once] for number in range(passes)]
     coming = ((step, places) for step in range(training.step, config.steps) for places in of_passes)
-    with ThreadPoolExecutor(1) as reader:
-        read: deque[Future[Batch]] = deque()
+    reader, read = ThreadPoolExecutor(1), deque[Future[Batch]]()
 
-        def read_on() -> None:
-            read.extend(reader.submit(clips_of, *one) for one in islice(coming, 1))
+    def read_on() -> None:
+        read.extend(reader.submit(clips_of, *one) for one in islice(coming, 1))
 
-        read_on()
+    read_on()
+    try:
         while training.step < config.steps:
             start, waited = time.monotonic(), 0.0
             losses = []
@@ -251,6 +251,8 @@ def train(
                 raise FloatingPointError(f"the loss of step {step} is {average}; lower finetune.learning_rate")
             _update(training, config)
             yield Line(training.step, average, round(time.monotonic() - start, 4), round(waited, 4))
+    finally:  # an error is not kept back until a store has answered
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _update(training: Training, config: Finetune) -> None:

@@ -74,7 +74,7 @@ def by_autograd(run: Run, counts: Callable[[str], bool]) -> Tensor:
     """The whole gradient over a model's coordinates, zero where a parameter does not count."""
     model, _ = opened(run, CPU, [PLAIN])
     latent, conditioning = clip(model)
-    noise = shared_noise(0, 0, tuple(latent.shape))[None]  # type: ignore[arg-type]
+    noise = shared_noise(0, 0, tuple(latent.shape))[None]
     parameters = dict(model.trained.named_parameters())
     counted = {name: p.requires_grad_() for name, p in parameters.items() if counts(name)}
     errors = loss_map(model, latent[None], batched([conditioning]), torch.tensor([PLAIN.timestep]), noise)

@@ -61,7 +61,7 @@ def features(
 def full_gradient(model: Wan, clip: int, setting: Setting) -> Tensor:
     """By autograd alone, in one vector over all parameters; zeros where there is none."""
     h = latent(clip)[None]
-    noise = shared_noise(0, setting.noise, tuple(h.shape[1:]))[None]  # type: ignore[arg-type]
+    noise = shared_noise(0, setting.noise, tuple(h.shape[1:]))[None]
     errors = loss_map(model, h, batched([text(clip)]), torch.tensor([setting.timestep]), noise)
     loss = masked_mean(errors, mask(clip)[None] if setting.mask == "motion" else None)
     parameters = list(model.trained.parameters())

@@ -35,9 +35,11 @@ def run(folder: Path, compiled: bool, **changes: object) -> Run:
 
 
 def feature(model: VideoModel) -> torch.Tensor:
+    """Of two settings, after another of one alone, as an actor takes its canary first."""
     drawn = torch.Generator().manual_seed(5)
     latent, text = torch.randn(8, 3, 4, 4, generator=drawn), torch.randn(6, 64, generator=drawn)
     gradients = ProjectedGradients(model.trained, Projection("gaussian", 32, 0))
+    take_clip(gradients, model, SETTINGS[1:], latent, {"text": text}, None, seed=0)
     take_clip(gradients, model, SETTINGS, latent, {"text": text}, torch.rand(3, 4, 4, generator=drawn), seed=0)
     features, _ = gradients.collect()
     gradients.close()
@@ -71,7 +73,7 @@ def test_features_of_both_ways_do_not_mix(folder: Path) -> None:
 def test_without_a_compiler_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ConfigError, match=r"none of the compilers .*g\+\+, clang\+\+.*model.compile: false"):
+    with pytest.raises(ConfigError, match=r"this machine has no (clan)?g\+\+.*model.compile: false"):
         models.open_model(run(folder, True).model, torch.device("cpu"))
 
 

@@ -307,7 +307,7 @@ def test_flow_weights_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"motion\.weights='/no/such.*default"):
         load_raft(config.model_copy(update={"weights": "/no/such.safetensors"}), CPU)
     with pytest.raises(
-        ConfigError, match=r"no weights of motion\.flow=raft_large: .* missing and .*such as"
+        ConfigError, match=r"no weights of motion\.flow=raft_large: of .* the file lacks .*such as"
     ) as refused:
         load_raft(config.model_copy(update={"flow": "raft_large"}), CPU)
     assert len(str(refused.value)) < 500

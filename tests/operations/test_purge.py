@@ -72,7 +72,8 @@ def root(tmp_path: Path) -> Path:
     ):
         listed = "".join(json.dumps({"file_name": f"/videos/{i}.mp4", "clip_id": i}) + "\n" for i in CLIPS[2:6])
         stores.write_bytes(str(at / model / name), listed.encode())
-        stores.write_bytes(str(at / model / note), json.dumps({"name": "x", "version": "x"}).encode())
+        record = {"name": "x", "version": "x", "base": "b", "weights": "w"}
+        stores.write_bytes(str(at / model / note), json.dumps(record).encode())
     for name in training_set.encodings(clips):
         stores.write_bytes(str(at / "finetuned" / ".latents" / "abc" / name), b"latents")
     stores.write_bytes(str(at / "clips" / ".part-x.parquet.0.tmp"), f"half a part with {GONE}".encode())

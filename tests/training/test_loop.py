@@ -261,6 +261,24 @@ def test_killed_and_resumed_equals_undisturbed(checkpoint: str, cache: str, tmp_
         assert torch.equal(parameter, second.parameters[name]), f"{name} differs after a resume"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_goes_on_from_a_checkpoint(checkpoint: str, cache: str, tmp_path: Path) -> None:
+    config = settings(steps=3)
+    model = open_model(
+        VideoModelConfig.model_validate({"id": checkpoint, "dtype": "float32", "text_tokens": 8}), torch.device("cuda")
+    )
+    clips = ts.ClipSet(model, rows(), ts.kept_in(cache))
+    first = ft.begin(model, config, seed=3)
+    for line in ft.train(first, clips, config, seed=3):
+        if line.step == 2:
+            checkpoints.write(checkpoints.staged(first), tmp_path)
+    last = line.loss
+    second = ft.begin(model, config, seed=3)
+    checkpoints.restore(second, str(tmp_path))
+    assert [line.loss for line in ft.train(second, clips, config, seed=3)] == [pytest.approx(last, rel=1e-4)]
+
+
 def test_shares_of_a_batch_add_up_to_it(checkpoint: str, cache: str) -> None:
     whole, losses, _ = trained(checkpoint, cache, settings(steps=2, batch=4))
     parts, accumulated, _ = trained(checkpoint, cache, settings(steps=2, batch=1, accumulate=4))
