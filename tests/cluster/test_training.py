@@ -209,7 +209,7 @@ def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, mo
     monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
     task = {"folder": str(tmp_path), "checkpoints": str(tmp_path / "checkpoints")}
     with pytest.raises(StageError, match="stage finetune failed: /a: it cannot be written") as error:
-        ray_train._fit(configured(tmp_path, "none"), task, "name", str(tmp_path))
+        ray_train._fit(configured(tmp_path, "none"), task, None, "name", str(tmp_path))
     assert type(store_failure(error.value)) is RenamedError
     assert len(calls) == 1, "a full disk was tried again"
 
