@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,10 @@ class _Meter:
 
 def _descendants(pid: int) -> Iterator[int]:
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, listing.read_text().split()):
+        children: list[int] = []
+        with suppress(FileNotFoundError, ProcessLookupError):  # of a thread that ends meanwhile
+            children = [int(child) for child in listing.read_text().split()]
+        for child in children:
             yield child
             yield from _descendants(child)
 
