@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def _peak_mib() -> float:
     """The largest resident set until now of a child of this process: the decoders (Linux)."""
     peaks = []
     for thread in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # of a thread or a child that ends meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # of a thread or a child that ends meanwhile
             for child in (thread / "children").read_text().split():
                 lines = Path(f"/proc/{child}/status").read_text().splitlines()
                 peaks += [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
