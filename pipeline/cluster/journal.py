@@ -44,7 +44,7 @@ def begun() -> Iterator[Any]:
     """
     context = ray.get_runtime_context()
     spare = _SPARE.setdefault((context.get_node_id(), context.get_job_id()), [])
-    journal = _taken(spare)
+    journal = _next_of(spare)
     if journal is None:
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         journal = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Attempts).remote()
@@ -60,7 +60,7 @@ def begun() -> Iterator[Any]:
         spare.append(journal)
 
 
-def _taken(spare: list[Any]) -> Any | None:
+def _next_of(spare: list[Any]) -> Any | None:
     """A journal out of those that can be had; None where there is none that lives."""
     while spare:
         try:

@@ -19,6 +19,16 @@ from pipeline.models.contract import VideoModel
 COMPILER = "clang++" if sys.platform == "darwin" else "g++"
 
 
+def check_compiler() -> None:
+    """Raise ConfigError where PyTorch would find no compiler on this machine."""
+    compiler = os.environ.get("CXX") or COMPILER
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"model.compile: this machine has no {compiler}, the compiler that PyTorch asks for. Install one on every "
+            "node, for example by `apt-get install g++`, or use model.compile: false."
+        )
+
+
 def compile_blocks(transformer: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Let a transformer's blocks be compiled when they are first called. Raises ConfigError where there are none, or no
     compiler."""
@@ -26,12 +36,7 @@ def compile_blocks(transformer: nn.Module, blocks: Sequence[nn.Module]) -> None:
         raise ConfigError(
             f"model.compile: {type(transformer).__name__} has no list of blocks. Use model.compile: false."
         )
-    compiler = os.environ.get("CXX") or COMPILER
-    if shutil.which(compiler) is None:
-        raise ConfigError(
-            f"model.compile: this machine has no {compiler}, the compiler that PyTorch asks for. Install one on every "
-            "node, for example by `apt-get install g++`, or use model.compile: false."
-        )
+    check_compiler()
     for block in blocks:
         block.compile()
 

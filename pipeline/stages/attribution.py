@@ -19,6 +19,7 @@ from pipeline.config.faults import Faults
 from pipeline.config.operations import Pool
 from pipeline.errors import MissingTableError
 from pipeline.inputs import changes, passed_columns
+from pipeline.models.compiling import check_compiler
 from pipeline.models.lora import adapters
 from pipeline.motion.worker import MotionWorker
 from pipeline.ranking import shortlist
@@ -46,6 +47,9 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
                 reading.check_columns(run, [pa.schema([*schemas.CLIPS, *passed])])
     with faults.collected():
         models.family(run.model)
+    if run.model.compile:  # on a cluster this is the driver's node; an actor's own says the same, as its stage fails
+        with faults.collected():
+            check_compiler()
     if run.attribution.lora is not None:
         with faults.collected():
             adapters(run.model, run.attribution.lora)

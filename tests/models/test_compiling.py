@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import VideoModel
 from pipeline.models.conditioning import split
 from pipeline.projection import Projection
+from pipeline.stages import attribution
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, EncodedClip
 from tests.support import tiny_wan
@@ -75,6 +76,8 @@ def test_without_a_compiler_it_is_refused(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"this machine has no (clan)?g\+\+.*model.compile: false"):
         models.open_model(run(folder, True).model, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="this machine has no"):
+        attribution.check(run(folder, True), "curate")
 
 
 def test_blocks_of_main_memory_are_not_compiled(folder: Path) -> None:
