@@ -86,6 +86,18 @@ class ClipError(Exception):
     def __str__(self) -> str:
         return f"{self.code}: {self.sentence}"
 
+    @classmethod
+    def of_row(cls, error: str) -> ClipError:
+        """The error in a row's `error` column, that of a second try too ("crashed again: ..."). ValueError if it begins
+        with none of CODES."""
+        code, _, sentence = error.partition(": ")
+        return cls(code.removesuffix(" again"), sentence)
+
+
+def code_of(error: str) -> str:
+    """What a row's `error` begins with: one of CODES, or one with " again" where the second try failed too."""
+    return error.partition(": ")[0]
+
 
 # --- what was asked cannot be done: exit 2 ----------------------------------------------------------------------------
 

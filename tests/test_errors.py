@@ -34,6 +34,9 @@ def test_every_code_says_what_it_means_and_what_to_do(code: errors.Code) -> None
 
 def test_a_clips_error_has_one_of_the_codes() -> None:
     assert str(ClipError("decode", "it is cut off")) == "decode: it is cut off"
+    assert str(ClipError.of_row("decode: frame 3: it is cut off")) == "decode: frame 3: it is cut off"
+    assert str(ClipError.of_row("crashed again: it died")) == "crashed: it died"
+    assert errors.code_of("crashed again: it died: twice") == "crashed again"
     with pytest.raises(ValueError, match="code='too_long' is none of decode, "):
         ClipError("too_long", "it is longer")
 

@@ -25,7 +25,7 @@ from pipeline.attribution.gradients import ProjectedGradients, place_experts, re
 from pipeline.attribution.host_blocks import HostBlocks
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, Storage
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, code_of
 from pipeline.inputs.manifests import mask_boxes
 from pipeline.models import Conditioning, Grid, VideoModel, open_model
 from pipeline.models.conditioning import Captions, split
@@ -305,7 +305,7 @@ def stored_as(features: npt.NDArray[np.float32], storage: Storage) -> npt.NDArra
 
 def featured(error: str | None) -> bool:
     """Whether a row of the motion table goes on to features: every result, and still clips for their unmasked ones."""
-    return error is None or error.startswith("no_motion: ")
+    return error is None or code_of(error) == "no_motion"
 
 
 class AttributionWorker:

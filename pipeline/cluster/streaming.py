@@ -31,7 +31,7 @@ from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.cluster.loading import collector_at_rest
 from pipeline.cluster.nodes import GB
 from pipeline.config.operations import Pool
-from pipeline.errors import ClipError, ConfigError, StageError, first_line, is_out_of_memory
+from pipeline.errors import ClipError, ConfigError, StageError, code_of, first_line, is_out_of_memory
 from pipeline.storage import lease, stores
 from pipeline.tables import retries, throughput
 from pipeline.tables.merging import merge
@@ -181,7 +181,7 @@ class _Actor:
                 errors = self._work(names, rows)
             else:
                 errors = self._write(names, [self.worker.refuse(rows, self._died(deaths))], [])
-            codes = Counter(error.split(":")[0] for error in errors)
+            codes = Counter(code_of(error) for error in errors)
             work = Figures(rows=rows.num_rows, errors=dict(codes), bytes_read=Decoder.bytes_read() - read)
             self.meters.add(work, time.monotonic() - begun)
         self.journal.tell("ends", names, work, of_batch)
@@ -301,7 +301,7 @@ def stream(
             for batch in _through(window, pool, (packed, journal, tried)):
                 done += sum(batch.column("rows").to_pylist())
                 for error in (e for row in batch.column("errors").to_pylist() for e in row):
-                    code = str(error).split(":")[0]
+                    code = code_of(error)
                     errors[code] = errors.get(code, 0) + 1
                 report(done, total, errors)
                 lease.check(stage.root)

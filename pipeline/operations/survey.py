@@ -91,7 +91,7 @@ def survey(where: str, key: str) -> Survey:
                 break
             try:
                 if row["error"] is not None:
-                    raise ClipError(*str(row["error"]).split(": ", 1))
+                    raise ClipError.of_row(row["error"])
                 looks.append(Look(**decoder.look(row["uri"])))
             except ClipError as error:
                 faults.append(f"{row['relative']}: {error}")

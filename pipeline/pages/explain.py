@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.attribution.decomposition import Sums
 from pipeline.config import Run
-from pipeline.errors import CODES
+from pipeline.errors import CODES, code_of
 from pipeline.pages import explain_links, gallery, pictures
 from pipeline.pages.gallery import FramesOf, Studio
 from pipeline.pages.pictures import Mask, Picture, latent_frames
@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def remedy(self) -> str:
-        code = self.error.split(":")[0]
+        code = code_of(self.error)
         if code == "not_shortlisted":
             return NOT_SHORTLISTED
         return CODES[code].remedy if code in CODES else TRIED_TWICE

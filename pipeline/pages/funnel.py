@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
+from pipeline.errors import code_of
 from pipeline.ranking import shortlist
 from pipeline.storage.stores import join
 from pipeline.tables import IdSet, Outcomes, figures, scanning
@@ -204,7 +205,7 @@ def _note(result: Funnel, step: _Step, outcomes: Outcomes, failed: IdSet) -> Non
         columns = (rows.column(name).to_pylist() for name in ("clip_id", "error"))
         for clip_id, error, code in zip(*columns, codes, strict=True):
             name = outcomes.names[code]
-            if error.split(":")[0] == name:  # a clip may have another row, which does not count
+            if code_of(error) == name:  # a clip may have another row, which does not count
                 sentences.setdefault(name, {})[clip_id] = error.partition(":")[2].strip() or error
         sentences = {name: _first(by_id) for name, by_id in sentences.items()}
     for name, by_id in sentences.items():

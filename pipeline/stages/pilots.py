@@ -18,7 +18,7 @@ from pipeline.cluster.nodes import Nodes
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.operations import Measurable, Model, Pool
-from pipeline.errors import ConfigError, NothingUsableError, first_line
+from pipeline.errors import ConfigError, NothingUsableError, code_of, first_line
 from pipeline.inputs import videos as manifest
 from pipeline.operations import index_pilot, pilot, pools, stage_pilot
 from pipeline.operations.index_pilot import Report
@@ -210,7 +210,7 @@ def _is_of(stage: str, measure: Measure, nodes: Sequence[Nodes]) -> bool:
 
 def _all_failed(run: Run, count: int, problems: list[str]) -> str:
     reasons = "; ".join(dict.fromkeys(problems))
-    memory = all(problem.startswith("memory: ") for problem in problems)
+    memory = all(code_of(problem) == "memory" for problem in problems)
     remedy = (
         "Take larger nodes, a smaller geometry (attribution.height, width and frames) or model, or "
         "model.gradient_checkpointing: true."

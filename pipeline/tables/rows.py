@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import FingerprintError
+from pipeline.errors import FingerprintError, code_of
 from pipeline.storage import lease
 from pipeline.storage.stores import files, join, place, write_bytes, writing
 from pipeline.tables import registry
@@ -287,8 +288,5 @@ def vectors(
 
 def errors_by_code(table: pa.Table) -> dict[str, int]:
     """How many rows failed, by the code their error starts with."""
-    counts: dict[str, int] = {}
-    for error in table.column("error").drop_null().to_pylist():
-        code = str(error).split(":")[0]
-        counts[code] = counts.get(code, 0) + 1
+    counts = Counter(code_of(error) for error in table.column("error").drop_null().to_pylist())
     return dict(sorted(counts.items()))

@@ -66,8 +66,7 @@ def rows_of(
 
     try:
         if video.get("error"):
-            code, _, sentence = str(video["error"]).partition(": ")
-            raise ClipError(code, sentence)
+            raise ClipError.of_row(video["error"])
         segments = segments_of_video()
         for segment in segments:
             _log_note(video, segment)

@@ -85,8 +85,7 @@ def cut(
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
         rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})
     if all(row["error"] for row in rows):
-        code, _, sentence = str(rows[0]["error"]).partition(": ")
-        raise ClipError(code, sentence)
+        raise ClipError.of_row(rows[0]["error"])
     return rows
 
 

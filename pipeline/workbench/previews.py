@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline import tables
 from pipeline.config import Run
-from pipeline.errors import ClipError, StoreError
+from pipeline.errors import ClipError, StoreError, code_of
 from pipeline.storage import stores
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join
@@ -75,9 +75,8 @@ class Previews:
 
     def film(self, kind: str, row: Row) -> bytes:
         """A film's bytes. Raises ClipError where there is none, and says why."""
-        if row["error"] is not None and str(row["error"]).split(":")[0] not in ("no_motion", "not_finite"):
-            code, _, sentence = str(row["error"]).partition(": ")
-            raise ClipError(code, sentence)
+        if row["error"] is not None and code_of(row["error"]) not in ("no_motion", "not_finite"):
+            raise ClipError.of_row(row["error"])
         name = hashlib.blake2b(f"{kind} {row['clip_id']} {row['version']}".encode(), digest_size=16).hexdigest()
         data = self._cached(name) or self._from_pack(row)
         if data is not None:
