@@ -45,7 +45,7 @@ class Listing:
                 self._own = self._own or own.null_count < len(own)
                 self.captions.add(block)
                 digest.add(block)
-                versions.add(_versions(block))
+                versions.add(_versions(block, own))
                 of_segments.add(video_ids.videos_of(own.combine_chunks()))
                 if "span" in self.schema.names:
                     ids_of_spans.add(own.drop_null())
@@ -106,8 +106,8 @@ class Listing:
 
     def subtract(self, folder: str) -> set[str]:
         """Go on with the videos that have no rows of their present version in a table of clips. Rows of older versions,
-        of videos that are not listed any more, and errors worth another try, are dropped from it, but for the errors of
-        clips that are tried for the last time, which are returned."""
+        of videos that are not listed any more or have another id, and errors worth another try, are dropped from it,
+        but for the errors of clips that are tried for the last time, which are returned."""
         done, last_tries = IdList(), set[str]()
 
         def gives_way(rows: pa.Table) -> pa.Array:
@@ -119,15 +119,18 @@ class Listing:
             last_tries.update(rows.column("clip_id").filter(pa.array(last)).to_pylist())
             return pa.array(~stands & ~last)
 
-        tables.drop_where(folder, gives_way, ["clip_id", "uri", "version", "error", "span"])
+        tables.drop_where(folder, gives_way, ["clip_id", "start_frame", "uri", "version", "error", "span"])
         self._versions = IdSet.of([])  # they have served, and are large
         self.videos.drop(done.to_set())
         return last_tries
 
     def _stands(self, rows: pa.Table) -> tuple[Flags, Flags]:
-        """Of the clips whose video is listed in the same version: those whose row is no error worth another try, and
-        those for which that is the last."""
+        """Of the clips whose video is listed in the same version and under the same id: those whose row is no error
+        worth another try, and those for which that is the last. An id that is not listed any more stays where the
+        video has none now."""
         same = self._versions.has(_versions(rows))
+        if self._own:
+            same |= self._versions.has(_versions(rows, _ids(rows)))
         again, last = retries.retried(rows.column("error")), retries.tried_once(rows.column("error"))
         return same & ~again.to_numpy(), same & last.to_numpy()
 
@@ -150,9 +153,16 @@ def _addresses(rows: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(pc.binary_join_element_wise(uri, span, " "), uri)
 
 
-def _versions(rows: pa.Table) -> pa.ChunkedArray:
-    """Each video's address and version as one text."""
-    return pc.binary_join_element_wise(_addresses(rows), pc.fill_null(rows.column("version"), ""), "\0")
+def _versions(rows: pa.Table, ids: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
+    """Each video's address and version, with its own id where it has one, as one text."""
+    whole = pc.binary_join_element_wise(_addresses(rows), pc.fill_null(rows.column("version"), ""), "\0")
+    return whole if ids is None else pc.coalesce(pc.binary_join_element_wise(whole, ids, "\0"), whole)
+
+
+def _ids(clips: pa.Table) -> pa.ChunkedArray:
+    """The id of each clip's video, if it has one of its own: see `video_ids`."""
+    names, later = clips.column("clip_id"), pc.greater(pc.fill_null(clips.column("start_frame"), 0), 0)
+    return pc.if_else(later, pc.replace_substring_regex(names, "-[0-9]+$", ""), names)
 
 
 class CaptionShare:

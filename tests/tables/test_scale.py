@@ -456,9 +456,10 @@ def test_a_video_listed_twice_is_an_error_that_names_it(tmp_path: Path, own: boo
         Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
 
 
-def clips(*clip_rows: tuple[str, str, str, str | None]) -> pa.Table:
+def clips(*clip_rows: tuple[str, str, str, str | None], start_frame: int = 0) -> pa.Table:
     names = ("clip_id", "uri", "version", "error")
-    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in clip_rows], schema=schemas.CLIPS)
+    rows = [{**dict(zip(names, row, strict=True)), "start_frame": start_frame} for row in clip_rows]
+    return pa.Table.from_pylist(rows, schema=schemas.CLIPS)
 
 
 def test_new_videos_are_those_without_rows_of_their_version(tmp_path: Path) -> None:
@@ -480,10 +481,37 @@ def test_videos_with_ids_of_their_own_are_known_by_them(tmp_path: Path) -> None:
     columns = {"path": ["1.mp4"] * 3, "id": ["x", "y", "z"], "caption": [""] * 3, "version": ["v"] * 3}
     listed = Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
     table, uri = str(tmp_path / "clips"), f"{tmp_path}/1.mp4"
-    tables.append(table, clips(("x", uri, "v", None), ("x-16", uri, "v", None), ("y", uri, "old", None)), {})
+    tables.append(table, clips(("x", uri, "v", None), ("y", uri, "old", None)), {})
+    tables.append(table, clips(("x-16", uri, "v", None), start_frame=16), {})
     listed.subtract(table)
     assert sorted(i for block in listed.videos for i in block.column("id").to_pylist()) == ["y", "z"]
     assert tables.read(table, ["clip_id"]).column("clip_id").to_pylist() == ["x", "x-16"]
+
+
+def test_clips_give_way_where_their_videos_get_other_ids(tmp_path: Path) -> None:
+    """Else each video would have its clips twice, under both ids."""
+    table, uris = str(tmp_path / "clips"), [f"{tmp_path}/{i}.mp4" for i in range(2)]
+
+    def listed(ids: list[str] | None) -> list[str | None]:
+        names = {"size": [1, 1]} if ids is None else {"id": ids}
+        columns = {"path": ["0.mp4", "1.mp4"], "caption": ["", ""], "version": ["v", "v"], **names}
+        videos = Listing(VideoSet(manifest_file(tmp_path, "parquet", columns)))
+        videos.subtract(table)
+        return [row["id"] for block in videos.videos for row in block.to_pylist()]
+
+    def clip_ids() -> list[str]:
+        rows = tables.read(table, ["clip_id"])
+        return [] if rows is None else rows.column("clip_id").to_pylist()
+
+    tables.append(table, clips(("hash", uris[0], "v", None), ("x-3", uris[1], "v", None)), {})
+    tables.append(table, clips(("x-3-9", uris[1], "v", None), start_frame=9), {})
+    assert listed(["w", "x-3"]) == ["w"]
+    assert clip_ids() == ["x-3", "x-3-9"]
+    assert sorted(str(name) for name in listed(["w", "y"])) == ["w", "y"]
+    assert clip_ids() == []
+    tables.append(table, clips(("w", uris[0], "v", None), ("y", uris[1], "v", None)), {})
+    assert listed(None) == [], "videos that have no id now keep the one they had"
+    assert clip_ids() == ["w", "y"]
 
 
 # --- the benchmark ---------------------------------------------------------------------------------------------------
