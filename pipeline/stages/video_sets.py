@@ -13,6 +13,7 @@ from pipeline import tables
 from pipeline.config import Run
 from pipeline.errors import InputError
 from pipeline.inputs import spans
+from pipeline.inputs.folders.files import is_etag
 from pipeline.inputs.video_set import VideoSet
 from pipeline.storage import stores
 from pipeline.tables import scanning
@@ -69,7 +70,7 @@ def _shared(held_out: Sequence[Mapping[str, Any]], blocks: Iterable[pa.Table]) -
     spans_of: dict[str, set[str | None]] = defaultdict(set)
     for row in held_out:
         spans_of[row["uri"]].add(row.get("span"))
-    etags = {row["version"]: row["uri"] for row in held_out if "://" in row["uri"] and row["version"] is not None}
+    etags = {row["version"]: row["uri"] for row in held_out if "://" in row["uri"] and is_etag(row["version"])}
     known = pa.array(list(spans_of), pa.string()), pa.array(list(etags), pa.string())
     same_place, same_etag, shared = set[str](), set[str](), set[str]()
     for rows in blocks:

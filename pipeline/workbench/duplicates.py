@@ -21,6 +21,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from pipeline import tables
+from pipeline.inputs.folders.files import is_etag
 from pipeline.inputs.shards import members as shard_members
 from pipeline.ranking.rules.near_duplicates import similar_pairs
 from pipeline.storage.stores import join
@@ -34,7 +35,6 @@ GROUPS = 2_000  # groups that are shown
 
 ENDS = 4096  # bytes at either end of a file that are read first
 MOST_READ = 8 << 30  # bytes of files that are read to the end
-_ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")  # another version (a date) says nothing of the bytes
 _SIZE = re.compile(r"([0-9]+)-[0-9]+")  # of a local file's version, which is size and modification time
 
 Rows = npt.NDArray[np.int64]
@@ -124,7 +124,7 @@ def _contents(versions: dict[str, str | None]) -> tuple[dict[str, str], int]:
         if shard_members.inside(uri) is not None:
             unread += 1
         elif "://" in uri:
-            if version and _ETAG.fullmatch(version):
+            if is_etag(version):
                 contents[uri] = f"etag {version}"
             else:
                 unread += 1

@@ -27,7 +27,11 @@ def test_held_out_videos_among_the_data_are_refused(small_run: MakeRun, tmp_path
     with pytest.raises(InputError, match=r"data\.videos as well, such as /a\.mp4"):
         video_sets.check_disjoint(run)
     for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
-        row = {"clip_id": name, "uri": uri, "version": "an-etag"}
+        row = {"clip_id": name, "uri": uri, "version": "2026-11-30"}
+        tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
+    video_sets.check_disjoint(run)  # a date may be that of several videos
+    for name, uri in (("held_out", "s3://x/c.mp4"), ("queries", "s3://y/d.mp4")):
+        row = {"clip_id": name, "uri": uri, "version": "9e107d9d372bb6826bd81d3542a419d6"}
         tables.replace(str(tmp_path / name), pa.Table.from_pylist([row], schemas.CLIPS), {})
     with pytest.raises(InputError, match=r"queries\.videos as well, such as s3://x/c\.mp4"):
         video_sets.check_disjoint(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.inputs import refusals
 AT_ONCE = 16  # requests at a time: on a store each file or member of a shard costs one
 MISSING = "read: the manifest names this file, but it is not there"
 SHOWN = 5  # names in a warning
+_ETAG = re.compile(r"[0-9a-f]{32}(-[0-9]+)?")
 
 Row = dict[str, Any]
 
@@ -87,6 +89,12 @@ def of_file(
     modified = os.stat(path).st_mtime_ns if local else info.get("LastModified") or info.get("mtime")
     version = str(etag).strip('"') if etag and not local else f"{info['size']}-{modified}"
     return {**row, "version": version, "size": int(info["size"])}
+
+
+def is_etag(version: str | None) -> bool:
+    """Whether a remote file's version says what its bytes are, as an etag of S3 does; a date, which a manifest may
+    give, does not."""
+    return version is not None and _ETAG.fullmatch(version) is not None
 
 
 def _text(path: str) -> bool:
