@@ -84,13 +84,12 @@ def purge(root: str, ids: Collection[str]) -> Removed:
         if path.endswith(tuple(f"/{name}" for name in CURATED)):
             _from_list(fs, bare, path, gone, removed)
     _packs(fs, bare, parts, gone, removed)
-    _made_queries(fs, bare, gone, removed)
     homes = _exports(fs, bare, parts, gone, removed)
-    videos = set[str]()
+    _generated(fs, bare, gone, _videos(fs, parts, gone), removed)  # while there are rows that say which they are
     for part in parts:
         if posixpath.dirname(part.path) not in homes:
-            videos |= _from_part(fs, bare, part, gone, removed)
-    _generated(fs, bare, gone, videos, removed)
+            _from_part(fs, bare, part, gone, removed)
+    _made_queries(fs, bare, gone, removed)  # last: their records say which rows go with a clip
     _latents(fs, bare, removed)
     for path in _files(fs, bare):
         name = posixpath.basename(path)
@@ -148,9 +147,19 @@ def _gone(batch: pa.RecordBatch, columns: Collection[str], ids: pa.Array) -> pa.
     return mask
 
 
-def _from_part(fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Set[str], removed: Removed) -> set[str]:
-    """Rewrite a part without the clips; returns the uris of those of its rows that a model generated."""
+def _videos(fs: fsspec.AbstractFileSystem, parts: Collection[_Part], ids: Set[str]) -> set[str]:
+    """The uris of the rows that name one of the ids, where a model may have generated their videos."""
     id_array, uris = pa.array(sorted(ids), pa.string()), set[str]()
+    for part in parts:
+        if part.table in GENERATED:
+            for batch in _batches(fs, part, (*part.table.ids, "uri")):
+                uris |= set(batch.column("uri").filter(_gone(batch, part.table.ids, id_array)).to_pylist())
+    return uris
+
+
+def _from_part(fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Set[str], removed: Removed) -> None:
+    """Rewrite a part without the clips."""
+    id_array = pa.array(sorted(ids), pa.string())
     columns = part.table.ids
     queries = [i for i, q in enumerate(part.query_ids) if q in ids]
     count, rows = 0, 0
@@ -158,16 +167,13 @@ def _from_part(fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Set[s
         count += int(pc.sum(_gone(batch, columns, id_array)).as_py() or 0)
         rows += batch.num_rows
     if not count and not queries:
-        return uris
+        return
     removed.rows[posixpath.dirname(_relative(part.path, bare))] += count
     with opened(part.path, fs) as file:
         schema = _without_queries(file.schema_arrow, part, queries)
-    if part.table in GENERATED:
-        for batch in _batches(fs, part, (*columns, "uri")):
-            uris |= set(batch.column("uri").filter(_gone(batch, columns, id_array)).to_pylist())
     if count == rows:
         fs.rm_file(part.path)
-        return uris
+        return
     with (
         stores.writing(_whole(fs, part.path)) as file,
         pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
@@ -175,7 +181,6 @@ def _from_part(fs: fsspec.AbstractFileSystem, bare: str, part: _Part, ids: Set[s
         for batch in _batches(fs, part, None):
             table = pa.Table.from_batches([batch.filter(pc.invert(_gone(batch, columns, id_array)))])
             writer.write_table(_narrowed(table, schema, part, queries))
-    return uris
 
 
 def _whole(fs: fsspec.AbstractFileSystem, path: str) -> str:
@@ -299,24 +304,26 @@ def _generated(
     folder = stores.join(bare, "generated")
     names = {f"{i}.mp4" for i in ids}
     paths = {stores.place(uri)[1] for uri in videos if uri}
-    gone = set[str]()
+
+    def goes(path: str) -> bool:
+        of_query = posixpath.dirname(path) == f"{folder}/queries" and posixpath.basename(path) in names
+        return of_query or path in paths
+
     for path in _files(fs, folder):
-        is_query_video = posixpath.dirname(path) == f"{folder}/queries" and posixpath.basename(path) in names
-        if is_query_video or path in paths:
-            gone.add(path)
+        if goes(path):
             _remove(fs, bare, path, removed)
     prompts = f"{folder}/prompts.json"
     if fs.exists(prompts):
         captions: Mapping[str, str] = json.loads(fs.cat_file(prompts))
-        kept_captions = {uri: caption for uri, caption in captions.items() if stores.place(uri)[1] not in gone}
-        if len(kept_captions) < len(captions):
-            stores.write_bytes(_whole(fs, prompts), json.dumps(kept_captions, indent=1, ensure_ascii=False).encode())
+        rest = {uri: caption for uri, caption in captions.items() if not goes(stores.place(uri)[1])}
+        if len(rest) < len(captions):
+            stores.write_bytes(_whole(fs, prompts), json.dumps(rest, indent=1, ensure_ascii=False).encode())
     made_from = f"{folder}/queries/metadata.jsonl"
     if fs.exists(made_from):
         lines = [line for line in fs.cat_file(made_from).decode().split("\n") if line]
-        kept_lines = [line for line in lines if json.loads(line).get("id") not in ids]
-        if len(kept_lines) < len(lines):
-            stores.write_bytes(_whole(fs, made_from), "".join(f"{line}\n" for line in kept_lines).encode())
+        other_lines = [line for line in lines if json.loads(line).get("id") not in ids]
+        if len(other_lines) < len(lines):
+            stores.write_bytes(_whole(fs, made_from), "".join(f"{line}\n" for line in other_lines).encode())
 
 
 def _latents(fs: fsspec.AbstractFileSystem, bare: str, removed: Removed) -> None:

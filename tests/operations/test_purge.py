@@ -206,16 +206,31 @@ def test_every_table_that_holds_clips_is_emptied(root: Path) -> None:
             assert tables.read(str(root / table.folders[0])) is not None, "a table without clips lost rows"
 
 
-def test_a_killed_purge_is_continued(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
+STEPS = ["_from_list", "_packs", "_exports", "_generated", "_from_part", "_made_queries", "_latents"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_killed_purge_is_continued(root: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str) -> None:
+    """A clip, a query that somebody made of it, and a query from whose caption a video was generated."""
+    record = {"id": "made-of-it", "clip": GONE, "caption": "", "group": "roll", "by": "x"}
+    stores.write_bytes(str(root / "made_queries" / "made-of-it.json"), json.dumps(record).encode())
+    queries = [{**row("made-of-it"), "group": "roll"}]
+    tables.append(str(root / "queries"), pa.Table.from_pylist(queries, schemas.QUERIES), PRINT)
+    real = getattr(purge, step)
+
+    def killed(*arguments: object) -> None:
+        if when == "after":
+            real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(purge, "_generated", killed)
+    monkeypatch.setattr(purge, step, killed)
     with pytest.raises(KeyboardInterrupt):
-        purge.purge(str(root), {GONE})
+        purge.purge(str(root), {GONE, "query-a"})
     monkeypatch.undo()
-    purge.purge(str(root), {GONE})
-    assert GONE not in texts(root)
+    purge.purge(str(root), {GONE, "query-a"})
+    assert not [name for name in (GONE, "query-a", "made-of-it") if name in texts(root)]
+    assert not list((root / "generated").rglob("*.mp4"))
 
 
 def test_a_root_on_s3_is_purged_likewise(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
