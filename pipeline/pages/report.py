@@ -124,7 +124,7 @@ def _contents(run: config.Run) -> _Contents:
     funnels = {kind: funnel.funnel(run, kind) for kind in ("clips", "queries")}
     selected = figures.selected(root, funnels["clips"].clips)
     evaluation = tables.read(stores.join(root, "evaluation"))
-    groups = _query_groups(root)
+    groups = figures.query_groups(root)
     moves = lawfulness.measured(run)
     unlawful_ids = [] if moves is None else moves.ids
     alike, masks = mask_overlaps(root, groups, plan.keys() | {("clips", clip_id) for clip_id in unlawful_ids})
@@ -251,7 +251,7 @@ def _numbers(
         "versions": _versions(),
     }
     summary: dict[str, Any] = _finite(
-        {"headline": sections.headline(numbers, run.finetune.arm, _query_groups(root)), **numbers}
+        {"headline": sections.headline(numbers, run.finetune.arm, figures.query_groups(root)), **numbers}
     )
     return summary
 
@@ -279,14 +279,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _query_groups(root: str) -> dict[str, str]:
-    queries = tables.read(stores.join(root, "queries"), ["clip_id", "group"])
-    if queries is None:
-        return {}
-    pairs = zip(queries.column("clip_id").to_pylist(), queries.column("group").to_pylist(), strict=True)
-    return {query_id: group or "all" for query_id, group in pairs}
 
 
 def _fingerprint(root: str, name: str) -> dict[str, Any]:

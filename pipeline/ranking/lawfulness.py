@@ -27,7 +27,7 @@ from pipeline.motion.flaws import FLAWS
 from pipeline.motion.judge import COURSES, Floats, Judge, taught
 from pipeline.ranking import partitions, shortlist
 from pipeline.storage.stores import join
-from pipeline.tables import IdSet, scanning, schemas
+from pipeline.tables import IdSet, figures, scanning, schemas
 
 CAPTION, COLUMN, FLOW = "caption", "column", "flow"  # what says which motion a clip shows
 WORD = re.compile(r"[^\W\d_]+")
@@ -267,10 +267,9 @@ def _movement_of_queries(run: Run, columns: Sequence[str]) -> pa.Table | None:
 
 def _judge(run: Run) -> Judge | None:
     table = _movement_of_queries(run, ["clip_id", "description", "error"])
-    queries = tables.read(join(partitions.query_root(run), "queries"), ["clip_id", "group"])
-    if table is None or not table.num_rows or queries is None:
+    if table is None or not table.num_rows:
         return None
-    groups: Mapping[str, str] = {row["clip_id"]: row["group"] or "all" for row in queries.to_pylist()}
+    groups = figures.query_groups(partitions.query_root(run))
     with_description = table.filter(pc.is_valid(table.column("description")))
     rows = [row for row in with_description.to_pylist() if row["clip_id"] in groups]
     return taught([(groups[r["clip_id"]], np.array(r["description"], np.float64)) for r in rows]) if rows else None

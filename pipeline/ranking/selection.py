@@ -46,7 +46,7 @@ from pipeline.ranking.rules.choice import Rules
 from pipeline.ranking.rules.intervals import half_width_of_parts, squared_error
 from pipeline.storage.parallel import in_order
 from pipeline.storage.stores import join, place
-from pipeline.tables import IdSet, scanning, schemas
+from pipeline.tables import IdSet, figures, scanning, schemas
 
 Array = npt.NDArray[np.float32]
 
@@ -187,8 +187,9 @@ def recorded(run: Run, mask: str, whiten: float | None) -> Ranked | None:
     rule = fingerprint.get("ranking", {})
     if (rule.get("mask"), rule.get("whiten")) != (mask, whiten):
         return None
-    clips, queries = under_mask(run.clip_roots, "clips", mask), under_mask(run.root, "queries", mask)
-    query_ids, groups, _ = query_rows(run, run.root, queries)
+    home = partitions.query_root(run)
+    clips, queries = under_mask(run.clip_roots, "clips", mask), under_mask(home, "queries", mask)
+    query_ids, groups, _ = query_rows(run, home, queries)
     if written["query_ids"] != query_ids:
         return None
     features = tables.metadata(join(run.clip_roots[0], "features", "clips"))["fingerprint"]
@@ -240,11 +241,9 @@ def query_rows(run: Run, root: str, queries: FeatureTable) -> tuple[list[str], l
     Of the rows of `queries.unwanted` the mean direction is taken away from each of the others; they are none of the
     ranking's queries themselves. Raises ConfigError for a group that no query has, or where all are unwanted.
     """
-    table = tables.read(join(root, "queries"), ["clip_id", "group"])
-    named = dict(zip(*(table.column(c).to_pylist() for c in ("clip_id", "group")), strict=True)) if table else {}
-    rows = queries.rows()
+    named, rows = figures.query_groups(root), queries.rows()
     ids = sorted(rows)
-    groups = [named.get(i) or "all" for i in ids]
+    groups = [named.get(i, "all") for i in ids]
     unit, unwanted = np.stack([rows[i] for i in ids]), np.isin(groups, run.queries.unwanted)
     missing = sorted(set(run.queries.unwanted) - set(groups))
     if missing or unwanted.all():

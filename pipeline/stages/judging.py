@@ -21,6 +21,7 @@ from pipeline.motion import judge
 from pipeline.stages.progress import Progress, achieved
 from pipeline.storage import stores
 from pipeline.storage.stores import join
+from pipeline.tables.figures import query_groups
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def distances(run: Run, evaluation: pa.Table) -> dict[str, dict[contests.Key, fl
         return by_arm
     rows = _described(run, tasks)
     _refuse({r["uri"]: r["problem"] for r in rows if r["kind"] == VIDEO and r["problem"] is not None}, run)
-    groups = _groups(run)
+    groups = query_groups(run.root)
     good = [row for row in rows if row["problem"] is None]
     examples = [(groups[row["clip_id"]], row["description"]) for row in good if row["kind"] == QUERY]
     unused = sum(row["kind"] == QUERY for row in rows) - len(examples)
@@ -88,11 +89,6 @@ def _described(run: Run, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     assert rows is not None, "it has just been written"
     task_keys = {(r["arm"], r["clip_id"], r["seed"], r["version"]) for r in tasks}
     return [r for r in rows.to_pylist() if (r["arm"], r["clip_id"], r["seed"], r["version"]) in task_keys]
-
-
-def _groups(run: Run) -> dict[str, str]:
-    table = tables.read(join(run.root, "queries"), ["clip_id", "group"])
-    return {} if table is None else {row["clip_id"]: row["group"] or "all" for row in table.to_pylist()}
 
 
 # --- videos that are not there ---------------------------------------------------------------------------------------

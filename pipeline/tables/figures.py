@@ -38,6 +38,12 @@ def by_id(root: str, name: str, ids: Iterable[str], columns: list[str] | None = 
     return {row["clip_id"]: row for row in rows.to_pylist()}
 
 
+def query_groups(root: str) -> dict[str, str]:
+    """The group of each query that a root has, by its id; "all" is that of one without a group."""
+    queries = tables.read(stores.join(root, "queries"), ["clip_id", "group"])
+    return {} if queries is None else {row["clip_id"]: row["group"] or "all" for row in queries.to_pylist()}
+
+
 # --- the selection ---------------------------------------------------------------------------------------------------
 
 

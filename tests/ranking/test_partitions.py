@@ -228,6 +228,22 @@ def test_the_queries_are_those_of_the_first_root_and_lie_in_the_runs_own(ranked:
     assert len(tables.parts(join(joint.root, "queries"))) == 1, "a query that is none of the first root's stays"
 
 
+def test_a_group_that_is_edited_in_the_first_root_is_that_of_the_next_ranking(tmp_path: Path) -> None:
+    """Also where no feature changed, so that influence is read as the last ranking left it."""
+    for name, ids in (("a", IDS[:20]), ("b", IDS[20:40])):
+        write(configured(tmp_path / name), ids, 50)
+    joint = configured(tmp_path / "joint", tmp_path / "a", tmp_path / "b")
+    rank_clips(joint)
+    first = configured(tmp_path / "a")
+    queries = table(first, "queries")
+    edited = ["turn" if group == "roll" else group for group in queries.column("group").to_pylist()]
+    place = queries.column_names.index("group")
+    rows = queries.set_column(place, queries.schema.field("group"), pa.array(edited, pa.string()))
+    tables.replace(join(first.root, "queries"), rows, fingerprints.clips(first))
+    rank_clips(joint)
+    assert {"turn"} == set(table(joint, "selection").column("group").to_pylist()) - {"all", *GROUPS}
+
+
 def test_a_root_may_rank_its_own_clips_with_those_of_others(roots: dict[str, Path]) -> None:
     run = configured(roots["b"], roots["a"], roots["b"], roots["c"])
     assert partitions.query_root(run) == run.root
