@@ -31,8 +31,8 @@ from pipeline.storage import stores
 from pipeline.storage.stores import join
 from pipeline.tables import Outcomes, schemas
 from pipeline.tables.merging import merge
+from pipeline.tables.registry import LIKED
 from pipeline.workbench import made_queries, requests
-from pipeline.workbench.requests import LIKED
 
 
 def attribute_requests(run: Run) -> None:

@@ -37,7 +37,7 @@ from pipeline.stages.finetuning import finetune
 from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
 from pipeline.statistics import rank_drift
-from pipeline.storage import stores
+from pipeline.storage import lease, stores
 from pipeline.tables import IdSet
 from pipeline.training import arms
 
@@ -51,11 +51,15 @@ def nightly(run: Run) -> None:
         print(f"the night of {night} is done already: {done['headline']}")
         return
     nights.check_date(night, today, history)
-    check(run, history)
+    stale = check(run, history)
     streaming.connect()
     run = pilots.with_pools(run, STAGES)
     run_record.record(run)
     resources.check(run, STAGES)
+    if stale:
+        lease.check(run.root)
+        reattribution.remove(run, stale)
+        attribution.check_features(run, video_sets.names(run))
     for earlier in nights.begun(run.root):  # killed after its decision: it only has to be written down
         if earlier < night and (not history or earlier > history[-1]["date"]) and _decided(run, earlier):
             finish(run, earlier, history)
@@ -69,8 +73,9 @@ def _decided(run: Run, night: str) -> bool:
     return nights.read(run.root, night, DECISION) is not None
 
 
-def check(run: Run, history: Sequence[Record]) -> None:
-    """Everything that can be known to be wrong before long work starts. Raises UsageError."""
+def check(run: Run, history: Sequence[Record]) -> list[str]:
+    """Everything that can be known to be wrong before long work starts; the parts of features that are to give way.
+    Raises UsageError."""
     if run.evaluate.videos is None:
         raise ConfigError(
             "evaluate.videos is null: a night holds its model against the one in use on videos that took no part in "
@@ -80,15 +85,17 @@ def check(run: Run, history: Sequence[Record]) -> None:
         raise ConfigError("finetune.arm='base' trains nothing, so there is nothing to promote; name another arm.")
     arms.check(run, [run.finetune.arm])
     in_use.check_base(run.root, models.weights_hash(run.model))
-    reattribute(run, history)
-    attribution.check(run, "index_clips", video_sets.names(run))
+    stale = stale_features(run, history)
+    attribution.check(run, "index_clips", video_sets.names(run), with_features=not stale)
+    return stale
 
 
-def reattribute(run: Run, history: Sequence[Record]) -> None:
-    """Let features of other weights give way where that was asked for; tell the price first."""
+def stale_features(run: Run, history: Sequence[Record]) -> list[str]:
+    """The parts of features of other weights, which are to give way; tells the price. Raises ConfigError where that was
+    not asked for."""
     stale = reattribution.stale_parts(run)
     if not stale:
-        return
+        return []
     sentence = reattribution.sentence(reattribution.price(sum(stale.values()), _measured(history)))
     if not run.nightly.reattribute:
         raise ConfigError(
@@ -96,9 +103,7 @@ def reattribute(run: Run, history: Sequence[Record]) -> None:
             f"{sentence} If that is what you want, set nightly.reattribute=true; else set attribution.weights back."
         )
     print(f"{sentence} They give way now, because nightly.reattribute is set.", flush=True)
-    for path in stale:
-        fs, _ = stores.place(run.root)
-        fs.rm_file(path)
+    return list(stale)
 
 
 def _measured(history: Sequence[Record]) -> list[dict[str, Any]]:

@@ -63,9 +63,7 @@ class LayeredGradient:
         named = {name: layer(name, experts) if layers else ALL for name in counted}
         self.names = list(dict.fromkeys(named.values()))
         self.projection = projection
-        self._sums = projection.zeros(
-            len(self.names), next(iter(counted.values())).device if host is None else host.device
-        )
+        self._sums = projection.zeros(len(self.names), "cpu")  # until a gradient arrives
         self._place = {
             counted[placed.name]: (self.names.index(named[placed.name]), placed.offset)
             for placed in manifest(module)
@@ -83,6 +81,7 @@ class LayeredGradient:
 
     def arrive(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         row, offset = self._place[parameter]
+        self._sums = self._sums.to(gradient.device)
         self.projection.add(self._sums[row : row + 1], gradient.detach().reshape(1, -1), offset)
 
     def take(self, loss: Tensor, keep_graph: bool = False) -> Tensor:

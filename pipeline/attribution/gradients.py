@@ -121,11 +121,10 @@ class ProjectedGradients:
             raise ValueError(f"hold={hold}: {projection.kind} has no generation to share; it is streamed, with hold=1")
         self.projection, self.hold = projection, min(hold, LAST_STAGE)
         self._stretches = {parameter: s for s in stretches(module) for parameter in s.members}
-        device = next(iter(self._stretches)).device if host is None else host.device
         self._arrivals: dict[Stretch, dict[nn.Parameter, Tensor]] = {}
         self._gradients: dict[Stretch, Tensor] = {}
-        self._sums = projection.zeros(LAST_STAGE, device)
-        self._squares = torch.zeros(LAST_STAGE, dtype=torch.float64, device=device)
+        self._sums = projection.zeros(LAST_STAGE, "cpu")  # until a gradient arrives: parameters may lie elsewhere
+        self._squares = torch.zeros(LAST_STAGE, dtype=torch.float64)
         self._count = self._projected = 0  # losses in the sums; those of them whose held gradients are there too
         self._collected: list[tuple[Tensor, Tensor]] = []
         self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._stretches]
@@ -163,6 +162,7 @@ class ProjectedGradients:
 
     def _project(self, stretch: Stretch, rows: Tensor, first: int) -> None:
         """Add the shares of the losses from `first` on in this stretch: [losses, size]."""
+        self._sums, self._squares = self._sums.to(rows.device), self._squares.to(rows.device)
         self.projection.add(self._sums[first : first + len(rows)], rows, stretch.offset)
         for i, row in enumerate(rows, first):
             self._squares[i] += squared_norm(row)

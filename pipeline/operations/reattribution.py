@@ -22,6 +22,7 @@ from pipeline.statistics import rank_drift
 from pipeline.statistics.rank_drift import Drift
 from pipeline.storage import stores
 from pipeline.tables.part_files import opened
+from pipeline.tables.registry import LIKED
 
 SETS = ("queries", "clips")
 FIELD = "attribution.weights"
@@ -31,7 +32,7 @@ def stale_parts(run: Run) -> dict[str, int]:
     """The parts of features/ that were computed with other attribution.weights than this run's, and their rows."""
     weights, row_counts = fingerprints.features(run)[FIELD], dict[str, int]()
     roots = [one.root for one in (shortlist.variant(run), run) if one is not None]
-    for root, name in itertools.product(roots, SETS):
+    for root, name in itertools.product(roots, (*SETS, LIKED)):
         folder = stores.join(root, "features", name)
         fs, _ = stores.place(folder)
         for path in tables.parts(folder):
@@ -40,6 +41,13 @@ def stale_parts(run: Run) -> dict[str, int]:
                 if fingerprint.get(FIELD) != weights:
                     row_counts[path] = file.metadata.num_rows
     return row_counts
+
+
+def remove(run: Run, parts: Iterable[str]) -> None:
+    """Let parts of features give way."""
+    fs, _ = stores.place(run.root)
+    for path in parts:
+        fs.rm_file(path)
 
 
 def price(clips: int, measured: Iterable[Mapping[str, Any] | None]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -32,8 +32,9 @@ from pipeline.tables import IdSet, Outcomes, Pending, Scan, scanning, schemas
 from pipeline.tables.merging import merge
 
 
-def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -> None:
-    """Everything that can be known to be wrong before long work starts. Raises UsageError."""
+def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips"), *, with_features: bool = True) -> None:
+    """Everything that can be known to be wrong before long work starts, features that are there among it if
+    `with_features`. Raises UsageError."""
     faults = Faults()
     for name in names if stage == "index_clips" else ():
         if name == "queries" and run.queries.videos is None:
@@ -66,6 +67,14 @@ def check(run: Run, stage: str, names: tuple[str, ...] = ("queries", "clips")) -
             tables.check(stores.join(scope.motion, "motion", name), fingerprints.motion(one))
             tables.check(stores.join(scope.motion, "movement", name), fingerprints.movement(one))
             tables.check(stores.join(scope.motion, "pictures", name), fingerprints.pictures(one))
+    if with_features:
+        check_features(run, names)
+
+
+def check_features(run: Run, names: tuple[str, ...]) -> None:
+    """Raise FingerprintError where the features that are there are of other settings."""
+    for one, _ in scopes(run):
+        for name in names:
             if name != "held_out":
                 tables.check(stores.join(one.root, "features", name), fingerprints.features(one.of(name)))
 
@@ -97,31 +106,27 @@ def scopes(run: Run) -> list[tuple[Run, Scope]]:
 def estimate_motion(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Flow, masks and motion statistics of a set's clips."""
     scope = scope or Scope(run.root, run.root)
-    folder = stores.join(scope.motion, "motion", name)
-    merge(folder)
+    folders = {table: stores.join(scope.motion, table, name) for table in ("pictures", "movement", "motion")}
+    _prepare(run, folders)
     sample = _sample(run, name, scope)
     if sample is not None and scope.among is None:
         scope = replace(scope, among=IdSet.of([pa.array(sample, pa.string())]))
     pool = run.resources.estimate_motion
     worker = partial(MotionWorker, run, models.grid(run), pool.gpus)
-    pending = tables.pending_rows(_segments(name, scope), [folder])
-    folders = {table: stores.join(scope.motion, table, name) for table in ("pictures", "movement")}
-    for side_table in folders.values():
-        merge(side_table)
-    folders["motion"] = folder
+    pending = tables.pending_rows(_segments(name, scope), [folders["motion"]])
     _stream(run, pool, worker, pending, folders, f"motion {name}", scope)
-    return counted(Outcomes(folder), f"{scope.words}motion/{name}")
+    return counted(Outcomes(folders["motion"]), f"{scope.words}motion/{name}")
 
 
 def extract_features(run: Run, name: str, scope: Scope | None = None) -> Counted:
     """Projected gradients of a set's clips, from the motion table."""
     run, scope = run.of(name), scope or Scope(run.root, run.root)
     folder = stores.join(run.root, "features", name)
-    merge(folder)
+    folders = {"pictures": stores.join(scope.motion, "pictures", name), "features": folder}
+    _prepare(run, folders)
     worker = partial(FeatureWorker, run, fingerprints.features(run))
     source = _moving(name, scope) if _sample(run, name, scope) is None else _segments(name, scope)
     pending = tables.pending_rows(source, [folder])
-    folders = {"pictures": stores.join(scope.motion, "pictures", name), "features": folder}
     _stream(run, run.resources.extract_features, worker, pending, folders, f"features {name}", scope)
     return counted(Outcomes(folder), f"{scope.words}features/{name}")
 
@@ -131,8 +136,7 @@ def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted,
     run, scope = run.of(name), scope or Scope(run.root, run.root)
     folders = {stage: stores.join(scope.motion, stage, name) for stage in ("pictures", "movement", "motion")}
     folders["features"] = stores.join(run.root, "features", name)
-    for folder in folders.values():
-        merge(folder)
+    _prepare(run, folders)
     sample = _sample(run, name, scope)
     needed = [folders["motion"], folders["features"]] if sample is None else [folders["features"]]
     pending = tables.pending_rows(_segments(name, scope), needed)
@@ -144,6 +148,22 @@ def attribute(run: Run, name: str, scope: Scope | None = None) -> tuple[Counted,
     worker = partial(AttributionWorker, run, grid, fingerprints.features(run), sample)
     _stream(run, pool, worker, pending, folders, f"attribute {name}", scope)
     return estimate_motion(run, name, scope), extract_features(run, name, scope)
+
+
+_FINGERPRINTS = {
+    "pictures": fingerprints.pictures,
+    "movement": fingerprints.movement,
+    "motion": fingerprints.motion,
+    "features": fingerprints.features,
+}
+
+
+def _prepare(run: Run, folders: Mapping[str, str]) -> None:
+    """Merge small parts of tables that rows will be added to. Raises FingerprintError where what they have is of other
+    settings: none of it is ever mixed with new rows."""
+    for table, folder in folders.items():
+        tables.check(folder, _FINGERPRINTS[table](run))
+        merge(folder)
 
 
 def _sample(run: Run, name: str, scope: Scope) -> list[str] | None:
@@ -194,19 +214,13 @@ def _stream(
     title = f"{scope.words}{title}"
     if "features" in folders:
         print(f"{title}: {_projection(run)}", flush=True)
-    prints = {
-        "pictures": fingerprints.pictures,
-        "movement": fingerprints.movement,
-        "motion": fingerprints.motion,
-        "features": fingerprints.features,
-    }
     stage = Stage(
         title=title,
         root=scope.index,
         pool=pool,
         worker=worker,
         folders=folders,
-        fingerprints={name: prints[name](run) for name in folders},
+        fingerprints={name: _FINGERPRINTS[name](run) for name in folders},
         metadata={"features": {"settings": [setting.record() for setting in run.attribution.settings]}},
     )
     checkpoint = budget.spending(run.budget).checkpoint(title, pool)

@@ -57,6 +57,7 @@ class Files:
 
 
 # The roots inside a run's root, below which tables lie as they do below the run's own.
+LIKED = "liked"  # the set of clips that are attributed as queries are
 ROOTS = ("", "shortlist", "nights/*/drift", "plan", "comparison/pilot")
 
 CLIPS = Table(
@@ -70,7 +71,7 @@ CLIPS = Table(
     passes_columns=True,
 )
 QUERIES = Table(
-    folders=("queries", "liked"),
+    folders=("queries", LIKED),
     row="a segment of a query video; in liked/ a clip that is attributed as queries are",
     schema=schemas.QUERIES,
     columns=meanings.QUERIES,

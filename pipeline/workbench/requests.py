@@ -15,12 +15,13 @@ import pyarrow as pa
 
 from pipeline import tables
 from pipeline.config import Run
+from pipeline.errors import code_of
 from pipeline.storage.stores import join
 from pipeline.tables import registry
+from pipeline.tables.registry import LIKED
 from pipeline.workbench import made_queries
 
 ASKED = "asked"  # state of a like that is to be exact
-LIKED = "liked"  # the set of clips that are attributed as queries are
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _finished(root: str, name: str) -> set[str]:
     for stage in ("features", "motion", ""):
         rows = tables.read(join(root, stage, name) if stage else join(root, name), ["clip_id", "error"])
         for row in [] if rows is None else rows.to_pylist():
-            goes_on = row["error"] is None or row["error"].startswith("no_motion: ")
+            goes_on = row["error"] is None or code_of(row["error"]) == "no_motion"
             if stage == "features" or not goes_on:
                 ids.add(row["clip_id"])
     return ids

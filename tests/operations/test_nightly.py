@@ -21,7 +21,7 @@ from jobs.nightly import nightly
 from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.config import Run
-from pipeline.errors import ConfigError, SpentError, UsageError
+from pipeline.errors import ConfigError, FingerprintError, SpentError, UsageError
 from pipeline.evaluation.held_out import Trained
 from pipeline.operations import in_use, nights, reattribution, webhook
 from pipeline.operations.in_use import InUse
@@ -457,13 +457,17 @@ def test_a_reattribution_is_asked_for_and_priced(make: Callable[..., Run], tmp_p
     other = reattribution.with_weights(run, model, run.root)
     history = [{"attributed": {"clips": 10, "seconds": 20.0}, "drift_features": {"clips": 100, "seconds": 90.0}}]
     with pytest.raises(ConfigError, match=r"features of 2 clips and queries anew takes .*0\.90 s a clip.*on 100"):
-        jobs.nightly.reattribute(other, history)
-    assert tables.read(folder).num_rows == 2
-    jobs.nightly.reattribute(run, history)
-    assert tables.read(folder).num_rows == 2, "features of the pinned model were dropped"
+        jobs.nightly.stale_features(other, history)
+    assert jobs.nightly.stale_features(run, history) == [], "features of the pinned model would be dropped"
     asked = other.model_copy(update={"nightly": other.nightly.model_copy(update={"reattribute": True})})
-    jobs.nightly.reattribute(asked, history)
+    liked = str(tmp_path / "features" / "liked")  # another like would add a row of the other model
+    tables.append(liked, pa.table({"clip_id": ["c"], "error": [None]}), fingerprints.features(run))
+    with pytest.raises(FingerprintError, match=r"attribution\.weights"):
+        attribution.attribute(asked, "liked")
+    stale = jobs.nightly.stale_features(asked, history)
+    assert tables.read(folder).num_rows == 2, "features were dropped before all else was checked"
+    reattribution.remove(asked, stale)
     assert tables.read(folder) is None
+    assert tables.read(liked) is None
     tables.append(folder, pa.table({"clip_id": ["a"], "error": [None]}), fingerprints.features(asked))
-    jobs.nightly.reattribute(asked, history)
-    assert tables.read(folder).num_rows == 1, "a re-attribution that had begun was begun again"
+    assert jobs.nightly.stale_features(asked, history) == [], "a re-attribution that had begun would be begun again"
