@@ -206,6 +206,8 @@ def _explained(run: Run, clip: Row, motion: Row) -> Explanation:
 
 def _parts(run: Run, clip_id: str, folder: str) -> tuple[pa.Table | None, str | None]:
     """The clip's feature in parts, or why there are none: computed by one actor, as its feature was."""
+    if run.attribution.looks > 1:
+        return None, f"its feature is the mean of {run.attribution.looks} looks (attribution.looks), and has no frames"
     streaming.connect()
     run = pilots.with_pools(run, ["extract_features"])
     pool = run.resources.extract_features.model_copy(update={"actors": 1, "batch": 1})

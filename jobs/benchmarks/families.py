@@ -265,11 +265,11 @@ def main() -> None:
 
 
 def attempted(published: Published, device: torch.device, quick: bool) -> dict[str, Any]:
-    """What was measured, or why a family does not fit."""
+    """What was measured, or why a family was not: the others' figures stay."""
     try:
         return measured(published, device, quick)
-    except torch.OutOfMemoryError as error:
-        return {"attention": f"out of memory: {first_line(error)}"}
+    except Exception as error:
+        return {"attention": f"failed: {type(error).__name__}: {first_line(error)}"}
 
 
 def _cell(value: Any) -> str:

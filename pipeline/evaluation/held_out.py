@@ -6,6 +6,7 @@ Clips and twins are encoded once for all arms, into the folder where fine-tuning
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from pipeline.errors import ClipError
 from pipeline.evaluation.comparison import BANDS, LOSSES, MARGINS, banded
 from pipeline.evaluation.metrics import temporal_flickering, vbench_dynamic_degree
 from pipeline.models import Conditioning, VideoModel, open_model
+from pipeline.models.attention import fastest_attention
 from pipeline.models.conditioning import Captions, batched, moved, split
 from pipeline.models.device import device_for
 from pipeline.models.loss import drawn_uniforms, loss_map, masked_mean, own_noise
@@ -134,6 +136,9 @@ class EvaluationWorker:
         """The base, with the weights that fine-tuning wrote into a folder if one is named."""
         if self._loaded is None or self._loaded[0] != weights:
             self._loaded = None  # frees the last arm's model before the next one is there
+            if self.device.type == "cuda":
+                gc.collect()  # a model's hooks may refer to it
+                torch.cuda.empty_cache()
             model = open_model(self.run.model, self.device)
             if weights:
                 load_weights(model, weights)
@@ -201,6 +206,7 @@ class EvaluationWorker:
             means[MARGINS[name]] = float((of_twin - plain) / plain)
         return [_line(row, row["uri"], metric, value) for metric, value in means.items()]
 
+    @fastest_attention()
     def _losses(self, row: Row, video: EncodedClip, clip: EncodedClip) -> npt.NDArray[np.float64]:
         """LOSSES of a task's clip, or of a twin of it, at the clip's timesteps and noises, which are every arm's, and
         under the clip's caption: [passes, 2]."""

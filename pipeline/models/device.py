@@ -48,5 +48,6 @@ class SideStream:
     def close(self) -> bool:
         """From now on do everything in turn, in less memory. Whether it was otherwise before."""
         was_open = self._stream is not None
+        self.hand_over(())  # captions that are kept may still be computed there
         self._stream = None
         return was_open

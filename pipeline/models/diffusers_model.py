@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pipeline.config import VideoModelConfig
+from pipeline.models.attention import fastest_attention
 from pipeline.models.compiling import compile_blocks
 from pipeline.models.contract import Conditioning, Expert, Frames
 from pipeline.models.diffusers_family import DiffusersFamily
@@ -213,6 +214,7 @@ class DiffusersModel(ABC):
         return {"num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
 
     @torch.no_grad()
+    @fastest_attention()
     def generate(
         self,
         caption: str,

@@ -120,10 +120,9 @@ class Schedule:
             first, last = (self.quantile(t, cells) for t in within)
             uniform = first + (last - first) * uniform
         if self.kind == "vp":
-            return (STEPS * uniform).floor().clamp(max=STEPS - 1)
+            return _inside(STEPS * uniform, within).floor().clamp(max=STEPS - 1)
         shift = self.shift_at(cells)
-        timesteps: Tensor = STEPS * shift * uniform / (1 + (shift - 1) * uniform)
-        return timesteps
+        return _inside(STEPS * shift * uniform / (1 + (shift - 1) * uniform), within)
 
     def shift_at(self, cells: int | None = None) -> float:
         """The shift of a clip of so many latent cells. ValueError where a dynamic one is not told them."""
@@ -145,6 +144,14 @@ class Schedule:
         """sigma / (alpha + sigma), in [0, 1]: the share of noise, comparable over families."""
         alpha, sigma = (float(c) for c in self.coefficients(torch.tensor([timestep])))
         return sigma / (alpha + sigma)
+
+
+def _inside(timesteps: Tensor, interval: tuple[float, float]) -> Tensor:
+    """Timesteps of an interval [first, last) that rounding may have put outside it, where another expert is asked."""
+    if interval == END:
+        return timesteps
+    first, last = timesteps.new_tensor(interval)
+    return timesteps.clamp(first, torch.nextafter(last, first))
 
 
 def of_scheduler(config: Mapping[str, Any], source: str, sign: Literal[1, -1] = 1) -> Schedule:

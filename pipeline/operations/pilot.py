@@ -116,8 +116,10 @@ class AttributionPilot:
         return [line(clip["clip_id"], name, metric, None, value=float(value)) for metric, value in values]
 
     def _parts(self, name: str, clip: Row, gradients: ProjectedGradients, warm: bool) -> dict[str, float]:
-        """Seconds of every part of a clip. A still clip that has no unmasked setting takes no time for gradients."""
+        """Seconds of every part of a clip. A still clip that has no unmasked setting takes no time for gradients. One
+        look is measured, and counts as often as the clip has looks."""
         run, worker = self.runs[name], self.motion[name]
+        looks, _ = run.of("clips").looks
         seconds: dict[str, float] = {}
 
         def clock(part: str, call: Callable[..., T], *inputs: Any) -> T:
@@ -140,7 +142,7 @@ class AttributionPilot:
             gradients.collect()
         if not clock("gradient", take):
             seconds["gradient"] = 0.0
-        return seconds
+        return {part: each * looks if part in ("encode", "gradient") else each for part, each in seconds.items()}
 
 
 class TrainingPilot:

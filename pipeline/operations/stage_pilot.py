@@ -143,6 +143,8 @@ def _features(
             generations = math.ceil(several / SHARED) / several
             generation = min(max(0.0, saved / (1 - generations)), GENERATION_AT_MOST * compute / each)
     share = _gpu_share(device, partial(attribute, 1, moving[:1])) if device.type == "cuda" else None
+    looks, _ = run.of("clips").looks
+    compute *= looks  # one was measured
     if run.motion.of == "all":  # of a sample alone, motion does not count
         compute += flow
     return _measure(
@@ -151,7 +153,7 @@ def _features(
         compute,
         decode=before.decode,
         generation=generation,
-        gradients=each if projection.dense else 0,
+        gradients=each * looks if projection.dense else 0,
         gradient_bytes=counted,
         gpu_share=share,
         load=load,

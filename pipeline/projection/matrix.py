@@ -1,6 +1,6 @@
 """The only random matrix: a gradient projected to a few hundred numbers, E<Pg, Ph> = <g, h>.
 
-P is never stored. Its entry for (seed, kind, global coordinate, row) is made of Philox4x32-7 (`kernels/philox.py`) with
+P is never stored. Its entry for (seed, kind, global coordinate, row) is made of Philox4x32-7 (`philox.py`) with
 the seed as key and (coordinate, block of rows, kind) as counter, the same to the bit on every CPU and GPU; any slice of
 any parameter can be projected anywhere, and the shares of disjoint ranges add up to the whole.
 
@@ -9,7 +9,7 @@ any parameter can be projected anywhere, and the shares of disjoint ranges add u
 | gaussian | one of 4,096 normal quantiles, by twelve bits | D k / 8 calls of Philox, whatever number of gradients |
 | rademacher | a sign, by one bit | D k / 128 calls |
 | sketched_gaussian | a CountSketch to 2**18 buckets, then gaussian | one pass over the gradient |
-| fastfood | products of Hadamard matrices with Gaussian weights (`kernels/fastfood.py`), the paper's | D log D |
+| fastfood | products of Hadamard matrices with Gaussian weights (`fastfood.py`), the paper's | D log D |
 
 Gaussian enough: the quantiles are the midpoints of 4,096 equally likely cells, rounded to bfloat16 so that tensor cores
 take them as they are. Their distribution function is within 1.0e-3 of the normal one (1.2e-4 before rounding), the

@@ -21,7 +21,7 @@ import re
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import Finetune, VideoModelConfig
@@ -52,11 +53,13 @@ CLIP_GRADIENT = 1.0
 
 class Objective(nn.Module):
     """The loss of a batch as a module, so that it can be wrapped for data parallelism: a scalar, float32. It is the
-    plain one, or weighted by what changes (`finetune.motion_weight`)."""
+    plain one, or weighted by what changes (`finetune.motion_weight`). Its parameters are those of the transformers that
+    are trained: another expert lies in main memory."""
 
-    def __init__(self, model: VideoModel, autocast: bool, motion_weight: float = 0.0) -> None:
+    def __init__(self, model: VideoModel, parts: Iterable[str], autocast: bool, motion_weight: float = 0.0) -> None:
         super().__init__()
-        self.trained, self._model, self._autocast, self._strength = model.trained, model, autocast, motion_weight
+        self.trained = nn.ModuleDict({part: model.transformers()[part] for part in parts})
+        self._model, self._autocast, self._strength = model, autocast, motion_weight
 
     def forward(self, latent: Tensor, conditioning: Conditioning, timestep: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(latent.device.type, torch.bfloat16, enabled=self._autocast):
@@ -123,8 +126,9 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
     model.trained.requires_grad_(False)
     if config.frozen_weights == "fp8":
         fp8.compress(model)
-    model.keep_on_device([expert.part for expert in experts])
-    for part in dict.fromkeys(expert.part for expert in experts):
+    trained_parts = list(dict.fromkeys(expert.part for expert in experts))
+    model.keep_on_device(trained_parts)
+    for part in trained_parts:
         module = model.transformers()[part].train()
         if config.lora_rank is None:
             _unfreeze(module, model.family.idle)
@@ -140,9 +144,8 @@ def begin(model: VideoModel, config: Finetune, seed: int) -> Training:
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     lora = config.lora_rank is not None
-    return Training(
-        Objective(model, autocast, config.motion_weight), model, experts, parameters, optimizer, lora, share
-    )
+    objective = Objective(model, trained_parts, autocast, config.motion_weight)
+    return Training(objective, model, experts, parameters, optimizer, lora, share)
 
 
 def trained_experts(family: Family, named: str) -> tuple[Expert, ...]:
@@ -256,8 +259,13 @@ def train(
 
 
 def _update(training: Training, config: Finetune) -> None:
-    """A step of the optimizer, by the gradients that the passes have summed."""
-    torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
+    """A step of the optimizer, by the gradients that the passes have summed. FloatingPointError where these are not
+    finite, before any weight is changed."""
+    norm = torch.nn.utils.clip_grad_norm_(training.parameters.values(), CLIP_GRADIENT)
+    length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not np.isfinite(length):
+        step = training.step + 1
+        raise FloatingPointError(f"the gradient of step {step} has the length {length}; lower finetune.learning_rate")
     for group in training.optimizer.param_groups:
         group["lr"] = rate(config, training.step)
     training.optimizer.step()

@@ -19,6 +19,7 @@ from pipeline.models import trained_weights
 from pipeline.models.adapters.wan22 import WanExperts
 from pipeline.models.conditioning import split
 from pipeline.models.diffusers_model import DiffusersModel
+from pipeline.models.schedule import Schedule
 from pipeline.operations import in_use
 from pipeline.projection import Projection
 from pipeline.training import loop
@@ -184,6 +185,17 @@ def test_experts_are_drawn_as_often_as_training_times_fall_to_them(model: Diffus
     assert drawn.count("high") / 2000 == pytest.approx(0.3, abs=0.04)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 7.0])
+@pytest.mark.parametrize("boundary", [875.0, 900.0])
+def test_no_time_of_an_expert_is_rounded_to_the_others(shift: float, boundary: float) -> None:
+    """The first and last numbers that a generator may give are at the very ends of an interval."""
+    schedule = Schedule("flow", shift=shift)
+    ends = torch.tensor([0.0, 1e-9, 5e-8, 1e-7, 1 - 2**-24, 1 - 2**-23])
+    for interval in ((boundary, 1000.0), (0.0, boundary)):
+        for timestep in schedule.times(ends, within=interval).tolist():
+            assert interval[0] <= timestep < interval[1] + (interval[1] == 1000.0), (interval, timestep)
+
+
 @pytest.mark.parametrize(("expert", "part"), [("high", "transformer"), ("low", "transformer_2")])
 @pytest.mark.parametrize("rank", [None, 2])
 def test_one_expert_alone_is_trained_written_and_loaded(
@@ -194,6 +206,8 @@ def test_one_expert_alone_is_trained_written_and_loaded(
     training, experts = trained(model, config)
     assert experts == [expert] * 2
     assert {name.split(".")[0] for name in training.parameters} == {part}
+    reached = {id(parameter) for parameter in training.objective.parameters()}
+    assert reached == {id(p) for p in model.transformers()[part].parameters()}, "DDP wants all of them on one device"
     loop.save_weights(training, str(tmp_path))
     name = {"transformer": "pytorch_lora_weights.safetensors"}.get(part, f"pytorch_lora_weights_{part}.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == [part if rank is None else name]

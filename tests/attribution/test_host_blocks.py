@@ -10,9 +10,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import config
+from pipeline.attribution import host_blocks
 from pipeline.attribution.decomposition import LayeredGradient, by_frame
 from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
 from pipeline.attribution.host_blocks import HostBlocks
@@ -89,6 +90,27 @@ def test_on_a_gpu_they_are_the_same_but_for_rounding(tmp_path_factory: pytest.Te
     assert {p.device.type for p in model.blocks(model.trained)[0].parameters()} == {"cpu"}
     streamed = features(model, "wan2.1", host)[0]
     assert float(torch.cosine_similarity(whole, streamed).min()) > 0.999
+
+
+def test_parameters_share_a_few_pieces_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any type and size, one that is larger than a piece too; and each is what it was."""
+    monkeypatch.setattr(host_blocks, "CHUNK", 1024)
+    requests: list[int] = []
+
+    def allocate(count: int) -> Tensor:
+        requests.append(count)
+        return torch.empty(count, dtype=torch.uint8)
+
+    shapes = [(3, 5), (700,), (2, 2), (), (10, 10)]
+    types = [torch.float32, torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
+    parameters = [nn.Parameter(torch.randn(s).to(t)) for s, t in zip(shapes, types, strict=True)]
+    before = [p.data.clone() for p in parameters]
+    host_blocks.pack(parameters, allocate)
+    assert requests == [1024, 2816, 768], "the last piece is as large as what is left"
+    for parameter, values in zip(parameters, before, strict=True):
+        assert parameter.data.equal(values)
+        assert parameter.dtype == values.dtype
+    assert len({p.untyped_storage().data_ptr() for p in parameters}) == 3
 
 
 def test_a_part_of_the_parameters(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -29,6 +29,15 @@ def test_a_part_that_fails_or_takes_too_long_is_told(tmp_path: Path, monkeypatch
     assert gpu.measured(part, False, 60)["failure"] == "exit status 3: no memory"
     part = script(tmp_path, monkeypatch, "import time\ntime.sleep(600)")
     assert gpu.measured(part, False, 1.0)["failure"] == "it took more than the 1 s that were left"
+    part = script(tmp_path, monkeypatch, "print('done')")
+    assert gpu.measured(part, False, 60)["failure"] == "its last line is no JSON: done"
+
+
+def test_a_part_that_is_interrupted_may_say_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('{\"whole\": false}')"
+    part = script(tmp_path, monkeypatch, text)
+    monkeypatch.setattr(gpu, "GRACE", 10.0)
+    assert gpu.measured(part, False, 15.0)["figures"] == {"whole": False}
 
 
 def test_without_a_gpu_only_the_short_form_runs(
@@ -47,6 +56,7 @@ def test_tables_are_made_of_the_file(
     stage = {"rows": 40, "seconds": 200.0, "busy_share": 0.97}
     curation = {
         **{
+            "whole": True,
             "clips": 40,
             "geometry": [81, 480, 832],
             "writing_s": 60.0,

@@ -328,6 +328,17 @@ def test_a_loss_that_is_not_finite_raises(checkpoint: str, cache: str) -> None:
         trained(checkpoint, cache, settings(steps=50, learning_rate=1e30))
 
 
+def test_a_gradient_that_is_not_finite_raises_before_it_changes_a_weight(checkpoint: str, cache: str) -> None:
+    """Its loss may be finite; every later checkpoint, and the result, would be NaN."""
+    model, config = opened(checkpoint), settings(steps=3)
+    training = ft.begin(model, config, seed=0)
+    before = {name: p.detach().clone() for name, p in training.parameters.items()}
+    next(iter(training.parameters.values())).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"gradient of step 1 .*learning_rate"):
+        list(ft.train(training, ts.ClipSet(model, rows(), ts.kept_in(cache)), config, seed=0))
+    assert all(torch.equal(before[name], p) for name, p in training.parameters.items())
+
+
 def test_the_next_clips_are_read_while_a_step_is_computed(checkpoint: str, cache: str) -> None:
     load_clip, second = ts.kept_in(cache), threading.Event()
     read = list[str]()

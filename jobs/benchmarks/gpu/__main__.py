@@ -1,23 +1,24 @@
 """Everything that only a GPU can show, in ten minutes on one card, with nothing to download:
 ``python -m jobs.benchmarks.gpu``.
 
-Part after part, each in a process of its own, for as long as the minutes last: tests that need a GPU, a whole curation
-of 40 clips of 81x480x832 by Wan 1.3B with random weights, attribution with and without a second stream, steps of
-fine-tuning, then the benchmarks of stages, projection and families. What ran is printed as tables and written to
---json; ``--tables FILE`` prints those of an earlier run. --quick is a short form on a small model,
-which runs on a CPU too.
+Part after part, each in a process of its own, for as long as the minutes last: tests that need a GPU, the benchmarks
+of stages and projection, attribution with and without a second stream, steps of fine-tuning, a whole curation of 40
+clips of 81x480x832 by Wan 1.3B with random weights, then the benchmark of families. What ran is printed as tables and
+written to --json; ``--tables FILE`` prints those of an earlier run. --quick is a short form on a small model, which
+runs on a CPU too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from jobs.benchmarks import ceilings
 ROOT = Path(__file__).parents[3]
 OWN = ("curation", "overlap", "training")
 LEAST = 20.0  # seconds left below which no part is begun
+GRACE = 15.0  # seconds of them in which an interrupted part says what it has
 GOALS = {"seconds a clip, all in": 3.6, "seconds of a gradient": 2.0, "share of the time that the card is busy": 0.95}
 
 
@@ -44,11 +46,11 @@ class Part:
 
 PARTS = (
     Part("tests", ("pytest", "-q", "-m", "gpu", "tests"), needs_gpu=True, figures=False),
-    Part("curation", ("jobs.benchmarks.gpu", "--part", "curation"), ("--quick",)),
-    Part("overlap", ("jobs.benchmarks.gpu", "--part", "overlap"), ("--quick",)),
-    Part("training", ("jobs.benchmarks.gpu", "--part", "training"), ("--quick",)),
     Part("stages", ("jobs.benchmarks.stages", "--only"), ("decode",)),
     Part("projection", ("jobs.benchmarks.projection", "--gpu"), ("--quick",), needs_gpu=True),
+    Part("overlap", ("jobs.benchmarks.gpu", "--part", "overlap"), ("--quick",)),
+    Part("training", ("jobs.benchmarks.gpu", "--part", "training"), ("--quick",)),
+    Part("curation", ("jobs.benchmarks.gpu", "--part", "curation"), ("--quick",)),
     Part("families", ("jobs.benchmarks.families",), ("--quick", "--families", "wan2.1-t2v-1.3b")),
 )
 STAGES = "decode,raft,mask,vae,text,gradient,attention"
@@ -61,30 +63,52 @@ def command(part: Part, quick: bool) -> list[str]:
     return [sys.executable, "-m", *words]
 
 
+def _with_model(part: Part, folder: Path) -> Part:
+    """The model of random weights is written once for all parts that take it."""
+    return replace(part, command=(*part.command, "--model", str(folder))) if part.name in OWN else part
+
+
 def measured(part: Part, quick: bool, seconds: float) -> dict[str, Any]:
-    """What a part said, or why it did not: its seconds, `figures` and `failure`."""
+    """What a part said, or why it did not: its seconds, `figures` and `failure`. One that takes too long is interrupted
+    first, for figures that it may have by then."""
     begun = time.monotonic()
-    try:
-        done = subprocess.run(
-            command(part, quick), cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"seconds": time.monotonic() - begun, "failure": f"it took more than the {seconds:.0f} s that were left"}
-    print(done.stdout, end="", flush=True)
-    lines = done.stdout.strip().splitlines()
+    with subprocess.Popen(command(part, quick), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        text, in_time = _outcome_of(process, seconds)
+    print(text, end="", flush=True)
+    lines = text.strip().splitlines() or [""]
     spent = {"seconds": time.monotonic() - begun}
-    if done.returncode:
-        return {**spent, "failure": f"exit status {done.returncode}: {(lines or [''])[-1][:200]}"}
-    return {**spent, "figures": json.loads(lines[-1]) if part.figures else {"summary": lines[-1]}}
+    if process.returncode and not in_time:
+        return {**spent, "failure": f"it took more than the {seconds:.0f} s that were left"}
+    if process.returncode:
+        return {**spent, "failure": f"exit status {process.returncode}: {lines[-1][:200]}"}
+    if not part.figures:
+        return {**spent, "figures": {"summary": lines[-1]}}
+    try:
+        return {**spent, "figures": json.loads(lines[-1])}
+    except ValueError:
+        return {**spent, "failure": f"its last line is no JSON: {lines[-1][:200]}"}
 
 
-def own(name: str, quick: bool) -> None:
+def _outcome_of(process: subprocess.Popen[str], seconds: float) -> tuple[str, bool]:
+    """What a process printed, and whether it ended in time."""
+    try:
+        return process.communicate(timeout=max(0.0, seconds - GRACE))[0], True
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=min(seconds, GRACE))[0], False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0], False
+
+
+def own(name: str, quick: bool, model: Path | None) -> None:
     """A part of this benchmark's own, in this process."""
     from jobs.benchmarks.gpu import parts, wan
 
     size = wan.QUICK if quick else wan.Size()
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
-        ceilings.print_json(getattr(parts, name)(Path(folder), size))
+        ceilings.print_json(getattr(parts, name)(Path(folder), model or Path(folder, "model"), size))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -126,9 +150,10 @@ def _print_curation(figures: Mapping[str, Any]) -> None:
     ]
     _table((f"curation of {figures['clips']} clips of {size}", "rows", "seconds", "actors busy"), rows)
     busy = "not known" if figures["card_busy"] is None else f"{figures['card_busy']:.0%}"
+    until = "in all" if figures["whole"] else "until it was interrupted"
     print(
-        f"{figures['seconds']:.0f} s in all, after {figures['writing_s']:.0f} s for videos and model. While clips were "
-        f"attributed the card was busy: {busy}. GiB of it that were taken: {_gib(figures['card_gib']) or 'not known'}\n"
+        f"{figures['seconds']:.0f} s {until}, after {figures['writing_s']:.0f} s for videos and model. While clips "
+        f"were attributed the card was busy: {busy}. GiB of it taken: {_gib(figures['card_gib']) or 'not known'}\n"
     )
 
 
@@ -177,9 +202,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where everything is written")
     parser.add_argument("--tables", type=Path, help="print the tables of such a file, and measure nothing")
     parser.add_argument("--part", choices=OWN, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        own(arguments.part, arguments.quick)
+        own(arguments.part, arguments.quick, arguments.model)
         return
     if arguments.tables:
         print_tables(json.loads(arguments.tables.read_text()))
@@ -197,14 +223,16 @@ def main() -> None:
         "parts": {},
     }
     over = time.monotonic() + 60 * arguments.minutes
-    for part in PARTS:
-        left = over - time.monotonic()
-        if part.name not in only or (part.needs_gpu and not gpu):
-            continue
-        everything["parts"][part.name] = (
-            measured(part, arguments.quick, left) if left > LEAST else {"seconds": 0.0, "failure": "no time was left"}
-        )
-        arguments.json.write_text(json.dumps(everything))  # after each: a machine may be taken away
+    asked = [part for part in PARTS if part.name in only and (gpu or not part.needs_gpu)]
+    with tempfile.TemporaryDirectory(prefix="gpu-model-") as folder:
+        for part in asked:
+            left = over - time.monotonic()
+            everything["parts"][part.name] = (
+                measured(_with_model(part, Path(folder, "model")), arguments.quick, left)
+                if left > LEAST
+                else {"seconds": 0.0, "failure": "no time was left"}
+            )
+            arguments.json.write_text(json.dumps(everything))  # after each: a machine may be taken away
     print_tables(everything)
     ceilings.print_json(everything)
 

@@ -40,14 +40,18 @@ LOOK = 0.5  # seconds between two looks at the card
 # --- a curation ------------------------------------------------------------------------------------------------------
 
 
-def curation(folder: Path, size: Size) -> dict[str, Any]:
+def curation(folder: Path, model: Path, size: Size) -> dict[str, Any]:
     """Seconds to write what it takes, of the whole curation and of each stage; the card's busy share while clips were
-    attributed and models were loaded, and the most memory that was taken of it."""
-    begun = time.monotonic()
-    run = wan.run_of(folder, size)
+    attributed and models were loaded, and the most memory that was taken of it. Interrupted, it has the stages that
+    were finished: `whole` says whether it was not."""
+    begun, whole = time.monotonic(), True
+    run = wan.run_of(folder, model, size)
     written = time.monotonic()
     with watched() as looks:
-        curate(run)
+        try:
+            curate(run)
+        except KeyboardInterrupt:
+            whole = False
     ended = time.monotonic()
     stages = {name: {**asdict(f), "busy_share": f.busy_share} for name, f in throughput.sums(run.root).items()}
     attribution = stages["attribute clips"]
@@ -55,6 +59,7 @@ def curation(folder: Path, size: Size) -> dict[str, Any]:
     end, up = file.stat().st_mtime, attribution["actor_seconds"] / attribution["actors"]
     busy = [share for when, share, _ in looks if end - up < when <= end]
     return {
+        "whole": whole,
         "clips": size.clips,
         "geometry": size.geometry,
         "writing_s": written - begun,
@@ -97,10 +102,10 @@ def watched() -> Iterator[list[tuple[float, float, float]]]:
 OVERLAPPED = 6  # clips, after a first one that chooses algorithms
 
 
-def overlap(folder: Path, size: Size) -> dict[str, Any]:
+def overlap(folder: Path, model: Path, size: Size) -> dict[str, Any]:
     """Attribution in one process, the next clip prepared while a gradient is computed, and one after the other: seconds
     a clip, the card's busy share, the most memory that PyTorch held of it, and the lowest cosine of two features."""
-    run = wan.run_of(folder, replace(size, clips=OVERLAPPED + 1))
+    run = wan.run_of(folder, model, replace(size, clips=OVERLAPPED + 1))
     index(run, "clips")
     clips = tables.read(stores.join(run.root, "clips"))
     assert clips is not None, "all of them were indexed"
@@ -145,15 +150,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def training(folder: Path, size: Size) -> dict[str, Any]:
+def training(folder: Path, model: Path, size: Size) -> dict[str, Any]:
     """Median seconds of a step of one clip, after the first, and the most memory that PyTorch held of the card."""
-    wan.write_model(folder / "model", size)
+    wan.write_model(model, size)
     gpus = torch.cuda.device_count() if not size.resources else 0
     device = torch.device("cuda" if gpus else "cpu")
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=0, world_size=1)
     try:
-        return {name: _steps(folder / "model", size, given, device) for name, given in WAYS.items()}
+        return {name: _steps(model, size, given, device) for name, given in WAYS.items()}
     finally:
         dist.destroy_process_group()
 

@@ -51,8 +51,8 @@ QUICK = Size(
 )
 
 
-def run_of(folder: Path, size: Size) -> Run:
-    """Write videos, model and flow below a folder; the recipe of Wan 1.3B over them."""
+def run_of(folder: Path, model: Path, size: Size) -> Run:
+    """Write videos and flow below a folder, and a model unless it is there; the recipe of Wan 1.3B over them."""
     frames, height, width = size.geometry
     small = {"motion.height": 128, "motion.width": 128, "motion.updates": 2} if size.resources else {}
     run = config.load(
@@ -65,17 +65,19 @@ def run_of(folder: Path, size: Size) -> Run:
             "data.width": width,
             "data.scaler": "ffmpeg",
             "queries.videos": str(folder / "world" / "queries"),
-            "model.id": str(folder / "model"),
+            "model.id": str(model),
             "motion.weights": str(folder / "raft.safetensors"),
             "ranking.fraction": 0.5,
             "finetune.steps": size.steps,
+            "finetune.accumulate": 1,
+            "finetune.lora_rank": 32,
             "evaluate.arms": ["base", "selected"],
             "evaluate.generate": 0,
             **small,
             **size.resources,
         },
     )
-    write_model(folder / "model", size)
+    write_model(model, size)
     torch.manual_seed(0)
     save_file(optical_flow.raft_large(weights=None).state_dict(), folder / "raft.safetensors")
     write_videos(folder / "world" / "clips", world.corpus(1, size.clips, frames), run)
@@ -98,7 +100,10 @@ def write_videos(folder: Path, scenes: Sequence[world.Scene], run: Run) -> None:
 
 
 def write_model(folder: Path, size: Size) -> None:
-    """A folder as diffusers reads it. The tokenizer is the demo's: its captions are those of the synthetic world."""
+    """A folder as diffusers reads it, unless it is there already. The tokenizer is the demo's: its captions are those
+    of the synthetic world."""
+    if folder.exists():
+        return
     torch.manual_seed(0)
     file = Path(config.load("demo").model.id, "tokenizer", "tokenizer.json")
     tokenizer = PreTrainedTokenizerFast(
@@ -114,4 +119,6 @@ def write_model(folder: Path, size: Size) -> None:
     )
     pipeline.transformer.to(torch.bfloat16)
     pipeline.text_encoder.to(torch.bfloat16)
-    pipeline.save_pretrained(folder)
+    begun = folder.with_suffix(".begun")  # so that one which is there is whole
+    pipeline.save_pretrained(begun)
+    begun.rename(folder)
