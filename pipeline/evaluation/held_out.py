@@ -59,11 +59,21 @@ def held_out_tasks(arms: Iterable[Trained], rows: Sequence[Row], twins: Sequence
     columns = ("clip_id", "uri", "start_frame", "caption", "mask", "mask_shape")
     kind = {"kind": "loss", "seed": 0, "twins": list(twins)}
     return [
-        {**arm._asdict(), **kind, **{c: row[c] for c in columns}, "clip_version": row["version"]}
+        {
+            **arm._asdict(),
+            **kind,
+            **{c: row[c] for c in columns},
+            "clip_version": row["version"],
+            "content": _hash(row["clip_id"], row["version"], row["caption"], row["mask"]),
+        }
         for arm in arms
         for row in rows
         if row["error"] is None
     ]
+
+
+def _hash(*values: object) -> str:
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
 def lacking(task: Row, metrics: Set[str]) -> Row | None:
@@ -77,8 +87,11 @@ def lacking(task: Row, metrics: Set[str]) -> Row | None:
     return {**task, "kind": "margin", "twins": twins} if twins else None
 
 
-def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, seeds: Iterable[int]) -> list[Row]:
-    """A task for each arm, seed and one of `count` distinct query captions, taken from the groups in turn."""
+def video_tasks(
+    arms: Iterable[Trained], queries: Sequence[Row], count: int, seeds: Iterable[int], *, of_image: bool = False
+) -> list[Row]:
+    """A task for each arm, seed and one of `count` distinct query captions, taken from the groups in turn. `of_image`:
+    the model makes a video of the query's first frame too."""
     turns: dict[str, int] = {}
     placed = []
     captions: set[str] = set()
@@ -90,17 +103,18 @@ def video_tasks(arms: Iterable[Trained], queries: Sequence[Row], count: int, see
             placed.append((turns[group], group, row))
     chosen = [row for *_, row in sorted(placed, key=lambda p: p[:2])[:count]]
     return [
-        {**arm._asdict(), "kind": "video", "seed": s, "mask": None, "mask_shape": None, **_asked(r)}
+        {**arm._asdict(), "kind": "video", "seed": s, "mask": None, "mask_shape": None, **_asked(r, of_image)}
         for arm in arms
         for r in chosen
         for s in seeds
     ]
 
 
-def _asked(row: Row) -> Row:
+def _asked(row: Row, of_image: bool) -> Row:
     """What a video is made from: a query's caption, and its first frame where the model takes one."""
     place = {"uri": row.get("uri") or "", "start_frame": row.get("start_frame") or 0}
-    return {"clip_id": row["clip_id"], "caption": row["caption"], **place}
+    content = _hash(row["clip_id"], row["caption"], row.get("version") if of_image else None)
+    return {"clip_id": row["clip_id"], "caption": row["caption"], **place, "content": content}
 
 
 TASKS = pa.schema(
@@ -112,6 +126,7 @@ TASKS = pa.schema(
         ("seed", pa.int32()),
         ("clip_id", pa.string()),
         ("clip_version", pa.string()),  # of the video that it is a part of; `version` is the training's
+        ("content", pa.string()),  # a hash of what is evaluated, as evaluation/ has it
         ("caption", pa.string()),
         ("uri", pa.string()),
         ("start_frame", pa.int32()),
@@ -309,5 +324,5 @@ def prompt_file(tasks: Sequence[Row], root: str) -> bytes:
 
 def _line(row: Row, uri: str, metric: str, value: float) -> Row:
     """A row of evaluation/. A value that is not finite is null there, and counts as missing."""
-    keys = {"arm": row["arm"], "clip_id": row["clip_id"], "uri": uri, "seed": row["seed"], "version": row["version"]}
-    return {**keys, "metric": metric, "value": value if math.isfinite(value) else None}
+    keys = {name: row[name] for name in ("arm", "clip_id", "seed", "version", "content")}
+    return {**keys, "uri": uri, "metric": metric, "value": value if math.isfinite(value) else None}

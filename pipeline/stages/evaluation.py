@@ -55,10 +55,11 @@ def evaluate(run: Run) -> None:
         tasks += held_out_tasks(arms, moving.to_pylist() if moving else [], run.evaluate.twins)
     queries = tables.read(stores.join(run.root, "queries"))
     if queries is not None and run.evaluate.generate:
-        tasks += video_tasks(arms, queries.to_pylist(), run.evaluate.generate, run.evaluate.seeds)
+        of_image, e = models.family(run.model).image, run.evaluate
+        tasks += video_tasks(arms, queries.to_pylist(), e.generate, e.seeds, of_image=of_image)
         stores.write_bytes(stores.join(run.root, "generated", "prompts.json"), prompt_file(tasks, run.root))
     measure(run, tasks, folder)
-    left = len(_missing(tasks, folder))
+    left = len(pending_tasks(tasks, folder))
     if left:
         run_record.note_retry(f"evaluation/ has no values of {left} clips and videos, which are tried again")
     done = tables.read(folder)
@@ -74,7 +75,7 @@ def evaluate(run: Run) -> None:
 
 def measure(run: Run, tasks: list[dict[str, Any]], folder: str) -> None:
     """Work those tasks that a table like evaluation/ has no rows of."""
-    missing = _missing(tasks, folder)
+    missing = pending_tasks(tasks, folder)
     cache = cache_folder(run.root, run, models.weights_hash(run.model), run.geometry)
     stage = Stage(
         title="evaluate",
@@ -107,17 +108,33 @@ def trained(run: Run, arm: Arm) -> Trained:
     return Trained(arm, version, stores.join(run.root, "finetuned", arm))
 
 
-def _missing(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
-    """What the tasks ask for and no row of the present version has; rows of earlier trainings of an arm are dropped."""
-    table = tables.read(folder, ["arm", "clip_id", "seed", "version", "metric"])
+def pending_tasks(tasks: list[dict[str, Any]], folder: str) -> list[dict[str, Any]]:
+    """What the tasks ask for and no row of the present version has. Rows of earlier trainings of an arm are dropped,
+    and those of a clip or prompt as it was before."""
+    table = tables.read(folder)
     if table is None:
         return tasks
+    contents: dict[str, set[str]] = defaultdict(set)
+    for task in tasks:
+        contents[task["clip_id"]].add(task["content"])
     done: dict[tuple[str, str, int, str], set[str]] = defaultdict(set)
+    changed = set[str]()
     for row in table.to_pylist():
-        done[row["arm"], row["clip_id"], row["seed"], row["version"]].add(row["metric"])
+        content = row.get("content")  # rows of earlier versions have none, and stand
+        if content is not None and content not in contents.get(row["clip_id"], {content}):
+            changed.add(content)
+        else:
+            done[row["arm"], row["clip_id"], row["seed"], row["version"]].add(row["metric"])
     now = {t["arm"]: t["version"] for t in tasks}
     stale = [arm for arm, version in {(d[0], d[3]) for d in done} if now.get(arm, version) != version]
-    tables.drop_where(folder, lambda t: pc.is_in(t.column("arm"), pa.array(stale, pa.string())), ["arm"])
+
+    def gives_way(rows: pa.Table) -> pa.Array:
+        of_training = pc.is_in(rows.column("arm"), pa.array(stale, pa.string()))
+        if "content" not in rows.column_names:
+            return of_training
+        return pc.or_(of_training, pc.is_in(rows.column("content"), pa.array(sorted(changed), pa.string())))
+
+    tables.drop_where(folder, gives_way, ["arm", "content"])
     missing = []
     for task in tasks:
         metrics = done.get((task["arm"], task["clip_id"], task["seed"], task["version"]), set())

@@ -180,6 +180,8 @@ EVALUATION: Meanings = {
     "metric": "Name of the metric; `preference_margin_TWIN` holds the clip against its twin of that name.",
     "value": "Value of the metric.",
     "version": _TRAINING,
+    "content": "What it was evaluated on: a hash of the clip's video version, caption and mask, or of what a video was "
+    "generated from. Null in rows of earlier versions.",
 }
 DESCRIPTIONS: Meanings = {
     "kind": "`query`, or `video` for one that an arm generated.",

@@ -139,6 +139,7 @@ EVALUATION = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("version", pa.string()),  # which training of the arm was evaluated
+        ("content", pa.string()),  # on what: it changes with the clip's video, caption and mask; null in older rows
     ]
 )
 

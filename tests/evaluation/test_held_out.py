@@ -83,8 +83,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], flo
     scenes = world.queries(5, 1, run.data.frames)[:2]
     values = {}
     for scene in scenes:
-        row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "clip_version": "1", "uri": ""}
-        row |= {"seed": 0, "caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
+        row = {**Trained("base", "base", "")._asdict(), "clip_id": scene.name, "clip_version": "1", "content": ""}
+        row |= {"uri": "", "seed": 0, "caption": scene.caption, "mask": mask.tobytes(), "mask_shape": list(mask.shape)}
         row |= {"kind": "loss", "twins": []}
         for line in worker._held_out(row, worker.encoded(row, world.render(scene, run.data.height, run.data.width))):
             values[scene.name, line["metric"]] = line["value"]
