@@ -15,7 +15,8 @@ from typing import NoReturn
 
 from jobs import init
 from pipeline.config import Run, keys
-from pipeline.errors import UsageError
+from pipeline.config.credentials import scrubbed
+from pipeline.errors import UsageError, store_failure
 
 _WIDTH = 120
 
@@ -31,7 +32,13 @@ def main() -> None:
         try:
             init.init(rest)
         except UsageError as error:
-            _refuse(str(error))
+            _refuse(scrubbed(str(error)))
+        except Exception as error:
+            failure = store_failure(error)
+            if failure is None:
+                raise
+            print(f"error: {scrubbed(str(failure))}", file=sys.stderr)
+            sys.exit(1)
     elif name in summaries():
         sys.argv = [f"motion-curation {name}", *rest]
         runpy.run_module(f"jobs.{name}", run_name="__main__")

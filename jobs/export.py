@@ -22,8 +22,7 @@ from pipeline.attribution import fingerprints
 from pipeline.cluster import resources, streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.config.texts import decode_text
-from pipeline.errors import ConfigError, MissingTableError, NothingUsableError
+from pipeline.errors import MissingTableError, NothingUsableError
 from pipeline.exports import checks, clip_rows, destination, provenance, suite_results, suites
 from pipeline.exports.formats import Format
 from pipeline.exports.suites import SUITES
@@ -32,6 +31,7 @@ from pipeline.ranking import decisions, partitions
 from pipeline.stages import budget, run_record
 from pipeline.stages.progress import Progress, achieved, counts
 from pipeline.storage import stores
+from pipeline.storage.named_files import read_text
 from pipeline.storage.parallel import in_order
 from pipeline.tables import retries, schemas
 
@@ -199,7 +199,7 @@ def export_videos(run: Run) -> None:
     """Copy the videos that an arm generated to the names under which a suite looks for them."""
     e, suite = run.export, suites.check(run)
     videos = suites.generated_videos(run)
-    prompts = [] if e.suite is None else suites.read_prompts(decode_text(stores.read_bytes(e.suite)), e.suite)
+    prompts = [] if e.suite is None else suites.read_prompts(read_text("export.suite", e.suite), e.suite)
     files = suite.files(e.arm, videos, prompts)
     if not files:
         raise NothingUsableError(
@@ -247,10 +247,7 @@ def read_results(run: Run) -> None:
             f"export.results: {path} is not there; export the videos with this configuration first."
         )
     videos = pq.read_table(pa.BufferReader(stores.read_bytes(path))).to_pylist()
-    for file in e.results:
-        if not stores.exists(file):
-            raise ConfigError(f"export.results={file!r}: there is no such file.")
-    texts = {file: decode_text(stores.read_bytes(file)) for file in e.results}
+    texts = {file: read_text("export.results", file) for file in e.results}
     rows = suite_results.read_results(str(e.format), texts, videos)
     metadata = tables.metadata(evaluation)
     tables.append(evaluation, pa.Table.from_pylist(rows, schema=schemas.EVALUATION), metadata.get("fingerprint", {}))

@@ -8,12 +8,12 @@ if __name__ == "__main__":  # above the imports, which take seconds: --help and 
     command.main("jobs.purge:purge", __doc__)
 
 from pipeline.config import Run
-from pipeline.config.texts import decode_text
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
 from pipeline.operations import in_use
 from pipeline.operations import purge as purging
 from pipeline.stages.report import report
 from pipeline.storage import stores
+from pipeline.storage.named_files import read_text
 from pipeline.tables import purge_list
 
 
@@ -49,12 +49,7 @@ def named_ids(run: Run) -> set[str]:
     """The ids that the configuration names. Raises ConfigError where there are none."""
     ids = set(run.purge.clips)
     if run.purge.file is not None:
-        if not stores.exists(run.purge.file):
-            raise ConfigError(f"purge.file={run.purge.file!r}: there is no such file; write one id a line.")
-        try:
-            text = decode_text(stores.read_bytes(run.purge.file))
-        except (OSError, ValueError) as error:
-            raise InputError(f"purge.file={run.purge.file!r}: it cannot be read: {error}.") from error
+        text = read_text("purge.file", run.purge.file)
         ids |= {line.strip() for line in text.split("\n")} - {""}
     if not ids:
         raise ConfigError("purge.clips is empty and purge.file names none: name the ids of the clips that are to go.")

@@ -60,21 +60,23 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def changed(
-    listed: Iterable[pa.Table], before: Iterable[pa.Table], names: Sequence[str]
+    listed: Iterable[pa.Table], before: Iterable[pa.Table], names: Sequence[str], of_features: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """The clips of listed videos whose captions or mask boxes are others now, and those of which any of these columns
-    is (the former among them). `before` has clip_id, uri and the columns; 24 bytes a listed video are in memory."""
+    """The clips of listed videos whose captions, mask boxes or columns `of_features` are others now, and those of which
+    any of these columns is (the former among them). `before` has clip_id, uri and the columns; 24 bytes a listed video
+    are in memory."""
     uris, captioned, worded = TextSet(), TextSet(), TextSet()
     for rows in listed:
         uris.add(_video(rows))
-        captioned.add(_captioned(rows))
+        captioned.add(_captioned(rows, of_features))
         worded.add(_worded(rows, names))
     recaptioned, reworded = list[str](), list[str]()
     for rows in before:
         others = rows.filter(pa.array(~worded.has(_worded(rows, names))))
         others = others.filter(pa.array(uris.has(_video(others))))
         reworded += others.column("clip_id").to_pylist()
-        recaptioned += others.column("clip_id").filter(pa.array(~captioned.has(_captioned(others)))).to_pylist()
+        stays = captioned.has(_captioned(others, of_features))
+        recaptioned += others.column("clip_id").filter(pa.array(~stays)).to_pylist()
     return recaptioned, reworded
 
 
@@ -86,8 +88,8 @@ def _video(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(uri, pc.fill_null(rows.column("span").cast(pa.string()), ""), "\x1d")
 
 
-def _captioned(rows: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(_video(rows), texts(rows, [MASK_BOX]), _BETWEEN)
+def _captioned(rows: pa.Table, of_features: Sequence[str]) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(_video(rows), texts(rows, [MASK_BOX, *of_features]), _BETWEEN)
 
 
 def _worded(rows: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError
 from pipeline.models.promoted import PROMOTED
 from pipeline.storage import stores
 from pipeline.tables import purge_list, registry, schemas
@@ -52,7 +53,7 @@ class _Part:
 
 
 def known(root: str, ids: Collection[str]) -> set[str]:
-    """Those of the ids that some table below the root still has. Raises ValueError as `purge` does."""
+    """Those of the ids that some table below the root still has. Raises InputError as `purge` does."""
     fs, bare = stores.place(root)
     asked, existing_ids = set(ids), set[str]()
     for part in _parts(fs, bare):
@@ -69,7 +70,7 @@ def purge(root: str, ids: Collection[str]) -> Removed:
     The ids are remembered first, so that no later run brings them back, whatever becomes of this one. The page is for
     `report` to write anew; rankings of the remaining clips still stem from the old corpus until they are made again.
 
-    Raises ValueError, before anything is removed, where a folder holds a table that the registry does not know: which
+    Raises InputError, before anything is removed, where a folder holds a table that the registry does not know: which
     of its columns name clips nobody can tell.
     """
     fs, bare = stores.place(root)
@@ -127,7 +128,10 @@ def _parts(fs: fsspec.AbstractFileSystem, bare: str) -> list[_Part]:
             continue
         with opened(path, fs) as file:
             schema = file.schema_arrow
-        table = registry.table_of(posixpath.dirname(path), schema.names)
+        try:
+            table = registry.table_of(posixpath.dirname(path), schema.names)
+        except ValueError as error:
+            raise InputError(f"{error} If another program wrote it, move it out of the root: {bare}.") from error
         queries = json.loads((schema.metadata or {}).get(b"query_ids", b"[]"))
         parts.append(_Part(path, table, tuple(queries)))
     return [part for part in parts if part.table.holds_clips]

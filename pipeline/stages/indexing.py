@@ -66,15 +66,17 @@ def index(run: Run, name: str) -> Counted:
 
 def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:
     """Rows of clips of which the listing says something else now are dropped, to be made again. Where it is the
-    caption or the mask's box, which features depend on, what was computed goes first: a job that is killed in between
-    does it again."""
+    caption, the group in its place or the mask's box, which features depend on, what was computed goes first: a job
+    that is killed in between does it again."""
     folder = stores.join(run.root, name)
     columns = {column for schema in tables.columns(folder) for column in schema.names}
     if not columns:
         return
     selection = ["clip_id", "uri", "caption", *(n for n in ("captions", schemas.MASK_BOX, *names) if n in columns)]
     blocks = scanning.blocks(folder, list(dict.fromkeys(selection)))
-    recaptioned, reworded = passed_columns.changed(listed.videos, blocks, [n for n in names if n != "captions"])
+    of_features = ["group"] if name == "queries" and run.attribution.captions == "group" else []
+    others = [n for n in names if n != "captions"]
+    recaptioned, reworded = passed_columns.changed(listed.videos, blocks, others, of_features)
     for root, stage in computed(run):
         tables.drop(stores.join(root, stage, name), recaptioned)
     tables.drop(folder, reworded)

@@ -98,7 +98,7 @@ class IndexWorker:
         self.run, self.schema, self.decoder = run, schema, decoder_for(run)
         self.purged = purge_list.digests(run.root)
         self._length = run.data.stretch if planned is not None else None
-        self._planned = set(planned or ())
+        self._planned = frozenset(planned or ())
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
         planned_rows = list[Row]()
@@ -125,7 +125,6 @@ class IndexWorker:
         rows = rows_of(video, self.run.seed, segments)
         if not stretches:
             return rows
-        self._planned.add(name)
         for number, row in enumerate(stretches):
             _log_note(video, row)
             film = {"uri": video["uri"], "version": video["version"], "number": number, "count": len(stretches)}

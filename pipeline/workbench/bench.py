@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import ConfigError
+from pipeline.tables import purge_list
 from pipeline.workbench import duplicates, index, made_queries
 from pipeline.workbench.duplicates import Copies
 from pipeline.workbench.made_queries import Made, Prompted
@@ -85,8 +86,9 @@ class Bench:
             if path is not None:
                 record = made_queries.of_file(self._run, path, asked, decoder)
             else:
-                at = int(self.index.places([asked.clip or ""])[0])
-                if at < 0:
+                clip_id = asked.clip or ""
+                at = int(self.index.places([clip_id])[0])
+                if at < 0 or purge_list.digest(clip_id) in purge_list.digests(self._run.root):  # since this began
                     raise ValueError(f"the run has no clip {asked.clip!r}")
                 row = self.index.rows([at], self.index.clips.column_names)[0]
                 record = made_queries.of_clip(self._run, row, asked, decoder)

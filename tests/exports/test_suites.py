@@ -152,5 +152,10 @@ def test_what_is_missing_is_said(make_run: MakeRun, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("another prompt\n")
     with pytest.raises(NothingUsableError, match="such as 'prompt 0'"):
         job.export(make_run("vmbench", export__suite=str(tmp_path / "p.txt")))
+    with pytest.raises(ConfigError, match=r"export\.suite=.*gone\.txt'?: there is no such file"):
+        job.export(make_run("vmbench", export__suite=str(tmp_path / "gone.txt")))
+    (tmp_path / "latin.txt").write_bytes("ein Fuß\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.txt'?: it cannot be read: it is not UTF-8"):
+        job.export(make_run("vmbench", export__suite=str(tmp_path / "latin.txt")))
     with pytest.raises(MissingTableError, match="export the videos"):
         job.export(make_run("videophy2", export__results=["a.csv"]))

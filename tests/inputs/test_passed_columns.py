@@ -51,6 +51,13 @@ def test_an_edited_caption_is_noticed_as_such() -> None:
     )
 
 
+def test_an_edited_group_counts_as_a_caption_where_features_are_under_it() -> None:
+    edited = [_edited(0, group="h")]
+    assert passed_columns.changed(edited, [_existing_clips(ROWS)], NAMES, ["group"]) == (["a-0", "a-9"],) * 2
+    edited = [_edited(0, score=1.0)]
+    assert passed_columns.changed(edited, [_existing_clips(ROWS)], NAMES, ["group"]) == ([], ["a-0", "a-9"])
+
+
 def test_captions_are_compared_as_a_whole() -> None:
     listed = pa.table({"uri": ["a"], "caption": ["one"], "captions": [["one", "two"]]})
     existing_clips = pa.table({"clip_id": ["a"], "uri": ["a"], "caption": ["two"], "captions": [["one", "two"]]})

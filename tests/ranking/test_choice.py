@@ -46,6 +46,13 @@ def plainly(order: list[int], harmful: set[int], linked: set[tuple[int, int]], c
     return {**dict.fromkeys(chosen, (OPEN, -1)), **barred}
 
 
+def test_no_cap_bars_clips_whose_value_is_not_known() -> None:
+    """Those without a row in clips/."""
+    rules = Rules(None, (cap("source", 1, [0, -1, 0, -1, -1, 1]),))
+    chosen = choose(np.arange(6), np.zeros(6, bool), rules)
+    assert chosen.barred_by.tolist() == [OPEN, OPEN, CAP, OPEN, OPEN, OPEN]
+
+
 @given(
     order=st.permutations(range(N)),
     harmful=st.sets(st.integers(0, N - 1), max_size=8),

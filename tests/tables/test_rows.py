@@ -265,6 +265,7 @@ def test_evaluation_rows_are_not_doubled_by_a_killed_merge() -> None:
     for arm in ("base", "random"):
         for seed in (0, 1):
             row = {"arm": arm, "clip_id": "a", "uri": "u", "seed": seed, "metric": "m", "value": 1.0, "version": "v"}
+            row |= {"content": "c"}
             written.append(row)
             tables.append(folder, pa.Table.from_pylist([row], schema=schemas.EVALUATION), PRINT)
     with pytest.raises(ConnectionError):

@@ -39,7 +39,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Cap:
-    """At most so many clips of each value of a column: `codes` [N] are each clip's place among `values`."""
+    """At most so many clips of each value of a column: `codes` [N] are each clip's place among `values`, -1 of one
+    whose value is not known, which no cap bars."""
 
     column: str
     most: int
@@ -82,7 +83,7 @@ def _walk(rows: Rows, rules: Rules, choice: Choice) -> None:
     near = _Neighbors(rules.pairs, len(choice.place))
     if not rules.caps:
         rows = rows[near.count[rows] > 0]
-    room = [np.full(len(cap.values), cap.most).tolist() for cap in rules.caps]
+    room = [[*[cap.most] * len(cap.values), len(rows)] for cap in rules.caps]  # the last: of those without a value
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         has_near, codes = (near.count[part] > 0).tolist(), [cap.codes[part].tolist() for cap in rules.caps]

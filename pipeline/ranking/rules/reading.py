@@ -74,7 +74,7 @@ def _caps(run: Run, clips: Clips) -> tuple[Cap, ...]:
     most = run.ranking.caps
     if not most:
         return ()
-    codes = {column: np.zeros(len(clips), np.int32) for column in most}
+    codes = {column: np.full(len(clips), -1, np.int32) for column in most}
     numbers: dict[str, dict[str | None, int]] = {column: {} for column in most}
     for block in partitions.blocks(run, "clips", ["clip_id", *(column for column in most if column != "clip_id")]):
         rows = clips.rows(block.column("clip_id"))
