@@ -47,4 +47,9 @@ def keeps_graph(model: VideoModel) -> bool:
     Under checkpointing a graph that is kept for it keeps all that was computed again with it: the very memory that
     checkpointing saves. Compiled code gives its buffers away. A second forward pass is a quarter of a loss's time.
     """
-    return not (model.checkpointing or getattr(model, "compiled", False))
+    return not (model.checkpointing or is_compiled(model))
+
+
+def is_compiled(model: VideoModel) -> bool:
+    """Whether its blocks are compiled code. A model of an in-house adapter may not know of it."""
+    return bool(getattr(model, "compiled", False))

@@ -23,6 +23,7 @@ from pipeline.models.adapters.skyreels import SkyReelsFamily
 from pipeline.models.adapters.wan import WanFamily
 from pipeline.models.adapters.wan22 import WanExpertsFamily, WanTokensFamily
 from pipeline.models.adapters.wan_image import WanImageExpertsFamily, WanImageFamily, WanImageTokensFamily
+from pipeline.models.compiling import is_compiled
 from pipeline.models.contract import Family, Grid, VideoModel
 from pipeline.models.diffusers_family import INDEX
 from pipeline.models.folders import folder, hash_parts, read_config
@@ -130,5 +131,12 @@ def weights_hash(config: VideoModelConfig) -> str:
 
 
 def open_model(config: VideoModelConfig, device: torch.device) -> VideoModel:
-    """Load the checkpoint that `config.id` names. Raises ConfigError if it is not to be had or not known."""
-    return family(config).open(config, device)
+    """Load the checkpoint that `config.id` names. Raises ConfigError if it is not to be had or not known, or where
+    compiled blocks were asked for and are not."""
+    model = family(config).open(config, device)
+    if config.compile and not is_compiled(model):
+        raise ConfigError(
+            f"model.compile: {type(model).__name__} does not compile its blocks (it has no `compiled` that is true). "
+            "Use model.compile: false."
+        )
+    return model

@@ -49,6 +49,14 @@ def test_its_features_are_not_those_of_the_architecture(folder: Path) -> None:
         fingerprints.check_geometry(load("demo", {**values, "model.adapter": ADAPTER, "data.height": 48}))
 
 
+def test_compiled_blocks_that_it_does_not_know_of_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fingerprints say that blocks are compiled: a model that took no notice would be another one under their name."""
+    config = tiny_pipelines.config(folder, "wan2.1", adapter=ADAPTER).model_copy(update={"compile": True})
+    monkeypatch.setattr(DiffusersModel, "compile", lambda model: None)
+    with pytest.raises(ConfigError, match=r"model.compile: .* does not compile its blocks"):
+        models.open_model(config, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("name", ["no.such.module:Family", "tests.support.in_house:Other"])
 def test_what_cannot_be_imported_is_named(folder: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=name):
