@@ -133,10 +133,8 @@ class DecompositionWorker:
     def __init__(self, run: Run, fingerprint: Mapping[str, Any]) -> None:
         self.run, self.worker = run, FeatureWorker(run, fingerprint)
         self.worker.gradients.close()
-        a = run.attribution
-        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
         module, host = self.worker.model.trained, self.worker.host
-        self.gradient = LayeredGradient(module, projection, run.explain.layers, host)
+        self.gradient = LayeredGradient(module, self.worker.gradients.projection, run.explain.layers, host)
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         for row, frames in decoded(self.worker.decoder, self.run, clips.to_pylist()):

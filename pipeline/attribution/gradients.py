@@ -68,13 +68,6 @@ def restrict(module: nn.Module, pattern: str, idle: str | None = None, adapters:
     return count
 
 
-def place_experts(model: VideoModel, settings: Sequence[Setting]) -> None:
-    """Where settings ask one expert of several, let it stay on the device and the others in main memory."""
-    asked = {model.expert(setting.timestep).part for setting in settings}
-    if len(asked) == 1:
-        model.keep_on_device(asked)
-
-
 @dataclass(eq=False)
 class Stretch:
     """Counted parameters at consecutive coordinates that are projected together: one large one, or several small."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,20 @@ import torch
 from torch import Tensor
 
 from pipeline import models, motion, tables
+from pipeline.attribution.attributed_model import open_attributed, projected_gradients
 from pipeline.attribution.canary import check_canary
 from pipeline.attribution.functionals import query_feature
-from pipeline.attribution.gradients import ProjectedGradients, place_experts, restrict, take_clip
-from pipeline.attribution.host_blocks import HostBlocks
+from pipeline.attribution.gradients import take_clip
 from pipeline.config import Run
 from pipeline.config.attribution import Setting, Storage
 from pipeline.errors import ClipError, code_of
 from pipeline.inputs.manifests import mask_boxes
-from pipeline.models import Conditioning, Grid, VideoModel, open_model
+from pipeline.models import Conditioning, Grid
 from pipeline.models.conditioning import Captions, split
 from pipeline.models.device import SideStream, device_for
-from pipeline.models.lora import load_adapters
 from pipeline.models.loss import shared_noise
-from pipeline.models.trained_weights import load_weights
 from pipeline.motion import pictures
 from pipeline.motion.worker import MotionWorker
-from pipeline.projection import Projection
 from pipeline.storage import stores
 from pipeline.tables import scanning, schemas
 from pipeline.video import looks
@@ -51,21 +48,6 @@ Gradient = tuple[npt.NDArray[np.float32], np.floating]  # projected, and its len
 CANARY = 1 << 21  # the index of the noise that the canary clip is made of
 
 
-def opened(run: Run, device: torch.device, settings: Sequence[Setting]) -> tuple[VideoModel, HostBlocks | None]:
-    """A run's model as it is attributed, where it computes: on a device, or block by block from main memory."""
-    a = run.attribution
-    on_host = a.blocks == "host"
-    model = open_model(run.model, torch.device("cpu") if on_host else device)
-    if a.weights is not None:
-        load_weights(model, a.weights, merge=True)
-    if a.lora is not None:
-        load_adapters(model, run.model, a.lora)
-    if on_host:
-        return model, HostBlocks(model, device)
-    place_experts(model, settings)
-    return model, None
-
-
 class FeatureWorker:
     """Rows of the motion table -> features: autoencoder, text encoder and transformer are loaded once."""
 
@@ -75,12 +57,9 @@ class FeatureWorker:
         """`measure` finds the masks of twins, and what moves before other backgrounds; by default it is one of its own,
         where there are such."""
         self.run = run
-        a = run.attribution
         self.device = device_for(run.resources.extract_features.gpus)
-        self.model, self.host = opened(run, self.device, a.settings)
-        restrict(self.model.trained, a.parameters, self.model.family.idle, adapters=a.lora is not None)
-        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        self.gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
+        self.model, self.host = open_attributed(run, self.device, run.attribution.settings)
+        self.gradients = projected_gradients(run, self.model, self.host)
         self.text, self._cut = Captions(self.model.text), 0
         self.decoder = decoders_for(run, run.resources.extract_features.cpus)
         fingerprint_json = json.dumps(dict(fingerprint), sort_keys=True).encode()
@@ -98,7 +77,7 @@ class FeatureWorker:
         self.gradients.close()
         self.model.trained.zero_grad(set_to_none=True)
         fewer = hold if was_ahead else max(1, hold // 2)
-        self.gradients = ProjectedGradients(self.model.trained, self.gradients.projection, fewer, self.host)
+        self.gradients = projected_gradients(self.run, self.model, self.host, fewer)
         return was_ahead or hold > 1 or (self.motion is not None and self.motion.shrink())
 
     def _motion_worker(self) -> MotionWorker:

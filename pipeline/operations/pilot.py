@@ -16,15 +16,14 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
-from pipeline.attribution.workers import opened
+from pipeline.attribution.attributed_model import open_attributed, projected_gradients
+from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Finetune, Run
 from pipeline.errors import ClipError
 from pipeline.models import VideoModel, open_model
 from pipeline.models.conditioning import split
 from pipeline.models.device import device_for
 from pipeline.motion.worker import MotionWorker
-from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.training import loop
 from pipeline.training.training_set import ClipSet, encode_set, kept_in
@@ -59,7 +58,7 @@ class AttributionPilot:
         pool = run.resources.extract_features
         self.runs, self.device = variants(run), device_for(pool.gpus)
         settings = [setting for r in self.runs.values() for setting in r.attribution.settings]
-        self.model, self.host = opened(run, self.device, settings)
+        self.model, self.host = open_attributed(run, self.device, settings)
         self.motion = {name: MotionWorker(r, models.grid(r), pool.gpus, 1) for name, r in self.runs.items()}
 
     def __call__(self, videos: pa.Table) -> Iterator[dict[str, pa.Table]]:
@@ -83,10 +82,7 @@ class AttributionPilot:
 
     def _attributed(self, name: str, clips: list[Row]) -> list[Row]:
         """Each clip's parts under a variant. The last stage of the projection is shared by them."""
-        a = self.runs[name].attribution
-        restrict(self.model.trained, a.parameters, self.model.family.idle, adapters=a.lora is not None)
-        projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
-        gradients = ProjectedGradients(self.model.trained, projection, a.hold, self.host)
+        gradients = projected_gradients(self.runs[name], self.model, self.host)
         rows, clip_ids = list[Row](), list[str]()
         for clip in clips:
             try:

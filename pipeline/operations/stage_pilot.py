@@ -18,8 +18,8 @@ import pyarrow as pa
 import torch
 
 from pipeline import models, motion
-from pipeline.attribution.gradients import ProjectedGradients, restrict, take_clip
-from pipeline.attribution.workers import opened
+from pipeline.attribution.attributed_model import open_attributed, projected_gradients, projection_of
+from pipeline.attribution.gradients import ProjectedGradients, take_clip
 from pipeline.config import Run
 from pipeline.errors import ClipError, first_line, is_out_of_memory
 from pipeline.models.conditioning import split
@@ -27,7 +27,6 @@ from pipeline.motion.worker import MotionWorker
 from pipeline.operations.index_pilot import FEWEST, PART_SECONDS, Report, Row, peak_memory
 from pipeline.operations.pilot import TrainingPilot, timed
 from pipeline.operations.pools import Measure
-from pipeline.projection import Projection
 from pipeline.tables import schemas
 from pipeline.video.decoders import Decoders, Frames
 
@@ -99,9 +98,7 @@ def _features(
     it. None where no clip has a gradient."""
     begun, device = time.perf_counter(), worker.device
     a = run.of("clips").attribution
-    model, host = opened(run, device, a.settings)
-    restrict(model.trained, a.parameters, model.family.idle, adapters=a.lora is not None)
-    projection = Projection(a.projection.kind, a.projection.dim, a.projection.seed)
+    (model, host), projection = open_attributed(run, device, a.settings), projection_of(run)
     load = before.load + time.perf_counter() - begun
 
     def take(gradients: ProjectedGradients, clip: Row, measured: Row, frames: Frames) -> int:
@@ -115,7 +112,7 @@ def _features(
 
     def attribute(hold: int, some: list[tuple[Row, Row]]) -> tuple[_Clock, int]:
         """Seconds of these clips with so many held gradients; of their losses, the last stage among them."""
-        gradients, clock, losses = ProjectedGradients(model.trained, projection, hold, host), _Clock(device), 0
+        gradients, clock, losses = projected_gradients(run, model, host, hold), _Clock(device), 0
         for clip, measured in _in_time(some, clock, "clip"):
             with _Problems(problems, device) as problem:
                 frames = _frames(run, worker.decoder, clip)
@@ -123,7 +120,7 @@ def _features(
             if problem.has_come:
                 clock.forget()
                 gradients.close()
-                gradients = ProjectedGradients(model.trained, projection, hold, host)
+                gradients = projected_gradients(run, model, host, hold)
         clock.time("last", gradients.collect)
         gradients.close()
         return clock, losses

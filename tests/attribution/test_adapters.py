@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pipeline import config, models, tables
 from pipeline.attribution import fingerprints
+from pipeline.attribution.attributed_model import open_attributed
 from pipeline.attribution.gradients import ProjectedGradients, manifest, restrict, take_clip
-from pipeline.attribution.workers import AttributionWorker, opened
+from pipeline.attribution.workers import AttributionWorker
 from pipeline.config import Run
 from pipeline.config.attribution import Setting
 from pipeline.errors import ConfigError, FingerprintError
@@ -60,7 +61,7 @@ def clip(model: VideoModel) -> tuple[Tensor, Conditioning]:
 
 def feature(run: Run, hold: int = 1) -> tuple[Tensor, float]:
     """As a worker takes it."""
-    model, host = opened(run, CPU, [PLAIN])
+    model, host = open_attributed(run, CPU, [PLAIN])
     a = run.attribution
     restrict(model.trained, a.parameters, model.family.idle, adapters=a.lora is not None)
     gradients = ProjectedGradients(model.trained, Projection("gaussian", DIM, 4), hold, host)
@@ -72,7 +73,7 @@ def feature(run: Run, hold: int = 1) -> tuple[Tensor, float]:
 
 def by_autograd(run: Run, counts: Callable[[str], bool]) -> Tensor:
     """The whole gradient over a model's coordinates, zero where a parameter does not count."""
-    model, _ = opened(run, CPU, [PLAIN])
+    model, _ = open_attributed(run, CPU, [PLAIN])
     latent, conditioning = clip(model)
     noise = shared_noise(0, 0, tuple(latent.shape))[None]
     parameters = dict(model.trained.named_parameters())
@@ -134,7 +135,7 @@ def test_features_of_other_adapters_are_never_mixed(adapters: str, tmp_path: Pat
 
 def test_a_pattern_that_finds_no_adapter_is_refused(adapters: str) -> None:
     run = demo(attribution__lora=adapters)
-    model, _ = opened(run, CPU, [PLAIN])
+    model, _ = open_attributed(run, CPU, [PLAIN])
     with pytest.raises(ConfigError, match=r"'patch_embedding'.*adapters of attribution\.lora.*lora_A"):
         restrict(model.trained, "patch_embedding", None, adapters=True)
 
@@ -149,8 +150,8 @@ def test_a_wrong_folder_ends_a_job_before_it_starts(small_run: Callable[..., Run
 def test_adapters_on_promoted_weights(adapters: str, tmp_path: Path) -> None:
     """The merged weights are what the adapters then change."""
     merged = Path(written(tmp_path / "merged", 0.01))
-    apart = opened(demo(attribution__lora=adapters, attribution__weights=str(merged)), CPU, [PLAIN])[0]
-    alone = opened(demo(attribution__weights=str(merged)), CPU, [PLAIN])[0]
+    apart = open_attributed(demo(attribution__lora=adapters, attribution__weights=str(merged)), CPU, [PLAIN])[0]
+    alone = open_attributed(demo(attribution__weights=str(merged)), CPU, [PLAIN])[0]
     of_module = dict(apart.trained.named_parameters())
     for name, parameter in alone.trained.named_parameters():
         module, _, kind = name.rpartition(".")
