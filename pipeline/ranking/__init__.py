@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.ranking.rules.selection_blocks import select, selection_blocks
 from pipeline.ranking.scores import (
     BLOCK,
     CHUNK,
@@ -17,8 +18,6 @@ from pipeline.ranking.scores import (
     placed,
     products,
     second_moment,
-    select,
-    selection_blocks,
     share,
     unit_settings,
     votes,

@@ -150,7 +150,8 @@ def test_the_selection_is_the_notebooks_whatever_the_chunks(run: Run, monkeypatc
     influences = np.stack([ranked.influence[q] for q in range(6)], 1)
     unlawful = {clip_id: f"law {clip_id}" for clip_id in ranked.clip_ids.to_pylist()[::37]}
     whole = select(influences, ranked.clip_ids.to_pylist(), by="votes", unlawful=unlawful)
-    monkeypatch.setattr("pipeline.ranking.scores.CHUNK", 700)
+    for module in ("scores", "rules.selection_blocks"):
+        monkeypatch.setattr(f"pipeline.ranking.{module}.CHUNK", 700)
     others = pa.table({"clip_id": pa.array([], pa.string()), "error": pa.array([], pa.string())})
     spoiled = pa.table({"clip_id": list(unlawful), "reason": list(unlawful.values())})
     rule, marks = Ranking(by="votes"), ranked.marks(0.1)
