@@ -15,8 +15,6 @@ from typing import NoReturn
 
 from jobs import init
 from pipeline.config import Run, keys
-from pipeline.config.credentials import scrubbed
-from pipeline.errors import UsageError, store_failure
 
 _WIDTH = 120
 
@@ -29,16 +27,11 @@ def main() -> None:
     elif name == "keys":
         _print_keys(rest)
     elif name == "init":
-        try:
-            init.init(rest)
-        except UsageError as error:
-            _refuse(scrubbed(str(error)))
-        except Exception as error:
-            failure = store_failure(error)
-            if failure is None:
-                raise
-            print(f"error: {scrubbed(str(failure))}", file=sys.stderr)
-            sys.exit(1)
+        from jobs import command  # here for speed: a list of jobs needs nothing of them
+
+        arguments = init.parser().parse_args(rest)
+        with command.exit_statuses():
+            init.init(arguments)
     elif name in summaries():
         sys.argv = [f"motion-curation {name}", *rest]
         runpy.run_module(f"jobs.{name}", run_name="__main__")

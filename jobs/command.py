@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import logging
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -64,13 +65,9 @@ def main(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     sys.excepthook = _print_traceback
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a job as Ctrl-C does
-    try:
-        run = (
-            of_root(arguments.set)
-            if of_run and not arguments.config
-            else config.load_line(arguments.config, arguments.set)
-        )
-        submitted = submission()
+    is_done = False
+    with exit_statuses():
+        run, submitted = _configured(arguments, of_run), submission()
         if submitted and "://" not in run.root and not os.path.isabs(run.root):
             raise ConfigError(
                 f"root={run.root!r}: a submitted job runs in a copy of its working directory that Ray deletes with the "
@@ -83,10 +80,27 @@ def main(
             check_places(run)
         for sentence in caveats(run):
             log.warning(sentence)
-        if not leased:
+        if leased:
+            is_done = _work(run, job, afterwards, submitted, completes, handler.lines)
+        else:
             _imported(job)(run)
-            return
-        is_done = _work(run, job, afterwards, submitted, completes, handler.lines)
+    if is_done:
+        sys.exit(0)  # before the imports below the call of this function
+
+
+def _configured(arguments: argparse.Namespace, of_run: bool) -> Run:
+    """The configuration that a command line asks for. Raises UsageError."""
+    if of_run and not arguments.config:
+        return of_root(arguments.set)
+    return config.load_line(arguments.config, arguments.set)
+
+
+@contextlib.contextmanager
+def exit_statuses() -> Iterator[None]:
+    """End the process as an exception of the body asks for: 2 where the command has to change, 0 where the budget is
+    spent, 1 for a store that fails, a lease that is lost and a job that is stopped. Others surface."""
+    try:
+        yield
     except UsageError as error:
         print(f"error: {scrubbed(str(error))}", file=sys.stderr)
         sys.exit(2)
@@ -106,9 +120,6 @@ def main(
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ray still has to end, and a second Ctrl-C would break that off
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(1)
-    else:
-        if is_done:
-            sys.exit(0)  # before the imports below the call of this function
 
 
 def _work(

@@ -16,9 +16,8 @@ from pipeline.errors import ConfigError
 USAGE = "motion-curation init FILE --videos FOLDER [--queries FOLDER]"
 
 
-def init(words: list[str]) -> None:
+def init(arguments: argparse.Namespace) -> None:
     """Write FILE and say what to type next. Raises ConfigError where FILE is there, or nothing can be read."""
-    arguments = _parser().parse_args(words)
     path = Path(arguments.file)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{path}: a configuration is a YAML file; give it a name that ends in .yaml.")
@@ -43,16 +42,14 @@ def init(words: list[str]) -> None:
     _say_next(str(path))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="motion-curation init", description=__doc__, usage=USAGE)
-    parser.add_argument("file", metavar="FILE", help="the YAML file to write; it must not be there yet")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    words = argparse.ArgumentParser(prog="motion-curation init", description=__doc__, usage=USAGE)
+    words.add_argument("file", metavar="FILE", help="the YAML file to write; it must not be there yet")
+    words.add_argument(
         "--videos", required=True, metavar="FOLDER", help="folder, glob, manifest or shards; local or s3://"
     )
-    parser.add_argument(
-        "--queries", metavar="FOLDER", help="videos of the motions that you look for, a folder a motion"
-    )
-    return parser
+    words.add_argument("--queries", metavar="FOLDER", help="videos of the motions that you look for, a folder a motion")
+    return words
 
 
 def _refuse_to_overwrite(path: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
 
-from jobs.init import init
+from jobs import __main__
+from jobs import init as job
 from pipeline import config, models
 from pipeline.attribution import fingerprints
 from pipeline.config import RECIPES, Run
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.places import check_places
 from pipeline.operations import new_config
 from pipeline.operations.new_config import TOY, WAN, Value, edited, geometry
@@ -24,6 +26,10 @@ from pipeline.training import arms
 GIB = 1 << 30
 LAPTOP, SERVER = Machine(2, 8 * GIB), Machine(64, 512 * GIB, (80 * GIB,) * 4)
 FILM = Look(1080, 1920, 25.0, 12.0)
+
+
+def init(words: list[str]) -> None:
+    job.init(job.parser().parse_args(words))
 
 
 def of(*looks: Look) -> Survey:
@@ -187,3 +193,17 @@ def test_videos_without_captions_are_allowed_where_the_file_is_made_for_them(
     )
     (tmp_path / "mine.yaml").write_text(text)
     assert config.load(str(tmp_path / "mine.yaml")).data.empty_captions == expected
+
+
+def test_a_store_that_is_away_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(where: str, key: str) -> NoReturn:
+        raise StoreError(f"{where}: no answer")
+
+    monkeypatch.setattr("pipeline.operations.survey.survey", away)
+    words = ["init", str(tmp_path / "a.yaml"), "--videos", "s3://bucket/x"]
+    monkeypatch.setattr(sys, "argv", ["motion-curation", *words])
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main()
+    assert capsys.readouterr().err.startswith("error: s3://bucket/x: no answer")
