@@ -24,7 +24,7 @@ from pipeline.cluster import resources, streaming
 from pipeline.config import Run
 from pipeline.config.caveats import advice
 from pipeline.errors import NothingUsableError
-from pipeline.inputs import videos as manifest
+from pipeline.inputs.changes import blocks_of
 from pipeline.operations import costs, pilot
 from pipeline.ranking import shortlist
 from pipeline.stages import attribution, pilots, run_record, video_sets
@@ -40,14 +40,13 @@ CHEAPER = (
 
 def plan(run: Run) -> None:
     attribution.check(run, "index_clips", video_sets.names(run))
-    listed = manifest.of_set(video_sets.asked(run, "clips"))
+    chosen, videos = pilots.drawn(video_sets.asked(run, "clips"), run.plan.clips, run.seed)
     streaming.connect()
     run = pilots.with_pools(run, ["extract_features", "finetune"])
     run_record.record(run)
     resources.check(run, ["extract_features", "finetune"])
     folder = stores.join(run.root, "plan")
     stores.remove(folder)
-    chosen = pilots.drawn(listed, run.plan.clips, run.seed)
     pool = run.resources.extract_features
     pilots.pilot_of(run, folder, chosen, pool, pilot.AttributionPilot, "pilot, attribution", ("clips", "pilot"))
     clips = tables.read(stores.join(folder, "clips"))
@@ -58,7 +57,7 @@ def plan(run: Run) -> None:
             f"{folder}/pilot says why, one by one. Run index_clips to see all of them, or raise plan.clips."
         )
     pilots.training_pilot(run, folder, good)
-    _tell(run, _size(run, listed.num_rows, good.num_rows / chosen.num_rows), folder)
+    _tell(run, _size(run, videos, good.num_rows / chosen.num_rows), folder)
 
 
 def _size(run: Run, videos: int, segments: float) -> costs.Size:
@@ -75,7 +74,7 @@ def _size(run: Run, videos: int, segments: float) -> costs.Size:
     return costs.Size(
         videos=videos,
         clips=videos * segments,
-        held_out=manifest.of_set(video_sets.asked(run, "held_out")).num_rows if held_out else 0,
+        held_out=sum(rows.num_rows for rows in blocks_of(video_sets.asked(run, "held_out"))[1]) if held_out else 0,
         parameters=sum(p.numel() for p in module.parameters()),
         latent_numbers=family.channels * grid(d.frames, d.height, d.width),
         mask_numbers=grid(frames, height, width),

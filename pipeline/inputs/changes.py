@@ -33,7 +33,7 @@ class Listing:
     """
 
     def __init__(self, asked: VideoSet) -> None:
-        self.schema, blocks = _read(asked)
+        self.schema, blocks = blocks_of(asked)
         self._own = False  # whether videos have ids of their own
         self.captions = CaptionShare()
         versions, of_segments, ids_of_spans = IdList(), IdList(), IdList()
@@ -218,7 +218,7 @@ def _as_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def digest_of(asked: VideoSet) -> str:
     """The digest of a set's listing as it is now. Raises InputError, ConfigError."""
-    schema, blocks = _read(asked)
+    schema, blocks = blocks_of(asked)
     digest = ListingDigest(schema)
     for block in blocks:
         digest.add(block)
@@ -238,7 +238,7 @@ def looked_for(where: str) -> str:
 
 def check(asked: VideoSet) -> pa.Schema:
     """Read a listing to its end, for its columns and captions. Raises InputError."""
-    schema, blocks = _read(asked)
+    schema, blocks = blocks_of(asked)
     captions = CaptionShare()
     for block in blocks:
         captions.add(block)
@@ -246,7 +246,9 @@ def check(asked: VideoSet) -> pa.Schema:
     return schema
 
 
-def _read(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]]:
+def blocks_of(asked: VideoSet) -> tuple[pa.Schema, Iterator[pa.Table]]:
+    """The columns and the videos of a set, BLOCK at a time. Of a manifest that tells versions no more is in memory.
+    Raises InputError."""
     manifest = versioned.read(asked)
     if manifest is not None:
         return manifest

@@ -4,6 +4,7 @@ choose pools, for `resources: auto`, write nothing but what they measured."""
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.config.operations import Measurable, Model, Pool
 from pipeline.errors import ConfigError, NothingUsableError, code_of, first_line
-from pipeline.inputs import videos as manifest
+from pipeline.inputs.changes import blocks_of
+from pipeline.inputs.video_set import VideoSet
 from pipeline.operations import index_pilot, pilot, pools, stage_pilot
 from pipeline.operations.index_pilot import Report
 from pipeline.operations.pools import Chosen, Measure
@@ -63,14 +65,21 @@ def pilot_of(
     achieved(title, figures)
 
 
-def drawn(videos: pa.Table, count: int, seed: int) -> pa.Table:
-    """So many of the videos, by a hash of their path: at random, and the same ones every time."""
+def drawn(asked: VideoSet, count: int, seed: int) -> tuple[pa.Table, int]:
+    """So many of a set's videos, by a hash of their path: at random, and the same ones every time. Also how many the
+    set has. Raises InputError."""
 
     def place(relative: str) -> bytes:
         return hashlib.blake2b(f"pilot {seed} {relative}".encode(), digest_size=8).digest()
 
-    names = videos.column("relative").to_pylist()
-    return videos.take(pa.array(sorted(range(len(names)), key=lambda i: place(names[i]))[:count], pa.int64()))
+    schema, blocks = blocks_of(asked)
+    first, whole = schema.empty_table(), 0
+    for block in blocks:
+        whole += block.num_rows
+        rows = pa.concat_tables([first, block])
+        places = [place(relative) for relative in rows.column("relative").to_pylist()]
+        first = rows.take(pa.array(heapq.nsmallest(count, range(len(places)), key=places.__getitem__), pa.int64()))
+    return first, whole
 
 
 def print_table(rows: list[list[str]]) -> None:
@@ -155,8 +164,8 @@ def _measured(run: Run, record: Record, stages: list[str], nodes: Sequence[Nodes
     light = Pool(memory=None)
     run = run.model_copy(update={"resources": run.resources.model_copy(update={**on_pool, "index_clips": light})})
     resources.check(run, ["index_clips", "extract_features"])
-    listed = manifest.of_set(video_sets.asked(run, "clips"))
-    videos = drawn(listed, run.resources.pilot, run.seed).to_pylist()
+    first, whole = drawn(video_sets.asked(run, "clips"), run.resources.pilot, run.seed)
+    videos = first.to_pylist()
     print(f"resources: auto: a pilot of {len(videos)} videos measures {', '.join(stages)}", flush=True)
     report, seconds = _asked("index_clips", partial(index_pilot.index_videos, run, videos), light)
     if not report.clips:
@@ -181,7 +190,7 @@ def _measured(run: Run, record: Record, stages: list[str], nodes: Sequence[Nodes
             )
         measures |= more.measures
     print(f"resources: auto: the pilot took {duration(seconds)}", flush=True)
-    values = {"videos": listed.num_rows, "segments": report.segments, "measures": {**record.measures, **measures}}
+    values = {"videos": whole, "segments": report.segments, "measures": {**record.measures, **measures}}
     return record.model_copy(update=values)
 
 

@@ -56,8 +56,9 @@ class Files:
     content: str
 
 
-# The roots inside a run's root, below which tables lie as they do below the run's own.
 LIKED = "liked"  # the set of clips that are attributed as queries are
+
+# The roots inside a run's root, below which tables lie as they do below the run's own.
 ROOTS = ("", "shortlist", "nights/*/drift", "plan", "comparison/pilot")
 
 CLIPS = Table(

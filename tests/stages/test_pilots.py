@@ -17,7 +17,7 @@ from pipeline.cluster.nodes import Nodes
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError, NothingUsableError
-from pipeline.inputs import videos as manifest
+from pipeline.inputs import changes
 from pipeline.operations import index_pilot, stage_pilot
 from pipeline.operations.pools import Chosen, Measure
 from pipeline.stages import attribution, indexing, pilots, video_sets
@@ -30,7 +30,8 @@ AUTO = ("index_clips", "estimate_motion", "extract_features")
 
 
 def videos_of(run: Run, count: int) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pilots.drawn(manifest.of_set(video_sets.asked(run, "clips")), count, 0).to_pylist()
+    videos, _ = pilots.drawn(video_sets.asked(run, "clips"), count, 0)
+    rows: list[dict[str, Any]] = videos.to_pylist()
     return rows
 
 
@@ -41,6 +42,20 @@ def recorded(run: Run, measures: dict[str, Measure]) -> pilots.Record:
     empty = pilots._record(run)
     values = {"nodes": (node,), "videos": 30, "segments": 1.0, "measures": measures}
     return empty.model_copy(update={**values, "chosen": dict.fromkeys(measures, chosen)})
+
+
+def test_what_is_drawn_does_not_depend_on_blocks(
+    small_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long manifest no more than a block is in memory."""
+    asked = video_sets.asked(small_run(tmp_path), "clips")
+    first, whole = pilots.drawn(asked, 3, 0)
+    monkeypatch.setattr(changes, "BLOCK", 2)
+    again, count = pilots.drawn(asked, 3, 0)
+    assert (again.to_pylist(), count) == (first.to_pylist(), whole)
+    assert (first.num_rows, pilots.drawn(asked, 10**6, 0)[0].num_rows) == (3, whole)
+    assert whole > 3
+    assert pilots.drawn(asked, 3, 1)[0].to_pylist() != first.to_pylist()
 
 
 def test_the_parts_of_a_pilot_are_measured(small_run: MakeRun, tmp_path: Path) -> None:
