@@ -115,10 +115,10 @@ def by_frame(
     t = torch.full((1,), setting.timestep, device=latent.device)
     weights = mask[None] if setting.mask == "motion" and mask is not None else None
     frames, shared, parts = latent.shape[1], keeps_graph(model), list[tuple[float, Tensor]]()
-    given = batched([conditioning])
+    batch = batched([conditioning])
     for frame in range(frames):
         if frame == 0 or not shared:  # under checkpointing a kept graph would hold all that it computes again
-            losses = masked(loss_map(model, latent[None], given, t, noise[None]), weights)
+            losses = masked(loss_map(model, latent[None], batch, t, noise[None]), weights)
         loss = losses[:, frame].sum() / losses.numel()
         parts.append((float(loss.detach()), gradient.take(loss, keep_graph=shared and frame + 1 < frames)))
     return parts
@@ -147,9 +147,12 @@ class DecompositionWorker:
         return self._table([self._failed(row, error) for row in clips.to_pylist()])
 
     def _parts(self, row: Row, encoded: Conditioning) -> Iterator[Row]:
-        latent, given = split(encoded)
+        latent, of_clip = split(encoded)
         mask = None if row["mask"] is None else motion.decode_mask(row["mask"], row["mask_shape"]).to(latent.device)
-        conditioning, settings = {**given, **self.worker.text(self.worker.caption(row))}, self.run.attribution.settings
+        conditioning, settings = (
+            {**of_clip, **self.worker.text(self.worker.caption(row))},
+            self.run.attribution.settings,
+        )
         for i, setting in enumerate(settings):
             if setting.mask != mask_of(self.run.ranking.mask, "clips"):
                 continue

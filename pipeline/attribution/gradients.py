@@ -246,7 +246,7 @@ def take_clip(
     kept. A GPU is given the work and not waited for, unless the schedule has whole times, which are looked at.
     """
     losses: dict[int, Tensor] = {}
-    given = batched([conditioning])
+    batch = batched([conditioning])
     for timestep, noise_index, members in passes(settings):
         indices = [i for i in members if settings[i].mask == "none" or mask is not None]
         if not indices:
@@ -256,7 +256,7 @@ def take_clip(
         shared = keeps_graph(model)
         for i in indices:
             if i == indices[0] or not shared:
-                errors = loss_map(model, latent[None], given, t, noise[None])
+                errors = loss_map(model, latent[None], batch, t, noise[None])
             loss = masked_mean(errors, mask[None] if settings[i].mask == "motion" and mask is not None else None)
             losses[i] = loss.detach()
             gradients.take(loss, keep_graph=shared and i != indices[-1])

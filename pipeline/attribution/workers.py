@@ -92,8 +92,8 @@ class FeatureWorker:
         c = self.run
         frames, _, height, width = c.geometry
         video = shared_noise(c.seed, CANARY, (3, 1, height, width)).permute(1, 2, 3, 0)
-        latent, given = split(self.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0)))
-        conditioning = {**given, **self.text("")}
+        latent, of_clip = split(self.encode((video.clamp(-2, 2) * 60 + 128).byte().numpy().repeat(frames, 0)))
+        conditioning = {**of_clip, **self.text("")}
         take_clip(self.gradients, self.model, [self._canary_setting()], latent, conditioning, None, c.seed)
         feature = self.gradients.collect()[0][0]
         check_canary(stores.join(c.root, "canary", f"{name}.json"), feature)
@@ -122,8 +122,8 @@ class FeatureWorker:
         settings = self.run.attribution.settings
         for place, conditioning, mask in versions:
             self.side.hand_over([*conditioning.values(), *([] if mask is None else [mask])])
-            latent, given = split(conditioning)
-            of_video = take_clip(self.gradients, self.model, settings, latent, given, mask, self.run.seed)
+            latent, of_clip = split(conditioning)
+            of_video = take_clip(self.gradients, self.model, settings, latent, of_clip, mask, self.run.seed)
             losses |= {(*place, setting): loss for setting, loss in of_video.items()}
         return {**columns, "error": None if versions else row["error"], "losses": losses}
 

@@ -226,8 +226,8 @@ class EvaluationWorker:
         """LOSSES of a task's clip, or of a twin of it, at the clip's timesteps and noises, which are every arm's, and
         under the clip's caption: [passes, 2]."""
         model, _ = self.model(row["weights"])
-        latent, given = split(moved(video.clip, self.device))
-        conditioning = batched([{**given, **moved(clip.captions[0], self.device)}])
+        latent, of_clip = split(moved(video.clip, self.device))
+        conditioning = batched([{**of_clip, **moved(clip.captions[0], self.device)}])
         mask = motion.decode_mask(row["mask"], row["mask_shape"]).to(self.device)[None]
         return np.array(
             [

@@ -67,8 +67,8 @@ class Subject:
         return np.stack([np.roll(picture, 2 * n, 1) for n in range(frames)])
 
     def clip(self, caption: str = CAPTIONS[0]) -> tuple[Tensor, Conditioning]:
-        latent, given = split(self.model.encode(self.frames, self.fps))
-        return latent, {**given, **self.model.text(caption)}
+        latent, of_clip = split(self.model.encode(self.frames, self.fps))
+        return latent, {**of_clip, **self.model.text(caption)}
 
     def noise(self, latent: Tensor, index: int = 0) -> Tensor:
         return shared_noise(0, index, tuple(latent.shape)).to(latent.device)
@@ -124,13 +124,13 @@ def check_loss(subject: Subject) -> str:
     latent, conditioning = subject.clip()
     worst = 0.0
     for timestep in subject.timesteps:
-        noise, t, given = subject.noise(latent)[None], subject.time(timestep), batched([conditioning])
-        errors = loss_map(subject.model, latent[None], given, t, noise)
+        noise, t, batch = subject.noise(latent)[None], subject.time(timestep), batched([conditioning])
+        errors = loss_map(subject.model, latent[None], batch, t, noise)
         masked, plain = masked_mean(errors, torch.ones_like(errors)), masked_mean(errors, None)
         if not torch.equal(masked, plain):
             raise CheckError("a mask of ones does not give the plain loss")
         noisy, target = written_out(subject.model, latent[None].double(), noise.double(), timestep)
-        predicted = subject.model.predict(noisy.float(), t, given).double()
+        predicted = subject.model.predict(noisy.float(), t, batch).double()
         counted = subject.model.counted(latent.shape[1])
         places = slice(None) if counted is None else counted.bool()
         own = (predicted - target).square()[:, :, places].mean()

@@ -126,8 +126,8 @@ class AttributionPilot:
         where = (clip["uri"], clip["start_frame"], frames, fps, height, width)
         video = clock("decode", lambda: worker.decoder.submit_frames(*where).result())
         measured = clock("motion", worker.measure, clip, video)
-        latent, given = split(clock("encode", self.model.encode, video, fps))
-        conditioning = {**given, **clock("caption", self.model.text, clip["caption"] or "")}
+        latent, of_clip = split(clock("encode", self.model.encode, video, fps))
+        conditioning = {**of_clip, **clock("caption", self.model.text, clip["caption"] or "")}
         mask = None
         if measured["mask"] is not None:
             mask = motion.decode_mask(measured["mask"], measured["mask_shape"]).to(self.device)

@@ -106,8 +106,8 @@ def _features(
         mask = None
         if measured["mask"] is not None:
             mask = motion.decode_mask(measured["mask"], measured["mask_shape"]).to(device)
-        latent, given = split(model.encode(frames, run.geometry[1]))
-        conditioning = {**given, **model.text(clip["caption"] or "")}
+        latent, of_clip = split(model.encode(frames, run.geometry[1]))
+        conditioning = {**of_clip, **model.text(clip["caption"] or "")}
         return len(take_clip(gradients, model, a.settings, latent, conditioning, mask, run.seed))
 
     def attribute(hold: int, some: list[tuple[Row, Row]]) -> tuple[_Clock, int]:

@@ -49,14 +49,14 @@ def row_of(folder: str, clip_id: str, lookup: Sequence[str] = ()) -> Row | None:
     return row
 
 
-def resembling(root: str, given: str, most: int = 5) -> list[str]:
-    """Ids of clips that `given` may mean: those whose id or video has it in its name, else those spelt alike."""
+def resembling(root: str, name: str, most: int = 5) -> list[str]:
+    """Ids of clips that `name` may mean: those whose id or video has it in its name, else those spelt alike."""
     ids, matches = list[str](), list[str]()
     for block in scanning.blocks(join(root, "clips"), ["clip_id", "uri"]):
-        named = [pc.match_substring(block.column(c), given) for c in block.column_names]
+        named = [pc.match_substring(block.column(c), name) for c in block.column_names]
         matches += block.column("clip_id").filter(pc.or_kleene(*named)).to_pylist()
         ids += block.column("clip_id").to_pylist()
-    return matches[:most] or difflib.get_close_matches(given, sorted(set(ids)), most)
+    return matches[:most] or difflib.get_close_matches(name, sorted(set(ids)), most)
 
 
 # --- influence -------------------------------------------------------------------------------------------------------

@@ -34,15 +34,15 @@ def weights(rows: pa.Table) -> dict[str, float]:
     """The weight of every query that somebody gave one, by query_id."""
     ordered = rows.sort_by([(name, "ascending") for name in _ORDER])
     latest = {(row["query_id"], row["by"]): row["weight"] for row in ordered.to_pylist()}
-    given: dict[str, list[float]] = {}
+    weights_by_query: dict[str, list[float]] = {}
     for (query_id, _), weight in sorted(latest.items()):
-        given.setdefault(query_id, []).append(weight)
-    return {query_id: float(np.mean(values)) for query_id, values in given.items()}
+        weights_by_query.setdefault(query_id, []).append(weight)
+    return {query_id: float(np.mean(values)) for query_id, values in weights_by_query.items()}
 
 
-def of_queries(given: Mapping[str, float], query_ids: Sequence[str], name: str) -> Weights | None:
+def of_queries(weights_by_query: Mapping[str, float], query_ids: Sequence[str], name: str) -> Weights | None:
     """The weights [Q] of some queries; None where each counts 1. Raises ConfigError where none of them counts."""
-    values = np.array([given.get(query_id, 1.0) for query_id in query_ids])
+    values = np.array([weights_by_query.get(query_id, 1.0) for query_id in query_ids])
     if (values == 1).all():
         return None
     if not values.any():

@@ -27,7 +27,7 @@ def one_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
+def in_order(call: Callable[[T], R], inputs: Iterable[T]) -> Iterator[R]:
     """``call`` of each in the order given, a few ahead of the one that is asked for: memory holds no more than those.
 
     BLAS is held to one thread meanwhile: the threads here are the ones that fill the cores.
@@ -36,7 +36,7 @@ def in_order(call: Callable[[T], R], given: Iterable[T]) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
     with one_thread(), ThreadPoolExecutor(threads) as pool:
         try:
-            for each in given:
+            for each in inputs:
                 waiting.append(pool.submit(call, each))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()

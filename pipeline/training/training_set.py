@@ -237,7 +237,7 @@ class ClipSet:
         """The clips that draws fall on, at times inside an interval. ValueError if their latents differ in shape."""
         rows = [self.rows[i] for i in pick(self._upto, [d.clip for d in draws])]
         encoded = [self._encoded(row) for row in rows]
-        latents, given = zip(*(split(e.clip) for e in encoded), strict=True)
+        latents, of_clips = zip(*(split(e.clip) for e in encoded), strict=True)
         shapes = {row["clip_id"]: tuple(latent.shape) for row, latent in zip(rows, latents, strict=True)}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"clips of different sizes cannot share a batch: {shapes}; set finetune.batch to 1")
@@ -251,7 +251,7 @@ class ClipSet:
         )
         return Batch(
             torch.stack(latents),
-            batched([{**one, **caption} for one, caption in zip(given, captions, strict=True)]),
+            batched([{**one, **caption} for one, caption in zip(of_clips, captions, strict=True)]),
             self._schedule.times(uniform, cells, within),
             torch.stack([d.noise(latent.shape) for d, latent in zip(draws, latents, strict=True)]),
         )

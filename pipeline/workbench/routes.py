@@ -231,10 +231,10 @@ class Routes:
         weights = json.loads(request.query_params.get("weights", "{}"))
         checked = Weighing(batch="00000000", by="nobody", weights=weights or {"": 1.0})
         group = request.query_params.get("group", "all")
-        given = {query: weight for query, weight in checked.weights.items() if query}
+        weights = {query: weight for query, weight in checked.weights.items() if query}
         if request.query_params.get("alone"):
-            return self._bench.scores.alone(group, given)
-        changes = self._bench.scores.changes(group, given)
+            return self._bench.scores.alone(group, weights)
+        changes = self._bench.scores.changes(group, weights)
         cards = {}
         for side in ("came", "went"):
             places = self._bench.index.places(changes[side]).tolist()
@@ -280,14 +280,14 @@ class Routes:
     # --- saying ---
 
     def post_decisions(self, body: bytes) -> Any:
-        given = _object(body)
-        if "view" in given:  # all clips of a view: it must still be what the person saw
-            view = self._bench.views.view(Spec.model_validate(given.pop("view")))
-            count = given.pop("count", None)
+        fields = _object(body)
+        if "view" in fields:  # all clips of a view: it must still be what the person saw
+            view = self._bench.views.view(Spec.model_validate(fields.pop("view")))
+            count = fields.pop("count", None)
             if count != len(view.places):
                 raise ValueError(f"the view holds {len(view.places):,} clips, and {count} were confirmed")
-            given["clips"] = self._bench.index.ids.take(view.places).to_pylist()
-        said = Decision.model_validate(given)
+            fields["clips"] = self._bench.index.ids.take(view.places).to_pylist()
+        said = Decision.model_validate(fields)
         words = self._bench.people.decide(said)
         return {"batch": said.batch, "words": words if len(words) <= PAGE_ROWS else {}}
 
@@ -309,10 +309,12 @@ class Routes:
     def post_duplicates(self, body: bytes) -> Any:
         if self._bench.people.read_only is not None:
             raise ReadOnlyError(self._bench.people.read_only)
-        given, bench = _object(body), self._bench
-        kind = "bytes" if given.get("kind") == "bytes" else "feature"
+        fields, bench = _object(body), self._bench
+        kind = "bytes" if fields.get("kind") == "bytes" else "feature"
         with self._searching:
-            listed = bench.copies().groups if kind == "bytes" else bench.duplicates(float(given.get("threshold", 0.97)))
+            listed = (
+                bench.copies().groups if kind == "bytes" else bench.duplicates(float(fields.get("threshold", 0.97)))
+            )
             return {"batch": duplicates.write(bench.index.run.root, listed, kind)}
 
     def get_made(self, request: Request) -> Any:

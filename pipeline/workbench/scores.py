@@ -121,11 +121,11 @@ class Scores:
         queries = self._index.of_group(group)
         if not 1 < len(queries) <= LEAVE_ONE_OUT:
             return {}
-        given = np.array([weights.get(self._index.query_ids[query], 1.0) for query in queries])
-        total = self._index.weighted_sum(dict(zip(queries, given.tolist(), strict=True)))
+        of_each = np.array([weights.get(self._index.query_ids[query], 1.0) for query in queries])
+        total = self._index.weighted_sum(dict(zip(queries, of_each.tolist(), strict=True)))
         now, changed = self.curated(group, weights), {}
-        for query, weight in zip(queries, given.tolist(), strict=True):
-            rest = np.abs(given).sum() - abs(weight)
+        for query, weight in zip(queries, of_each.tolist(), strict=True):
+            rest = np.abs(of_each).sum() - abs(weight)
             if not weight or not rest:
                 continue
             without = ((total - self._index.weighted_sum({query: weight})) / rest).astype(np.float32)
