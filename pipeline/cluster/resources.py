@@ -22,6 +22,7 @@ from pipeline.cluster.nodes import GB, Nodes
 from pipeline.config import Run
 from pipeline.config.operations import Pool
 from pipeline.errors import ConfigError
+from pipeline.storage.parallel import cores
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +109,7 @@ def with_real_cores(nodes: list[Nodes]) -> list[Nodes]:
     """The nodes with no more CPUs than there are cores: a Ray that a job starts counts four on a smaller machine."""
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         return nodes
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [dataclasses.replace(n, cpus=min(n.cpus, float(cores))) for n in nodes]
+    return [dataclasses.replace(n, cpus=min(n.cpus, float(cores()))) for n in nodes]
 
 
 def named(nodes: Nodes) -> str:

@@ -4,7 +4,7 @@ The loop itself is `loop.train`. Latents and captions are encoded once a run, by
 ``ROOT/finetuned/.latents``, which every arm shares; Ray's checkpoints live in ``ROOT/finetuned/.train`` until the arm
 is done. Both have to be reachable from every node, as the run's root has.
 
-When nodes go away, training goes on from the last checkpoint (ray_checkpoints) with `finetune.min_workers` or more.
+When nodes go away, training goes on from the last checkpoint with `finetune.min_workers` or more.
 When memory does not do, it goes on from there with half as many clips in a pass, and as many in a step as before.
 """
 

@@ -1,4 +1,4 @@
-"""Where an actor computes."""
+"""Where an actor computes, and in what."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # by their names in a configuration
 
 
 def device_for(gpus: float) -> torch.device:

@@ -21,10 +21,10 @@ from torch import nn
 from pipeline.config import VideoModelConfig
 from pipeline.errors import ConfigError, first_line
 from pipeline.models.contract import Expert, VideoModel
+from pipeline.models.device import DTYPES
 from pipeline.models.folders import read_config
 from pipeline.models.schedule import END, Schedule, of_scheduler
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 
 

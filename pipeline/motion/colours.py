@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.motion.thumbnails import thumbnails
+
 LEVELS = 4  # of each channel
 NUMBERS = LEVELS**3
-SIDE = 96  # pixels of the longer side that are looked at: colours need no more
 
 
 def moving_colours(frames: npt.NDArray[np.uint8], flow: Tensor) -> npt.NDArray[np.float32]:
@@ -23,8 +24,7 @@ def moving_colours(frames: npt.NDArray[np.uint8], flow: Tensor) -> npt.NDArray[n
     the one before it. Bins are LEVELS steps of red, of green and of blue, red the slowest. Where nothing moves every
     pixel counts alike.
     """
-    step = -(-max(frames.shape[1:3]) // SIDE)
-    pixels = frames[:, ::step, ::step]
+    pixels = thumbnails(frames)
     speed = flow.norm(dim=1)[:, None].cpu()
     speed = F.interpolate(speed, pixels.shape[1:3], mode="bilinear", align_corners=False, antialias=True)[:, 0]
     weights = torch.cat([speed, speed[-1:]]).double().numpy()

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.motion.thumbnails import thumbnails
+
 Floats = npt.NDArray[np.float64]
 
 FLAWS = ("frozen", "repeats", "cut")
 VERSION = 1  # raise by hand when a measure changes
-SIDE = 96  # pixels of the longer side that are looked at
 SAME = 0.05  # of the clip's large changes: less is the same picture again, as a codec writes it
 LARGE = 0.9  # quantile of a clip's changes that counts as a large one
 LEAST = np.array([0.2, 0.2, 4.0])  # of FLAWS: what is taken for a flaw at least
@@ -58,8 +59,7 @@ def sentence(flaw: str, measure: float) -> str:
 
 def _changes(frames: npt.NDArray[np.uint8]) -> Floats:
     """Mean absolute difference of each frame from the one before it: [F-1]."""
-    step = -(-max(frames.shape[1:3]) // SIDE)
-    small = frames[:, ::step, ::step].astype(np.int16)
+    small = thumbnails(frames).astype(np.int16)
     changes: Floats = np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
     return changes
 

@@ -18,11 +18,11 @@ from torchvision.models import optical_flow
 from pipeline.config import Motion
 from pipeline.errors import ConfigError, first_line
 from pipeline.models import Grid
+from pipeline.models.device import DTYPES
 from pipeline.motion.raft import clip_flow
 from pipeline.storage import downloads, stores
 
 REGION = 0.3  # of a clip's fast speed: what is slower than that stands still
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def weights_file(config: Motion) -> Path | None:

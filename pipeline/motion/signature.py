@@ -12,10 +12,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.motion.thumbnails import thumbnails
+
 Floats = npt.NDArray[np.float64]
 
 VERSION = 1  # raise by hand when a signature changes
-SIDE = 96  # pixels of the longer side that are looked at
 STRETCHES, CELLS = 4, 8  # of time, and of each side of the picture
 NUMBERS = CELLS**2 * (1 + STRETCHES)
 LUMA = np.array([299, 587, 114])  # of red, green and blue, in thousandths (ITU-R BT.601)
@@ -48,8 +49,7 @@ def unit_rows(signatures: list[bytes]) -> npt.NDArray[np.float32]:
 def _means(frames: npt.NDArray[np.uint8]) -> Floats:
     """Mean grey level, 0 to 255, of each stretch and cell: [STRETCHES, CELLS, CELLS]. Stretches and cells share frames
     and pixels at their borders where there are fewer of them."""
-    step = -(-max(frames.shape[1:3]) // SIDE)
-    sums, sizes = frames[:, ::step, ::step].astype(np.int64) @ LUMA, np.ones(1, np.int64)
+    sums, sizes = thumbnails(frames).astype(np.int64) @ LUMA, np.ones(1, np.int64)
     for axis, count in enumerate((STRETCHES, CELLS, CELLS)):
         length = sums.shape[axis]
         starts = np.arange(count) * length // count

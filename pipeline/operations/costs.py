@@ -19,7 +19,7 @@ from pipeline.config import Run
 from pipeline.config.attribution import Attribution
 from pipeline.config.operations import Pool, Prices
 from pipeline.models import Family, fp8
-from pipeline.models.diffusers_family import DTYPES
+from pipeline.models.device import DTYPES
 from pipeline.statistics.intervals import standard_error
 from pipeline.tables import schemas
 from pipeline.training import loop

@@ -135,10 +135,7 @@ def _features(
     each = max(1, round(losses / count))
     if projection.dense and not problems:
         clock, several = attribute(SHARED, (moving * SHARED)[: max(1, SHARED // each)])
-        if several > 1:
-            saved = compute / each - clock.total("clip", "last") / several  # of a loss
-            generations = math.ceil(several / SHARED) / several
-            generation = min(max(0.0, saved / (1 - generations)), GENERATION_AT_MOST * compute / each)
+        generation = _generation(compute / each, clock.total("clip", "last"), several)
     share = _gpu_share(device, partial(attribute, 1, moving[:1])) if device.type == "cuda" else None
     looks, _ = run.of("clips").looks
     compute *= looks  # one was measured
@@ -156,6 +153,16 @@ def _features(
         load=load,
         output=4 * each * (projection.dim + 2),
     )
+
+
+def _generation(alone: float, shared: float, losses: int) -> float:
+    """Seconds of one generation of P: from those of a loss that has one to itself, and those of so many together that
+    share theirs, SHARED to each."""
+    if losses < 2:
+        return 0.0
+    saved = alone - shared / losses  # of a loss
+    generations = math.ceil(losses / SHARED) / losses
+    return min(max(0.0, saved / (1 - generations)), GENERATION_AT_MOST * alone)
 
 
 def _gpu_share(device: torch.device, call: Callable[[], object]) -> float | None:

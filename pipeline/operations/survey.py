@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import ClipError, ConfigError
 from pipeline.inputs import videos
+from pipeline.storage.parallel import cores
 from pipeline.video.decoder import Decoder
 
 OPENED = 8  # videos that are opened: so many shapes and lengths tell those of the rest
@@ -109,8 +110,7 @@ def machine() -> Machine:
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = tuple(int(torch.cuda.get_device_properties(i).total_memory) for i in range(torch.cuda.device_count()))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpus, memory, gpus)
+    return Machine(cores(), memory, gpus)
 
 
 def _range(values: list[int] | list[float]) -> str:

@@ -1,6 +1,6 @@
 """From features to influence, votes and an order: pure functions on arrays.
 
-What is here for all clips at once, `selection` does for as many as a bucket holds, with the same pieces.
+What is here for all clips at once, `selection` does for as many as memory holds, with the same pieces.
 """
 
 from __future__ import annotations

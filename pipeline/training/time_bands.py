@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 from pipeline.config import LITTLE_NOISE, Run
 from pipeline.config.attribution import compared
 from pipeline.errors import ConfigError
+from pipeline.models.schedule import STEPS
 from pipeline.tables import schemas
 
 if TYPE_CHECKING:  # for speed: they import torchvision, which workers of fine-tuning do not need
@@ -43,7 +44,7 @@ Floats = npt.NDArray[np.float64]
 
 LITTLE = 0.5  # the share of the draws of training, those with the least noise, that the arms of LITTLE_NOISE part off
 SHIFTED = 0.75  # of a clip's draws, the share that goes by its influence
-END = 1000.0
+END = float(STEPS)
 COLUMNS = EDGES, SCORES, WEIGHTS = "time_edges", "time_scores", "time_weights"  # of a training set
 
 
