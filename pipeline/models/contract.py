@@ -99,6 +99,10 @@ class Family(Protocol):
         """Whether some parameters are reached by some clips or captions alone."""
 
     @property
+    def clip_by_clip(self) -> bool:
+        """Whether the transformer is called for each clip of a batch: sharded workers then need equally many."""
+
+    @property
     def image(self) -> bool:
         """Whether a video is made from its first frame as well as from a caption."""
 

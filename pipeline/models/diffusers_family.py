@@ -40,6 +40,7 @@ class DiffusersFamily(ABC):
     sign: ClassVar[Literal[1, -1]] = 1
     image: ClassVar[bool] = False
     varying: ClassVar[bool] = False
+    clip_by_clip: ClassVar[bool] = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

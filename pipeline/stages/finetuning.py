@@ -11,10 +11,11 @@ from threading import Lock, Thread
 
 import pyarrow as pa
 
-from pipeline import tables
+from pipeline import models, tables
 from pipeline.attribution import fingerprints
 from pipeline.cluster import checkpoints, resources, streaming, training
 from pipeline.config import LITTLE_NOISE, TIMED, Arm, Finetune, Run
+from pipeline.errors import ConfigError
 from pipeline.operations import tracking
 from pipeline.ranking import partitions
 from pipeline.stages import attribution, budget, pilots, run_record
@@ -81,6 +82,7 @@ def finetune(run: Run) -> None:
         print("finetuned/base: the base model as it is, nothing to train")
         return
     attribution.check(run, "finetune")
+    check_shares(run)
     tracking.check(run)
     partitions.copy_queries(run)
     streaming.connect()
@@ -94,6 +96,20 @@ def finetune(run: Run) -> None:
     if arm in TIMED:
         _write_times(run, stores.join(folder, "times"), rows)
     print(f"finetuned/{arm}: {run.finetune.steps} steps on {rows.num_rows} clips{_waited(folder)}, in {folder}")
+
+
+def check_shares(run: Run) -> None:
+    """Raise ConfigError where sharded workers that go on after a loss would wait for each other for good."""
+    f = run.finetune
+    if f.sharding != "fsdp" or f.min_workers in (None, f.workers):
+        return
+    family = models.family(run.model)
+    if family.clip_by_clip:
+        raise ConfigError(
+            f"finetune.min_workers={f.min_workers}: {family.name} computes clip by clip, so that sharded workers need "
+            "equally many clips, and fewer workers would not have them. Leave finetune.min_workers out: training then "
+            "waits until all of its workers are there again."
+        )
 
 
 def _waited(folder: str) -> str:

@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import pytest
 
 from jobs.curate import curate
-from pipeline import tables
+from pipeline import config, tables
 from pipeline.config import Run
-from pipeline.errors import SpentError
-from pipeline.stages.finetuning import _each_in_a_thread
+from pipeline.errors import ConfigError, SpentError
+from pipeline.stages.finetuning import _each_in_a_thread, check_shares
+from tests.support import tiny_pipelines
 from tests.support.registered import unregistered
 
 
@@ -99,3 +100,19 @@ def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
     assert evaluation is not None
     assert set(evaluation.column("arm").to_pylist()) == set(arms)
     assert "timed_random" in Path(run.root, "report", "index.html").read_text()
+
+
+def test_a_model_that_computes_clip_by_clip_needs_all_its_sharded_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Else one worker calls its transformer more often than another, and the two wait for each other's rows."""
+
+    def run(family: str, **finetune: object) -> Run:
+        values = {f"finetune.{key}": value for key, value in finetune.items()}
+        return config.load("demo", {"model.id": str(tiny_pipelines.folder(tmp_path_factory, family)), **values})
+
+    with pytest.raises(ConfigError, match=r"finetune\.min_workers=2: Kandinsky 5 .*clip by clip"):
+        check_shares(run("kandinsky-5", sharding="fsdp", workers=4, min_workers=2))
+    check_shares(run("kandinsky-5", sharding="fsdp", workers=4))
+    check_shares(run("kandinsky-5", workers=4, min_workers=2))
+    check_shares(run("wan2.1", sharding="fsdp", workers=4, min_workers=2))

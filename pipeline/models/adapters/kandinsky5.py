@@ -21,6 +21,7 @@ class Kandinsky5Family(DiffusersFamily):
     """Kandinsky 5 with dense attention. Its models for ten seconds have sparse attention (nabla) and are refused."""
 
     title = "Kandinsky 5 text-to-video"
+    clip_by_clip = True
     transformer_class = "Kandinsky5Transformer3DModel"
     vae_class = "AutoencoderKLHunyuanVideo"
     components = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
