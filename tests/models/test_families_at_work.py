@@ -115,7 +115,7 @@ def test_losses_and_videos_of_an_arm(run: Run, tmp_path: Path) -> None:
     grid = models.grid(run)
     mask = np.full(grid.shape, 255, np.uint8)
     arm = {"arm": "base", "version": "base", "weights": "", "seed": 0, "clip_id": "a", "caption": "a ball"}
-    place = {"uri": file, "start_frame": 0, "clip_version": "1"}
+    place = {"uri": file, "start_frame": 0, "clip_version": "1", "content": ""}
     task = {**arm, **place, "mask": mask.tobytes(), "mask_shape": list(grid.shape), "kind": "loss"}
     task["twins"] = ["backwards"]
     encoded = worker.encoded(task, clip(run, "spin"))
