@@ -1,4 +1,5 @@
 """The projection on CPUs: entries in a few KiB of cache, sums in float32 over 512 coordinates and float64 over those.
+Entries come out of `vectors`.
 
 Every function adds the share of [B, n] float32 values to a running sum. What a row of it becomes depends on that row
 and its coordinates alone: not on B, nor on the number of threads.

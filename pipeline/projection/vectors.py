@@ -1,27 +1,41 @@
-"""Sixteen row blocks of one coordinate at a time in a CPU's vector registers: Philox, then sixteen-fold look-ups.
+"""Sixteen row blocks of one coordinate at a time in a CPU's vector registers: Philox, then sixteen quantiles.
 
 numba's own vectoriser gives up here, as it cannot know that the table and the result do not overlap, so these inner
 steps are written in LLVM's vector instructions. They are portable: AVX-512 runs them as they stand, AVX2 and NEON in
-parts.
+parts. With AVX-512 the quantiles are computed in registers, to the bit those of the table that others look up: sixteen
+look-ups take longer than four permutes and three multiplications.
 """
 
 from __future__ import annotations
 
+import platform
+from functools import cache
 from itertools import product
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-from pipeline.projection.philox import MASK, MULTIPLIERS, ROUNDS, WEYL
+from pipeline.projection.philox import FIRST, MASK, MULTIPLIERS, ROUNDS, WEYL, by_cubics, cubics, quantiles
 
 LANES = 16
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _WORDS, _INDICES = ir.VectorType(_I64, LANES), ir.VectorType(_I32, LANES)
 _FLOATS, _POINTERS = ir.VectorType(_F32, LANES), ir.VectorType(ir.PointerType(_F32), LANES)
 _ALL = ir.VectorType(ir.IntType(1), LANES)
+
+
+@cache
+def has_permutes() -> bool:
+    """Whether numba compiles for AVX-512, whose permutes stand for a table of 32 entries: on an x86 that has it, unless
+    numba was told of another processor."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or config.CPU_NAME or config.CPU_FEATURES:
+        return False
+    return bool(get_host_cpu_features().get("avx512f")) and np.array_equal(by_cubics(), quantiles())
 
 
 def _same(value: int, kind: Any = _WORDS) -> Any:
@@ -66,6 +80,35 @@ def _philox(build: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
     return [c0, c1, c2, c3]
 
 
+def _fused(build: Any, a: Any, b: Any, c: Any) -> Any:
+    fma = _declared(build, f"llvm.fma.v{LANES}f32", ir.FunctionType(_FLOATS, [_FLOATS] * 3))
+    return build.call(fma, [a, b, c])
+
+
+def _of_thirty_two(build: Any, entries: Any, indices: Any) -> Any:
+    """Entries of a row of 32 by the low five bits of the indices, out of two registers."""
+    lower, upper = (ir.Constant(_FLOATS, [float(v) for v in part]) for part in (entries[:LANES], entries[LANES:]))
+    kind = ir.FunctionType(_FLOATS, [_FLOATS, _INDICES, _FLOATS])
+    permute = _declared(build, f"llvm.x86.avx512.vpermi2var.ps.{32 * LANES}", kind)
+    return build.call(permute, [lower, indices, upper])
+
+
+def _computed(build: Any, words: Any) -> Any:
+    """The quantiles of the low twelve bits of words, by `philox.cubics`: no memory is looked at."""
+    upper_half = build.ashr(build.shl(words, _same(20, _INDICES)), _same(31, _INDICES))  # all ones, or none
+    place = build.and_(build.xor(words, upper_half), _same(0x7FF, _INDICES))
+    t = build.sitofp(build.add(place, _same(FIRST, _INDICES)), _FLOATS)
+    segment = build.lshr(build.bitcast(t, _INDICES), _same(21, _INDICES))
+    value, *rest = (_of_thirty_two(build, row, segment) for row in cubics()[::-1])
+    for coefficient in rest:
+        value = _fused(build, value, t, coefficient)
+    rounded = build.and_(
+        build.add(build.bitcast(value, _INDICES), _same(0x8000, _INDICES)), _same(0xFFFF0000, _INDICES)
+    )
+    mirrored = build.xor(rounded, build.and_(upper_half, _same(1 << 31, _INDICES)))
+    return build.bitcast(mirrored, _FLOATS)
+
+
 def _look_up(build: Any, table: Any, indices: Any) -> Any:
     name = f"llvm.masked.gather.v{LANES}f32.v{LANES}p0"
     gather = _declared(build, name, ir.FunctionType(_FLOATS, [_POINTERS, _I32, _ALL, _FLOATS]))
@@ -99,7 +142,10 @@ def gaussian_lanes(_typing, table, out, row, k0, k1, coordinate, block, tag):  #
         drawn = [build.trunc(c, _INDICES) for c in _philox(build, counter, k0, k1)]
         for e in range(8):
             shifted = build.lshr(drawn[e // 2], _same(12, _INDICES)) if e % 2 else drawn[e // 2]
-            values = _look_up(build, entries, build.and_(shifted, _same(0xFFF, _INDICES)))
+            if has_permutes():
+                values = _computed(build, shifted)
+            else:
+                values = _look_up(build, entries, build.and_(shifted, _same(0xFFF, _INDICES)))
             build.store(values, _place(build, target, build.add(start, _int(e * LANES))), align=4)
         return context.get_dummy_value()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numba
+import numpy as np
 import pytest
 import torch
 
-from pipeline.projection import Projection, cpu, philox
+from pipeline.projection import Projection, cpu, philox, vectors
 from pipeline.projection.philox import Tag
 from tests.support.oracle import project
 
@@ -27,6 +29,25 @@ def test_dense_entries_are_the_definitions_to_the_bit(offset: int, seed: int) ->
             else:
                 expected = philox.gaussian(seed, dim, offset, n, "cpu", tag)
             assert torch.equal(entries, expected.double()), f"{tag.name}, k={dim}, {offset=}: P is another on CPUs"
+
+
+@pytest.mark.parametrize("way", ["computed", "looked up"])
+def test_every_quantile_is_the_tables_to_the_bit(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors with AVX-512 compute them, others look them up: features of both must be comparable."""
+    if way == "computed" and not vectors.has_permutes():
+        pytest.skip("this processor has no AVX-512")
+    monkeypatch.setattr(vectors, "has_permutes", lambda: way == "computed")
+
+    @numba.njit
+    def draw(table, out, k0, k1):  # type: ignore[no-untyped-def]
+        for row in range(len(out)):
+            vectors.gaussian_lanes(table, out, row, k0, k1, np.uint64(row), np.uint64(0), np.uint64(0))
+
+    entries = np.zeros((512, 128), np.float32)
+    draw(philox.quantiles(), entries, *cpu.keys(SEEDS[3]))
+    expected = philox.gaussian(SEEDS[3], 128, 0, 512, "cpu", Tag.GAUSSIAN).numpy()
+    assert np.array_equal(entries, expected.reshape(512, 16, 8).swapaxes(1, 2).reshape(512, 128))
+    assert len(np.unique(entries)) == len(np.unique(philox.quantiles())), "some quantile was not looked at"
 
 
 @pytest.mark.parametrize("offset", [*OFFSETS[:-1], (1 << 18) - 700, (1 << 62) - 1500])

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.models.loss import shared_noise
 from pipeline.projection import cpu, fastfood, philox
-from pipeline.projection.philox import QUANTILES, Tag, buckets, gaussian, quantiles, rademacher, scale, signs, words
+from pipeline.projection.philox import (
+    QUANTILES,
+    Tag,
+    buckets,
+    by_cubics,
+    gaussian,
+    quantiles,
+    rademacher,
+    scale,
+    signs,
+    words,
+)
 from tests.support.oracle import drawn, plain_philox
 
 SEEDS = [0, 1, 0xFFFFFFFF, 0x299F31D0A4093822, (1 << 64) - 1]
@@ -107,6 +119,10 @@ def test_a_range_of_coordinates_does_not_depend_on_where_it_is_cut() -> None:
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_the_cubics_give_every_quantile_to_the_bit() -> None:
+    assert np.array_equal(by_cubics(), quantiles())
 
 
 def test_entries_are_symmetric_and_exact_in_bfloat16() -> None:
