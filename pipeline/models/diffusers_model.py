@@ -171,7 +171,7 @@ class DiffusersModel(ABC):
         output = module(**self.arguments(noisy, timestep, conditioning), return_dict=False)[0]
         return self.unpacked(output, noisy)
 
-    # --- what operations/model_checks.py holds against the pipeline's own call ----------------------------------------
+    # --- what operations/model_checks holds against the pipeline's own call -----------------------------------------
 
     def noisy_of(self, arguments: Mapping[str, Any]) -> Tensor:
         """The noisy latent [B, C, f, h, w] in the arguments that the pipeline's own call passes. Channels of conditions

@@ -312,10 +312,11 @@ def test_a_crashed_clip_is_tried_once_more_by_each_stage(
         table = tables.read(f"{run.root}/{folder}")
         assert table is not None
         ids = table.column("clip_id").to_pylist()
+        fingerprint = tables.metadata(f"{run.root}/{folder}")["fingerprint"]  # a table without rows has none
         tables.drop(f"{run.root}/{folder}", ids)
         error = pa.array(["crashed: killed"] * len(ids))
         failed = table.set_column(table.schema.get_field_index("error"), "error", error)
-        tables.append(f"{run.root}/{folder}", failed, tables.metadata(f"{run.root}/{folder}").get("fingerprint", {}))
+        tables.append(f"{run.root}/{folder}", failed, fingerprint)
         with monkeypatch.context() as patch:
             patch.setattr(streaming, "stream", watched)
             stage(run, "clips")
