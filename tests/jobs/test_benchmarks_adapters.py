@@ -53,7 +53,7 @@ def test_the_control_without_adapters_counts_what_they_adapt(tmp_path: Path) -> 
     assert {n.removesuffix(".weight") for n, p in base.trained.named_parameters() if p.requires_grad} == adapted
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_every_row_has_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     figures = adapters.measure(config.load("demo"), 30, 1, (WarmUp(4, 2),), 1)
     assert [row["what"] for row in figures["rows"]] == [

@@ -63,7 +63,7 @@ def test_costs_rise_with_the_actors_or_not_at_all() -> None:
     assert cluster.limit(Costs(0.004, 0.0, 0.001), Batch(seconds=40.0)) == 10_000
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["cluster", "--quick"])
     cluster.main()

@@ -24,7 +24,7 @@ def test_a_film_repeats_its_piece_and_every_frame_shows_its_number(tmp_path: Pat
     assert films.read_numbers(small) == [number % 50 for number in range(150)]
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_compares_ways_that_are_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ def test_shares_are_of_the_pairs_at_the_threshold_or_above() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_tells_copies_from_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import torch
 from jobs.benchmarks import features, fidelity
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_features_are_compared_with_the_bare_model_of_the_same_size() -> None:
     rows = features.compare(replace(features.SMALL, clips=2), rounds=1)
     assert [row["kind"] for row in rows] == ["bare forward and backward", "sketched_gaussian", "gaussian"]
@@ -26,7 +26,7 @@ def test_a_case_that_fails_is_told() -> None:
         features.in_a_process(replace(features.SMALL, heads=0))
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_more_numbers_keep_the_ranking_better(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ def test_rounding_is_that_of_three_bits_and_of_every_layer() -> None:
     assert figures["bytes_fp8"] < 0.4 * figures["bytes_full"]
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_both_ways_have_their_figures() -> None:
     figures = frozen_weights.measure(config.load("demo"), load_base, frozen_weights.Lesson(8, 2, 4, 1e-3), 4, 2)
     assert {how: len(losses) for how, losses in figures["losses"].items()} == {"full": 2, "fp8": 2}

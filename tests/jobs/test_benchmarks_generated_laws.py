@@ -68,7 +68,7 @@ def test_differences_are_of_arms_of_one_corpus() -> None:
     assert differences["loss"] == pytest.approx([0.1, -0.1])
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_measures_every_arm_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

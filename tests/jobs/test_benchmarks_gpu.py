@@ -94,7 +94,7 @@ def test_tables_are_made_of_the_file(
         assert line in text.splitlines(), f"{line} is not in\n{text}"
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_curates_and_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

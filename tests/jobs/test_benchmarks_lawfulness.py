@@ -33,7 +33,7 @@ def test_captions_of_both_worlds_name_the_motion_of_every_moving_clip() -> None:
         assert {clip.kind for clip in clips} >= {"real", "cartoon"}
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_tells_cartoons(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["lawfulness", "--quick"])
     lawfulness.main()

@@ -128,7 +128,7 @@ def test_directions_of_looks_are_those_in_which_a_query_changes_with_its_look() 
     np.testing.assert_allclose(colour - colour @ spanned.T @ spanned, 0, atol=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -> None:
     run = config.load("demo", {})
     model = open_model(run.model, torch.device("cpu"))
@@ -156,7 +156,7 @@ def test_a_model_unlearns_queries_learns_them_and_is_as_it_was(tmp_path: Path) -
     assert (differences[0].argmax(0) == np.arange(len(videos))).all()  # each query's own video goes along most
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_gradients_are_taken_in_every_look_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradients, "LOOKS", 2)
     monkeypatch.setattr(world, "MOTIONS", world.MOTIONS[:5])

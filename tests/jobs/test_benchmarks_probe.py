@@ -148,7 +148,7 @@ def test_a_corpus_has_queries_twins_and_clips_of_motions_that_have_cartoons() ->
     assert {clip.motion for clip in of.clips} <= set(world.CARTOONS)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_short_form_says_what_it_chose_and_every_layer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

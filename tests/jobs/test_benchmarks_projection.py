@@ -118,7 +118,7 @@ def test_the_clock_leaves_the_warm_up_out() -> None:
     assert len(calls) == 5
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_quick_runs_from_end_to_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(projection, "KINDS", ("gaussian",))
     monkeypatch.setattr(sys, "argv", ["projection", "--quick"])

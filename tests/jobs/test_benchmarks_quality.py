@@ -437,7 +437,7 @@ def one_core() -> Iterator[None]:
     os.sched_setaffinity(0, cores)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.timeout(1500)
 def test_worlds_are_studied_in_one_process_and_not_twice(
     one_core: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

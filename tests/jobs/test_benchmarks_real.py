@@ -357,7 +357,7 @@ def kth_folder(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_a_folder_in_kths_layout_goes_from_videos_to_a_sentence_and_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

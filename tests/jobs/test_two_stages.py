@@ -149,7 +149,7 @@ def killed(run: Run, moment: str) -> str:
     line = [sys.executable, "-m", "jobs.curate", "--config", str(path)]
     with log.open("w") as output:
         driver = subprocess.Popen(line, cwd=ROOT, env=known, stdout=output, stderr=output, start_new_session=True)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while moment not in log.read_text() and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
