@@ -163,11 +163,11 @@ class StageError(RuntimeError):
 
 def store_failure(error: BaseException | None) -> StoreError | None:
     """The store's failure that an error came of, if it came of one: the first StoreError on the chain of causes."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
         if isinstance(error, StoreError):
             return error
-        seen.append(error)
+        chain.append(error)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 

@@ -77,11 +77,11 @@ def encoded(run: Run, model: VideoModel, scenes: Sequence[world.Scene], masked: 
     clips = []
     for scene in scenes:
         frames = world.render(scene, height, width)
-        latent, given = split(model.encode(frames, fps))
+        latent, of_clip = split(model.encode(frames, fps))
         mask = None
         if masked:
             mask = motion.motion_mask(motion.estimate(frames, raft, run.motion, CPU), run.motion, models.grid(run))
-        clips.append(Clip(latent, {**given, **model.text(scene.caption)}, mask))
+        clips.append(Clip(latent, {**of_clip, **model.text(scene.caption)}, mask))
     return clips
 
 

@@ -181,8 +181,8 @@ def measured(published: Published, device: torch.device, quick: bool) -> dict[st
     figures["flow"] = seconds(lambda: estimate(frames, raft, run.motion, device), device)
     encoded = model.encode(frames, published.fps)
     figures["encode"] = seconds(lambda: model.encode(frames, published.fps), device)
-    latent, given = split(encoded)
-    conditioning = {**given, **caption(published, model)}
+    latent, of_clip = split(encoded)
+    conditioning = {**of_clip, **caption(published, model)}
     mask = own_noise("mask", 0, grid.shape).abs().clamp(0, 1).to(device)
     gradients = ProjectedGradients(model.trained, Projection("sketched_gaussian", 2048, 0))
     settings = [Setting(timestep=published.timestep, mask="motion")]
@@ -195,7 +195,7 @@ def measured(published: Published, device: torch.device, quick: bool) -> dict[st
     figures["attention"] = kernel(take) if device.type == "cuda" else "the CPU's"
     gradients.collect()
     gradients.close()
-    figures["training step"] = step(model, published, {"latent": latent, **given}, conditioning, numbers)
+    figures["training step"] = step(model, published, {"latent": latent, **of_clip}, conditioning, numbers)
     if device.type == "cuda":
         figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return figures

@@ -48,14 +48,14 @@ def gradients(run: Run, scenes: list[world.Scene]) -> Tensor:
 def masked_loss(run: Run, model: VideoModel, raft: torch.nn.Module, scene: world.Scene) -> Tensor | None:
     _, _, height, width = run.geometry
     clip = world.render(scene, height, width)
-    latent, given = split(model.encode(clip, run.geometry[1]))
+    latent, of_clip = split(model.encode(clip, run.geometry[1]))
     flow = motion.estimate(clip, raft, run.motion, torch.device("cpu"))
     mask = motion.motion_mask(flow, run.motion, models.grid(run))
     if mask is None:
         return None
     setting = run.attribution.settings[0]
     noise = shared_noise(run.seed, setting.noise, tuple(latent.shape))
-    conditioning = batched([{**given, **model.text(scene.caption)}])
+    conditioning = batched([{**of_clip, **model.text(scene.caption)}])
     errors = loss_map(model, latent[None], conditioning, torch.tensor([setting.timestep]), noise[None])
     return masked_mean(errors, mask[None])
 

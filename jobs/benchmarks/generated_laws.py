@@ -123,23 +123,23 @@ class Camera:
     def description(self, frames: Frames) -> Floats:
         return np.array(movement.movement(frames, self.flow(frames))["description"])
 
-    def measured(self, frames: Frames, name: str, given: Corpus) -> Measured:
+    def measured(self, frames: Frames, name: str, material: Corpus) -> Measured:
         """A video of the motion `name`, held against the queries and cartoons of a corpus."""
         flow = self.flow(frames)
         description = np.array(movement.movement(frames, flow)["description"])
-        distance, other = (judge.distance(name, description) for judge in (given.real, given.cartoons))
+        distance, other = (judge.distance(name, description) for judge in (material.real, material.cartoons))
         known = laws.deviation(name, flow.numpy()) if name in laws.LAWS else float("nan")
         return Measured(
             float(distance < other), float(np.log(other / distance)), distance, known, motion.statistics(flow)[0]
         )
 
-    def films(self, given: Corpus, model: VideoModel, sampling: int) -> Iterator[Measured]:
+    def films(self, material: Corpus, model: VideoModel, sampling: int) -> Iterator[Measured]:
         """The measures of the videos that a model makes of the captions, each with a seed of its own and the corpus."""
         data, guidance = self.run.data, self.run.evaluate.guidance
-        for n, scene in enumerate(given.scenes):
-            geometry, seed = (data.frames, data.height, data.width), 1000 * given.seed + n
+        for n, scene in enumerate(material.scenes):
+            geometry, seed = (data.frames, data.height, data.width), 1000 * material.seed + n
             frames = model.generate(scene.caption, geometry, data.fps, seed, sampling, guidance)
-            yield self.measured(frames, scene.motion, given)
+            yield self.measured(frames, scene.motion, material)
 
 
 # --- a corpus, and what each model is fine-tuned on -------------------------------------------------------------------
@@ -175,15 +175,15 @@ def _encoded(some: Sequence[Scene]) -> Clips:
         return problem.load((folder,))
 
 
-def arms(given: Corpus) -> dict[str, Rows]:
+def arms(material: Corpus) -> dict[str, Rows]:
     """The rows of the corpus that each arm is fine-tuned on."""
-    clips, every = given.clips, np.arange(len(given.clips))
+    clips, every = material.clips, np.arange(len(material.clips))
     half = len(clips) // 2
     pairs = zip(clips.motions.tolist(), clips.movement, strict=True)
-    distance = np.array([given.real.distance(name, description) for name, description in pairs])
-    unlawful = lawfulness.quantiles(distance, lawfulness.leave_one_out(given.real)) <= QUANTILE
+    distance = np.array([material.real.distance(name, description) for name, description in pairs])
+    unlawful = lawfulness.quantiles(distance, lawfulness.leave_one_out(material.real)) <= QUANTILE
     row_of = {clip_id: row for row, clip_id in enumerate(clips.clip_ids)}
-    shuffled = np.array([row_of[clip_id] for clip_id in by_hash(given.seed, clips.clip_ids)])
+    shuffled = np.array([row_of[clip_id] for clip_id in by_hash(material.seed, clips.clip_ids)])
     cartoon = clips.kinds == "cartoon"
     return {
         "real half": every[~cartoon],
@@ -211,21 +211,21 @@ def by_motion(scenes: Sequence[Scene], rows: Sequence[Measured]) -> dict[str, di
 def figures(seed: int, sizes: Sizes, camera: Camera) -> dict[str, dict[str, Any]]:
     """Of every arm of a corpus, of the base and of what is rendered: the measures of its videos by motion; how many
     clips and cartoons it was fine-tuned on; and the masked loss of the held-out clips."""
-    given, model = corpus(seed, sizes, camera), open_model(camera.run.model, torch.device("cpu"))
+    material, model = corpus(seed, sizes, camera), open_model(camera.run.model, torch.device("cpu"))
     state = copy.deepcopy(model.trained.state_dict())
     table: dict[str, dict[str, Any]] = {}
-    for name, some in (("rendered real clips", given.scenes), ("rendered cartoons", given.twins)):
-        rows = [camera.measured(camera.rendered(scene), scene.motion, given) for scene in some]
+    for name, some in (("rendered real clips", material.scenes), ("rendered cartoons", material.twins)):
+        rows = [camera.measured(camera.rendered(scene), scene.motion, material) for scene in some]
         table[name] = {"measures": by_motion(some, rows)}
-    every = {"base": np.arange(0), **arms(given)}
+    every = {"base": np.arange(0), **arms(material)}
     for name, chosen in every.items():
         model.trained.load_state_dict(state)
         if len(chosen):
-            retraining.fine_tuned(retraining.on(chosen, seed), given.clips, sizes.recipe, model)
-        loss = retraining.losses(model, given.held_out, sizes.recipe)[..., 0].mean()
-        films = list(camera.films(given, model, sizes.sampling))
-        cartoons = int((given.clips.kinds[chosen] == "cartoon").sum())
-        table[name] = {"measures": by_motion(given.scenes, films), "loss": float(loss)}
+            retraining.fine_tuned(retraining.on(chosen, seed), material.clips, sizes.recipe, model)
+        loss = retraining.losses(model, material.held_out, sizes.recipe)[..., 0].mean()
+        films = list(camera.films(material, model, sizes.sampling))
+        cartoons = int((material.clips.kinds[chosen] == "cartoon").sum())
+        table[name] = {"measures": by_motion(material.scenes, films), "loss": float(loss)}
         table[name] |= {"clips": len(chosen), "cartoons": cartoons}
         print(f"corpus {seed}, {name}: {_cells(overall([table[name]]))}", flush=True)
     return table

@@ -193,9 +193,9 @@ def _free_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
-def print_case(given: str, cap: int) -> None:
+def print_case(case_text: str, cap: int) -> None:
     """Measure the case within so many bytes; the result is the last line."""
-    case = Case(**json.loads(given))
+    case = Case(**json.loads(case_text))
     resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
     print("\n" + json.dumps(errors_of(case) if case.accuracy_seeds else speed_of(case)))
 
@@ -519,19 +519,19 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="the GPU's part alone")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--cap", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.case:
-        print_case(given.case, given.cap)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print_case(arguments.case, arguments.cap)
         return
-    if given.gpu and not torch.cuda.is_available():
+    if arguments.gpu and not torch.cuda.is_available():
         sys.exit("error: torch sees no GPU here; without --gpu the CPU is measured")
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
     figures: Row = {"benchmark": "projection", "machine": ceilings.machine(), "gpu": None}
     ceilings.print_machine(figures["machine"])
-    if not given.gpu:
-        figures |= measure_cpu(QUICK if given.quick else Plan())
+    if not arguments.gpu:
+        figures |= measure_cpu(QUICK if arguments.quick else Plan())
     if torch.cuda.is_available():
-        figures["gpu"] = measure_gpu(QUICK_GPU if given.quick else WAN)
+        figures["gpu"] = measure_gpu(QUICK_GPU if arguments.quick else WAN)
     else:
         print("on a GPU: not run: torch sees none\n")
     ceilings.print_json(figures)

@@ -287,20 +287,20 @@ def _dropped(module: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _losses(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> Iterator[Tensor]:
+def _losses(subject: Subject, inputs: Inputs, settings: Sequence[Setting]) -> Iterator[Tensor]:
     """The losses of settings that share one forward pass."""
     t = torch.full((1,), settings[0].timestep, device=subject.device)
-    noise = shared_noise(0, settings[0].noise, tuple(given.latent.shape)).to(subject.device)
-    errors = loss_map(subject.model, given.latent[None], batched([given.conditioning]), t, noise[None])
+    noise = shared_noise(0, settings[0].noise, tuple(inputs.latent.shape)).to(subject.device)
+    errors = loss_map(subject.model, inputs.latent[None], batched([inputs.conditioning]), t, noise[None])
     for setting in settings:
-        yield masked_mean(errors, given.mask[None] if setting.mask == "motion" else None)
+        yield masked_mean(errors, inputs.mask[None] if setting.mask == "motion" else None)
 
 
 @fastest_attention()
-def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
+def _bare(subject: Subject, inputs: Inputs, settings: Sequence[Setting]) -> None:
     """As `take_clip` does it: one forward pass for all, or under checkpointing one for each."""
     for some in [[setting] for setting in settings] if not keeps_graph(subject.model) else [settings]:
-        losses = list(_losses(subject, given, some))
+        losses = list(_losses(subject, inputs, some))
         for i, loss in enumerate(losses):
             loss.backward(retain_graph=i + 1 < len(losses))
 
@@ -308,23 +308,24 @@ def _bare(subject: Subject, given: Inputs, settings: Sequence[Setting]) -> None:
 def gradients(subject: Subject, rates: Rates) -> list[Figure]:
     """Loss and backward, what projecting adds by kind, on a GPU the cheaper geometries and parameters; last,
     compiled blocks."""
-    given, what = _inputs(subject, subject.grid.shape), f"{len(subject.settings)} setting(s)"
-    figures = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, True))]
+    inputs, what = _inputs(subject, subject.grid.shape), f"{len(subject.settings)} setting(s)"
+    figures = [attempt("gradient", what, partial(_gradient, subject, rates, inputs, what, True))]
     bare = figures[0].seconds
     if bare is not None:
         figures += [
-            attempt("projection", kind, partial(_projection, subject, rates, given, kind, bare)) for kind in rates.kinds
+            attempt("projection", kind, partial(_projection, subject, rates, inputs, kind, bare))
+            for kind in rates.kinds
         ]
     if subject.device.type == "cuda":
-        figures += _cheaper(subject, rates, given)
-    return [*figures, attempt("gradient", "blocks compiled", partial(_compiled_gradient, subject, rates, given))]
+        figures += _cheaper(subject, rates, inputs)
+    return [*figures, attempt("gradient", "blocks compiled", partial(_compiled_gradient, subject, rates, inputs))]
 
 
-def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
+def _cheaper(subject: Subject, rates: Rates, inputs: Inputs) -> list[Figure]:
     model: Any = subject.model.trained
     small = _inputs(subject, (11, 30, 52))
     both, what = (Setting(mask="motion"), Setting(mask="none")), "motion mask and none"
-    figures = [attempt("gradient", what, partial(_gradient, subject, rates, given, what, settings=both))]
+    figures = [attempt("gradient", what, partial(_gradient, subject, rates, inputs, what, settings=both))]
     what = "41x240x416"
     figures.append(attempt("gradient", what, partial(_gradient, subject, rates, small, what)))
     model.disable_gradient_checkpointing()
@@ -333,18 +334,18 @@ def _cheaper(subject: Subject, rates: Rates, given: Inputs) -> list[Figure]:
     model.enable_gradient_checkpointing()
     restrict(model, LAST_THIRD)
     what = "the last third of the blocks alone"
-    figures.append(attempt("gradient", what, partial(_gradient, subject, rates, given, what)))
+    figures.append(attempt("gradient", what, partial(_gradient, subject, rates, inputs, what)))
     restrict(model, ".*")
     return figures
 
 
-def _compiled_gradient(subject: Subject, rates: Rates, given: Inputs) -> Figure:
+def _compiled_gradient(subject: Subject, rates: Rates, inputs: Inputs) -> Figure:
     """Loss and backward by compiled blocks, which they stay; the call that compiles them is a detail."""
     with _dropped(subject.model.trained):
-        executed = flops(lambda: _bare(subject, given, subject.settings))  # of compiled code none are counted
+        executed = flops(lambda: _bare(subject, inputs, subject.settings))  # of compiled code none are counted
         subject.model.compile()
-        (first,) = ceilings.timed(lambda: _bare(subject, given, subject.settings), subject.device, 1, warmup=0)
-        seconds, details = clock(lambda: _bare(subject, given, subject.settings), subject.device, warmup=0)
+        (first,) = ceilings.timed(lambda: _bare(subject, inputs, subject.settings), subject.device, 1, warmup=0)
+        seconds, details = clock(lambda: _bare(subject, inputs, subject.settings), subject.device, warmup=0)
     details["first call s"] = first
     return worked("gradient", "blocks compiled", seconds, executed, rates, subject.model.dtype, False, details)
 
@@ -352,7 +353,7 @@ def _compiled_gradient(subject: Subject, rates: Rates, given: Inputs) -> Figure:
 def _gradient(
     subject: Subject,
     rates: Rates,
-    given: Inputs,
+    inputs: Inputs,
     what: str,
     counts: bool = False,
     settings: Sequence[Setting] | None = None,
@@ -364,10 +365,10 @@ def _gradient(
     """
     chosen_settings = subject.settings if settings is None else settings
     with torch.no_grad():
-        forward = flops(lambda: list(_losses(subject, given, chosen_settings))) if counts else 0.0
+        forward = flops(lambda: list(_losses(subject, inputs, chosen_settings))) if counts else 0.0
     with _dropped(subject.model.trained):
-        executed = flops(lambda: _bare(subject, given, chosen_settings))
-        seconds, details = clock(lambda: _bare(subject, given, chosen_settings), subject.device, warmup=0)
+        executed = flops(lambda: _bare(subject, inputs, chosen_settings))
+        seconds, details = clock(lambda: _bare(subject, inputs, chosen_settings), subject.device, warmup=0)
     dtype = subject.model.dtype
     details["of matmul rate"] = executed / seconds / rates.product(dtype)
     if counts:  # elsewhere not every block has a backward
@@ -377,7 +378,7 @@ def _gradient(
     return worked("gradient", what, seconds, executed, rates, dtype, counts, details)
 
 
-def _projection(subject: Subject, rates: Rates, given: Inputs, kind: str, bare: float) -> Figure:
+def _projection(subject: Subject, rates: Rates, inputs: Inputs, kind: str, bare: float) -> Figure:
     """The time that projecting adds to loss and backward: the sketch streamed, dense kinds held as the recipe says."""
     a = subject.run.attribution.projection
     projection = Projection(kind, a.dim, a.seed)  # type: ignore[arg-type]
@@ -387,7 +388,7 @@ def _projection(subject: Subject, rates: Rates, given: Inputs, kind: str, bare: 
 
     def call() -> None:
         for _ in range(clips):
-            take_clip(gradients, subject.model, subject.settings, given.latent, given.conditioning, given.mask, 0)
+            take_clip(gradients, subject.model, subject.settings, inputs.latent, inputs.conditioning, inputs.mask, 0)
         gradients.collect()
 
     try:

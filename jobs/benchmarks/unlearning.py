@@ -41,12 +41,12 @@ class Encoded:
 def error_maps(model: VideoModel, videos: Encoded, rows: Sequence[int]) -> Tensor:
     """Errors at TIMESTEP, mean over noises that all videos share: [rows, f, h, w]."""
     latents = videos.latents[list(rows)]
-    given = batched([videos.conditioning[row] for row in rows])
+    conditioning = batched([videos.conditioning[row] for row in rows])
     moment = torch.full((len(rows),), TIMESTEP)
     maps = []
     for index in NOISES:
         noise = shared_noise(SEED, index, tuple(latents.shape[1:])).expand_as(latents)
-        maps.append(loss_map(model, latents, given, moment, noise))
+        maps.append(loss_map(model, latents, conditioning, moment, noise))
     return torch.stack(maps).mean(0)
 
 

@@ -201,9 +201,9 @@ def post(address: str, path: str, said: dict[str, Any]) -> None:
 
 def measure_server(address: str, pid: int, clips: int) -> Figures:
     def view(**spec: Any) -> None:
-        given = {**spec, "stamp": time.monotonic_ns() % (1 << 50)}
-        page = get(address, "view", spec=given)
-        get(address, "rows", spec=given, **{"from": 0, "to": 60})
+        stamped = {**spec, "stamp": time.monotonic_ns() % (1 << 50)}
+        page = get(address, "view", spec=stamped)
+        get(address, "rows", spec=stamped, **{"from": 0, "to": 60})
         assert page["n"] <= clips
 
     def word(n: int) -> None:
@@ -293,17 +293,17 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--clips", type=int, default=1_000_000)
     words.add_argument("--root", help="a run that an earlier call wrote there, or is written there now")
-    given = words.parse_args()
+    arguments = words.parse_args()
     with contextlib.ExitStack() as stack:
-        root = given.root or stack.enter_context(tempfile.TemporaryDirectory())
+        root = arguments.root or stack.enter_context(tempfile.TemporaryDirectory())
         if not os.path.exists(f"{root}/config.yaml"):
-            write_run(root, given.clips)
+            write_run(root, arguments.clips)
         address, pid, seconds = stack.enter_context(served(root))
-        figures: Figures = {"clips": given.clips, "load": os.getloadavg()[0], "start": seconds}
+        figures: Figures = {"clips": arguments.clips, "load": os.getloadavg()[0], "start": seconds}
         figures |= {"start, CPU": cpu(pid), "server at rest, MB": resident(pid)}
         figures |= measure_page(address)
-        figures |= measure_server(address, pid, given.clips)
-        limits = LIMITS if given.clips < MANY else LIMITS_OF_MANY
+        figures |= measure_server(address, pid, arguments.clips)
+        limits = LIMITS if arguments.clips < MANY else LIMITS_OF_MANY
         for name, value in figures.items():
             limit = limits.get(name)
             print(f"{name:<32} {shown(value)}" + ("" if limit is None else f"   (limit {limit:g})"))

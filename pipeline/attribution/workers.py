@@ -246,15 +246,15 @@ class FeatureWorker:
         measured = scanning.PART in rows.column_names  # of the motion table: its masks are read here
         if measured:
             rows = scanning.lookup(rows, self.LOOKED_UP)
-        seen = decoded(self.decoder, self.run, rows.to_pylist())
-        for pairs in tables.in_parts((self._take(one, measured) for one in seen), self.projected):
+        clips = decoded(self.decoder, self.run, rows.to_pylist())
+        for pairs in tables.in_parts((self._take(clip, measured) for clip in clips), self.projected):
             shown = [picture for picture, _ in pairs if picture is not None]
             parts = {"pictures": pictures.rows(shown)} if shown else {}
             yield {**parts, "features": self.finish([row for _, row in pairs])}
 
-    def _take(self, seen: tuple[Row, Frames | ClipError], measured: bool) -> tuple[Row | None, Row]:
+    def _take(self, clip: tuple[Row, Frames | ClipError], measured: bool) -> tuple[Row | None, Row]:
         """A clip's row of pictures/, which it has already where its motion was measured, and that of its features."""
-        return None if measured else pictures.picture(*seen), self.take(*seen)
+        return None if measured else pictures.picture(*clip), self.take(*clip)
 
     def refuse(self, rows: pa.Table, error: ClipError) -> dict[str, pa.Table]:
         return {"features": self.finish([self.take(row, error) for row in rows.to_pylist()])}
@@ -321,8 +321,8 @@ class AttributionWorker:
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
-        seen = decoded(self.motion.decoder, self.motion.run, clips.to_pylist())
-        for part in tables.in_parts((self.take(*one) for one in seen), self.features.projected):
+        decoded_clips = decoded(self.motion.decoder, self.motion.run, clips.to_pylist())
+        for part in tables.in_parts((self.take(*clip) for clip in decoded_clips), self.features.projected):
             moved = [motion_row for motion_row, _, _ in part if motion_row is not None]
             gone_on = [feature_row for _, feature_row, _ in part if feature_row is not None]
             parts = {

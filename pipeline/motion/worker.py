@@ -94,8 +94,8 @@ class MotionWorker:
 
     def __call__(self, clips: pa.Table) -> Iterator[dict[str, pa.Table]]:
         schema = schemas.motion_schema(clips.schema)
-        seen = decoded(self.decoder, self.run, clips.to_pylist())
-        for pairs in tables.in_parts((pictures.picture(*one), self.measure(*one)) for one in seen):
+        decoded_clips = decoded(self.decoder, self.run, clips.to_pylist())
+        for pairs in tables.in_parts((pictures.picture(*clip), self.measure(*clip)) for clip in decoded_clips):
             shown, measured = zip(*pairs, strict=True)
             yield {"pictures": pictures.rows(list(shown)), **self.parts(list(measured), schema)}
 

@@ -110,9 +110,9 @@ def parts(shares: Sums, names: Sequence[str], notes: Sequence[str], groups: Sequ
     ]
 
 
-def group_sums(given: Sequence[Part], groups: Sequence[str]) -> list[float]:
+def group_sums(parts: Sequence[Part], groups: Sequence[str]) -> list[float]:
     """The parts' shares in each group's influence, summed. A group is any text: a template would take it for a path."""
-    return [sum(part.groups[group] for part in given) for group in groups]
+    return [sum(part.groups[group] for part in parts) for group in groups]
 
 
 def pixel_frames(frames: int, latents: int) -> list[str]:

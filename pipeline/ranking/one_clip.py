@@ -108,11 +108,11 @@ def cosines_of(
     own = clips.among([clip_id]).rows()[clip_id]
     cosines, moment = list[Array](), np.zeros((len(own), len(own)))
 
-    def seen(phi: Array, rows: slice) -> tuple[Array, Sums]:
+    def cosines_and_moment(phi: Array, rows: slice) -> tuple[Array, Sums]:
         scaled = phi if weights is None else phi * np.sqrt(weights[rows], dtype=np.float32)[:, None]
         return phi @ own, second_moment(scaled)
 
-    for part_cosines, part in clips.map_rows(seen):
+    for part_cosines, part in clips.map_rows(cosines_and_moment):
         cosines.append(part_cosines)
         moment += part
     if whiten is not None:

@@ -96,13 +96,13 @@ def clip_names(clip_ids: Sequence[str] | pa.Array, count: int) -> pa.LargeString
     ids = clip_ids.to_pylist() if isinstance(clip_ids, pa.Array | pa.ChunkedArray) else list(clip_ids)
     if isinstance(clip_ids, str) or len(ids) != count:
         raise ValueError(f"clip_ids: {count} rows of influence need as many ids, and there are {len(ids)}")
-    seen: dict[str, int] = {}
+    first_rows: dict[str, int] = {}
     for row, clip_id in enumerate(ids):
         if not isinstance(clip_id, str):
             raise ValueError(f"clip_ids: the id of row {row} is {clip_id!r}, and an id is text")
-        if clip_id in seen:
-            raise ValueError(f"clip_ids: rows {seen[clip_id]} and {row} have one id, {clip_id!r}")
-        seen[clip_id] = row
+        if clip_id in first_rows:
+            raise ValueError(f"clip_ids: rows {first_rows[clip_id]} and {row} have one id, {clip_id!r}")
+        first_rows[clip_id] = row
     return pa.array(ids, pa.large_string())
 
 

@@ -186,13 +186,13 @@ def _refuse(root: str, others: list[Holder]) -> None:
 
 def _others(root: str, mine: Holder | None = None) -> list[Holder]:
     """Whoever else lives and holds the run or wants to. The files of the dead are removed."""
-    seen = _read(root, mine)
-    living = [holder for holder in seen if not _dead(holder)]
+    holders = _read(root, mine)
+    living = [holder for holder in holders if not _dead(holder)]
     if living and all(abs(time.time() - holder.renewed) > EXPIRY for holder in living):
         log.warning("waiting %g s to see whether the job %s on %s is alive", WATCH, living[0].job, living[0].host)
         time.sleep(WATCH)
-        living = [holder for holder in _read(root, mine) if holder not in seen]
-    for nonce in {holder.nonce for holder in seen} - {holder.nonce for holder in living}:
+        living = [holder for holder in _read(root, mine) if holder not in holders]
+    for nonce in {holder.nonce for holder in holders} - {holder.nonce for holder in living}:
         _remove(root, nonce)
     return living
 

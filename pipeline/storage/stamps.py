@@ -32,7 +32,7 @@ def stamps(path: str) -> dict[str, str] | None:
 
 
 def _local(path: str) -> Iterator[tuple[str, str]]:
-    todo, seen = [("", path)], set[tuple[int, int]]()
+    todo, visited = [("", path)], set[tuple[int, int]]()
     while todo:
         name, path = todo.pop()
         try:
@@ -40,9 +40,9 @@ def _local(path: str) -> Iterator[tuple[str, str]]:
             if not stat.S_ISDIR(status.st_mode):
                 yield name, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
                 continue
-            if (status.st_dev, status.st_ino) in seen:  # links in a circle
+            if (status.st_dev, status.st_ino) in visited:  # links in a circle
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             with os.scandir(path) as entries:
                 below = sorted(entries, key=lambda entry: entry.name)  # of two links to a folder always the same counts
             todo += [(posixpath.join(name, entry.name), entry.path) for entry in below]

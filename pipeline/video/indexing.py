@@ -118,9 +118,9 @@ class IndexWorker:
         stretches, d = list[Row](), self.run.data
 
         def segments() -> list[Row]:
-            seen = self.decoder.index_or_plan(str(video["uri"]), d.frames, d.fps, d.stride, length)
-            stretches.extend(seen["stretches"])
-            return seen["segments"]
+            outcome = self.decoder.index_or_plan(str(video["uri"]), d.frames, d.fps, d.stride, length)
+            stretches.extend(outcome["stretches"])
+            return outcome["segments"]
 
         rows = rows_of(video, self.run.seed, segments)
         if not stretches:

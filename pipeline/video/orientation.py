@@ -80,18 +80,18 @@ def pose(frame: Any, aspect: float) -> Pose:
 Scale = Callable[[Any, Pose, Frames], None]  # a decoded frame, its pose, and the RGB [height, width, 3] that it fills
 
 
-def fit(frame: Any, seen: Pose, height: int, width: int) -> Frames:
+def fit(frame: Any, pose: Pose, height: int, width: int) -> Frames:
     """A decoded frame as RGB [height, width, 3]: upright, scaled to cover with antialiasing, cropped centrally."""
     # One thread: the scaler begins one for each core otherwise, for every frame, and a child has no room for many.
     pixels = frame.to_ndarray(format="rgb24", threads=1)
-    if seen.transposed:
+    if pose.transposed:
         pixels = pixels.transpose(1, 0, 2)
-    if seen.reverse_rows:
+    if pose.reverse_rows:
         pixels = pixels[::-1]
-    if seen.reverse_columns:
+    if pose.reverse_columns:
         pixels = pixels[:, ::-1]
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    tall, wide = seen.shape(frame.height, frame.width)
+    tall, wide = pose.shape(frame.height, frame.width)
     scale = max(height / tall, width / wide)
     # Margins that are cut off, in stored pixels.
     left = (wide - width / scale) / 2 * (image.width / wide)
@@ -100,9 +100,9 @@ def fit(frame: Any, seen: Pose, height: int, width: int) -> Frames:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
-def scale_by_pillow(frame: Any, seen: Pose, picture: Frames) -> None:
+def scale_by_pillow(frame: Any, pose: Pose, picture: Frames) -> None:
     """Fill a picture [height, width, 3] with what `fit` makes of a decoded frame."""
-    picture[:] = fit(frame, seen, *picture.shape[:2])
+    picture[:] = fit(frame, pose, *picture.shape[:2])
 
 
 class FFmpegScaler:
@@ -117,9 +117,9 @@ class FFmpegScaler:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
-    def __call__(self, frame: Any, seen: Pose, picture: Frames) -> None:
+    def __call__(self, frame: Any, pose: Pose, picture: Frames) -> None:
         height, width = picture.shape[:2]
-        tall, wide = seen.shape(frame.height, frame.width)
+        tall, wide = pose.shape(frame.height, frame.width)
         scale = max(height / tall, width / wide)
         rows, columns = _covering(tall * scale, height), _covering(wide * scale, width)
         if max(rows, columns) > LONGEST:
@@ -129,7 +129,7 @@ class FFmpegScaler:
                 f"for at most {LONGEST} a side; data.scaler: pillow scales the middle alone",
             )
         top, left = (rows - height) // 2, (columns - width) // 2
-        stored_rows, stored_columns = (columns, rows) if seen.transposed else (rows, columns)
+        stored_rows, stored_columns = (columns, rows) if pose.transposed else (rows, columns)
         # Planes: packed RGB has no quick way to full colour. One thread, for the reason that `fit` gives.
         planar: Any = self._reformatter.reformat(
             frame,
@@ -142,11 +142,11 @@ class FFmpegScaler:
         )
         for channel, plane in zip((1, 2, 0), planar.planes, strict=True):
             pixels = np.frombuffer(plane, np.uint8).reshape(stored_rows, plane.line_size)[:, :stored_columns]
-            if seen.transposed:
+            if pose.transposed:
                 pixels = pixels.T
-            if seen.reverse_rows:
+            if pose.reverse_rows:
                 pixels = pixels[::-1]
-            if seen.reverse_columns:
+            if pose.reverse_columns:
                 pixels = pixels[:, ::-1]
             picture[..., channel] = pixels[top : top + height, left : left + width]
 

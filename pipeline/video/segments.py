@@ -54,8 +54,8 @@ def segments(
     two begin at one source frame. `error` is None, or says why this segment cannot be used while others can. The first
     may have a `note`, a sentence about the file. Raises ClipError where none can.
     """
-    seen = _whole(path, fps, pulse) if span is None else _within(path, spans.parse(span), fps, pulse)
-    rows = cut(seen, frames, fps, stride, "" if span is None else " in its span", pulse)
+    footage = _whole(path, fps, pulse) if span is None else _within(path, spans.parse(span), fps, pulse)
+    rows = cut(footage, frames, fps, stride, "" if span is None else " in its span", pulse)
     packets = read_packets(path, pulse)
     if packets.streams > 1:
         rows[0]["note"] = stream_note(packets)
@@ -67,23 +67,23 @@ def stream_note(packets: Packets) -> str:
 
 
 def cut(
-    seen: Seen, frames: int, fps: float, stride: int | None, where: str = "", pulse: Pulse = no_pulse
+    footage: Footage, frames: int, fps: float, stride: int | None, where: str = "", pulse: Pulse = no_pulse
 ) -> list[dict[str, Any]]:
-    """The segments of what has been seen, as `segments` has them. Raises ClipError, with `where` in its sentence."""
-    times, first = seen.line.times, int(seen.numbers[0])
-    has = room(times, first, fps, seen.end)
+    """The segments of the footage, as `segments` has them. Raises ClipError, with `where` in its sentence."""
+    times, first = footage.line.times, int(footage.numbers[0])
+    has = room(times, first, fps, footage.end)
     if has < frames:
         raise ClipError("too_short", f"it has {has} frames at {fps:g} frames a second{where}, a segment needs {frames}")
     rows: list[dict[str, Any]] = []
     # A frame on show for long is the nearest of many starts: it is one, and a pause of hours takes no time.
     start_times = times[first] + np.arange(0, has - frames + 1, stride or frames) / fps
-    starts = np.unique(seen.numbers[nearest(seen.times, start_times, fps)])
-    fits = (seen.end - times[starts]) * fps + TIE >= frames - 1
+    starts = np.unique(footage.numbers[nearest(footage.times, start_times, fps)])
+    fits = (footage.end - times[starts]) * fps + TIE >= frames - 1
     for start in starts[fits].tolist():
         pulse()
-        cuts, error = seen.segment(times[start] + np.arange(frames) / fps, fps)
+        cuts, error = footage.segment(times[start] + np.arange(frames) / fps, fps)
         row = {"start_frame": start, "num_frames": frames, "fps": float(fps)}
-        rows.append({**row, "height": seen.height, "width": seen.width, "cuts": cuts, "error": error})
+        rows.append({**row, "height": footage.height, "width": footage.width, "cuts": cuts, "error": error})
     if all(row["error"] for row in rows):
         raise ClipError.of_row(rows[0]["error"])
     return rows
@@ -115,7 +115,7 @@ class PictureNotes:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Footage:
     """What a file or a span of it shows: `numbers` [n] of the frames that can be decoded, in the file's timeline."""
 
     line: Timeline
@@ -148,38 +148,38 @@ class Seen:
         return cuts, None
 
 
-def _whole(path: str, fps: float, pulse: Pulse) -> Seen:
+def _whole(path: str, fps: float, pulse: Pulse) -> Footage:
     """What a whole file shows."""
     packets = read_packets(path, pulse)
-    seen, lost = from_start(lambda: _all_pictures(path, packets, pulse))
-    ordinals, dts, damaged = seen.table()
+    notes, lost = from_start(lambda: _all_pictures(path, packets, pulse))
+    ordinals, dts, damaged = notes.table()
     line = _line(packets, ordinals, dts)
     numbers = np.arange(len(ordinals)) if line.ordinals is None else line.number_of[ordinals]
     shown = numbers >= 0
     if not shown.any():
         raise ClipError("decode", "not one of the frames that it shows can be decoded")
     gone = line.number_of[np.array(lost, np.int64)]
-    return Seen(
+    return Footage(
         line=line,
         numbers=numbers[shown],
         damaged=damaged[shown].astype(bool),
-        changes=seen.changes.cuts() - int(np.argmax(shown)),
+        changes=notes.changes.cuts() - int(np.argmax(shown)),
         lost=np.setdiff1d(gone[gone >= 0], numbers[shown]),
-        height=seen.height,
-        width=seen.width,
+        height=notes.height,
+        width=notes.width,
         end=end_time(line.times, fps),
     )
 
 
 def _all_pictures(path: str, packets: Packets, pulse: Pulse) -> tuple[PictureNotes, list[int]]:
     """Every frame of a file, and the ordinals of the packets that cannot be decoded."""
-    seen, lost = PictureNotes(packets), list[int]()
+    notes, lost = PictureNotes(packets), list[int]()
     for picture in pictures(path, packets, 0, pulse, lost):
-        seen.add(picture.ordinal, picture)
-    return seen, lost
+        notes.add(picture.ordinal, picture)
+    return notes, lost
 
 
-def _within(path: str, span: Span, fps: float, pulse: Pulse) -> Seen:
+def _within(path: str, span: Span, fps: float, pulse: Pulse) -> Footage:
     """What a span of a file shows, decoded from the key frame before it. Raises ClipError where it lies outside."""
     packets = read_packets(path, pulse)
     line = read_timeline(path, packets, True, pulse)
@@ -190,7 +190,7 @@ def _within(path: str, span: Span, fps: float, pulse: Pulse) -> Seen:
         return _span_of(path, packets, line, span, fps, pulse)
 
 
-def _span_of(path: str, packets: Packets, line: Timeline, span: Span, fps: float, pulse: Pulse) -> Seen:
+def _span_of(path: str, packets: Packets, line: Timeline, span: Span, fps: float, pulse: Pulse) -> Footage:
     if not len(line.times):
         raise ClipError("decode", "not one of the frames that it shows can be decoded")
     try:
@@ -198,26 +198,26 @@ def _span_of(path: str, packets: Packets, line: Timeline, span: Span, fps: float
     except SpanError as error:
         raise ClipError("too_short", str(error)) from error
     key = line.start_for(packets, first)
-    seen: PictureNotes | None = None
+    notes: PictureNotes | None = None
     if key:
         with contextlib.suppress(ClipError, DisorderedError, DisplacedError):
-            seen = pictures_between(path, packets, line, key, first, last, pulse)
+            notes = pictures_between(path, packets, line, key, first, last, pulse)
     # As when decoding: from the start of the file it may be whole.
-    if seen is None or not is_whole(seen, first, last):
-        seen = from_start(lambda: pictures_between(path, packets, line, 0, first, last, pulse))
-    numbers, _, damaged = seen.table()
+    if notes is None or not is_whole(notes, first, last):
+        notes = from_start(lambda: pictures_between(path, packets, line, 0, first, last, pulse))
+    numbers, _, damaged = notes.table()
     if last + 1 < len(line.times):  # a time nearer to the next frame would show that one
         end = min(max(end, float(line.times[last])), float(line.times[last] + line.times[last + 1]) / 2)
     else:
         end = min(max(end, float(line.times[last])), end_time(line.times, fps))
-    return Seen(
+    return Footage(
         line=line,
         numbers=numbers,
         damaged=damaged.astype(bool),
-        changes=seen.changes.cuts(),
+        changes=notes.changes.cuts(),
         lost=np.setdiff1d(np.arange(first, last + 1), numbers),
-        height=seen.height,
-        width=seen.width,
+        height=notes.height,
+        width=notes.width,
         end=end,
     )
 
@@ -226,17 +226,17 @@ def pictures_between(
     path: str, packets: Packets, line: Timeline, start: int, first: int, last: int, pulse: Pulse
 ) -> PictureNotes:
     """The frames from number `first` to `last`, decoded from the packet of ordinal `start` on."""
-    seen = PictureNotes(packets)
+    notes = PictureNotes(packets)
     for number, picture in numbered(path, packets, line, start, pulse):
         if number > last:
             break
         if number >= first:
-            seen.add(number, picture)
-    return seen
+            notes.add(number, picture)
+    return notes
 
 
-def is_whole(seen: PictureNotes, first: int, last: int) -> bool:
-    return len(seen.rows) == last - first + 1 and not any(damaged for _, _, damaged in seen.rows)
+def is_whole(notes: PictureNotes, first: int, last: int) -> bool:
+    return len(notes.rows) == last - first + 1 and not any(damaged for _, _, damaged in notes.rows)
 
 
 def _line(packets: Packets, ordinals: npt.NDArray[np.int64], dts: npt.NDArray[np.int64]) -> Timeline:

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.errors import ClipError
 from pipeline.video.cuts import Changes
 from pipeline.video.packets import Packets, Pulse, no_pulse, read_packets
-from pipeline.video.segments import Seen, cut, is_whole, pictures_between, segments, stream_note
+from pipeline.video.segments import Footage, cut, is_whole, pictures_between, segments, stream_note
 from pipeline.video.timeline import Timeline, end_time, read_timeline, stamped
 
 THUMBNAIL = (18, 32, 3)
@@ -80,13 +80,13 @@ def stretch(path: str, start_frame: int, num_frames: int, pulse: Pulse = no_puls
     packets = read_packets(path, pulse)
     line = read_timeline(path, packets, True, pulse)
     last = start_frame + num_frames - 1
-    seen = pictures_between(path, packets, line, line.start_for(packets, start_frame), start_frame, last, pulse)
-    changes = seen.changes
-    if not is_whole(seen, start_frame, last) or changes.first is None or changes.last is None:
+    notes = pictures_between(path, packets, line, line.start_for(packets, start_frame), start_frame, last, pulse)
+    changes = notes.changes
+    if not is_whole(notes, start_frame, last) or changes.first is None or changes.last is None:
         raise ClipError("decode", "some of its frames are damaged or missing")
     numbers = {"times": line.times[start_frame : last + 1].tolist(), "pixels": changes.pixels}
     pictures = {"first": _text(changes.first), "last": _text(changes.last)}
-    return [{"height": seen.height, "width": seen.width, **numbers, "colours": changes.colours, **pictures}]
+    return [{"height": notes.height, "width": notes.width, **numbers, "colours": changes.colours, **pictures}]
 
 
 def _text(thumbnail: Any) -> str:
@@ -106,7 +106,7 @@ def segments_of(rows: Sequence[Mapping[str, Any]], frames: int, fps: float, stri
         changes.extend(Changes.noted(*pictures, row["pixels"], row["colours"]))
     times = np.concatenate([np.array(row["times"], np.float64) for row in rows])
     none = np.empty(0, np.int64)
-    seen = Seen(
+    footage = Footage(
         line=Timeline(times, None, none),
         numbers=np.arange(len(times)),
         damaged=np.zeros(len(times), bool),
@@ -116,4 +116,4 @@ def segments_of(rows: Sequence[Mapping[str, Any]], frames: int, fps: float, stri
         width=rows[0]["width"],
         end=end_time(times, fps),
     )
-    return cut(seen, frames, fps, stride)
+    return cut(footage, frames, fps, stride)

@@ -67,10 +67,10 @@ class Made(Words):
 def check_part(run: Run, asked: Made) -> None:
     """Raise ValueError where the part of a clip holds fewer than two of the frames at which gradients are taken."""
     frames, fps, *_ = run.geometry
-    seen = [n for n, inside in enumerate(asked.box().frames(frames, fps)) if inside]
-    if len(seen) < 2:
+    count = sum(asked.box().frames(frames, fps))
+    if count < 2:
         raise ValueError(
-            f"from {asked.box().first:g} s to {asked.box().last:g} s there are {len(seen)} of the {frames} frames at "
+            f"from {asked.box().first:g} s to {asked.box().last:g} s there are {count} of the {frames} frames at "
             f"{fps:g} a second that attribution sees (the clip's first {frames / fps:g} s); choose a longer part"
         )
 

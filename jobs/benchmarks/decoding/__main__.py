@@ -75,8 +75,8 @@ def in_turns(names: list[str], sizes: Sizes, arguments: dict[str, dict[str, Any]
     for _ in range(sizes.rounds):
         for name in names:
             way = arguments[name].get("function", name)
-            given = {key: value for key, value in arguments[name].items() if key != "function"}
-            rounds[name].append(in_a_process(way, **given))
+            named = {key: value for key, value in arguments[name].items() if key != "function"}
+            rounds[name].append(in_a_process(way, **named))
     return {name: median(figures) for name, figures in rounds.items()}
 
 
@@ -246,34 +246,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="cores of each way")
     parser.add_argument("--only", choices=["films", "segments", "many", "s3"], nargs="*", help="these parts alone")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     sizes = QUICK
-    if not given.quick:
-        long = max(2, round(given.minutes * 60 * films.RATE / Sizes.piece))
-        width = given.height * 16 // 9 // 2 * 2
-        sizes = Sizes(given.height, width, long=long, clips=given.clips, rounds=given.rounds)
-    parts = given.only or ["films", "segments", "many", "s3"]
-    codecs = films.CODECS[:1] + films.CODECS[-1:] if given.quick else films.CODECS
+    if not arguments.quick:
+        long = max(2, round(arguments.minutes * 60 * films.RATE / Sizes.piece))
+        width = arguments.height * 16 // 9 // 2 * 2
+        sizes = Sizes(arguments.height, width, long=long, clips=arguments.clips, rounds=arguments.rounds)
+    parts = arguments.only or ["films", "segments", "many", "s3"]
+    codecs = films.CODECS[:1] + films.CODECS[-1:] if arguments.quick else films.CODECS
     hardware = machine()
     print_machine(hardware)
-    print(f"{given.threads} threads; left out, as not installed: {', '.join(missing()) or 'nothing'}\n")
-    figures: dict[str, Any] = {"benchmark": "decoding", "machine": hardware, "threads": given.threads}
+    print(f"{arguments.threads} threads; left out, as not installed: {', '.join(missing()) or 'nothing'}\n")
+    figures: dict[str, Any] = {"benchmark": "decoding", "machine": hardware, "threads": arguments.threads}
     with tempfile.TemporaryDirectory(prefix="decoding-") as name:
         folder = Path(name)
         made = make(folder, sizes, codecs)
         if "films" in parts:
-            figures["films"] = list(whole_films(made, sizes, given.threads))
+            figures["films"] = list(whole_films(made, sizes, arguments.threads))
             table("whole films", ["film", "way"], figures["films"])
         if "segments" in parts:
-            figures["segments"] = list(segments(made, sizes, given.threads))
+            figures["segments"] = list(segments(made, sizes, arguments.threads))
             segments_table(f"segments of {sizes.frames} frames", figures["segments"])
         short = made["H.264"][0]
         if "many" in parts:
-            figures["many"], figures["export"] = many(folder, short, sizes, given.threads)
+            figures["many"], figures["export"] = many(folder, short, sizes, arguments.threads)
             table("many short clips", ["film", "way"], figures["many"], "PyAV's")
             print(f"export: {figures['export']['clips_per_second']:.2f} clips a second, encoded, one actor\n")
         if "s3" in parts:
-            figures["s3"] = list(remote(made["H.264"], sizes, given.threads))
+            figures["s3"] = list(remote(made["H.264"], sizes, arguments.threads))
             table("from a bucket on this machine", ["film", "way"], figures["s3"], "local")
     print_json(figures)
 

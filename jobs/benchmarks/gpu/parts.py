@@ -158,14 +158,14 @@ def training(folder: Path, model: Path, size: Size) -> dict[str, Any]:
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # type: ignore[attr-defined]
     dist.init_process_group("nccl" if gpus else "gloo", store=store, rank=0, world_size=1)
     try:
-        return {name: _steps(model, size, given, device) for name, given in WAYS.items()}
+        return {name: _steps(model, size, way, device) for name, way in WAYS.items()}
     finally:
         dist.destroy_process_group()
 
 
-def _steps(model_folder: Path, size: Size, given: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _steps(model_folder: Path, size: Size, way: dict[str, Any], device: torch.device) -> dict[str, Any]:
     recipe = config.load("wan2.1-t2v-1.3b", {"model.id": str(model_folder)})
-    finetune = Finetune(steps=max(3, size.steps // 2), **given)
+    finetune = Finetune(steps=max(3, size.steps // 2), **way)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -108,8 +108,8 @@ class Taker:
         """Projected gradients [videos, settings, k], their lengths before, and the losses: [videos, settings]."""
         losses = []
         for frames, mask, caption in videos:
-            latent, given = split(encoded(frames))
-            conditioning = {**given, **self.text(caption)}
+            latent, of_clip = split(encoded(frames))
+            conditioning = {**of_clip, **self.text(caption)}
             losses.append(
                 list(
                     take_clip(self.gradients, self.model, settings, latent, conditioning, mask, self.run.seed).values()

@@ -22,9 +22,9 @@ def encoded(run: Run, model: VideoModel, videos: Sequence[Video]) -> Encoded:
     """Videos under empty captions."""
     latents, conditioning = [], []
     for video in videos:
-        latent, given = split(model.encode(video.frames, run.geometry[1]))
+        latent, of_clip = split(model.encode(video.frames, run.geometry[1]))
         latents.append(latent)
-        conditioning.append({**given, **model.text("")})
+        conditioning.append({**of_clip, **model.text("")})
     return Encoded(torch.stack(latents), conditioning, torch.stack([video.mask for video in videos]))
 
 

@@ -54,14 +54,14 @@ class Reader:
             for block in model.blocks(model.trained):
                 block.register_forward_hook(self._keep)
 
-    def _keep(self, block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    def _keep(self, block: nn.Module, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         self.outputs.append(output[0] if isinstance(output, tuple) else output)
 
     @torch.no_grad()
     def read(self, frames: Frames, caption: str) -> dict[Layer, Array]:
         """[times, D] of every layer."""
-        latent, given = split(self.encoder.encode(frames, self.run.data.fps))
-        conditioning = batched([{**given, **self.text(caption)}] * len(TIMES))
+        latent, of_clip = split(self.encoder.encode(frames, self.run.data.fps))
+        conditioning = batched([{**of_clip, **self.text(caption)}] * len(TIMES))
         noise = shared_noise(self.run.seed, 0, tuple(latent.shape))
         times = torch.tensor(TIMES)
         latents, noises = (one.expand(len(TIMES), *one.shape) for one in (latent, noise))

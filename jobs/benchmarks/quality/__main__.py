@@ -48,19 +48,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few clips, subsets, targets and seeds: some minutes")
     parser.add_argument("--worlds", action="store_true", help="other corpora, another base, a shifted world")
     parser.add_argument("--folder", default="runs/quality", help="where everything is kept")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     machine = ceilings.machine()
     ceilings.print_machine(machine)
     start = time.monotonic()
-    if given.worlds:
-        results = worlds.run(worlds.QUICK if given.quick else worlds.LONG, given.folder)
+    if arguments.worlds:
+        results = worlds.run(worlds.QUICK if arguments.quick else worlds.LONG, arguments.folder)
     else:
-        results = run(QUICK if given.quick else LONG, given.folder)
+        results = run(QUICK if arguments.quick else LONG, arguments.folder)
     seconds = time.monotonic() - start
-    print(f"{duration(seconds)} in this call; tables in {given.folder}/report")
+    print(f"{duration(seconds)} in this call; tables in {arguments.folder}/report")
     ceilings.print_json(
         {
-            "benchmark": "quality, worlds" if given.worlds else "quality",
+            "benchmark": "quality, worlds" if arguments.worlds else "quality",
             "machine": machine,
             "seconds": seconds,
             **results,

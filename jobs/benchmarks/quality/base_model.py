@@ -21,9 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=SLIDING.steps)
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(replace(SLIDING, steps=given.steps), given.out)
+    train(replace(SLIDING, steps=arguments.steps), arguments.out)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class Differentiable:
         """`loss.loss_map` of a model with these parameters."""
         noisy = self.model.schedule.noised(latent, noise, timestep)
         named = dict(zip(self.names, parameters, strict=True))
-        given = {"hidden_states": noisy, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
-        prediction: Tensor = functional_call(self.model.trained, named, (), given)[0]
+        inputs = {"hidden_states": noisy, "timestep": timestep, "encoder_hidden_states": text, "return_dict": False}
+        prediction: Tensor = functional_call(self.model.trained, named, (), inputs)[0]
         return (prediction - self.model.schedule.target(latent, noise, timestep)).square().mean(1)
 
     def loss(self, parameters: Tensors, weights: Tensor, step: int) -> Tensor:

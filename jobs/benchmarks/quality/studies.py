@@ -274,8 +274,8 @@ class Studies:
         """How far generated videos are from the law of their motion, by what the model was fine-tuned on."""
         trainings = {(arm, m): self.choices[arm, m, 0] for arm in LAW_ARMS[1:] for m in self.plan.laws}
         trainings |= {("base", m): Retraining((), 0) for m in self.plan.laws}
-        given = [(task, motion) for (_, motion), task in trainings.items()]
-        deviations = tasks.generated(self.folder, self.plan.world, self.plan.recipe, given, self.plan.films)
+        of_motions = [(task, motion) for (_, motion), task in trainings.items()]
+        deviations = tasks.generated(self.folder, self.plan.world, self.plan.recipe, of_motions, self.plan.films)
         by = dict(zip(trainings, deviations, strict=True))
         rows: Rows = []
         for arm in LAW_ARMS if self.plan.laws else ():
@@ -319,8 +319,8 @@ class Studies:
         self, title: str, trainings: Mapping[Key, Retraining]
     ) -> dict[str, dict[Key, dict[str, float]]]:
         """By band: the changes of the losses at its timesteps after each of these fine-tunings."""
-        plan, given = self.plan, [Retraining((), 0), *trainings.values()]
-        by_band = tasks.measured_in_bands(self.folder, plan.world, plan.recipe, title, given)
+        plan, measured = self.plan, [Retraining((), 0), *trainings.values()]
+        by_band = tasks.measured_in_bands(self.folder, plan.world, plan.recipe, title, measured)
         return {
             band: {
                 key: counterfactual.changes(after, base, self.held_out, key[1])

@@ -39,8 +39,8 @@ def each(title: str, call: Callable[..., None], arguments: Sequence[tuple[Any, .
         return
     cores, progress = ceilings.usable_cores(), Progress(title)
     if cores == 1:
-        for number, given in enumerate(arguments, 1):
-            _alone(call, given)
+        for number, one in enumerate(arguments, 1):
+            _alone(call, one)
             progress(number, len(arguments), {})
         return
     streaming.connect()
@@ -154,8 +154,8 @@ def _measured(
     """The files of the losses after these fine-tunings. A file that lacks one of the columns is written anew."""
     home = f"{folder}/retrained" if of == "held_out" else f"{folder}/retrained/{of}"
     places = [f"{home}/{digest(task, recipe, world)}.parquet" for task in trainings]
-    given = {place: (folder, world, recipe, task, of, place) for place, task in zip(places, trainings, strict=True)}
-    each(title, _retrain, [given[place] for place in given if not _has(place, columns)])
+    calls = {place: (folder, world, recipe, task, of, place) for place, task in zip(places, trainings, strict=True)}
+    each(title, _retrain, [calls[place] for place in calls if not _has(place, columns)])
     return places
 
 
@@ -188,8 +188,8 @@ def generated(
 ) -> list[list[float]]:
     """How far the videos that each fine-tuned model makes of a motion's captions are from its law (`laws`)."""
     places = [f"{folder}/generated/{digest(task, recipe, world)}-{motion}-{films}.json" for task, motion in trainings]
-    missing = {p: (folder, world, recipe, *given, films, p) for p, given in zip(places, trainings, strict=True)}
-    each("generate", _generate, [given for place, given in missing.items() if not Path(place).exists()])
+    missing = {p: (folder, world, recipe, *training, films, p) for p, training in zip(places, trainings, strict=True)}
+    each("generate", _generate, [call for place, call in missing.items() if not Path(place).exists()])
     return [json.loads(stores.read_bytes(place)) for place in places]
 
 
@@ -240,8 +240,8 @@ def grams(folder: str, world: World, recipe: Recipe, kinds: Sequence[tuple[float
         return _home(folder, world, untrained=kernels.VARIANTS[name].model == "untrained")
 
     places = [f"{home(name)}/{name}-{t:g}-{n}.npz" for t, n, name in kinds]
-    missing = [(folder, world, recipe, *given, place) for given, place in zip(kinds, places, strict=True)]
-    each("kernels", _grams, [given for given in missing if not Path(given[-1]).exists()])
+    missing = [(folder, world, recipe, *kind, place) for kind, place in zip(kinds, places, strict=True)]
+    each("kernels", _grams, [call for call in missing if not Path(call[-1]).exists()])
     return [kernels.read(place) for place in places]
 
 
@@ -255,8 +255,8 @@ def _grams(folder: str, world: World, recipe: Recipe, timestep: float, noise: in
         model.trained.eval()
     else:
         model = retraining.fresh(world.base)
-    given = variant.clips(clips), variant.queries(queries)
-    kernels.write(place, dict(kernels.grams(model, *given, timestep, noise, variant.own_noise, variant.pairs)))
+    videos = variant.clips(clips), variant.queries(queries)
+    kernels.write(place, dict(kernels.grams(model, *videos, timestep, noise, variant.own_noise, variant.pairs)))
 
 
 # --- the queries in other looks and as twins, and their unlearning ----------------------------------------------------

@@ -83,10 +83,10 @@ def grams(model: VideoModel, clips: Clips, versions: Versions) -> Grams:
     asked = {pair: torch.zeros(len(versions.latent), sum(sizes)) for pair in (ONE_LOOK, IN_LOOKS, WITH_TWINS)}
     shape = tuple(clips.latent.shape[1:])
     for row, (latents, masks) in enumerate(zip(versions.latent, versions.mask, strict=True)):
-        given = [
+        encodings = [
             (latent, blank, mask, "") for of_looks, mask in zip(latents, masks, strict=True) for latent in of_looks
         ]
-        rows, _ = kernels.gradients_of(model, given, shape, *PLACE, False, ("motion",))
+        rows, _ = kernels.gradients_of(model, encodings, shape, *PLACE, False, ("motion",))
         real, *twins = rows["motion"].unflatten(0, (len(masks), -1)).numpy()
         moving = np.array([twin for twin in twins if twin.any()])
         if real.any():

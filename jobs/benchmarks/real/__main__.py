@@ -45,15 +45,15 @@ def main() -> None:
     )
     parser.add_argument("--quick", "--short", action="store_true", help="small sizes: some minutes")
     parser.add_argument("--list", action="store_true", help="say what is understood of the folder, and stop")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        run, settings = options.read(given.config, given.set, given.quick)
+        run, settings = options.read(arguments.config, arguments.set, arguments.quick)
         listing = layouts.listed(run.data.videos, settings, run.data.base)
         for line in layouts.summary(listing):
             print(line)
         part_of = bench.people_of(listing.videos, run.seed)
         print(split_line(listing.videos, part_of), flush=True)
-        if not given.list:
+        if not arguments.list:
             report_on(run, settings, listing, part_of)
     except UsageError as error:
         print(f"error: {scrubbed(str(error))}", file=sys.stderr)

@@ -241,7 +241,7 @@ class Bench:
         recipe = self.settings.recipe
         places = [f"{self.run.root}/retrained/{task.digest(recipe, problem_name)}.parquet" for task in tasks]
         waiting = {place: (self, task, on, place) for place, task in zip(places, tasks, strict=True)}
-        each(title, _retrain, [given for place, given in waiting.items() if not Path(place).exists()])
+        each(title, _retrain, [call for place, call in waiting.items() if not Path(place).exists()])
         tables = [pq.read_table(place) for place in places]
         return [torch.tensor([t["masked"].to_pylist(), t["plain"].to_pylist()]).double().T.numpy() for t in tables]
 

@@ -59,11 +59,11 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--takes", type=int, default=2, help="of every action by every person")
     parser.add_argument("--shifted", action="store_true", help="other outlines and textures, a moving camera")
-    given = parser.parse_args()
-    if given.folder.exists() and any(given.folder.iterdir()):
-        parser.error(f"{given.folder} is not empty; name a folder that is, or that is not there.")
-    count = write(given.folder, given.seed, given.people, given.takes, given.shifted)
-    print(f"{count} videos of {given.people} persons and {len(ACTIONS)} actions in {given.folder}")
+    arguments = parser.parse_args()
+    if arguments.folder.exists() and any(arguments.folder.iterdir()):
+        parser.error(f"{arguments.folder} is not empty; name a folder that is, or that is not there.")
+    count = write(arguments.folder, arguments.seed, arguments.people, arguments.takes, arguments.shifted)
+    print(f"{count} videos of {arguments.people} persons and {len(ACTIONS)} actions in {arguments.folder}")
 
 
 if __name__ == "__main__":

@@ -60,12 +60,12 @@ class CellTypes:
 
 def cell_type(columns: Iterable[pa.ChunkedArray]) -> pa.DataType | None:
     """The type that all values of some columns of texts have; None where that is text, or there is no value."""
-    types, seen = list(_PATTERNS), False
+    types, has_texts = list(_PATTERNS), False
     for column in columns:
         texts = _without_missing(column).drop_null()
-        seen = seen or len(texts) > 0
+        has_texts = has_texts or len(texts) > 0
         types = _shared(texts, types)
-    return types[0] if seen and types else None
+    return types[0] if has_texts and types else None
 
 
 def as_type(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -87,14 +87,14 @@ def check_arguments(subject: Subject) -> str:
         own_call(subject)
     calls = [call for call in calls if model.compared_call(call.arguments)]
     times, (_, conditioning) = times_of(model), subject.clip()
-    given, compared, worst, problems = batched([conditioning]), 0, 0.0, list[str]()
+    conditionings, compared, worst, problems = batched([conditioning]), 0, 0.0, list[str]()
     for call, timestep in zip(calls, times, strict=True):
         if call is calls[0]:
             continue  # the first step is at the end of the scale
         noisy = model.noisy_of(call.arguments)
         if model.expert(timestep).part != call.part:
             problems.append(f"at t = {timestep:g} the pipeline asks {call.part}")
-        own = model.arguments(noisy, subject.time(timestep), given)
+        own = model.arguments(noisy, subject.time(timestep), conditionings)
         signature = inspect.signature(type(model.transformers()[call.part]).forward)
         own = {**{n: p.default for n, p in signature.parameters.items() if n in call.arguments}, **own}
         for name in sorted(set(own) | set(call.arguments) - {"return_dict"}):

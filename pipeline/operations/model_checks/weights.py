@@ -69,12 +69,12 @@ def check_full(subject: Subject) -> str:
 @torch.no_grad()
 def predictions(subject: Subject) -> Tensor:
     latent, conditioning = subject.clip()
-    given = batched([conditioning])
+    conditionings = batched([conditioning])
     outputs = []
     for timestep in subject.timesteps:
         t = subject.time(timestep)
         noisy = subject.model.schedule.noised(latent[None], subject.noise(latent)[None], t)
-        outputs.append(subject.model.predict(noisy, t, given).float())
+        outputs.append(subject.model.predict(noisy, t, conditionings).float())
     return torch.stack(outputs)
 
 
