@@ -18,7 +18,7 @@ test-slow: .venv/installed
 
 # The benchmarks' short forms, by hand: half an hour that few changes need.
 test-benchmarks: .venv/installed
-	$(BIN)/python -m pytest -m benchmark --numprocesses 2 --dist loadfile --max-worker-restart 1 --timeout 1500 -o faulthandler_timeout=1800
+	$(BIN)/python -m pytest -m benchmark --numprocesses 2 --dist loadfile --max-worker-restart 1 --timeout 1500 -o faulthandler_timeout=3300
 
 soak: .venv/installed
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0

@@ -38,16 +38,16 @@ WHOLE_RUNS = {"three", "compared", "curated", "undivided"}  # fixtures that take
 # Files whose slow tests take longest, in this order: one that begins last keeps one process busy when others are done.
 LONG = (
     "jobs/test_curate.py",
-    "cluster/test_training.py",
-    "jobs/test_benchmarks_quality.py",
-    "operations/test_nightly.py",
     "jobs/test_two_stages.py",
-    "cluster/test_faults.py",
-    "jobs/test_attribute_requests.py",
-    "evaluation/test_compare.py",
-    "jobs/test_benchmarks_gpu.py",
-    "jobs/test_benchmarks_real.py",
+    "cluster/test_training.py",
     "stages/test_finetuning.py",
+    "operations/test_nightly.py",
+    "jobs/test_completion.py",
+    "evaluation/test_compare.py",
+    "jobs/test_motion_sample.py",
+    "jobs/test_attribute_requests.py",
+    "cluster/test_faults.py",
+    "models/test_compiling.py",
 )
 
 

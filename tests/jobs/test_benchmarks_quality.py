@@ -438,7 +438,7 @@ def one_core() -> Iterator[None]:
 
 
 @pytest.mark.benchmark
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 def test_worlds_are_studied_in_one_process_and_not_twice(
     one_core: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,8 +469,8 @@ def test_worlds_are_studied_in_one_process_and_not_twice(
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what was there was computed again"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.benchmark
+@pytest.mark.timeout(3000)
 def test_gradients_tell_what_fine_tuning_does(cluster: None, tmp_path: Path) -> None:
     results = run(QUICK, str(tmp_path))
     lds = {row["method"]: row for row in results["lds"]}
