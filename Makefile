@@ -14,7 +14,7 @@ test: .venv/installed
 
 # Processes that die, several nodes, whole runs, browsers: likewise, and each may take longer beside another.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 1200 -o faulthandler_timeout=1800
+	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 2400 -o faulthandler_timeout=3000
 
 # The benchmarks' short forms, by hand: half an hour that few changes need.
 test-benchmarks: .venv/installed
