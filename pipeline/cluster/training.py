@@ -146,15 +146,18 @@ def finetune(
 
 
 def _fit(run: Run, task: dict[str, Any], permission: Any, name: str, storage: str) -> None:
-    """Train until it is done, also through many lost nodes: only failures without a step between them are counted."""
+    """Train until it is done, also through many lost nodes: only failures without a step between them are counted.
+
+    A failure of the workers is one that Ray Train has tried MAX_FAILURES times again. One of its controller it never
+    tries again, although many pass: the port where the workers were to meet was taken by somebody else meanwhile.
+    """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths in a configuration mean the same in every process
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each report of a checkpoint waits for one
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    interrupted, metrics, reached = signal.getsignal(signal.SIGINT), stores.join(task["folder"], METRICS), (-1, 0)
+    interrupted, reached, failed = signal.getsignal(signal.SIGINT), _progress(run, task), 0
     try:
-        while (progress := (_lines(metrics), -_at_once(task, run))) > reached:
+        while failed <= MAX_FAILURES:
             lease.check(run.root)
-            reached = progress
             try:
                 _trainer(run, task, permission, name, storage).fit()
                 _tell_size(run, _at_once(task, run))
@@ -165,15 +168,23 @@ def _fit(run: Run, task: dict[str, Any], permission: Any, name: str, storage: st
                     raise failure from error
                 if failure is not None:  # each request was tried long enough, and a full disk stays full
                     raise StageError("finetune", str(failure)) from failure
-                failed = error
-                log.warning("fine-tuning failed %d times after step %d: %s", MAX_FAILURES + 1, _lines(metrics), error)
+                last = error
+            failed += 1 if isinstance(last, ray.train.ControllerError) else MAX_FAILURES + 1
+            log.warning("fine-tuning failed after step %d: %s", _progress(run, task)[0], last)
+            if (progress := _progress(run, task)) > reached:
+                reached, failed = progress, 0
     finally:
         if signal.getsignal(signal.SIGINT) is not interrupted:  # Ray's own handler of Ctrl-C outlives the training
             signal.signal(signal.SIGINT, interrupted)
     raise RuntimeError(
-        f"fine-tuning of arm {run.finetune.arm} failed {MAX_FAILURES + 1} times without coming further: {failed}\nOnce "
-        f"the cause is gone, run it again: it goes on from its last checkpoint in {storage}/{name}."
-    ) from failed
+        f"fine-tuning of arm {run.finetune.arm} failed {failed} times without coming further: {last}\nOnce the cause "
+        f"is gone, run it again: it goes on from its last checkpoint in {storage}/{name}."
+    ) from last
+
+
+def _progress(run: Run, task: dict[str, Any]) -> tuple[int, int]:
+    """Greater once a step more is done, or once a pass has fewer clips because memory did not do."""
+    return _lines(stores.join(task["folder"], METRICS)), -_at_once(task, run)
 
 
 def _at_once(task: dict[str, Any], run: Run) -> int:

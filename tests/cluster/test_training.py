@@ -214,6 +214,36 @@ def test_a_full_disk_ends_a_fine_tuning_that_had_come_further(tmp_path: Path, mo
     assert len(calls) == 1, "a full disk was tried again"
 
 
+@pytest.mark.parametrize(
+    ("errors", "calls"),
+    [
+        ([ControllerError(OSError("address already in use"))] * 3, 4),
+        ([ControllerError(OSError("address already in use"))] * 4, None),
+        ([WorkerGroupError("one", {0: RuntimeError("died")})], None),
+    ],
+)
+def test_a_failure_of_rays_controller_is_tried_again_as_often_as_one_of_a_worker(
+    errors: list[Exception], calls: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = list[int]()
+
+    class Trainer:
+        def fit(self) -> None:
+            called.append(1)
+            if len(called) <= len(errors):
+                raise errors[len(called) - 1]
+
+    monkeypatch.setattr(ray_train, "_trainer", lambda *_: Trainer())
+    task = {"folder": str(tmp_path), "checkpoints": str(tmp_path / "checkpoints")}
+    if calls is None:
+        with pytest.raises(RuntimeError, match="failed 4 times without coming further"):
+            ray_train._fit(configured(tmp_path, "none"), task, None, "name", str(tmp_path))
+        assert len(called) == len(errors)
+    else:
+        ray_train._fit(configured(tmp_path, "none"), task, None, "name", str(tmp_path))
+        assert len(called) == calls
+
+
 def frames_of_a_full_disk(run: Run) -> training_set.FramesOf:
     """Frames that cannot be had, because a store failed; what surfaces first is another error."""
 
