@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.12 3.11; do python$$v -c '' 2>/dev/null && echo pyt
 BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 
-.PHONY: demo test test-slow test-benchmarks soak check lint types weights clean
+.PHONY: demo test test-slow test-whole test-benchmarks soak check lint types weights clean
 
 demo: .venv/installed
 	$(BIN)/python -m jobs.demo
@@ -12,11 +12,14 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 1
 
-# Processes that die, several nodes, whole runs, browsers: likewise, and each may take longer beside another.
+# Processes that die, several nodes, nights, browsers: likewise, and each may take longer beside another.
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 2400 -o faulthandler_timeout=3000
 
-# The benchmarks' short forms, by hand: half an hour that few changes need.
+# By hand, before what they are about changes: runs that take minutes each, and the benchmarks' short forms.
+test-whole: .venv/installed
+	$(BIN)/python -m pytest -m whole --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 2400 -o faulthandler_timeout=3000
+
 test-benchmarks: .venv/installed
 	$(BIN)/python -m pytest -m benchmark --numprocesses 2 --dist loadfile --max-worker-restart 1 --timeout 1500 -o faulthandler_timeout=3300
 

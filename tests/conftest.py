@@ -33,7 +33,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 SETTINGS = [{"timestep": 751, "noise": 0, "mask": mask} for mask in ("motion", "none")]  # for every arm
 
 
-WHOLE_RUNS = {"three", "compared", "curated", "undivided"}  # fixtures that take minutes: nights, arms, curations
+MARKS = {"three": "slow", "curated": "slow", "compared": "whole", "undivided": "whole"}  # of fixtures that take minutes
 
 # Files whose slow tests take longest, in this order: one that begins last keeps one process busy when others are done.
 LONG = (
@@ -53,10 +53,10 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a whole run are slow ones. Long files come first."""
+    """Tests have the marks of their fixtures. Long files come first."""
     for item in items:
-        if WHOLE_RUNS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.slow)
+        for name in MARKS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(MARKS[name])
     places = {str(Path(__file__).parent / name): place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(str(item.path), len(LONG)))
 

@@ -24,7 +24,7 @@ from pipeline.workbench.scores import Scores
 from pipeline.workbench.views import Spec
 from tests.support.registered import unregistered
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 MakeRun = Callable[..., Run]
 

@@ -44,6 +44,7 @@ def test_roots_share_nothing_and_are_as_fast_together_as_they_are_many() -> None
     assert four.share == one.share
 
 
+@pytest.mark.benchmark
 def test_lost_nodes_cost_what_they_are_away_and_what_they_had_begun() -> None:
     batch = Batch()
     outcome = simulate(Cluster(20, lost=1.0, away=360.0), batch, FREE, 50.0)

@@ -10,6 +10,7 @@ import pytest
 from jobs.benchmarks import families
 
 
+@pytest.mark.benchmark
 def test_every_part_of_every_family_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clips, Clips]:
     return problem.load((f"{folder}/clips",)), problem.load((f"{folder}/queries",))
 
 
+@pytest.mark.benchmark
 def test_a_kernel_is_the_product_of_whole_gradients(sets: tuple[Clips, Clips]) -> None:
     clips, queries = sets
     model = retraining.fresh()

@@ -14,6 +14,7 @@ from pipeline.ranking import selection
 from pipeline.storage.stores import join
 
 
+@pytest.mark.benchmark
 def test_ceilings_come_first_and_one_line_of_json_last(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -45,6 +46,7 @@ def test_the_table_has_the_clips_it_says_each_of_its_own(tmp_path: Path) -> None
     assert values.min() > 0, "the clips share no direction"
 
 
+@pytest.mark.benchmark
 def test_a_way_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"plain failed: .*features/clips"):
         ranking.in_a_process("plain", str(tmp_path))

@@ -40,6 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return call
 
 
+@pytest.mark.benchmark
 def test_ceilings_come_first_and_one_line_of_json_last(
     quick: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 ROOT = Path(__file__).parents[2]
 NOTHING = "There is nothing to do"

@@ -16,7 +16,6 @@ from pipeline.errors import ConfigError
 from pipeline.pages import funnel
 from pipeline.stages import attribution
 
-pytestmark = pytest.mark.slow
 PLAIN = [
     {"timestep": 751, "noise": 0, "mask": "motion", "of": "queries"},
     {"timestep": 751, "noise": 0, "mask": "none", "of": "clips"},
@@ -28,6 +27,7 @@ def ids(root: Path, table: str) -> list[str]:
     return [] if rows is None else rows.column("clip_id").to_pylist()
 
 
+@pytest.mark.whole
 def test_features_are_those_of_a_run_that_measures_all(
     small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], tmp_path: Path, cluster: None
 ) -> None:

@@ -25,7 +25,7 @@ from pipeline.stages.ranking import rank_clips
 from pipeline.stages.report import report
 from tests.support.registered import unregistered
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 MakeRun = Callable[..., Run]
 ROOT = Path(__file__).parents[2]

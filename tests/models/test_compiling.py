@@ -56,7 +56,7 @@ def losses(model: VideoModel, rank: int | None) -> list[float]:
     return [line.loss for line in loop.train(loop.begin(model, config, 0), clips, config, 0)]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_compiled_blocks_give_the_same_features_and_training(folder: Path) -> None:
     plain, compiled = (models.open_model(run(folder, way).model, torch.device("cpu")) for way in (False, True))
     assert torch.nn.functional.cosine_similarity(feature(plain), feature(compiled)).min() > 0.999999

@@ -67,7 +67,7 @@ def test_an_arm_that_has_begun_goes_on_to_its_end_where_another_fails() -> None:
     assert ended == ["trained"]
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_arms_with_times_of_their_own_are_trained_written_down_and_held_out(
     small_run: Callable[..., Run], clips_of_world: Callable[[Iterable[int]], str], cluster: None, tmp_path: Path
 ) -> None:

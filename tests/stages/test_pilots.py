@@ -179,7 +179,7 @@ def six_videos(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     return str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_pilot_chooses_once_and_no_feature_differs(
     small_run: MakeRun, six_videos: str, tmp_path: Path, cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

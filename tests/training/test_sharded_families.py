@@ -66,7 +66,7 @@ def trained(family: str, folder: Path, out: Path, workers: int) -> tuple[list[fl
     return [float(loss) for loss in losses.split()], experts.split()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("family", ["cogvideox-5b", "wan2.2-a14b", "ltx-2"])
 def test_two_workers_train_what_one_trains(
     family: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
