@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ class Listing:
         self.schema, blocks = blocks_of(asked)
         self._own = False  # whether videos have ids of their own
         self.captions = CaptionShare()
-        versions, of_segments, ids_of_spans = IdList(), IdList(), IdList()
+        of_versions, of_segments, ids_of_spans = IdList(), IdList(), IdList()
         digest = ListingDigest(self.schema)
 
         def named() -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
@@ -45,7 +45,7 @@ class Listing:
                 self._own = self._own or own.null_count < len(own)
                 self.captions.add(block)
                 digest.add(block)
-                versions.add(_versions(block, own))
+                of_versions.add(versions(block, own))
                 of_segments.add(video_ids.videos_of(own.combine_chunks()))
                 if "span" in self.schema.names:
                     ids_of_spans.add(own.drop_null())
@@ -57,7 +57,7 @@ class Listing:
         self._check_names(asked)
         self._check_ids_of_spans(ids_of_spans.to_set(), asked)
         self._check_segments(of_segments.to_set(), asked)
-        self._versions = versions.to_set()
+        self._versions = of_versions.to_set()
 
     def _check_names(self, asked: VideoSet) -> None:
         """Raise InputError where an id, or a file without one, is listed more than once."""
@@ -124,13 +124,20 @@ class Listing:
         self.videos.drop(done.to_set())
         return last_tries
 
+    def leave_out(self, is_gone: Callable[[str], bool]) -> None:
+        """Go on without the videos of which this is true of their address and version, as `versions` gives them."""
+        names = IdList()
+        for rows in self.videos:
+            names.add(_names(rows).filter(pa.array(map(is_gone, versions(rows).to_pylist()), pa.bool_())))
+        self.videos.drop(names.to_set())
+
     def _stands(self, rows: pa.Table) -> tuple[Flags, Flags]:
         """Of the clips whose video is listed in the same version and under the same id: those whose row is no error
         worth another try, and those for which that is the last. An id that is not listed any more stays where the
         video has none now."""
-        same = self._versions.has(_versions(rows))
+        same = self._versions.has(versions(rows))
         if self._own:
-            same |= self._versions.has(_versions(rows, _ids(rows)))
+            same |= self._versions.has(versions(rows, _ids(rows)))
         again, last = retries.retried(rows.column("error")), retries.tried_once(rows.column("error"))
         return same & ~again.to_numpy(), same & last.to_numpy()
 
@@ -153,8 +160,8 @@ def _addresses(rows: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(pc.binary_join_element_wise(uri, span, " "), uri)
 
 
-def _versions(rows: pa.Table, ids: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
-    """Each video's address and version, with its own id where it has one, as one text."""
+def versions(rows: pa.Table, ids: pa.ChunkedArray | None = None) -> pa.ChunkedArray:
+    """Of rows of videos or clips each video's address and version, with its own id where it has one, as one text."""
     whole = pc.binary_join_element_wise(_addresses(rows), pc.fill_null(rows.column("version"), ""), "\0")
     return whole if ids is None else pc.coalesce(pc.binary_join_element_wise(whole, ids, "\0"), whole)
 

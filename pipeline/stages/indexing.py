@@ -7,7 +7,7 @@ goes on there. Their rows go once the video has its clips, or is not listed any 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 import pyarrow as pa
@@ -18,13 +18,14 @@ from pipeline.attribution import fingerprints
 from pipeline.cluster import streaming
 from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
-from pipeline.inputs import passed_columns
+from pipeline.inputs import changes, passed_columns
 from pipeline.inputs.changes import Listing
 from pipeline.ranking import shortlist
 from pipeline.stages import run_record, video_sets
 from pipeline.stages.progress import Counted, FilmProgress, Progress, achieved, counted
 from pipeline.storage import stores
 from pipeline.tables import Outcomes, purge_list, scanning, schemas
+from pipeline.tables.ids import IdList
 from pipeline.tables.merging import merge
 from pipeline.video.indexing import IndexWorker, JoinWorker, StretchWorker, film_name
 
@@ -35,7 +36,7 @@ AT_ONCE = 32  # videos whose stretches are in the tables together: they are read
 def index(run: Run, name: str) -> Counted:
     """Find a set's videos and cut them into segments. Raises UsageError where it is not known which were purged."""
     folder = stores.join(run.root, name)
-    purge_list.digests(run.root)
+    purged = purge_list.digests(run.root)
     merge(folder)
     listed = Listing(video_sets.asked(run, name))
     run_record.note_listing(name, listed.digest)
@@ -47,6 +48,8 @@ def index(run: Run, name: str) -> Counted:
     columns += [f.name for f in others if f.name not in columns]
     _give_way_to_words(run, name, listed, columns)
     last_tries = listed.subtract(folder)
+    if purged:
+        listed.leave_out(lambda version: purge_list.digest(version) in purged)
     stage = Stage(
         title=f"index {name}",
         root=run.root,
@@ -59,9 +62,22 @@ def index(run: Run, name: str) -> Counted:
     achieved(stage.title, figures)
     _index_long(run, name, listed.videos, schema, last_tries)
     tables.drop_superseded_errors(folder, last_tries)
+    if purged:
+        purge_list.remember(run.root, _without_rows(listed.videos, folder))
     outcomes = Outcomes(folder)
     drop_orphans(run, name, outcomes)
     return counted(outcomes, name)
+
+
+def _without_rows(videos: Iterable[pa.Table], folder: str) -> Iterator[str]:
+    """Address and version of the videos that have no clip in a table."""
+    indexed, columns = IdList(), {column for schema in tables.columns(folder) for column in schema.names}
+    for rows in scanning.blocks(folder, [name for name in ("uri", "version", "span") if name in columns]):
+        indexed.add(changes.versions(rows))
+    present = indexed.to_set()
+    for rows in videos:
+        names = changes.versions(rows)
+        yield from names.filter(pa.array(~present.has(names))).to_pylist()
 
 
 def _give_way_to_words(run: Run, name: str, listed: Listing, names: list[str]) -> None:

@@ -1,4 +1,8 @@
-"""Which clips were purged from a root: ``ROOT/purged.txt``, a digest of an id a line, so that the file names nobody."""
+"""What was purged from a root: ``ROOT/purged.txt``, a digest a line, so that the file names nobody.
+
+A line is the digest of a clip's id; or of a video's address and version, once no clip of it is left: it is not fetched
+again.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ FILE = "purged.txt"
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
-def digest(clip_id: str) -> str:
-    return hashlib.blake2b(clip_id.encode(), digest_size=16).hexdigest()
+def digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
 
 
 def digests(root: str) -> frozenset[str]:
-    """Those of the clips that were purged from a root. Raises UsageError for a damaged file: clips that somebody wanted
-    gone must not come back unnoticed."""
+    """Those of the clips and videos that were purged from a root. Raises UsageError for a damaged file: clips that
+    somebody wanted gone must not come back unnoticed."""
     path = stores.join(root, FILE)
     if not stores.exists(path):
         return frozenset()
@@ -33,7 +37,7 @@ def digests(root: str) -> frozenset[str]:
     return frozenset(lines)
 
 
-def remember(root: str, clip_ids: Iterable[str]) -> None:
-    """Let no later index have these clips."""
-    lines = sorted(digests(root) | {digest(i) for i in clip_ids})
+def remember(root: str, names: Iterable[str]) -> None:
+    """Let no later index have these clips, or videos."""
+    lines = sorted(digests(root) | {digest(name) for name in names})
     stores.write_bytes(stores.join(root, FILE), "".join(f"{line}\n" for line in lines).encode())

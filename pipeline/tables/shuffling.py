@@ -97,7 +97,7 @@ class ShuffledRows:
         return shared.to_set()
 
     def drop(self, ids: IdSet) -> None:
-        """Draw no row that one of these ids names."""
+        """Draw no row that one of these ids names, besides those that were dropped before."""
         self._choose(lambda names: ~ids.has_digests(names))
 
     def _write(self, bucket: int, rows: pa.Table) -> None:
@@ -111,12 +111,14 @@ class ShuffledRows:
             self._file.flush()
 
     def _choose(self, condition: Callable[[Digests], Flags]) -> None:
-        """Draw those rows only whose names are wanted, one of each name."""
-        self._drawn = []
+        """Of the rows that are drawn, draw those only whose names are wanted, one of each name."""
+        before, self._drawn = self._drawn, []
         for bucket in range(1 << BITS):
             names = _digests(self._bucket(bucket, [*_DIGEST, "error"]))
             drawn = condition(names)
             drawn[1:] &= (names[1:] != names[:-1]).any(1)
+            if before is not None:
+                drawn &= before[bucket]
             self._drawn.append(drawn)
         self._count = sum(int(drawn.sum()) for drawn in self._drawn)
 

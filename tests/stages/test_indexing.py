@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline import tables
+from pipeline.cluster import streaming
+from pipeline.cluster.streaming import Stage
 from pipeline.config import Run
 from pipeline.inputs.videos import videos
+from pipeline.operations import purge
 from pipeline.stages import indexing
 from pipeline.stages.progress import FilmProgress
 from pipeline.synthetic import world
-from pipeline.tables import schemas
+from pipeline.tables import purge_list, schemas
+from pipeline.tables.throughput import Figures
 from pipeline.video.frames import write_mp4
 from pipeline.video.indexing import IndexWorker
 from tests.support.numbered import write
@@ -122,6 +128,36 @@ def test_stretches_of_a_video_that_is_gone_go(
     indexing.index(run, "clips")
     assert tables.parts(f"{run.root}/stretches/clips") == []
     assert {Path(row["uri"]).name for row in clips(run)} == {"short.mp4"}
+
+
+def test_a_video_of_which_every_clip_was_purged_is_fetched_once_more_and_never_again(
+    small_run: MakeRun, small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = list[int]()
+
+    def stream(stage: Stage, blocks: Iterable[pa.Table], total: int, *_: Any) -> Figures:
+        totals.append(total)
+        worker = stage.worker()
+        for name, rows in ((n, rows) for block in blocks for part in worker(block) for n, rows in part.items()):
+            tables.append(stage.folders[name], rows, stage.fingerprints[name])
+        return Figures()
+
+    monkeypatch.setattr(streaming, "stream", stream)
+    folder = tmp_path / "videos"
+    shutil.copytree(small_world / "queries", folder)
+    run = small_run(tmp_path / "run", data__videos=str(folder), data__empty_captions=1.0)
+    indexing.index(run, "clips")
+    every = clips(run)
+    gone = str(every[0]["uri"])
+    purge.purge(run.root, {row["clip_id"] for row in every if row["uri"] == gone})
+    for _ in range(3):
+        indexing.index(run, "clips")
+        assert {row["uri"] for row in clips(run)} == {row["uri"] for row in every} - {gone}
+    assert totals == [len({row["uri"] for row in every}), 1, 0, 0]
+    assert gone not in Path(run.root, purge_list.FILE).read_text()
+    write_mp4(gone, np.zeros((30, 32, 32, 3), np.uint8), 24.0)  # another video in its place
+    indexing.index(run, "clips")
+    assert totals[-1] == 1
 
 
 def test_the_rate_and_the_time_left_are_those_of_film() -> None:

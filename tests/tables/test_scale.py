@@ -197,6 +197,13 @@ def test_a_clip_is_drawn_once_and_its_result_before_its_error() -> None:
     assert by_id == {"a": (5, None), "b": (0, "no_motion: still"), "c": (5, None)}
 
 
+def test_what_was_dropped_stays_so() -> None:
+    shuffled_rows = shuffled(rows("a", "b", "c"), rows("a"))
+    for name in ("b", "a"):
+        shuffled_rows.drop(IdSet.of([pa.array([name])]))
+    assert (shuffled_rows.num_rows, drawn(shuffled_rows)) == (1, ["c"])
+
+
 def test_nothing_to_draw_is_no_block() -> None:
     shuffled_rows = shuffled(rows("a"))
     shuffled_rows.drop(IdSet.of([pa.array(["a", "b"])]))
