@@ -14,7 +14,7 @@ test: .venv/installed
 
 # Processes that die, several nodes, nights, browsers: likewise, and each may take longer beside another.
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m "slow and not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 2400 -o faulthandler_timeout=3000
+	$(BIN)/python -m pytest -m "slow and not whole and not soak" --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1 --timeout 2400 -o faulthandler_timeout=3000
 
 # By hand, before what they are about changes: runs that take minutes each, and the benchmarks' short forms.
 test-whole: .venv/installed

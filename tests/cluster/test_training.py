@@ -160,7 +160,9 @@ def test_a_killed_worker_changes_nothing(checkpoint: str, tmp_path: Path) -> Non
     assert os.stat(f"{folder}/done.json").st_mtime_ns == before, "a finished arm ran again"
 
 
-@pytest.mark.parametrize(("frozen_weights", "timed"), [("full", False), ("fp8", True)])
+@pytest.mark.parametrize(
+    ("frozen_weights", "timed"), [("full", False), pytest.param("fp8", True, marks=pytest.mark.whole)]
+)
 def test_two_workers_share_the_batch_of_one(checkpoint: str, tmp_path: Path, frozen_weights: str, timed: bool) -> None:
     rows = timed_rows() if timed else training_rows()
     shared = {"workers": 2, "batch": 1, "accumulate": 2, "steps": 3}
@@ -289,7 +291,7 @@ def frames_and_no_memory(run: Run) -> training_set.FramesOf:
     return frames_and_memory_for(run, 0)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_where_memory_does_not_do_passes_are_smaller_and_steps_are_not(
     checkpoint: str, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,7 +40,7 @@ def test_right_motion_is_preferred_to_each_way_of_spoiling_it() -> None:
         assert len(decided) > 0.7 * len(verdicts), f"{how}: most pairs are ties"
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_benchmark_agrees_with_the_truth_through_raft() -> None:
     run = config.load("demo")
     describe = benchmark.describer(run)
