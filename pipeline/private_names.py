@@ -45,12 +45,12 @@ NAMES = (
     PrivateName("ray.core.generated.gcs_service_pb2.CheckAliveRequest", ("pipeline/cluster/connection.py",)),
     PrivateName("ray.core.generated.gcs_service_pb2.CheckAliveReply", ("pipeline/cluster/connection.py",)),
     # Where a Ray that starts here keeps its sockets and logs.
-    PrivateName("ray.init", ("pipeline/cluster/connection.py",), keys=("_temp_dir",)),
+    PrivateName("ray.init", ("pipeline/cluster/local_ray.py",), keys=("_temp_dir",)),
     # The autoscaler's largest number of nodes.
     PrivateName("ray._private.state.state", ("pipeline/cluster/resources.py",)),
     PrivateName("ray._private.state.state.get_cluster_config", ("pipeline/cluster/resources.py",)),
     # A Ray that starts here listens on 127.0.0.1 alone.
-    PrivateName("ray._private.ray_constants.ENABLE_RAY_CLUSTER", ("pipeline/cluster/streaming.py",)),
+    PrivateName("ray._private.ray_constants.ENABLE_RAY_CLUSTER", ("pipeline/cluster/local_ray.py",)),
     # RAFT over a whole clip, from torchvision's own pieces.
     PrivateName(f"{FLOW_TOOLS}.make_coords_grid", ("pipeline/motion/raft.py",), ("batch_size", "h", "w", "device")),
     PrivateName(f"{FLOW_TOOLS}.upsample_flow", ("pipeline/motion/raft.py",), ("flow", "up_mask")),

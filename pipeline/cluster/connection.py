@@ -1,14 +1,10 @@
-"""Which Ray a job joins, and where a Ray that it starts keeps its files. Nothing here waits longer than TRY seconds."""
+"""Which Ray a job joins. Nothing here waits longer than TRY seconds."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
-import stat
-import sys
-from typing import Any
 
 import grpc
 from ray._private import services
@@ -17,17 +13,9 @@ from ray.core.generated import gcs_service_pb2
 from pipeline.config.credentials import scrubbed
 from pipeline.errors import ConfigError
 
-log = logging.getLogger(__name__)
-
 TRY = 30.0  # seconds in which a cluster has to answer
-LONGEST = 103 if sys.platform == "darwin" else 107  # bytes of a socket's path
-_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # Ray's longest, below its folder
-SHORT = ("/tmp", "/var/tmp")  # where a short folder may lie
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})")
 _REMEDY = "Start the cluster, give the address of one that is up, or unset RAY_ADDRESS to work on this machine alone."
-
-
-# --- a cluster that is up --------------------------------------------------------------------------------------------
 
 
 def cluster_address() -> str | None:
@@ -106,73 +94,3 @@ def _connects(address: str) -> str | None:
     except OSError as error:
         return f"no Ray cluster answered there within {TRY:g} s ({error.strerror or error})"
     return None
-
-
-# --- a Ray that starts here ------------------------------------------------------------------------------------------
-
-
-def folders() -> dict[str, Any]:
-    """The options of ray.init that say where a Ray that starts here keeps its files.
-
-    None are needed where Ray's own choice does: a folder `ray` in RAY_TMPDIR, else in TMPDIR, else in /tmp. Ray keeps
-    its sockets there too, whose paths must be short. In a TMPDIR that is too long for them stay the objects that do not
-    fit in memory; sockets and logs go to a short folder of this user. Raises ConfigError.
-    """
-    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    value = os.environ.get(name) or "/tmp"
-    folder = os.path.join(os.path.abspath(value), "ray")
-    _check_writable(name, value, folder)
-    if _fits(folder):
-        as_ray_has_it = os.path.isabs(value) and os.environ.get("RAY_TMPDIR") != ""
-        return {} if as_ray_has_it else {"_temp_dir": folder}
-    if name == "RAY_TMPDIR":
-        most = LONGEST - len(f"/ray/{_SOCKET}")
-        raise ConfigError(
-            f"RAY_TMPDIR={value!r}: it has {len(os.fsencode(os.path.abspath(value)))} bytes, and Ray's sockets need a "
-            f"folder of at most {most}. Give a shorter one, or unset it."
-        )
-    short = _short_folder()
-    log.warning(
-        "TMPDIR is too long for Ray's sockets: they and Ray's logs are in %s; temporary files and objects that do not "
-        "fit in memory stay in %s",
-        short,
-        value,
-    )
-    return {"_temp_dir": short, "object_spilling_directory": folder}
-
-
-def _fits(folder: str) -> bool:
-    return len(os.fsencode(os.path.join(folder, _SOCKET))) <= LONGEST
-
-
-def _check_writable(name: str, value: str, folder: str) -> None:
-    try:
-        os.makedirs(folder, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-        reason = f"{folder} is not this user's to write"
-    except OSError as error:
-        writable, reason = False, str(error.strerror)
-    if not writable:
-        raise ConfigError(
-            f"{name}={value!r}: Ray cannot keep its files there ({reason}). Set {name} to a folder that can be written."
-        )
-
-
-def _short_folder() -> str:
-    """A folder with a short path that nobody else can enter. Ray lets everyone write to the folder that it is given, so
-    it gets one inside."""
-    owns = [os.path.join(base, f"ray-{os.getuid()}") for base in SHORT]
-    for own in owns:
-        try:
-            os.mkdir(own, 0o700)
-        except FileExistsError:
-            pass  # of an earlier run, or of another that runs now: Ray's sessions have names of their own
-        except OSError:
-            continue  # this base cannot be written
-        status = os.lstat(own)
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
-            return os.path.join(own, "s")
-    raise ConfigError(
-        f"TMPDIR={os.environ.get('TMPDIR')!r} is too long for Ray's sockets, and neither {' nor '.join(owns)} "
-        "can be a folder of this user alone. Set RAY_TMPDIR to a short one."
-    )

@@ -25,7 +25,7 @@ import ray
 from ray.data.exceptions import ExecutionTimeoutError
 
 from pipeline import tables
-from pipeline.cluster import connection, failures
+from pipeline.cluster import connection, failures, local_ray
 from pipeline.cluster import journal as ray_journal
 from pipeline.cluster.attempts import LIMIT, STARTS
 from pipeline.cluster.loading import collector_at_rest
@@ -101,10 +101,7 @@ def connect() -> None:
         except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise connection.rejected(error) from error
     else:
-        folders = connection.folders()
-        with _on_loopback():
-            # Pools of fractional demand and Ray's own bookkeeping share two cores best when Ray counts at least four.
-            ray.init("local", num_cpus=max(4, os.cpu_count() or 1), include_dashboard=False, **folders, **quiet)
+        local_ray.start(**quiet)
     if callable(stop):  # Ray's own handler would wait 30 s for the node to drain before it lets go
         signal.signal(signal.SIGTERM, stop)
     for name in ("ray", "ray.data"):
@@ -113,23 +110,6 @@ def connect() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """A Ray that starts here listens on 127.0.0.1 alone: on Linux it would answer any host, and run what that sends.
-
-    `_node_ip_address="127.0.0.1"` does not do: Ray 2.60 replaces it by the machine's address. What it does on macOS and
-    Windows has no switch of its own on Linux.
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 class _Actor:
